@@ -1,0 +1,331 @@
+// The loops over image features that score -> softmax -> multiply operations are made of, for the two ways features lie:
+//   Rows    the channels of a position are neighbours ([B, N, D], channels_last): vectors run along the channels;
+//   Planes  the positions of a channel are neighbours (contiguous [B, D, Y, X]):  vectors run along the positions.
+// Any other stride is right in both, gathered element by element. All calls work on a run: positions one stride apart.
+//
+// A coefficient array holds one number a head and position, the heads `head_stride` apart.
+#pragma once
+#include "simd.h"
+
+#include <type_traits>   // compile-time constants only: nothing in it becomes code
+
+namespace mmk {
+namespace {
+
+// One run of features, `position` and `channel` strides in elements.
+template <class T> struct Run {
+  T* data;
+  int64_t position, channel;
+};
+
+// The second factor of a score: another run (the gradient), or one vector for all positions (the text).
+template <class C> struct Shared {
+  const C* data;
+};
+
+template <class C> struct Heads {
+  int64_t count, width;   // H, D / H
+};
+
+template <bool Unit> struct Stride {
+  int64_t value;
+  MMK_INLINE operator int64_t() const { return Unit ? 1 : value; }
+};
+
+template <bool Unit, class T> MMK_INLINE vec<acc_t<T>> load_along(const T* p, int64_t stride) {
+  if constexpr (Unit) return load(p);
+  else return gather(p, stride);
+}
+
+enum class Write { cached, streamed, scattered };
+
+template <Write W, class T> MMK_INLINE void store_along(T* p, int64_t stride, vec<acc_t<T>> v) {
+  if constexpr (W == Write::cached) store(p, v);
+  else if constexpr (W == Write::streamed) stream(p, v);
+  else scatter(p, stride, v);
+}
+
+template <class F> MMK_INLINE void with_flag(bool flag, F f) {
+  if (flag) f(std::true_type{});
+  else f(std::false_type{});
+}
+
+// Picks how vectors `step` elements apart may be written.
+template <class F> MMK_INLINE void with_write(bool streamed, int64_t step, F f) {
+  if (step != 1) f(std::integral_constant<Write, Write::scattered>{});
+  else if (streamed) f(std::integral_constant<Write, Write::streamed>{});
+  else f(std::integral_constant<Write, Write::cached>{});
+}
+
+struct Rows {
+  static constexpr int64_t least_positions = 4;
+
+  // scores[h][i] = sum over head h's channels of x[i][d] * y[i][d]; y is a Run or Shared.
+  template <class T, class Y, class C>
+  static void dot(Run<T> x, Y y, int64_t count, Heads<C> heads, C* scores, int64_t head_stride) {
+    with_flag(x.channel == 1 && channel(y) == 1, [&](auto unit) {
+      int64_t i = 0;
+      for (; i + 4 <= count; i += 4) dot_rows<4, unit.value>(x, y, i, heads, scores, head_stride);
+      for (; i < count; ++i) dot_rows<1, unit.value>(x, y, i, heads, scores, head_stride);
+    });
+  }
+
+  // out[i][d] = w[h][i] * x[i][d]
+  template <class T, class C>
+  static void scale(Run<T> x, const C* w, int64_t count, Heads<C> heads, int64_t head_stride, Run<T> out, bool streamed) {
+    write(out, count, heads, streamed, x.channel == 1, [&](auto unit, int64_t i, int64_t h) {
+      vec<C> wi = splat(w[h * head_stride + i]);
+      const T* row = x.data + i * x.position;
+      return [=](int64_t d, auto all) {
+        if constexpr (all.value) return load_along<unit.value>(row + d * Stride<unit.value>{x.channel}, x.channel) * wi;
+        else return to_acc(row[d * x.channel]) * wi[0];
+      };
+    });
+  }
+
+  // out[i][d] = w[h][i] * y[i][d] + s[h][i] * t[d]: the image's gradient; y is a Run or Shared.
+  template <class T, class Y, class C>
+  static void blend(Y y, const C* w, const C* t, const C* s, int64_t count, Heads<C> heads, int64_t head_stride,
+                    Run<T> out, bool streamed) {
+    write(out, count, heads, streamed, channel(y) == 1, [&](auto unit, int64_t i, int64_t h) {
+      vec<C> wi = splat(w[h * head_stride + i]), si = splat(s[h * head_stride + i]);
+      return [=](int64_t d, auto all) {
+        if constexpr (all.value) return at<unit.value>(y, i, d) * wi + load(t + d) * si;
+        else return one(y, i, d) * wi[0] + t[d] * si[0];
+      };
+    });
+  }
+
+  // a[d] += sum over i of p[h][i] * x[i][d], and likewise b with q; b null: only a.
+  template <class T, class C>
+  static void weighted_sum(Run<T> x, const C* p, const C* q, int64_t count, Heads<C> heads, int64_t head_stride, C* a, C* b) {
+    with_flag(x.channel == 1, [&](auto unit) {
+      int64_t i = 0;
+      for (; i + 4 <= count; i += 4) sum_rows<4, unit.value>(x, p, q, i, heads, head_stride, a, b);
+      for (; i < count; ++i) sum_rows<1, unit.value>(x, p, q, i, heads, head_stride, a, b);
+    });
+  }
+
+ private:
+  template <class T> static int64_t channel(Run<T> y) { return y.channel; }
+  template <class C> static int64_t channel(Shared<C>) { return 1; }
+  template <bool Unit, class T> static MMK_INLINE vec<acc_t<T>> at(Run<T> y, int64_t i, int64_t d) {
+    return load_along<Unit>(y.data + i * y.position + d * Stride<Unit>{y.channel}, y.channel);
+  }
+  template <bool, class C> static MMK_INLINE vec<C> at(Shared<C> y, int64_t, int64_t d) { return load(y.data + d); }
+  template <class T> static MMK_INLINE acc_t<T> one(Run<T> y, int64_t i, int64_t d) {
+    return to_acc(y.data[i * y.position + d * y.channel]);
+  }
+  template <class C> static MMK_INLINE C one(Shared<C> y, int64_t, int64_t d) { return y.data[d]; }
+
+  // R rows at a time: their sums are independent, so that additions needn't wait for each other.
+  template <int R, bool Unit, class T, class Y, class C>
+  static MMK_INLINE void dot_rows(Run<T> x, Y y, int64_t i, Heads<C> heads, C* scores, int64_t head_stride) {
+    for (int64_t h = 0; h < heads.count; ++h) {
+      vec<C> total[R] = {};
+      C rest[R] = {};
+      int64_t d = h * heads.width, end = d + heads.width;
+      for (; d + lanes<C> <= end; d += lanes<C>)
+        for (int r = 0; r < R; ++r) total[r] += at<Unit>(x, i + r, d) * at<Unit>(y, i + r, d);
+      for (; d < end; ++d)
+        for (int r = 0; r < R; ++r) rest[r] += one(x, i + r, d) * one(y, i + r, d);
+      C* s = scores + h * head_stride + i;
+      if constexpr (R == 4) {
+        C sums[4];
+        sum4<C>(total, sums);
+        for (int r = 0; r < R; ++r) s[r] = sums[r] + rest[r];
+      } else {
+        for (int r = 0; r < R; ++r) s[r] = sum<C>(total[r]) + rest[r];
+      }
+    }
+  }
+
+  template <int R, bool Unit, class T, class C>
+  static MMK_INLINE void sum_rows(Run<T> x, const C* p, const C* q, int64_t i, Heads<C> heads, int64_t head_stride, C* a, C* b) {
+    for (int64_t h = 0; h < heads.count; ++h) {
+      C pi[R], qi[R];
+      for (int r = 0; r < R; ++r) {
+        pi[r] = p[h * head_stride + i + r];
+        qi[r] = b ? q[h * head_stride + i + r] : C(0);
+      }
+      int64_t d = h * heads.width, end = d + heads.width;
+      if (b) {
+        for (; d + lanes<C> <= end; d += lanes<C>) {
+          vec<C> ad = load(a + d), bd = load(b + d);
+          for (int r = 0; r < R; ++r) {
+            vec<C> xd = at<Unit>(x, i + r, d);
+            ad += xd * pi[r];
+            bd += xd * qi[r];
+          }
+          store(a + d, ad);
+          store(b + d, bd);
+        }
+      } else {
+        for (; d + lanes<C> <= end; d += lanes<C>) {
+          vec<C> ad = load(a + d);
+          for (int r = 0; r < R; ++r) ad += at<Unit>(x, i + r, d) * pi[r];
+          store(a + d, ad);
+        }
+      }
+      for (; d < end; ++d)
+        for (int r = 0; r < R; ++r) {
+          a[d] += one(x, i + r, d) * pi[r];
+          if (b) b[d] += one(x, i + r, d) * qi[r];
+        }
+    }
+  }
+
+  // value(unit, i, h) gives the function that computes out[i][d], for whole vectors and for single elements.
+  template <class T, class C, class F>
+  static MMK_INLINE void write(Run<T> out, int64_t count, Heads<C> heads, bool streamed, bool unit_input, F value) {
+    constexpr uintptr_t bytes = lanes<C> * sizeof(T);
+    // Only where every vector of every head of every row starts on a boundary.
+    streamed = streamed && heads.width % lanes<C> == 0 && reinterpret_cast<uintptr_t>(out.data) % bytes == 0 &&
+               uintptr_t(out.position) * sizeof(T) % bytes == 0;
+    with_flag(unit_input, [&](auto unit) {
+      with_write(streamed, out.channel, [&](auto how) {
+        for (int64_t i = 0; i < count; ++i)
+          for (int64_t h = 0; h < heads.count; ++h) {
+            auto f = value(unit, i, h);
+            T* row = out.data + i * out.position;
+            int64_t d = h * heads.width, end = d + heads.width;
+            for (; d + lanes<C> <= end; d += lanes<C>)
+              store_along<how.value>(row + d * Stride<how.value != Write::scattered>{out.channel}, out.channel, f(d, std::true_type{}));
+            for (; d < end; ++d) row[d * out.channel] = from_acc<T>(f(d, std::false_type{}));
+          }
+      });
+    });
+  }
+};
+
+struct Planes {
+  static constexpr int64_t least_positions = 64;   // else a plane's part is shorter than a few lines
+
+  template <class T, class Y, class C>
+  static void dot(Run<T> x, Y y, int64_t count, Heads<C> heads, C* scores, int64_t head_stride) {
+    with_flag(x.position == 1 && position(y) == 1, [&](auto unit) {
+      for (int64_t h = 0; h < heads.count; ++h) {
+        C* s = scores + h * head_stride;
+        for (int64_t i = 0; i < count; ++i) s[i] = 0;
+        int64_t d = h * heads.width, end = d + heads.width;
+        for (; d + 4 <= end; d += 4) dot_planes<4, unit.value>(x, y, d, count, s);
+        for (; d < end; ++d) dot_planes<1, unit.value>(x, y, d, count, s);
+      }
+    });
+  }
+
+  template <class T, class C>
+  static void scale(Run<T> x, const C* w, int64_t count, Heads<C> heads, int64_t head_stride, Run<T> out, bool streamed) {
+    write(out, count, heads, streamed, x.position == 1, [&](auto unit, int64_t d, int64_t h) {
+      const T* plane = x.data + d * x.channel;
+      const C* wh = w + h * head_stride;
+      return [=](int64_t i, auto all) {
+        if constexpr (all.value) return load_along<unit.value>(plane + i * Stride<unit.value>{x.position}, x.position) * load(wh + i);
+        else return to_acc(plane[i * x.position]) * wh[i];
+      };
+    });
+  }
+
+  template <class T, class Y, class C>
+  static void blend(Y y, const C* w, const C* t, const C* s, int64_t count, Heads<C> heads, int64_t head_stride,
+                    Run<T> out, bool streamed) {
+    write(out, count, heads, streamed, position(y) == 1, [&](auto unit, int64_t d, int64_t h) {
+      const C *wh = w + h * head_stride, *sh = s + h * head_stride;
+      C td = t[d];
+      return [=](int64_t i, auto all) {
+        if constexpr (all.value) return at<unit.value>(y, i, d) * load(wh + i) + load(sh + i) * td;
+        else return one(y, i, d) * wh[i] + sh[i] * td;
+      };
+    });
+  }
+
+  template <class T, class C>
+  static void weighted_sum(Run<T> x, const C* p, const C* q, int64_t count, Heads<C> heads, int64_t head_stride, C* a, C* b) {
+    with_flag(x.position == 1, [&](auto unit) {
+      for (int64_t h = 0; h < heads.count; ++h) {
+        const C *ph = p + h * head_stride, *qh = b ? q + h * head_stride : nullptr;
+        int64_t d = h * heads.width, end = d + heads.width;
+        for (; d + 4 <= end; d += 4) sum_planes<4, unit.value>(x, ph, qh, d, count, a, b);
+        for (; d < end; ++d) sum_planes<1, unit.value>(x, ph, qh, d, count, a, b);
+      }
+    });
+  }
+
+ private:
+  template <class T> static int64_t position(Run<T> y) { return y.position; }
+  template <class C> static int64_t position(Shared<C>) { return 1; }
+  template <bool Unit, class T> static MMK_INLINE vec<acc_t<T>> at(Run<T> y, int64_t i, int64_t d) {
+    return load_along<Unit>(y.data + d * y.channel + i * Stride<Unit>{y.position}, y.position);
+  }
+  template <bool, class C> static MMK_INLINE vec<C> at(Shared<C> y, int64_t, int64_t d) { return splat(y.data[d]); }
+  template <class T> static MMK_INLINE acc_t<T> one(Run<T> y, int64_t i, int64_t d) {
+    return to_acc(y.data[i * y.position + d * y.channel]);
+  }
+  template <class C> static MMK_INLINE C one(Shared<C> y, int64_t, int64_t d) { return y.data[d]; }
+
+  // R planes are added up before they join the scores: fewer passes over the scores, and shorter chains of rounding.
+  template <int R, bool Unit, class T, class Y, class C>
+  static MMK_INLINE void dot_planes(Run<T> x, Y y, int64_t d, int64_t count, C* s) {
+    int64_t i = 0;
+    for (; i + lanes<C> <= count; i += lanes<C>) {
+      vec<C> total = at<Unit>(x, i, d) * at<Unit>(y, i, d);
+      for (int r = 1; r < R; ++r) total += at<Unit>(x, i, d + r) * at<Unit>(y, i, d + r);
+      store(s + i, load(s + i) + total);
+    }
+    for (; i < count; ++i) {
+      C total = 0;
+      for (int r = 0; r < R; ++r) total += one(x, i, d + r) * one(y, i, d + r);
+      s[i] += total;
+    }
+  }
+
+  template <int R, bool Unit, class T, class C>
+  static MMK_INLINE void sum_planes(Run<T> x, const C* p, const C* q, int64_t d, int64_t count, C* a, C* b) {
+    vec<C> at_a[R] = {}, at_b[R] = {};
+    C rest_a[R] = {}, rest_b[R] = {};
+    int64_t i = 0;
+    for (; i + lanes<C> <= count; i += lanes<C>) {
+      vec<C> pi = load(p + i), qi = b ? load(q + i) : vec<C>{};
+      for (int r = 0; r < R; ++r) {
+        vec<C> xi = at<Unit>(x, i, d + r);
+        at_a[r] += xi * pi;
+        at_b[r] += xi * qi;
+      }
+    }
+    for (; i < count; ++i)
+      for (int r = 0; r < R; ++r) {
+        C xi = one(x, i, d + r);
+        rest_a[r] += xi * p[i];
+        if (b) rest_b[r] += xi * q[i];
+      }
+    for (int r = 0; r < R; ++r) {
+      a[d + r] += sum<C>(at_a[r]) + rest_a[r];
+      if (b) b[d + r] += sum<C>(at_b[r]) + rest_b[r];
+    }
+  }
+
+  template <class T, class C, class F>
+  static MMK_INLINE void write(Run<T> out, int64_t count, Heads<C> heads, bool streamed, bool unit_input, F value) {
+    constexpr int64_t bytes = lanes<C> * sizeof(T);
+    // Planes of any length start anywhere in a line: the elements before the first whole line are written one by one.
+    if (count < 8 * lanes<C>) streamed = false;
+    with_flag(unit_input, [&](auto unit) {
+      with_write(streamed, out.position, [&](auto how) {
+        for (int64_t h = 0; h < heads.count; ++h)
+          for (int64_t d = h * heads.width; d < (h + 1) * heads.width; ++d) {
+            auto f = value(unit, d, h);
+            T* plane = out.data + d * out.channel;
+            int64_t i = 0;
+            if constexpr (how.value == Write::streamed)
+              for (; reinterpret_cast<uintptr_t>(plane + i) % bytes != 0; ++i) plane[i] = from_acc<T>(f(i, std::false_type{}));
+            for (; i + lanes<C> <= count; i += lanes<C>)
+              store_along<how.value>(plane + i * Stride<how.value != Write::scattered>{out.position}, out.position, f(i, std::true_type{}));
+            for (; i < count; ++i) plane[i * out.position] = from_acc<T>(f(i, std::false_type{}));
+          }
+      });
+    });
+  }
+};
+
+}  // namespace
+}  // namespace mmk

@@ -1,0 +1,86 @@
+// What the bindings share: checks that keep a kernel safe whatever arrives through torch.ops, and torch tensors as the
+// kernels' plain structs. The friendly messages live in mmkernels/checks.py; these only refuse.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <vector>
+
+#include "../parallel.h"
+#include "../tensor.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace mmk::binding {
+
+using torch::stable::Tensor;
+using torch::headeronly::DeviceType;
+using torch::headeronly::Layout;
+using torch::headeronly::ScalarType;
+
+inline Dtype dtype_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return Dtype::float32;
+    case ScalarType::BFloat16: return Dtype::bfloat16;
+    case ScalarType::Half: return Dtype::float16;
+    case ScalarType::Double: return Dtype::float64;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, name, " must be float32, bfloat16, float16 or float64");
+  return Dtype::float32;
+}
+
+inline ScalarType accumulate_type(Dtype dtype) { return dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float; }
+
+inline void check_shape(const Tensor& t, const char* name, const std::vector<int64_t>& sizes) {
+  bool fits = t.layout() == Layout::Strided && t.dim() == int64_t(sizes.size());
+  for (size_t i = 0; fits && i < sizes.size(); ++i) fits = t.size(i) == sizes[i];
+  STD_TORCH_CHECK(fits, name, " doesn't have the shape that image, text and offsets call for");
+}
+
+// The tensor that everything else must be like.
+struct Anchor {
+  const Tensor& tensor;
+  ScalarType type;
+  DeviceType device;
+  int32_t index;
+
+  explicit Anchor(const Tensor& t) : tensor(t), type(t.scalar_type()), device(t.device().type()), index(t.get_device_index()) {}
+
+  void check(const Tensor& t, const char* name, ScalarType wanted, const std::vector<int64_t>& sizes) const {
+    STD_TORCH_CHECK(t.device().type() == device && t.get_device_index() == index, name, " must be on image's device");
+    STD_TORCH_CHECK(t.scalar_type() == wanted, name, " has the wrong dtype");
+    check_shape(t, name, sizes);
+  }
+};
+
+// Large fresh results come as untouched pages: in huge ones they cost a third (design.md, decision 10).
+inline void advise_huge_pages(const Tensor& t) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t huge = 2 << 20;
+  uintptr_t bytes = uintptr_t(t.numel()) * t.element_size();
+  if (bytes < 4 * huge || !t.device().is_cpu()) return;
+  uintptr_t begin = (reinterpret_cast<uintptr_t>(t.data_ptr()) + 4095) & ~uintptr_t(4095);
+  uintptr_t end = (reinterpret_cast<uintptr_t>(t.data_ptr()) + bytes) & ~uintptr_t(4095);
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);   // a hint: failure changes nothing
+#else
+  (void)t;
+#endif
+}
+
+// Beyond this a result doesn't survive in cache until its reader comes, so it is written past the cache.
+inline bool too_large_for_cache(const Tensor& t) { return t.numel() * int64_t(t.element_size()) > (8 << 20); }
+
+inline Parallel torch_threads() {
+  return {int(torch::stable::get_num_threads()),
+          [](int64_t count, void (*body)(void*, int64_t, int64_t), void* context) {
+            torch::stable::parallel_for(0, count, 1, [=](int64_t begin, int64_t end) { body(context, begin, end); });
+          }};
+}
+
+}  // namespace mmk::binding

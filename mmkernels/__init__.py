@@ -1,0 +1,11 @@
+"""Fused score -> softmax -> multiply kernels for image and text features."""
+
+from . import functional, reference
+from .backends import BackendError
+from .functional import *  # noqa: F403
+from .modules import SpatialAttention
+from .ops.spatial_attention import SpatialAttentionFunction
+
+__version__ = "0.1.0"
+__all__ = ["BackendError", "SpatialAttention", "SpatialAttentionFunction", "functional", "reference",
+           *functional.__all__]

@@ -1,0 +1,99 @@
+"""Which implementation runs: `cpu` (C++), `cuda` (CUDA C++), `triton`, or `reference` (plain PyTorch).
+
+A backend is a name, a dictionary of operations, and a rule that tells why it can't run on a device. `choose` takes the
+first in ORDER that can run; a forced backend that can't raises `BackendError`, which lists every backend's reason.
+"""
+
+import importlib
+
+import torch
+
+ORDER = ("cuda", "triton", "cpu", "reference")
+
+_operations = {}          # backend -> {operation: callable}
+_reasons = {}             # backend -> function(device type, dtype) -> None, or why it can't run
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name can't run these arguments."""
+
+
+def _load_extension():
+    try:
+        return importlib.import_module("mmkernels._C"), None
+    except ImportError as error:
+        return None, f"the compiled extension mmkernels._C can't be loaded ({error})"
+
+
+extension, extension_error = _load_extension()
+
+
+def register(backend, why_not):
+    """Adds a backend. `why_not(device_type, dtype)` returns None where it can run, else the reason."""
+    _operations.setdefault(backend, {})
+    _reasons[backend] = why_not
+
+
+def implement(backend, operation, function):
+    """Adds an operation to a registered backend."""
+    _operations[backend][operation] = function
+
+
+def why_not(backend, operation, device_type, dtype):
+    """None where `backend` can run `operation`, else the reason."""
+    reason = _reasons[backend](device_type, dtype)
+    if reason is None and operation not in _operations[backend]:
+        reason = f"it has no {operation}"
+    return reason
+
+
+def names():
+    """Every registered backend, fastest first."""
+    return [*(name for name in ORDER if name in _reasons), *(name for name in _reasons if name not in ORDER)]
+
+
+def choose(operation, tensor, backend=None):
+    """The function that runs `operation` on `tensor`'s device and dtype."""
+    device_type, dtype = tensor.device.type, tensor.dtype
+    if backend is None:
+        for name in ORDER:
+            if name in _reasons and why_not(name, operation, device_type, dtype) is None:
+                return _operations[name][operation]
+    elif not isinstance(backend, str):
+        raise TypeError(f"backend must be a str or None, got {type(backend).__name__}")
+    elif backend not in _reasons:
+        raise ValueError(f"backend must be None or one of {', '.join(map(repr, names()))}, got {backend!r}")
+    elif why_not(backend, operation, device_type, dtype) is None:
+        return _operations[backend][operation]
+    reasons = "".join(f"\n  {name}: {why_not(name, operation, device_type, dtype) or 'can run'}" for name in names())
+    raise BackendError(f"backend {backend!r} can't run {operation} for {dtype} on {device_type}:{reasons}")
+
+
+def _cpu(device_type, dtype):
+    if extension is None:
+        return extension_error
+    if device_type not in ("cpu", "meta"):
+        return f"the tensors are on {device_type}, not on the CPU"
+    return None
+
+
+def _cuda(device_type, dtype):
+    if extension is None:
+        return extension_error
+    if not extension.cuda_architectures:
+        return f"the CUDA kernels were not built: {extension.cuda_reason}"
+    if device_type != "cuda":
+        return f"the tensors are on {device_type}, not on a CUDA device"
+    if dtype == torch.float64:
+        return "it has no float64"
+    return None
+
+
+def _triton(device_type, dtype):
+    return "mmkernels has no Triton kernels yet"
+
+
+register("cuda", _cuda)
+register("triton", _triton)
+register("cpu", _cpu)
+register("reference", lambda device_type, dtype: None)

@@ -1,0 +1,5 @@
+"""The operations as functions."""
+
+from .ops.spatial_attention import spatial_attention
+
+__all__ = ["spatial_attention"]

@@ -1,0 +1,55 @@
+"""What the operations' PyTorch side shares."""
+
+import torch
+
+
+def autocast(*tensors):
+    """The floating-point tensors, in autocast's dtype where autocast is on (as SDPA does); None stays None."""
+    device_type = next(t for t in tensors if t is not None).device.type
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+                 for t in tensors)
+
+
+def accumulate_dtype(tensor):
+    """Sums and softmax run in float32, for float64 in float64."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def overlap(a, b):
+    """Whether two tensors' memory may overlap (by the range of bytes that each spans)."""
+    if a.numel() == 0 or b.numel() == 0 or a.device != b.device:
+        return False
+    span = lambda t: sum((n - 1) * s for n, s in zip(t.shape, t.stride())) + 1
+    a0, b0 = a.data_ptr(), b.data_ptr()
+    return a0 < b0 + span(b) * b.element_size() and b0 < a0 + span(a) * a.element_size()
+
+
+def same_memory(a, b):
+    """Whether two tensors are the same elements at the same addresses."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+
+
+def writes_itself(tensor):
+    """Whether two elements of a tensor may share memory, as those of an expanded one do."""
+    dims = sorted((s, n) for n, s in zip(tensor.shape, tensor.stride()) if n > 1)
+    reach = 0
+    for stride, size in dims:
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def move_batch(tensor, dim, size):
+    """A vmapped tensor with its extra dimension in front; one that isn't vmapped is expanded there."""
+    if tensor is None:
+        return None
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def fold(tensor):
+    """[V, B, ...] -> [V * B, ...]"""
+    return None if tensor is None else tensor.flatten(0, 1)
