@@ -3,6 +3,8 @@
 TORCH  := torch==2.13.0
 PYTHON ?= python3
 VENV   := .venv
+# Threads that wait shouldn't spin: on a busy machine they would keep the others from working.
+export OMP_WAIT_POLICY ?= passive
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
