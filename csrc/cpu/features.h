@@ -202,7 +202,7 @@ struct Rows {
 };
 
 struct Planes {
-  static constexpr int64_t least_bytes = 1024;     // of a plane, before the next one, a page away
+  static constexpr int64_t least_bytes = 4096;     // of a plane, before the next one, a page away
 
   template <class T, class Y, class C>
   static void dot(Run<T> x, Y y, int64_t count, Heads<C> heads, C* scores, int64_t head_stride) {
@@ -309,8 +309,11 @@ struct Planes {
 
   template <class T, class C, class F>
   static MMK_INLINE void write(Run<T> out, int64_t count, Heads<C> heads, bool streamed, bool unit_input, F value) {
-    // Planes of any length start and end anywhere in a line: only the whole lines between are written past the cache.
+    // Planes of any length start and end anywhere in a line: only the whole lines between are written past the cache. Short
+    // planes that follow each other without a gap are gathered into lines first.
     constexpr int64_t line = cache_line / sizeof(T);
+    if (streamed && count < 8 * line && out.position == 1 && out.channel == count)
+      return write_joined(out, count, heads, unit_input, value);
     if (count < 8 * line) streamed = false;
     with_flag(unit_input, [&](auto unit) {
       with_write(streamed, out.position, [&](auto how) {
@@ -331,6 +334,36 @@ struct Planes {
           }
       });
     });
+  }
+
+  template <class T, class C, class F>
+  static MMK_INLINE void write_joined(Run<T> out, int64_t count, Heads<C> heads, bool unit_input, F value) {
+    constexpr int64_t line = cache_line / sizeof(T), capacity = 64 * line;
+    alignas(cache_line) T buffer[capacity];
+    int64_t begin = int64_t(reinterpret_cast<uintptr_t>(out.data) % cache_line / sizeof(T)), fill = begin;   // of the buffer that holds values
+    T* to = out.data - begin;                                                      // where the buffer's start belongs
+    auto flush = [&](bool last) {
+      int64_t i = begin, whole = fill - fill % line;
+      for (; i < (last ? fill : whole) && i % line; ++i) to[i] = buffer[i];         // the first line may not be ours alone
+      for (; i < whole; i += line)
+        for (int64_t j = 0; j < line; j += lanes<C>) stream(to + i + j, load(static_cast<const T*>(buffer) + i + j));
+      if (last) for (; i < fill; ++i) to[i] = buffer[i];
+      else for (int64_t j = whole; j < fill; ++j) buffer[j - whole] = buffer[j];
+      to += whole, fill -= whole, begin = begin > whole ? begin - whole : 0;
+    };
+    with_flag(unit_input, [&](auto unit) {
+      for (int64_t h = 0; h < heads.count; ++h)
+        for (int64_t d = h * heads.width; d < (h + 1) * heads.width; ++d) {
+          if (fill + count > capacity) flush(false);
+          auto f = value(unit, d, h);
+          T* plane = buffer + fill;
+          int64_t i = 0;
+          for (; i + lanes<C> <= count; i += lanes<C>) store(plane + i, f(i, std::true_type{}));
+          for (; i < count; ++i) plane[i] = from_acc<T>(f(i, std::false_type{}));
+          fill += count;
+        }
+    });
+    flush(true);
   }
 };
 
