@@ -1,4 +1,4 @@
-# make demo   installs, builds, verifies the kernels, trains the reference model fused and unfused, writes out/report.html
+# make demo   installs, builds, verifies the kernels, trains the reference model fused and unfused, writes out/demo.html
 # make test   the tests            make test-slow   the slow ones too
 TORCH  := torch==2.13.0
 PYTHON ?= python3

@@ -1,5 +1,6 @@
 """The command line: ``info``, ``verify``, ``bench`` and ``demo``. Each only shows what a function of the package returns."""
 
+import io
 import json
 import sys
 from contextlib import contextmanager
@@ -109,18 +110,40 @@ def demo(out_dir, epochs, limit, threads, seed, json_path):
     except ModuleNotFoundError as error:
         raise click.ClickException(f"the demo needs {error.name}: pip install mmkernels[demo]") from error
     chosen = {"epochs": epochs, "limit": limit, "threads": threads, "seed": seed}
-    _write(json_path, demonstration.run(out_dir, **{name: value for name, value in chosen.items() if value is not None},
-                                        verify=_verify_for_demo, bench=_bench_for_demo))
+    results = demonstration.run(out_dir, **{name: value for name, value in chosen.items() if value is not None},
+                                verify=_verify_for_demo, bench=_bench_for_demo)
+    _write(json_path, results)
+    for name, found in results["models"].items():
+        console.print(f"{name}: {found['validation']['accuracy']:.1%} of held-out pairs right, "
+                      f"trained in {found['seconds']:.0f} s")
+    for timing in results["timings"]:
+        console.print(f"{timing['name']}: {timing['plain'] / timing['fused']:.2f} x faster fused", highlight=False)
+    console.print(f"The report: {click.format_filename(out_dir)}/demo.html", highlight=False, soft_wrap=True)
+    if not results["verify"]["passed"]:
+        sys.exit(1)
 
 
 def _verify_for_demo():
     from . import verify as checker
-    return checker.as_json(checker.run(small=True))
+    with _progress("verify") as progress:
+        rows = checker.run(small=True, progress=lambda done, total: progress("verify", done, total))
+    return {**checker.as_json(rows), "text": _shown(lambda where: checker.show(rows, where))}
 
 
 def _bench_for_demo():
     from . import bench as benchmark
-    return benchmark.run(quick=True)
+    from .bench import report
+    with _progress("bench") as progress:
+        found = benchmark.run(quick=True, progress=progress)
+    return {**json.loads(report.as_json(found)), "text": _shown(lambda where: report.show(found, where))}
+
+
+def _shown(show):
+    """Shows something in the terminal, and returns it as text."""
+    show(console)
+    recorder = Console(width=132, record=True, file=io.StringIO())
+    show(recorder)
+    return recorder.export_text()
 
 
 @contextmanager
