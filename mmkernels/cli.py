@@ -100,16 +100,17 @@ def bench(operation, quick, threads, device, plot_path, json_path):
               metavar="DIRECTORY", help="Where pictures and the report go.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training pictures.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use so many training pictures only.")
+@click.option("--size", type=click.IntRange(min=10), help="Height and width of the pictures; the article's is 224, the default half of it.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
 @click.option("--seed", type=int, help="Draws everything random.")
 @json_option
-def demo(out_dir, epochs, limit, threads, seed, json_path):
+def demo(out_dir, epochs, limit, size, threads, seed, json_path):
     """Trains the reference model on real pictures and words, and shows where it looks."""
     try:
         from . import demo as demonstration
     except ModuleNotFoundError as error:
         raise click.ClickException(f"the demo needs {error.name}: pip install mmkernels[demo]") from error
-    chosen = {"epochs": epochs, "limit": limit, "threads": threads, "seed": seed}
+    chosen = {"epochs": epochs, "limit": limit, "size": size, "threads": threads, "seed": seed}
     results = demonstration.run(out_dir, **{name: value for name, value in chosen.items() if value is not None},
                                 verify=_verify_for_demo, bench=_bench_for_demo)
     _write(json_path, results)

@@ -15,7 +15,7 @@ from mmkernels import data, demo  # noqa: E402
 def small(monkeypatch, tmp_path):
     """The demo with pictures of 32 x 32."""
     load = data.load
-    monkeypatch.setattr(data, "load", lambda limit, **options: load(limit, size=32, cache_dir=tmp_path / "cache", **options))
+    monkeypatch.setattr(data, "load", lambda limit, **options: load(limit, **{**options, "size": 32, "cache_dir": tmp_path / "cache"}))
     return tmp_path / "out"
 
 

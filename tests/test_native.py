@@ -42,6 +42,17 @@ def test_exp_of_every_float(tmp_path):
     run_simd(tmp_path, backends.extension.cpu_best_isa, 1)
 
 
+@pytest.mark.slow
+def test_kernels_under_sanitizers(tmp_path):
+    """Random shapes, strides, masks and bags, in memory that ends where the tensors do."""
+    program = tmp_path / "fuzz"
+    isa = backends.extension.cpu_best_isa
+    subprocess.run(["g++", "-O1", "-g1", "-std=c++17", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
+                    "-DMMK_ISA=baseline", *FLAGS[isa], HERE / "fuzz_spatial_attention.cpp", "-o", program], check=True)
+    found = subprocess.run([program, "500"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
 @pytest.mark.parametrize("isa", ORDER)
 def test_every_instruction_set_gives_the_same(isa):
     """The operation under each instruction set, in a process of its own."""
