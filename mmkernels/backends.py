@@ -5,12 +5,17 @@ first in ORDER that can run; a forced backend that can't raises `BackendError`, 
 """
 
 import importlib
+import importlib.util
+import os
 
 import torch
 
 ORDER = ("cuda", "triton", "cpu", "reference")
 
-_operations = {}          # backend -> {operation: callable}
+# Triton's interpreter executes kernels on CPU tensors to test them: taken by name only, it is never the fastest.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+_operations = {}          # backend -> {operation: callable, or the name of the module that brings it}
 _reasons = {}             # backend -> function(device type, dtype) -> None, or why it can't run
 
 
@@ -35,8 +40,20 @@ def register(backend, why_not):
 
 
 def implement(backend, operation, function):
-    """Adds an operation to a registered backend."""
+    """Adds an operation to a registered backend: the function, or the name of a module, imported when the operation is
+    first chosen, that calls `implement` with the function."""
     _operations[backend][operation] = function
+
+
+@torch.compiler.assume_constant_result
+def _load(backend, operation):
+    if isinstance(_operations[backend][operation], str):
+        importlib.import_module(_operations[backend][operation])
+
+
+def _function(backend, operation):
+    _load(backend, operation)
+    return _operations[backend][operation]
 
 
 def why_not(backend, operation, device_type, dtype):
@@ -57,14 +74,16 @@ def choose(operation, tensor, backend=None):
     device_type, dtype = tensor.device.type, tensor.dtype
     if backend is None:
         for name in ORDER:
+            if (name, device_type) == ("triton", "cpu"):
+                continue
             if name in _reasons and why_not(name, operation, device_type, dtype) is None:
-                return _operations[name][operation]
+                return _function(name, operation)
     elif not isinstance(backend, str):
         raise TypeError(f"backend must be a str or None, got {type(backend).__name__}")
     elif backend not in _reasons:
         raise ValueError(f"backend must be None or one of {', '.join(map(repr, names()))}, got {backend!r}")
     elif why_not(backend, operation, device_type, dtype) is None:
-        return _operations[backend][operation]
+        return _function(backend, operation)
     reasons = "".join(f"\n  {name}: {why_not(name, operation, device_type, dtype) or 'can run'}" for name in names())
     raise BackendError(f"backend {backend!r} can't run {operation} for {dtype} on {device_type}:{reasons}")
 
@@ -89,8 +108,19 @@ def _cuda(device_type, dtype):
     return None
 
 
+_triton_installed = importlib.util.find_spec("triton") is not None
+
+
 def _triton(device_type, dtype):
-    return "mmkernels has no Triton kernels yet"
+    if not _triton_installed:
+        return "triton is not installed: pip install mmkernels[triton]"
+    if device_type == "cpu" and not INTERPRETED:
+        return "the tensors are on the CPU; there its interpreter runs, with TRITON_INTERPRET=1 set at the start"
+    if device_type not in ("cpu", "cuda"):
+        return f"the tensors are on {device_type}, not on a CUDA or ROCm device"
+    if dtype == torch.float64:
+        return "it has no float64"
+    return None
 
 
 register("cuda", _cuda)
