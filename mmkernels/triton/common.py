@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -92,11 +93,16 @@ def processors(tensor):
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 1
 
 
+# The interpreter swaps triton.language's functions while it runs: one thread at a time.
+_turn = threading.RLock() if INTERPRETED else contextlib.nullcontext()
+
+
 def launch(kernel, programs, *arguments, **options):
     """`programs` may be 0, or one number for each axis of the grid."""
     grid = programs if isinstance(programs, tuple) else (programs,)
     if all(grid):
-        kernel[grid](*arguments, **options)
+        with _turn:
+            kernel[grid](*arguments, **options)
 
 
 _fastest = {}

@@ -10,7 +10,7 @@ leaves every chunk's softmax statistics (and weighted sum), `merge` joins a samp
 A packed bag that fits goes through `whole`, the others through chunks; which is which, only the device knows.
 The mathematics, and why the sums are centred as they are, is in csrc/cpu/spatial_attention.cpp.
 
-Every sum has a fixed order: no atomics. All indices are 64 bits wide. bfloat16 and float16 are computed in float32.
+Every sum has a fixed order: no atomics. Indices are 64 bits wide. bfloat16 and float16 are computed in float32.
 """
 
 from typing import Any, NamedTuple
@@ -99,12 +99,20 @@ def locate(a, number):
 
 
 @triton.jit
+def arange(BLOCK: tl.constexpr):
+    """64 bits wide, as all that is multiplied by a stride. (With 32 bits inside a tile the compilers keep every element's
+    address over a loop, and need more registers, not fewer.)"""
+    return tl.arange(0, BLOCK).to(tl.int64)
+
+
+@triton.jit
 def rows(a, f, b, n):
+    """Pointers to positions n of a sample."""
     if a.s.X is None:
-        place = b * f.b + n * f.x
+        place = n * f.x
     else:
-        place = b * f.b + n // a.s.X * f.y + n % a.s.X * f.x
-    return f.data + place
+        place = n // a.s.X * f.y + n % a.s.X * f.x
+    return f.data + b * f.b + place
 
 
 @triton.jit
@@ -133,8 +141,24 @@ def taking_part(a, b, n, end):
 
 
 @triton.jit
-def arange64(start, BLOCK: tl.constexpr):
-    return start + tl.arange(0, BLOCK).to(tl.int64)
+def load_tile(a, f, b, h, n, c, keep, C: tl.constexpr):
+    return tl.load(tile(a, f, b, h, n, c, C), keep[:, None] & (c < C)[None, :], 0).to(tl.float32)
+
+
+@triton.jit
+def store_tile(a, f, x, b, h, n, c, end, C: tl.constexpr):
+    tl.store(tile(a, f, b, h, n, c, C), x.to(f.data.dtype.element_ty),
+             (n < end)[:, None] & (c < C)[None, :])
+
+
+@triton.jit
+def load_vector(v, b, h, c, C: tl.constexpr):
+    return tl.load(vector(v, b, h, c, C), c < C, 0).to(tl.float32)
+
+
+@triton.jit
+def store_vector(v, x, b, h, c, C: tl.constexpr):
+    tl.store(vector(v, b, h, c, C), x.to(v.data.dtype.element_ty), c < C)
 
 
 @triton.jit
@@ -159,7 +183,7 @@ def normaliser(total, count, RESCALE: tl.constexpr):
 
 @triton.jit
 def scores(a, x, keep, b, h, c, C: tl.constexpr):
-    t = tl.load(vector(a.text, b, h, c, C), c < C, 0).to(tl.float32) * a.scale
+    t = load_vector(a.text, b, h, c, C) * a.scale
     return tl.where(keep, tl.sum(x * t[None, :], 1), float("-inf"))
 
 
@@ -170,18 +194,17 @@ def forward_whole(a, result, pooled, RESCALE: tl.constexpr, C: tl.constexpr, BLO
     first, last = bounds(a, b)
     if last - first > BLOCK_N:
         return
-    n, c = arange64(first, BLOCK_N), arange64(0, BLOCK_C)
+    n, c = first + arange(BLOCK_N), arange(BLOCK_C)
     keep = taking_part(a, b, n, last)
-    x = tl.load(tile(a, a.image, b, h, n, c, C), keep[:, None] & (c < C)[None, :], 0).to(tl.float32)
+    x = load_tile(a, a.image, b, h, n, c, keep, C)
     score = scores(a, x, keep, b, h, c, C)
     e = tl.exp(score - finite(tl.max(score, 0)))
     w = tl.where(keep, e * normaliser(tl.sum(e, 0), tl.sum(keep.to(tl.float32), 0), RESCALE), 0.0)
     tl.store(a.weights + weights_of(a, b, h) + n, w, n < last)
     if result is not None:
-        tl.store(tile(a, result, b, h, n, c, C), (w[:, None] * x).to(result.data.dtype.element_ty),
-                 (n < last)[:, None] & (c < C)[None, :])
+        store_tile(a, result, w[:, None] * x, b, h, n, c, last, C)
     else:
-        tl.store(vector(pooled, b, h, c, C), tl.sum(w[:, None] * x, 0).to(pooled.data.dtype.element_ty), c < C)
+        store_vector(pooled, tl.sum(w[:, None] * x, 0), b, h, c, C)
 
 
 @triton.jit
@@ -189,13 +212,13 @@ def forward_chunks(a, stats, partial, C: tl.constexpr, BLOCK_N: tl.constexpr, BL
     """A program for each (chunk, head): its scores, and their maximum, sum and count, and its weighted sum (pool)."""
     pid, number, h = split_program(a.s.H)
     b, begin, end = locate(a, number)
-    c = arange64(0, BLOCK_C)
+    c = arange(BLOCK_C)
     m, total, count = tl.full([], float("-inf"), tl.float32), tl.full([], 0, tl.float32), tl.full([], 0, tl.float32)
     sums = tl.zeros([BLOCK_C], tl.float32)
     for start in range(begin, end, BLOCK_N):
-        n = arange64(start, BLOCK_N)
+        n = start + arange(BLOCK_N)
         keep = taking_part(a, b, n, end)
-        x = tl.load(tile(a, a.image, b, h, n, c, C), keep[:, None] & (c < C)[None, :], 0).to(tl.float32)
+        x = load_tile(a, a.image, b, h, n, c, keep, C)
         score = scores(a, x, keep, b, h, c, C)
         tl.store(a.weights + weights_of(a, b, h) + n, score, n < end)
         new = tl.maximum(m, tl.max(score, 0))
@@ -226,7 +249,7 @@ def forward_merge(a, stats, partial, pooled, merged, programs, RESCALE: tl.const
     k1 = k0 + (last - 1) // a.s.chunk - first // a.s.chunk + 1
     m, total, count = tl.full([], float("-inf"), tl.float32), tl.full([], 0, tl.float32), tl.full([], 0, tl.float32)
     for start in range(k0, k1, BLOCK_K):
-        k = arange64(start, BLOCK_K)
+        k = start + tl.arange(0, BLOCK_K)
         at = stats + k * a.s.H + h
         chunk_m = tl.load(at, k < k1, float("-inf"))
         new = tl.maximum(m, tl.max(chunk_m, 0))
@@ -239,14 +262,14 @@ def forward_merge(a, stats, partial, pooled, merged, programs, RESCALE: tl.const
         tl.store(merged + 2 * pid, finite(m))
         tl.store(merged + 2 * pid + 1, factor)
     if partial is not None:
-        c = arange64(tl.program_id(1) * BLOCK_C, BLOCK_C)
+        c = tl.program_id(1) * BLOCK_C + arange(BLOCK_C)
         sums = tl.zeros([BLOCK_C], tl.float32)
         for start in range(k0, k1, BLOCK_K):
-            k = arange64(start, BLOCK_K)
+            k = start + tl.arange(0, BLOCK_K)
             share = tl.exp(tl.load(stats + k * a.s.H + h, k < k1, float("-inf")) - finite(m)) * factor
             part = tl.load(partial + (k * a.s.H + h)[:, None] * C + c[None, :], (k < k1)[:, None] & (c < C)[None, :], 0)
             sums += tl.sum(share[:, None] * part, 0)
-        tl.store(vector(pooled, b, h, c, C), sums.to(pooled.data.dtype.element_ty), c < C)
+        store_vector(pooled, sums, b, h, c, C)
 
 
 @triton.jit
@@ -254,29 +277,28 @@ def forward_apply(a, result, merged, C: tl.constexpr, BLOCK_N: tl.constexpr, BLO
     """A program for each (chunk, head): scores become weights, and multiply the image."""
     pid, number, h = split_program(a.s.H)
     b, begin, end = locate(a, number)
-    c = arange64(0, BLOCK_C)
+    c = arange(BLOCK_C)
     m, factor = tl.load(merged + 2 * (b * a.s.H + h)), tl.load(merged + 2 * (b * a.s.H + h) + 1)
     for start in range(begin, end, BLOCK_N):
-        n = arange64(start, BLOCK_N)
+        n = start + arange(BLOCK_N)
         keep = taking_part(a, b, n, end)
         at = a.weights + weights_of(a, b, h) + n
         w = tl.where(keep, tl.exp(tl.load(at, keep, 0) - m) * factor, 0.0)
         tl.store(at, w, n < end)
         if result is not None:
-            x = tl.load(tile(a, a.image, b, h, n, c, C), keep[:, None] & (c < C)[None, :], 0).to(tl.float32)
-            tl.store(tile(a, result, b, h, n, c, C), (w[:, None] * x).to(result.data.dtype.element_ty),
-                     (n < end)[:, None] & (c < C)[None, :])
+            x = load_tile(a, a.image, b, h, n, c, keep, C)
+            store_tile(a, result, w[:, None] * x, b, h, n, c, end, C)
 
 
 # Backward ------------------------------------------------------------------------------------------------------------
 
 @triton.jit
 def incoming(a, g, b, h, n, c, keep, C: tl.constexpr):
-    """The result's gradient at positions n, or at all of them: [BLOCK_N or 1, BLOCK_C]."""
+    """The result's gradient at the tile's positions, or at all of them: [BLOCK_N or 1, BLOCK_C]."""
     if g.result is not None:
-        grad = tl.load(tile(a, g.result, b, h, n, c, C), keep[:, None] & (c < C)[None, :], 0).to(tl.float32)
+        grad = load_tile(a, g.result, b, h, n, c, keep, C)
     elif g.pooled is not None:
-        grad = tl.load(vector(g.pooled, b, h, c, C), c < C, 0).to(tl.float32)[None, :]
+        grad = load_vector(g.pooled, b, h, c, C)[None, :]
     else:
         grad = tl.zeros_like(c).to(tl.float32)[None, :]
     return grad
@@ -299,9 +321,9 @@ def ratio(p, q):
 
 @triton.jit
 def store_image_grad(a, g, grad, w, ds, b, h, n, c, keep, end, C: tl.constexpr):
-    t = tl.load(vector(a.text, b, h, c, C), c < C, 0).to(tl.float32)
+    t = load_vector(a.text, b, h, c, C)
     dx = tl.where(keep[:, None], w[:, None] * grad + ds[:, None] * t[None, :], 0.0)
-    tl.store(tile(a, g.image, b, h, n, c, C), dx.to(g.image.data.dtype.element_ty), (n < end)[:, None] & (c < C)[None, :])
+    store_tile(a, g.image, dx, b, h, n, c, end, C)
 
 
 @triton.jit
@@ -311,15 +333,15 @@ def backward_whole(a, g, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.con
     first, last = bounds(a, b)
     if last - first > BLOCK_N:
         return
-    n, c = arange64(first, BLOCK_N), arange64(0, BLOCK_C)
+    n, c = first + arange(BLOCK_N), arange(BLOCK_C)
     keep = taking_part(a, b, n, last)
-    x = tl.load(tile(a, a.image, b, h, n, c, C), keep[:, None] & (c < C)[None, :], 0).to(tl.float32)
+    x = load_tile(a, a.image, b, h, n, c, keep, C)
     grad = incoming(a, g, b, h, n, c, keep, C)
     w, dw = weights_and_gradient(a, g, x, grad, b, h, n, keep)
     ds = a.scale * w * (dw - ratio(tl.sum(w * dw, 0), tl.sum(w, 0)))
     if g.text is not None:
         dt = tl.sum(tl.where(keep, ds, 0.0)[:, None] * x, 0)
-        tl.store(vector(g.text, b, h, c, C), dt.to(g.text.data.dtype.element_ty), c < C)
+        store_vector(g.text, dt, b, h, c, C)
     if g.image is not None:
         store_image_grad(a, g, grad, w, ds, b, h, n, c, keep, last, C)
 
@@ -329,13 +351,13 @@ def backward_chunks(a, g, stats, partial, C: tl.constexpr, BLOCK_N: tl.constexpr
     """A program for each (chunk, head): dw, its mean, the sum of w, and u = sum(w (dw - mean) x), v = sum(w x)."""
     pid, number, h = split_program(a.s.H)
     b, begin, end = locate(a, number)
-    c = arange64(0, BLOCK_C)
+    c = arange(BLOCK_C)
     mean, mass = tl.full([], 0, tl.float32), tl.full([], 0, tl.float32)
     u, v = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     for start in range(begin, end, BLOCK_N):
-        n = arange64(start, BLOCK_N)
+        n = start + arange(BLOCK_N)
         keep = taking_part(a, b, n, end)
-        x = tl.load(tile(a, a.image, b, h, n, c, C), keep[:, None] & (c < C)[None, :], 0).to(tl.float32)
+        x = load_tile(a, a.image, b, h, n, c, keep, C)
         w, dw = weights_and_gradient(a, g, x, incoming(a, g, b, h, n, c, keep, C), b, h, n, keep)
         if g.image is not None:
             tl.store(g.scores + weights_of(a, b, h) + n, dw, n < end)
@@ -367,7 +389,7 @@ def backward_merge(a, g, stats, partial, merged, programs, C: tl.constexpr, BLOC
     k1 = k0 + (last - 1) // a.s.chunk - first // a.s.chunk + 1
     weighted, mass = tl.full([], 0, tl.float32), tl.full([], 0, tl.float32)
     for start in range(k0, k1, BLOCK_K):
-        k = arange64(start, BLOCK_K)
+        k = start + tl.arange(0, BLOCK_K)
         at = stats + k * a.s.H + h
         chunk_mass = tl.load(at + programs, k < k1, 0)
         weighted += tl.sum(tl.load(at, k < k1, 0) * chunk_mass, 0)
@@ -376,15 +398,15 @@ def backward_merge(a, g, stats, partial, merged, programs, C: tl.constexpr, BLOC
     if tl.program_id(1) == 0:
         tl.store(merged + pid, mean)
     if g.text is not None:
-        c = arange64(tl.program_id(1) * BLOCK_C, BLOCK_C)
+        c = tl.program_id(1) * BLOCK_C + arange(BLOCK_C)
         dt = tl.zeros([BLOCK_C], tl.float32)
         for start in range(k0, k1, BLOCK_K):
-            k = arange64(start, BLOCK_K)
+            k = start + tl.arange(0, BLOCK_K)
             inside = (k < k1)[:, None] & (c < C)[None, :]
             at = partial + 2 * (k * a.s.H + h)[:, None] * C + c[None, :]
             shift = tl.load(stats + k * a.s.H + h, k < k1, 0) - mean
             dt += tl.sum(tl.load(at, inside, 0) + shift[:, None] * tl.load(at + C, inside, 0), 0)
-        tl.store(vector(g.text, b, h, c, C), (dt * a.scale).to(g.text.data.dtype.element_ty), c < C)
+        store_vector(g.text, dt * a.scale, b, h, c, C)
 
 
 @triton.jit
@@ -392,14 +414,15 @@ def backward_apply(a, g, merged, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C
     """A program for each (chunk, head): the image's gradient."""
     pid, number, h = split_program(a.s.H)
     b, begin, end = locate(a, number)
-    c = arange64(0, BLOCK_C)
+    c = arange(BLOCK_C)
     mean = tl.load(merged + b * a.s.H + h)
     for start in range(begin, end, BLOCK_N):
-        n = arange64(start, BLOCK_N)
+        n = start + arange(BLOCK_N)
         keep = taking_part(a, b, n, end)
         at = weights_of(a, b, h) + n
         w, dw = tl.load(a.weights + at, keep, 0), tl.load(g.scores + at, keep, 0)
-        store_image_grad(a, g, incoming(a, g, b, h, n, c, keep, C), w, a.scale * w * (dw - mean), b, h, n, c, keep, end, C)
+        store_image_grad(a, g, incoming(a, g, b, h, n, c, keep, C), w, a.scale * w * (dw - mean),
+                         b, h, n, c, keep, end, C)
 
 
 # Launch --------------------------------------------------------------------------------------------------------------
@@ -458,14 +481,15 @@ class Problem:
     def cut(self, configuration, largest_whole):
         """The arguments, the number of samples that go through `whole` and through chunks, the number of chunks, and
         the kernels' options for both."""
-        element, packed = self.image.element_size(), self.a.offsets is not None
+        packed = self.a.offsets is not None
         longest = triton.next_power_of_2(max(self.N, 1))
-        sector = min(32 // element, MAX_TILE // self.block_c) if self.planes else 1     # a line's least useful part
-        block_n = min(max(configuration.tile // self.block_c, sector, 1), longest, 1024)
+        block_n = min(max(configuration.tile // self.block_c, 1), longest, 1024)
         fits = min(max(largest_whole // self.block_c, 1), longest, 1024)
-        chunk = block_n
+        # Enough chunks to fill the device eight times; where positions are contiguous, a chunk has a cache line of them,
+        # so that what a narrow tile leaves of a line is read by the same program's next one, from the first-level cache.
         tiles = triton.cdiv(self.N, block_n) * self.H * (1 if packed else self.B)
-        chunk *= min(max(tiles // (8 * processors(self.image)), 1), 16)
+        chunk = block_n * min(max(tiles // (8 * processors(self.image)), 1), 16)
+        chunk = max(chunk, 128 // self.image.element_size() if self.planes else 1)
         a = self.a._replace(s=self.a.s._replace(chunk=chunk, fits=fits))
 
         def options(block_n):
