@@ -45,10 +45,14 @@ def implement(backend, operation, function):
     _operations[backend][operation] = function
 
 
-@torch.compiler.assume_constant_result
 def _load(backend, operation):
     if isinstance(_operations[backend][operation], str):
         importlib.import_module(_operations[backend][operation])
+
+
+# torch.compile imports the module, too, instead of tracing the import: what torch.compiler.assume_constant_result does,
+# which would itself import the compiler, and Triton with it.
+_load._dynamo_marked_constant = True
 
 
 def _function(backend, operation):
