@@ -15,7 +15,8 @@ ORDER = ("cuda", "triton", "cpu", "reference")
 # Triton's interpreter executes kernels on CPU tensors to test them: taken by name only, it is never the fastest.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
-_operations = {}          # backend -> {operation: callable, or the name of the module that brings it}
+_operations = {}          # backend -> {operation: callable}
+_modules = {}             # (backend, operation) -> the module that implements it when it is imported
 _reasons = {}             # backend -> function(device type, dtype) -> None, or why it can't run
 
 
@@ -40,18 +41,22 @@ def register(backend, why_not):
 
 
 def implement(backend, operation, function):
-    """Adds an operation to a registered backend: the function, or the name of a module, imported when the operation is
-    first chosen, that calls `implement` with the function."""
+    """Adds an operation to a registered backend."""
     _operations[backend][operation] = function
 
 
+def implement_lazily(backend, operation, module):
+    """Adds an operation that `module`, imported when the operation is first chosen, implements."""
+    _modules[backend, operation] = module
+
+
 def _load(backend, operation):
-    if isinstance(_operations[backend][operation], str):
-        importlib.import_module(_operations[backend][operation])
+    if operation not in _operations[backend]:
+        importlib.import_module(_modules[backend, operation])
 
 
-# torch.compile imports the module, too, instead of tracing the import: what torch.compiler.assume_constant_result does,
-# which would itself import the compiler, and Triton with it.
+# torch.compile calls this instead of tracing the import: what torch.compiler.assume_constant_result does, which would
+# itself import the compiler, and Triton with it.
 _load._dynamo_marked_constant = True
 
 
@@ -63,7 +68,7 @@ def _function(backend, operation):
 def why_not(backend, operation, device_type, dtype):
     """None where `backend` can run `operation`, else the reason."""
     reason = _reasons[backend](device_type, dtype)
-    if reason is None and operation not in _operations[backend]:
+    if reason is None and (backend, operation) not in _modules and operation not in _operations[backend]:
         reason = f"it has no {operation}"
     return reason
 

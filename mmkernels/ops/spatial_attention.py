@@ -292,4 +292,4 @@ class SpatialAttentionFunction(torch.autograd.Function):
 if backends.extension is not None:
     register_operations("cpu", "spatial_attention")
     backends.implement("cuda", "spatial_attention", backends.choose("spatial_attention", torch.empty(0), "cpu"))
-backends.implement("triton", "spatial_attention", "mmkernels.triton.spatial_attention")
+backends.implement_lazily("triton", "spatial_attention", "mmkernels.triton.spatial_attention")
