@@ -278,8 +278,8 @@ def test_every_configuration_gives_the_same(combine, monkeypatch):
     expected = everything(run, image, text, grads, mask=mask, num_heads=2, combine=combine)
     for processors in (1, 200):
         monkeypatch.setattr(kernels, "processors", lambda tensor: processors)
-        for i in range(len(kernels.FORWARD)):
-            monkeypatch.setattr(kernels, "tuned", lambda key, configurations, tensor, run: configurations[i])
+        for i in range(max(len(kernels.FORWARD), len(kernels.BACKWARD))):
+            monkeypatch.setattr(kernels, "tuned", lambda key, configurations, tensor, run: configurations[i % len(configurations)])
             for actual, wanted in zip(everything(run, image, text, grads, mask=mask, num_heads=2, combine=combine), expected):
                 torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
 

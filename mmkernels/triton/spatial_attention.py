@@ -432,7 +432,7 @@ class Configuration(NamedTuple):
     warps: int
 
 
-FORWARD = (Configuration(8192, 8), Configuration(8192, 4), Configuration(4096, 4), Configuration(4096, 8), Configuration(8192, 16))
+FORWARD = (Configuration(8192, 8), Configuration(8192, 4), Configuration(4096, 4), Configuration(8192, 16))
 BACKWARD = (Configuration(4096, 4), Configuration(8192, 8), Configuration(4096, 8), Configuration(2048, 4), Configuration(8192, 16))
 MERGE = {"BLOCK_K": 32, "BLOCK_C": 64, "num_warps": 4}
 
