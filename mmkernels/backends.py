@@ -5,12 +5,18 @@ first in ORDER that can run; a forced backend that can't raises `BackendError`, 
 """
 
 import importlib
+import importlib.util
+import os
 
 import torch
 
 ORDER = ("cuda", "triton", "cpu", "reference")
 
+# Triton's interpreter executes kernels on CPU tensors to test them: taken by name only, it is never the fastest.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
 _operations = {}          # backend -> {operation: callable}
+_modules = {}             # (backend, operation) -> the module that implements it when it is imported
 _reasons = {}             # backend -> function(device type, dtype) -> None, or why it can't run
 
 
@@ -39,10 +45,30 @@ def implement(backend, operation, function):
     _operations[backend][operation] = function
 
 
+def implement_lazily(backend, operation, module):
+    """Adds an operation that `module`, imported when the operation is first chosen, implements."""
+    _modules[backend, operation] = module
+
+
+def _load(backend, operation):
+    if operation not in _operations[backend]:
+        importlib.import_module(_modules[backend, operation])
+
+
+# torch.compile calls this instead of tracing the import: what torch.compiler.assume_constant_result does, which would
+# itself import the compiler, and Triton with it.
+_load._dynamo_marked_constant = True
+
+
+def _function(backend, operation):
+    _load(backend, operation)
+    return _operations[backend][operation]
+
+
 def why_not(backend, operation, device_type, dtype):
     """None where `backend` can run `operation`, else the reason."""
     reason = _reasons[backend](device_type, dtype)
-    if reason is None and operation not in _operations[backend]:
+    if reason is None and (backend, operation) not in _modules and operation not in _operations[backend]:
         reason = f"it has no {operation}"
     return reason
 
@@ -57,14 +83,16 @@ def choose(operation, tensor, backend=None):
     device_type, dtype = tensor.device.type, tensor.dtype
     if backend is None:
         for name in ORDER:
+            if (name, device_type) == ("triton", "cpu"):
+                continue
             if name in _reasons and why_not(name, operation, device_type, dtype) is None:
-                return _operations[name][operation]
+                return _function(name, operation)
     elif not isinstance(backend, str):
         raise TypeError(f"backend must be a str or None, got {type(backend).__name__}")
     elif backend not in _reasons:
         raise ValueError(f"backend must be None or one of {', '.join(map(repr, names()))}, got {backend!r}")
     elif why_not(backend, operation, device_type, dtype) is None:
-        return _operations[backend][operation]
+        return _function(backend, operation)
     reasons = "".join(f"\n  {name}: {why_not(name, operation, device_type, dtype) or 'can run'}" for name in names())
     raise BackendError(f"backend {backend!r} can't run {operation} for {dtype} on {device_type}:{reasons}")
 
@@ -89,8 +117,19 @@ def _cuda(device_type, dtype):
     return None
 
 
+_triton_installed = importlib.util.find_spec("triton") is not None
+
+
 def _triton(device_type, dtype):
-    return "mmkernels has no Triton kernels yet"
+    if not _triton_installed:
+        return "triton is not installed: pip install mmkernels[triton]"
+    if device_type == "cpu" and not INTERPRETED:
+        return "the tensors are on the CPU; there its interpreter runs, with TRITON_INTERPRET=1 set at the start"
+    if device_type not in ("cpu", "cuda"):
+        return f"the tensors are on {device_type}, not on a CUDA or ROCm device"
+    if dtype == torch.float64:
+        return "it has no float64"
+    return None
 
 
 register("cuda", _cuda)

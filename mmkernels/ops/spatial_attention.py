@@ -312,3 +312,4 @@ def _fold_offsets(offsets, image):
 if backends.extension is not None:
     register_operations("cpu", "spatial_attention")
     backends.implement("cuda", "spatial_attention", backends.choose("spatial_attention", torch.empty(0), "cpu"))
+backends.implement_lazily("triton", "spatial_attention", "mmkernels.triton.spatial_attention")

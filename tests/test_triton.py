@@ -1,0 +1,408 @@
+"""The Triton kernels, interpreted on the CPU, against the float64 reference: what the cases of all backends don't reach.
+
+triton.jit reads TRITON_INTERPRET when a kernel is defined, so it has to be set before mmkernels is imported; where another
+test imported mmkernels without it, this file runs in a process of its own.
+"""
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+import torch
+
+import mmkernels as mmk
+from mmkernels import backends, reference
+
+OPERATION = "spatial_attention"
+INSTALLED = importlib.util.find_spec("triton") is not None
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+if not INSTALLED:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+interpreted = pytest.mark.skipif(not backends.INTERPRETED, reason="runs in a process of its own")
+on_every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+both_ways = pytest.mark.parametrize("combine", ["multiply", "pool"])
+run = functools.partial(mmk.spatial_attention, backend="triton", need_weights=True)
+
+
+def in_own_process(*command, **environment):
+    root = Path(__file__).parent.parent
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=root, env={
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]), **environment})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(backends.INTERPRETED, reason="it is the interpreter's process")
+def test_all_of_this_file():
+    done = in_own_process("-m", "pytest", __file__, "-m", "not slow", TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout
+
+
+def draw(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
+
+
+def unaligned(*shape, dtype=torch.float32, seed=0):
+    """One element past the start of its storage."""
+    base = torch.empty(torch.Size(shape).numel() + 1, dtype=dtype)
+    base[1:] = draw(*shape, dtype=dtype, seed=seed).flatten()
+    return base[1:].view(shape)
+
+
+def everything(function, image, text, grads, **options):
+    """Result, weights, and the gradients that flow back from both."""
+    image, text = image.detach().requires_grad_(), text.detach().requires_grad_()
+    outputs = function(image, text, **options)
+    if not outputs[0].requires_grad:              # the reference, of no bag at all
+        return *outputs, torch.zeros_like(image), torch.zeros_like(text)
+    return *outputs, *torch.autograd.grad(outputs, (image, text), [g.to(o.dtype).view(o.shape) for g, o in zip(grads, outputs)])
+
+
+def check(image, text, **options):
+    """Against the definition in float64, forward and backward."""
+    probe = reference.spatial_attention(image.double(), text.double(), need_weights=True, **options)
+    grads = [draw(*p.shape, seed=5 + i).bfloat16() for i, p in enumerate(probe)]
+    truth = everything(functools.partial(reference.spatial_attention, need_weights=True), image.double(), text.double(), grads, **options)
+    found = everything(run, image, text, grads, **options)
+    kinds = image.dtype, torch.float32, image.dtype, text.dtype
+    for name, actual, expected, kind in zip(("result", "weights", "image.grad", "text.grad"), found, truth, kinds):
+        assert actual.shape == expected.shape and actual.dtype == kind, name
+        size = float(expected.detach().abs().nan_to_num(0).max()) if expected.numel() else 0
+        torch.testing.assert_close(actual.double(), expected, rtol=2 * torch.finfo(kind).eps, equal_nan=True, msg=lambda m: f"{name}: {m}",
+                                   atol=64 * torch.finfo(torch.float32).eps * max(size, 1) + 2 * torch.finfo(kind).eps * size)
+    return found
+
+
+SHAPES = ((1, 1, 1), (2, 1, 3), (3, 5, 1), (1, 37, 257), (1, 300, 257), (2, 9, 40), (1, 1100, 24))
+
+
+@interpreted
+@both_ways
+@on_every_dtype
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sizes(shape, dtype, combine):
+    check(unaligned(*shape, dtype=dtype), unaligned(shape[0], shape[2], dtype=dtype, seed=1), combine=combine)
+
+
+@interpreted
+@both_ways
+@pytest.mark.parametrize("shape, dtype", [((3, 17, 12), torch.float32), ((3, 17, 12), torch.bfloat16), ((3, 17, 12), torch.float16),
+                                          ((1, 1100, 48), torch.float32)], ids=str)
+def test_masked_heads_rescaled(shape, dtype, combine):
+    """NaN at masked positions reaches nothing."""
+    image, mask = unaligned(*shape, dtype=dtype), draw(*shape[:2], seed=2) > 0
+    image[~mask] = float("nan")
+    result, weights, image_grad, text_grad = (found.clone() for found in everything(
+        run, image, draw(shape[0], shape[2], dtype=dtype), (torch.ones(()).expand(shape if combine == "multiply" else (shape[0], shape[2])),
+                                                            torch.ones(()).expand(shape[0], 4, shape[1])),
+        mask=mask, num_heads=4, rescale=True, combine=combine))
+    for found in (result, weights, image_grad, text_grad):
+        assert bool(found.isfinite().all())
+    assert not weights[~mask[:, None].expand_as(weights)].any() and not image_grad[~mask].any()
+    check(image.masked_fill(~mask[..., None], 0), draw(shape[0], shape[2], dtype=dtype), mask=mask, num_heads=4, rescale=True, combine=combine)
+
+
+VIEWS = {
+    "transposed": lambda dtype: (draw(2, 12, 30, dtype=dtype).mT, {}),
+    "rows apart": lambda dtype: (draw(2, 60, 14, dtype=dtype)[:, ::2, 1:-1], {}),
+    "channels apart": lambda dtype: (draw(2, 30, 24, dtype=dtype)[..., ::2], {}),
+    "expanded": lambda dtype: (draw(1, 1, 12, dtype=dtype).expand(2, 30, 12), {}),
+    "planes": lambda dtype: (draw(2, 12, 5, 7, dtype=dtype), {"layout": "bdhw"}),
+    "one column": lambda dtype: (draw(2, 12, 35, 4, dtype=dtype)[..., 1:2], {"layout": "bdhw"}),
+    "channels last": lambda dtype: (draw(2, 5, 7, 12, dtype=dtype).permute(0, 3, 1, 2), {"layout": "bdhw"}),
+    "window": lambda dtype: (draw(2, 12, 9, 9, dtype=dtype)[:, :, 2:7, 1:8], {"layout": "bdhw"}),
+    "large window": lambda dtype: (draw(1, 12, 52, 44, dtype=dtype)[:, :, 1:-1, 2:-2], {"layout": "bdhw"}),
+    "large planes": lambda dtype: (draw(1, 12, 50, 40, dtype=dtype), {"layout": "bdhw"}),
+}
+
+
+@interpreted
+@both_ways
+@pytest.mark.parametrize("view", VIEWS)
+def test_views(view, combine):
+    image, options = VIEWS[view](torch.float32)
+    text = draw(12, image.shape[0], seed=1).mT
+    mask = draw(*(image.shape[:2] if image.dim() == 3 else (image.shape[0], *image.shape[:1:-1])), seed=3) > -0.5
+    mask = mask if image.dim() == 3 else mask.mT
+    check(image, text, mask=mask, num_heads=3, combine=combine, **options)
+
+
+BAGS = ((0, 1, 37, 0, 0, 5, 16, 0), (1, 1200, 0, 700, 3), (0, 0), (1,) * 5, (2049,), ())
+
+
+@interpreted
+@both_ways
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("bags", BAGS, ids=str)
+def test_packed(bags, combine, masked):
+    offsets = torch.tensor([0, *torch.tensor(bags, dtype=torch.int64).cumsum(0).tolist()], dtype=torch.int32)
+    image, text = unaligned(sum(bags), 22), draw(len(bags), 22, seed=1)
+    options = {"mask": draw(sum(bags), seed=2) > 0.5} if masked else {}
+    found = check(image, text, offsets=offsets, combine=combine, num_heads=2, rescale=masked, **options)
+    if combine == "pool":
+        empty = [i for i, bag in enumerate(bags) if bag == 0]
+        assert not found[0][empty].any() and not found[3][empty].any()
+
+
+@interpreted
+@both_ways
+@pytest.mark.parametrize("length", [0, 9, 2100])
+def test_nothing_takes_part(length, combine):
+    """Zeros, exactly; the other sample isn't touched."""
+    image, mask = draw(2, length, 12), torch.zeros(2, length, dtype=torch.bool)
+    mask[1, 3:] = True
+    image[0] = float("nan")
+    result, weights, image_grad, text_grad = everything(
+        run, image, draw(2, 12), (torch.ones(2, 12) if combine == "pool" else torch.ones(2, length, 12), torch.ones(2, 1, length)),
+        mask=mask, combine=combine)
+    for found in (result, weights, image_grad, text_grad):
+        assert not found[0].any() and bool(found.isfinite().all())
+
+
+@interpreted
+@both_ways
+@pytest.mark.parametrize("value", [float("-inf"), float("inf"), float("nan")])
+@pytest.mark.parametrize("length", [7, 2100])
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_extreme_scores(value, length, combine, all_of_them):
+    """One or all scores -Inf, Inf or NaN: as softmax."""
+    image, text = draw(2, length, 3), torch.ones(2, 3)
+    image[0, slice(None) if all_of_them else 2, 1] = value
+    found = run(image, text, combine=combine)
+    expected = reference.spatial_attention(image, text, combine=combine, need_weights=True)
+    for actual, wanted in zip(found, expected):
+        torch.testing.assert_close(actual, wanted, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+class Guarded:
+    """A tensor inside a larger one; what lies around it must keep its value."""
+
+    def __init__(self, shape, dtype):
+        self.base = torch.full([n + 6 for n in shape], 77.0, dtype=dtype)
+        inside = tuple(slice(3, 3 + n) for n in shape)
+        self.tensor, self.outside = self.base[inside], torch.ones(self.base.shape, dtype=torch.bool)
+        self.outside[inside] = False
+
+    def intact(self):
+        return bool((self.base[self.outside] == 77).all())
+
+
+@interpreted
+@both_ways
+@on_every_dtype
+@pytest.mark.parametrize("shape", [(2, 9, 5), (1, 2100, 20), (2050, 12)], ids=str)
+def test_out(shape, dtype, combine):
+    """Written where it lies, and nothing beside it; for multiply also over the image."""
+    image, packed = draw(*shape, dtype=dtype), len(shape) == 2
+    bags = 3 if packed else shape[0]
+    text, options = draw(bags, shape[-1], dtype=dtype, seed=1), {"combine": combine}
+    if packed:
+        options["offsets"] = torch.tensor([0, 7, 7, shape[0]])
+    expected, weights = run(image, text, **options)
+    guarded = Guarded(expected.shape, dtype)
+    with torch.no_grad():
+        found = run(image, text, out=guarded.tensor, **options)
+        assert found[0] is guarded.tensor and guarded.intact()
+        assert torch.equal(found[0], expected) and torch.equal(found[1], weights)
+        if combine == "multiply":
+            guarded.tensor.copy_(image)
+            assert torch.equal(run(guarded.tensor, text, out=guarded.tensor, **options)[0], expected) and guarded.intact()
+
+
+@interpreted
+@both_ways
+@pytest.mark.parametrize("shape", [(2, 9, 5), (1, 2100, 20), (2050, 12)], ids=str)
+def test_nothing_is_written_beside_a_tensor(shape, combine, monkeypatch):
+    """Weights, gradients and scratch, too: every tensor that the operation allocates lies between guards."""
+    allocated = []
+
+    def guarded(size, dtype, strides=None):
+        room = torch.Size(size).numel() if strides is None else 1 + sum((n - 1) * s for n, s in zip(size, strides)) if all(size) else 0
+        base = torch.full((room + 64,), 77.0, dtype=dtype)
+        allocated.append((base, room))
+        return base[32:32 + room].view(size) if strides is None else base.as_strided(size, strides, 32)
+
+    monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: guarded(size[0] if isinstance(size[0], (tuple, list)) else size, dtype))
+    monkeypatch.setattr(torch, "empty_like", lambda t, **_: guarded(t.shape, t.dtype, t.stride()))
+    image, packed = draw(*shape), len(shape) == 2
+    offsets = torch.tensor([0, 7, 7, shape[0]]) if packed else None
+    text = draw(3 if packed else shape[0], shape[-1], seed=1)
+    options = (None, offsets, 0.3, 1, combine == "pool", False)
+    result, weights = torch.ops.mmkernels.spatial_attention_triton(image, text, *options)
+    grads = torch.ops.mmkernels.spatial_attention_triton_backward(result, weights, image, text, weights, *options, True, True)
+    assert len(allocated) >= 4
+    for base, room in allocated:
+        assert bool((base[:32] == 77).all()) and bool((base[32 + room:] == 77).all())
+    for tensor in (result, weights, *grads):
+        assert not (tensor == 77).any()
+
+
+@interpreted
+@pytest.mark.parametrize("needs", [(True, False), (False, True)])
+@pytest.mark.parametrize("flows", [(True, False), (False, True)])
+@pytest.mark.parametrize("length", [9, 2100])
+def test_part_of_the_gradients(length, flows, needs):
+    """Only one input wants a gradient, or only one output has one."""
+    image, text = draw(1, length, 12), draw(1, 12, seed=1)
+    wanted = lambda function: torch.autograd.grad(
+        [o for o, flow in zip(function(*inputs, num_heads=2), flows) if flow], [i for i, need in zip(inputs, needs) if need],
+        [draw(*o.shape, seed=3) for o, flow in zip(reference.spatial_attention(image, text, num_heads=2, need_weights=True), flows) if flow])[0]
+    inputs = [t.requires_grad_(need) for t, need in zip((image, text), needs)]
+    torch.testing.assert_close(wanted(run), wanted(functools.partial(reference.spatial_attention, need_weights=True)), rtol=1e-4, atol=1e-6)
+
+
+@interpreted
+def test_wrong_offsets_touch_no_foreign_memory():
+    """A GPU can't refuse them without waiting: the results are wrong, the tensors around keep their values."""
+    for bounds in ((0, 9000, 40), (5, 2050, 7), (-70, -3, 2049), (2050, 0, 2050)):
+        guarded = Guarded((2050, 4), torch.float32)
+        torch.ops.mmkernels.spatial_attention_triton_out(draw(2050, 4), draw(2, 4), None, torch.tensor(bounds), 1.0, 1, False, False, guarded.tensor)
+        assert guarded.intact()
+
+
+@interpreted
+@pytest.mark.slow
+@both_ways
+def test_every_configuration_gives_the_same(combine, monkeypatch):
+    """Whatever a GPU finds fastest, and however many processors it has."""
+    from mmkernels.triton import spatial_attention as kernels
+    image, text, mask = draw(1, 600, 130), draw(1, 130, seed=1), draw(1, 600, seed=2) > 0
+    grads = draw(1, 130) if combine == "pool" else draw(1, 600, 130), draw(1, 2, 600)
+    expected = everything(run, image, text, grads, mask=mask, num_heads=2, combine=combine)
+    for processors in (1, 200):
+        monkeypatch.setattr(kernels, "processors", lambda tensor: processors)
+        for i in range(max(len(kernels.FORWARD), len(kernels.BACKWARD))):
+            monkeypatch.setattr(kernels, "tuned", lambda key, configurations, tensor, run: configurations[i % len(configurations)])
+            for actual, wanted in zip(everything(run, image, text, grads, mask=mask, num_heads=2, combine=combine), expected):
+                torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
+
+
+@interpreted
+def test_tuning():
+    """Measured once a key; the fastest wins; the result may be the image, which is measured elsewhere."""
+    from mmkernels.triton import common
+    from mmkernels.triton import spatial_attention as kernels
+    measured = []
+
+    def measure(repeat):
+        repeat(), repeat()
+        measured.append(True)
+        return -len(measured)
+
+    tuned = lambda key, configurations, tensor, run: common.tuned(("test", *key), configurations, tensor, run, measure)
+    image, text = draw(2, 9, 12), draw(2, 12, seed=1)
+    expected, chosen = run(image, text)[0], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "tuned", lambda *arguments: chosen.append(tuned(*arguments)) or chosen[-1])
+        for _ in range(2):
+            out = image.clone()
+            run(out, text, out=out)
+            torch.testing.assert_close(out, expected)
+    assert len(measured) == len(kernels.FORWARD) and chosen == [kernels.FORWARD[-1]] * 2
+    assert common.tuned("none", kernels.FORWARD, image, None) == kernels.FORWARD[0]
+
+
+@interpreted
+def test_same_bits_every_time():
+    image, text, grads = draw(1, 2100, 24), draw(1, 24, seed=1), (draw(1, 2100, 24), draw(1, 1, 2100))
+    first, second = (everything(run, image, text, grads) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+# How PyTorch sees it -------------------------------------------------------------------------------------------------
+
+FIRST_USE = """
+import sys, torch, mmkernels as mmk
+image, text = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 4)
+run = lambda i, t: mmk.spatial_attention(i, t, backend="triton")
+result = torch.compile(run, fullgraph=True, backend="aot_eager")(image, text)
+result.sum().backward()
+torch.testing.assert_close(result, run(image, text))
+"""
+
+
+@pytest.mark.slow
+def test_first_use_is_compiled():
+    """torch.compile of one graph brings the module, too."""
+    done = in_own_process("-c", FIRST_USE, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+
+
+@interpreted
+@pytest.mark.skipif(backends.extension is None, reason="the C++ operations aren't built")
+@pytest.mark.parametrize("suffix", ["", "_out", "_backward"])
+def test_schema_is_that_of_the_other_backends(suffix):
+    mmk.spatial_attention(draw(1, 1, 1), draw(1, 1), backend="triton")
+    schema = lambda name: str(getattr(torch.ops.mmkernels, name + suffix).default._schema).replace(name, OPERATION)
+    assert schema(f"{OPERATION}_triton") == schema(OPERATION)
+
+
+@interpreted
+@pytest.mark.slow
+@both_ways
+def test_opcheck(combine):
+    image, text = draw(2, 7, 6).requires_grad_(), draw(2, 6, seed=1).requires_grad_()
+    options = (draw(2, 7) > 0, None, 0.5, 2, combine == "pool", True)
+    run(image, text)                              # brings the operations
+    operations = torch.ops.mmkernels
+    torch.library.opcheck(operations.spatial_attention_triton.default, (image, text, *options))
+    result, weights = operations.spatial_attention_triton(image.detach(), text.detach(), *options)
+    torch.library.opcheck(operations.spatial_attention_triton_out.default, (image.detach(), text.detach(), *options, result))
+    torch.library.opcheck(operations.spatial_attention_triton_backward.default,
+                          (result, weights, image, text, weights, *options, True, True))
+
+
+@interpreted
+@pytest.mark.parametrize("name, value", [("text", torch.zeros(2, 5)), ("mask", torch.ones(2, 8, dtype=torch.bool)), ("num_heads", 4),
+                                         ("offsets", torch.tensor([0, 7]))])
+def test_operation_refuses_what_would_not_be_safe(name, value):
+    run(draw(1, 1, 1), draw(1, 1))
+    arguments = {"image": draw(2, 7, 6), "text": draw(2, 6), "mask": None, "offsets": None, "scale": 1.0, "num_heads": 1,
+                 "pool": False, "rescale": False, name: value}
+    with pytest.raises(RuntimeError, match="text|mask|num_heads|image"):
+        torch.ops.mmkernels.spatial_attention_triton(**arguments)
+
+
+@interpreted
+def test_interpreter_runs_by_name_only(monkeypatch):
+    image = torch.empty(1)
+    assert backends.choose(OPERATION, image) is not backends.choose(OPERATION, image, "triton")
+    monkeypatch.setitem(backends._reasons, "cpu", lambda device_type, dtype: "not built")
+    assert backends.choose(OPERATION, image) is backends.choose(OPERATION, image, "reference")
+
+
+@interpreted
+def test_float64_is_refused():
+    with pytest.raises(mmk.BackendError, match="triton: it has no float64"):
+        run(draw(1, 3, 2).double(), draw(1, 2).double())
+
+
+HIDE = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+"""
+CODE = """
+import sys, torch, mmkernels as mmk
+image, text = torch.randn(1, 3, 2), torch.randn(1, 2)
+mmk.spatial_attention(image, text)
+assert "mmkernels.triton" not in sys.modules and "triton" not in sys.modules, "triton was imported"
+try:
+    mmk.spatial_attention(image, text, backend="triton")
+except mmk.BackendError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hide, reason", [("", "TRITON_INTERPRET=1"), (HIDE, "pip install mmkernels[triton]")], ids=["there", "not installed"])
+def test_triton_is_imported_only_when_needed(hide, reason):
+    done = in_own_process("-c", hide + CODE, TRITON_INTERPRET="0")
+    assert done.returncode == 0 and reason in done.stdout, done.stdout + done.stderr
