@@ -33,8 +33,8 @@ using emulator::bf16;
 using emulator::f16;
 using Stream = void*;
 
-template <class T> inline T load(const T* from) { return emulator::load(from); }
-template <class T> inline void store(T* to, T value) { emulator::store(to, value); }
+template <class T> inline T load(const T* from) { return emulator::counted_load(from); }
+template <class T> inline void store(T* to, T value) { emulator::counted_store(to, value); }
 inline void copy_async(void* shared, const void* global, bool keep) { emulator::copy_async(shared, global, 16, keep); }
 inline void copy_commit() { emulator::copy_commit(); }
 template <int Pending> inline void copy_wait() { emulator::copy_wait(Pending); }

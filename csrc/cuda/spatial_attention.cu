@@ -562,7 +562,7 @@ template <class T> MMK_DEVICE void backward_second(const Task& t, unsigned char*
 }  // namespace
 
 #define MMK_KERNEL(name, T, suffix)                                                                       \
-  extern "C" __global__ void __launch_bounds__(512) spatial_attention_##name##_##suffix(const Task task) { \
+  extern "C" __global__ void __launch_bounds__(512, 1) spatial_attention_##name##_##suffix(const Task task) { \
     MMK_DYNAMIC_SHARED(shared);                                                                           \
     name<T>(task, shared);                                                                                \
   }
@@ -613,8 +613,9 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
   // A whole sample where that fits; bags may be twice as large as they are on average.
   const int64_t whole = !t.offsets || t.B == 1 ? positions : positions < 2 * up(positions, t.B) ? positions : 2 * up(positions, t.B);
   if (!fits(whole > 0 ? whole : 1, channels, device.shared)) {
-    // Else what leaves room for three blocks on a processor; a few positions at least, in slabs of channels where they are too wide.
-    const int64_t bytes = device.shared / 3, fewest = t.planes ? 32 : 2, step = t.planes ? 8 : 1;
+    // Else what leaves room for two blocks on a processor (each has 1 KiB that it doesn't see); a few positions at least, in
+    // slabs of channels where they are too wide.
+    const int64_t bytes = device.shared / 2 - 1024, fewest = t.planes ? 32 : 2, step = t.planes ? 8 : 1;
     int64_t tile = fewest, slab = channels;
     if (fits(fewest, channels, bytes)) {
       int64_t low = fewest / step, high = up(whole, step) + 1;       // the largest tile that fits is in low..high - 1

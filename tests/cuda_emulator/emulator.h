@@ -70,11 +70,11 @@ void copy_async(void* to, const void* from, int bytes, bool keep);
 void copy_commit();
 void copy_wait(int pending);
 
-template <class T> T load(const T* from) {
+template <class T> T counted_load(const T* from) {
   counts.loaded += sizeof(T);
   return *from;
 }
-template <class T> void store(T* to, const T& value) {
+template <class T> void counted_store(T* to, const T& value) {
   counts.stored += sizeof(T);
   *to = value;
 }
