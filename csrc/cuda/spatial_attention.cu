@@ -611,7 +611,8 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
   };
 
   // A whole sample where that fits; bags may be twice as large as they are on average.
-  const int64_t whole = !t.offsets || t.B == 1 ? positions : positions < 2 * up(positions, t.B) ? positions : 2 * up(positions, t.B);
+  int64_t whole = positions;
+  if (t.offsets && t.B > 1 && 2 * up(positions, t.B) < positions) whole = 2 * up(positions, t.B);
   if (!fits(whole > 0 ? whole : 1, channels, device.shared)) {
     // Else what leaves room for two blocks on a processor (each has 1 KiB that it doesn't see); a few positions at least, in
     // slabs of channels where they are too wide.
@@ -666,7 +667,7 @@ using Kernel = void (*)(Task);
 
 const char* run(const Task& t, Dtype dtype, bool backward, const Device& device, Kernel f32_first, Kernel f32_second, Kernel bf16_first,
                 Kernel bf16_second, Kernel f16_first, Kernel f16_second, Stream stream) {
-  if (t.slots == 0) return nullptr;
+  if (t.B == 0 || t.slots == 0) return nullptr;
   if (dtype == Dtype::float64) return "the CUDA kernels have no float64";
   const int64_t shared = Layout(t, element_size(dtype), backward).total, groups = up(t.H, t.heads);
   if (shared > device.shared || t.slots >= (int64_t(1) << 31) || groups >= (1 << 16)) return "the sizes are beyond the CUDA kernels";
