@@ -29,6 +29,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS["avx2"] = (32, ["-mavx2", "-mfma", "-mf16c"])
     ISAS["avx512"] = (64, [*ISAS["avx2"][1], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"])
 TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", "-DMMK_TORCH_TARGET=2.10"]
+CUDA_LIBRARIES = ["cudart_static", "rt", "dl", "pthread"]
 CUDA_ARCHS = os.environ.get("MMKERNELS_CUDA_ARCHS", "8.0;9.0;10.0").replace(",", ";").split(";")
 
 
@@ -63,6 +64,15 @@ def nvcc_flags():
     return [*flags, "-gencode", f"arch=compute_{last},code=compute_{last}"]
 
 
+def binding_flags(cuda_reason):
+    if cuda_reason is None:
+        told = ",".join(f'"{arch}"' for arch in CUDA_ARCHS)
+        cuda = ["-DUSE_CUDA", "-DMMK_CUDA", f"-DMMK_CUDA_ARCHITECTURES={told}"]
+    else:
+        cuda = [f'-DMMK_CUDA_REASON="{cuda_reason}"']
+    return [*COMMON, *TORCH, *cuda, "-Wno-unused-parameter"]
+
+
 def cuda_library_folders():
     """Where nvcc itself would look: it may be a wrapper that lies elsewhere."""
     told = subprocess.run([find_nvcc(), "-dryrun", "x.cu"], capture_output=True, text=True).stderr
@@ -82,12 +92,7 @@ class Build(build_ext):
                 flags.append("-DMMK_DEFINE_ENTRY")
             jobs += [(source, temp / isa, flags, []) for source in sorted(ROOT.glob("csrc/cpu/*.cpp"))]
         cuda_reason = why_no_cuda()
-        if cuda_reason is None:
-            told = ",".join(f'"{arch}"' for arch in CUDA_ARCHS)
-            cuda = ["-DUSE_CUDA", "-DMMK_CUDA", f"-DMMK_CUDA_ARCHITECTURES={told}"]
-        else:
-            cuda = [f'-DMMK_CUDA_REASON="{cuda_reason}"']
-        flags = [*COMMON, *TORCH, *cuda, "-Wno-unused-parameter"]
+        flags = binding_flags(cuda_reason)
         includes = [*cpp_extension.include_paths(), pybind11.get_include()]
         jobs += [(source, temp, flags, includes)
                  for source in sorted([*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/torch/*.cpp")])]
@@ -109,14 +114,15 @@ class Build(build_ext):
             produced += [pool.submit(compile, job) for job in jobs]
             objects = [o for one in produced for o in one.result()]
         if cuda_reason is None:                   # the static runtime: it suits whichever CUDA torch was built with
-            libraries += ["cudart_static", "rt", "dl", "pthread"]
+            libraries += CUDA_LIBRARIES
             folders = [*folders, *cuda_library_folders()]
         self.compiler.link_shared_object(
             objects, self.get_ext_fullpath(extension.name), libraries=libraries,
             library_dirs=folders, extra_postargs=["-Wl,--as-needed"], target_lang="c++")
 
 
-setup(
-    ext_modules=[Extension("mmkernels._C", sources=[], depends=[str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*")])],
-    cmdclass={"build_ext": Build},
-)
+if __name__ == "__main__":                        # tests import the flags from here
+    setup(
+        ext_modules=[Extension("mmkernels._C", sources=[], depends=[str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*")])],
+        cmdclass={"build_ext": Build},
+    )

@@ -291,7 +291,7 @@ void finish(const Copy& c) { copy_bytes(c.to, c.keep ? c.from : nullptr, c.bytes
 
 void copy_async(void* to, const void* from, int bytes, bool keep) {
   if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes) fail("a copy isn't aligned");
-  if (keep) counts.loaded += bytes;
+  if (keep) count(counts.loaded, bytes);
   running->open.push_back({to, from, bytes, keep});
   if (!config.late_copies) finish(running->open.back());
 }
