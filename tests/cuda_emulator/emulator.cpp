@@ -70,8 +70,8 @@ struct Place {
   std::string text() const { return std::string(file) + ":" + std::to_string(line); }
 };
 
-// Where threads meet: all have to come, from the same place. Two generations of values, since a fast thread may be
-// back before a slow one has read.
+// Where threads meet: all have to come, from the same place. Everything twice, for two generations, since a fast thread may
+// be back before a slow one has left.
 struct Meeting {
   uint64_t generation = 0;
   int arrived = 0;
@@ -79,7 +79,7 @@ struct Meeting {
   Place place;
   int sum[2] = {};
   uint64_t value[2][warp_lanes] = {};
-  char order = 0;                                  // what ThreadSanitizer acquires and releases
+  char order[2] = {};                              // what ThreadSanitizer acquires and releases
 };
 
 struct Copy { void* to; const void* from; int bytes; bool keep; };
@@ -163,7 +163,7 @@ int meet(Meeting& m, int expected, unsigned mask, Place place, const char* kind,
   }
   m.sum[parity] += add;
   if (lane >= 0) m.value[parity][lane] = value;
-  if (orders && __tsan_release) __tsan_release(&m.order);
+  if (orders && __tsan_release) __tsan_release(&m.order[parity]);
   if (++m.arrived == expected) {
     m.arrived = 0;
     ++m.generation;
@@ -175,7 +175,7 @@ int meet(Meeting& m, int expected, unsigned mask, Place place, const char* kind,
     }
     running->waits = nullptr;
   }
-  if (orders && __tsan_acquire) __tsan_acquire(&m.order);
+  if (orders && __tsan_acquire) __tsan_acquire(&m.order[parity]);
   return parity;
 }
 
