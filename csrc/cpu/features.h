@@ -37,6 +37,8 @@ template <bool Unit, class T> MMK_INLINE vec<acc_t<T>> load_along(const T* p, in
   else return gather(p, stride);
 }
 
+constexpr uintptr_t cache_line = 64;
+
 enum class Write { cached, streamed, scattered };
 
 template <Write W, class T> MMK_INLINE void store_along(T* p, int64_t stride, vec<acc_t<T>> v) {
@@ -58,7 +60,7 @@ template <class F> MMK_INLINE void with_write(bool streamed, int64_t step, F f) 
 }
 
 struct Rows {
-  static constexpr int64_t least_positions = 4;
+  static constexpr int64_t least_bytes = 16;       // at least a block of four rows
 
   // scores[h][i] = sum over head h's channels of x[i][d] * y[i][d]; y is a Run or Shared.
   template <class T, class Y, class C>
@@ -101,7 +103,7 @@ struct Rows {
   static void weighted_sum(Run<T> x, const C* p, const C* q, int64_t count, Heads<C> heads, int64_t head_stride, C* a, C* b) {
     with_flag(x.channel == 1, [&](auto unit) {
       int64_t i = 0;
-      for (; i + 4 <= count; i += 4) sum_rows<4, unit.value>(x, p, q, i, heads, head_stride, a, b);
+      for (; i + 8 <= count; i += 8) sum_rows<8, unit.value>(x, p, q, i, heads, head_stride, a, b);
       for (; i < count; ++i) sum_rows<1, unit.value>(x, p, q, i, heads, head_stride, a, b);
     });
   }
@@ -125,10 +127,12 @@ struct Rows {
       vec<C> total[R] = {};
       C rest[R] = {};
       int64_t d = h * heads.width, end = d + heads.width;
-      for (; d + lanes<C> <= end; d += lanes<C>)
-        for (int r = 0; r < R; ++r) total[r] += at<Unit>(x, i + r, d) * at<Unit>(y, i + r, d);
-      for (; d < end; ++d)
-        for (int r = 0; r < R; ++r) rest[r] += one(x, i + r, d) * one(y, i + r, d);
+      // A row after the other, as they lie: four streams side by side confuse the prefetcher where rows are short.
+      const int64_t tail = end - heads.width % lanes<C>;
+      for (int r = 0; r < R; ++r) {
+        for (d = h * heads.width; d < tail; d += lanes<C>) total[r] += at<Unit>(x, i + r, d) * at<Unit>(y, i + r, d);
+        for (; d < end; ++d) rest[r] += one(x, i + r, d) * one(y, i + r, d);
+      }
       C* s = scores + h * head_stride + i;
       if constexpr (R == 4) {
         C sums[4];
@@ -151,20 +155,20 @@ struct Rows {
       int64_t d = h * heads.width, end = d + heads.width;
       if (b) {
         for (; d + lanes<C> <= end; d += lanes<C>) {
-          vec<C> ad = load(a + d), bd = load(b + d);
-          for (int r = 0; r < R; ++r) {
-            vec<C> xd = at<Unit>(x, i + r, d);
+          vec<C> xd = at<Unit>(x, i, d), ad = xd * pi[0], bd = xd * qi[0];
+          for (int r = 1; r < R; ++r) {
+            xd = at<Unit>(x, i + r, d);
             ad += xd * pi[r];
             bd += xd * qi[r];
           }
-          store(a + d, ad);
-          store(b + d, bd);
+          store(a + d, load(a + d) + ad);
+          store(b + d, load(b + d) + bd);
         }
       } else {
         for (; d + lanes<C> <= end; d += lanes<C>) {
-          vec<C> ad = load(a + d);
-          for (int r = 0; r < R; ++r) ad += at<Unit>(x, i + r, d) * pi[r];
-          store(a + d, ad);
+          vec<C> ad = at<Unit>(x, i, d) * pi[0];
+          for (int r = 1; r < R; ++r) ad += at<Unit>(x, i + r, d) * pi[r];
+          store(a + d, load(a + d) + ad);
         }
       }
       for (; d < end; ++d)
@@ -178,10 +182,9 @@ struct Rows {
   // value(unit, i, h) gives the function that computes out[i][d], for whole vectors and for single elements.
   template <class T, class C, class F>
   static MMK_INLINE void write(Run<T> out, int64_t count, Heads<C> heads, bool streamed, bool unit_input, F value) {
-    constexpr uintptr_t bytes = lanes<C> * sizeof(T);
-    // Only where every vector of every head of every row starts on a boundary.
-    streamed = streamed && heads.width % lanes<C> == 0 && reinterpret_cast<uintptr_t>(out.data) % bytes == 0 &&
-               uintptr_t(out.position) * sizeof(T) % bytes == 0;
+    // Only where every head of every row is made of whole lines: a line written half past the cache, half through it, is slow.
+    streamed = streamed && heads.width * sizeof(T) % cache_line == 0 && reinterpret_cast<uintptr_t>(out.data) % cache_line == 0 &&
+               uintptr_t(out.position) * sizeof(T) % cache_line == 0;
     with_flag(unit_input, [&](auto unit) {
       with_write(streamed, out.channel, [&](auto how) {
         for (int64_t i = 0; i < count; ++i)
@@ -199,11 +202,11 @@ struct Rows {
 };
 
 struct Planes {
-  static constexpr int64_t least_positions = 64;   // else a plane's part is shorter than a few lines
+  static constexpr int64_t least_bytes = 4096;     // of a plane, before the next one, a page away
 
   template <class T, class Y, class C>
   static void dot(Run<T> x, Y y, int64_t count, Heads<C> heads, C* scores, int64_t head_stride) {
-    with_flag(x.position == 1 && position(y) == 1, [&](auto unit) {
+    with_flag(x.position == 1 && position(y) == 1, [=](auto unit) {
       for (int64_t h = 0; h < heads.count; ++h) {
         C* s = scores + h * head_stride;
         for (int64_t i = 0; i < count; ++i) s[i] = 0;
@@ -241,7 +244,7 @@ struct Planes {
 
   template <class T, class C>
   static void weighted_sum(Run<T> x, const C* p, const C* q, int64_t count, Heads<C> heads, int64_t head_stride, C* a, C* b) {
-    with_flag(x.position == 1, [&](auto unit) {
+    with_flag(x.position == 1, [=](auto unit) {
       for (int64_t h = 0; h < heads.count; ++h) {
         const C *ph = p + h * head_stride, *qh = b ? q + h * head_stride : nullptr;
         int64_t d = h * heads.width, end = d + heads.width;
@@ -306,9 +309,12 @@ struct Planes {
 
   template <class T, class C, class F>
   static MMK_INLINE void write(Run<T> out, int64_t count, Heads<C> heads, bool streamed, bool unit_input, F value) {
-    constexpr int64_t bytes = lanes<C> * sizeof(T);
-    // Planes of any length start anywhere in a line: the elements before the first whole line are written one by one.
-    if (count < 8 * lanes<C>) streamed = false;
+    // Planes of any length start and end anywhere in a line: only the whole lines between are written past the cache. Short
+    // planes that follow each other without a gap are gathered into lines first.
+    constexpr int64_t line = cache_line / sizeof(T);
+    if (streamed && count < 8 * line && out.position == 1 && out.channel == count)
+      return write_joined(out, count, heads, unit_input, value);
+    if (count < 8 * line) streamed = false;
     with_flag(unit_input, [&](auto unit) {
       with_write(streamed, out.position, [&](auto how) {
         for (int64_t h = 0; h < heads.count; ++h)
@@ -316,14 +322,48 @@ struct Planes {
             auto f = value(unit, d, h);
             T* plane = out.data + d * out.channel;
             int64_t i = 0;
-            if constexpr (how.value == Write::streamed)
-              for (; reinterpret_cast<uintptr_t>(plane + i) % bytes != 0; ++i) plane[i] = from_acc<T>(f(i, std::false_type{}));
+            constexpr Write rest = how.value == Write::scattered ? Write::scattered : Write::cached;
+            if constexpr (how.value == Write::streamed) {
+              for (; reinterpret_cast<uintptr_t>(plane + i) % cache_line != 0; ++i) plane[i] = from_acc<T>(f(i, std::false_type{}));
+              for (; i + line <= count; i += line)
+                for (int64_t j = 0; j < line; j += lanes<C>) stream(plane + i + j, f(i + j, std::true_type{}));
+            }
             for (; i + lanes<C> <= count; i += lanes<C>)
-              store_along<how.value>(plane + i * Stride<how.value != Write::scattered>{out.position}, out.position, f(i, std::true_type{}));
+              store_along<rest>(plane + i * Stride<rest == Write::cached>{out.position}, out.position, f(i, std::true_type{}));
             for (; i < count; ++i) plane[i * out.position] = from_acc<T>(f(i, std::false_type{}));
           }
       });
     });
+  }
+
+  template <class T, class C, class F>
+  static MMK_INLINE void write_joined(Run<T> out, int64_t count, Heads<C> heads, bool unit_input, F value) {
+    constexpr int64_t line = cache_line / sizeof(T), capacity = 64 * line;
+    alignas(cache_line) T buffer[capacity];
+    int64_t begin = int64_t(reinterpret_cast<uintptr_t>(out.data) % cache_line / sizeof(T)), fill = begin;   // of the buffer that holds values
+    T* to = out.data - begin;                                                      // where the buffer's start belongs
+    auto flush = [&](bool last) {
+      int64_t i = begin, whole = fill - fill % line;
+      for (; i < (last ? fill : whole) && i % line; ++i) to[i] = buffer[i];         // the first line may not be ours alone
+      for (; i < whole; i += line)
+        for (int64_t j = 0; j < line; j += lanes<C>) stream(to + i + j, load(static_cast<const T*>(buffer) + i + j));
+      if (last) for (; i < fill; ++i) to[i] = buffer[i];
+      else for (int64_t j = whole; j < fill; ++j) buffer[j - whole] = buffer[j];
+      to += whole, fill -= whole, begin = begin > whole ? begin - whole : 0;
+    };
+    with_flag(unit_input, [&](auto unit) {
+      for (int64_t h = 0; h < heads.count; ++h)
+        for (int64_t d = h * heads.width; d < (h + 1) * heads.width; ++d) {
+          if (fill + count > capacity) flush(false);
+          auto f = value(unit, d, h);
+          T* plane = buffer + fill;
+          int64_t i = 0;
+          for (; i + lanes<C> <= count; i += lanes<C>) store(plane + i, f(i, std::true_type{}));
+          for (; i < count; ++i) plane[i] = from_acc<T>(f(i, std::false_type{}));
+          fill += count;
+        }
+    });
+    flush(true);
   }
 };
 

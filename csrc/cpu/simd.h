@@ -209,7 +209,7 @@ MMK_INLINE vec<float> exp(vec<float> x) {
   vec<float> clamped = x > 89.f ? splat(89.f) : x < -104.f ? splat(-104.f) : x;
   vec<float> n = (clamped * 0x1.715476p0f + shifter) - shifter;
   vec<float> r = clamped - n * 0x1.62e4p-1f;       // ln 2 in two parts: n times the first one is exact
-  r = r - n * -0x1.7f7d1cp-20f;
+  r = r - n * 0x1.7f7d1cp-20f;
   vec<float> p = splat(0x1.6a2434p-10f);    // minimax for (exp(r) - 1 - r) / r^2, relative error 2^-28
   p = p * r + 0x1.1239e2p-7f;
   p = p * r + 0x1.5558f2p-5f;

@@ -252,15 +252,21 @@ template <class T, class L> struct Backward : Common<T, L> {
   }
 };
 
-// Positions of a chunk: about 128 KiB of features, so that a chunk (and its gradient) stays in the second-level cache.
-template <class T, class L> int64_t chunk_positions(int64_t D) {
-  int64_t fit = (128 << 10) / (D * int64_t(sizeof(T)));
-  return fit < L::least_positions ? L::least_positions : fit - fit % L::least_positions;
+// Positions of a chunk: about 128 KiB of features, so that a chunk (and its gradient) stays in the second-level cache; samples
+// of one size are cut evenly.
+template <class T, class L> int64_t chunk_positions(const SpatialAttention& a) {
+  constexpr int64_t least = L::least_bytes / int64_t(sizeof(T)), step = 16;
+  int64_t fit = (128 << 10) / (a.D * int64_t(sizeof(T)));
+  fit = fit < least ? least : fit;
+  int64_t N = a.Y * a.X;
+  if (a.offsets || N == 0) return fit;
+  int64_t chunks = (N + fit - 1) / fit, even = (N + chunks - 1) / chunks;
+  return (even + step - 1) / step * step;
 }
 
 template <class T, class L, template <class, class> class Direction, class Arguments>
 void run(const SpatialAttention& a, const Arguments& arguments, const Parallel& parallel) {
-  Split split(a.B, a.Y * a.X, a.offsets, chunk_positions<T, L>(a.D), a.D * sizeof(T), parallel);
+  Split split(a.B, a.Y * a.X, a.offsets, chunk_positions<T, L>(a), a.D * sizeof(T), parallel);
   Direction<T, L> direction(arguments, split);
   split.run(direction);
 }

@@ -121,21 +121,19 @@ def _run_reference(image, text, mask, offsets, scale, num_heads, pool, rescale, 
 def _reference_backward(grad_result, grad_weights, image, text, weights, mask, offsets, scale, num_heads, pool,
                         rescale, need_image_grad, need_text_grad):
     """The gradients by autograd through the reference: differentiable again, so it also gives second derivatives."""
-    with torch.enable_grad():
-        # A leaf of its own: the caller's image may not require a gradient, and may be the very tensor text is.
-        image, text = image.view_as(image), text.view_as(text)
-        wanted = [t if t.requires_grad else t.requires_grad_() for t, need in
-                  ((image, need_image_grad), (text, need_text_grad)) if need]
-        outputs = _run_reference(image, text, mask, offsets, scale, num_heads, pool, rescale, None)
-        pairs = [(o, g) for o, g in zip(outputs, (grad_result, grad_weights)) if g is not None]
-        grads = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g.to(o.dtype) for o, g in pairs],
-                                         create_graph=True))
-    return (next(grads) if need_image_grad else image.new_empty(0),
-            next(grads) if need_text_grad else text.new_empty(0))
+    outputs, pull = torch.func.vjp(
+        lambda image, text: _run_reference(image, text, mask, offsets, scale, num_heads, pool, rescale, None), image, text)
+    image_grad, text_grad = pull(tuple(torch.zeros_like(o) if g is None else g.to(o.dtype)
+                                       for o, g in zip(outputs, (grad_result, grad_weights))))
+    return (image_grad if need_image_grad else image.new_empty(0), text_grad if need_text_grad else text.new_empty(0))
 
 
+_run_reference.backward = _reference_backward
 backends.implement("reference", "spatial_attention", _run_reference)
 
+
+# Autograd. The registered operations and the Functions share these; the Functions also serve torch.func's transforms, which
+# don't know operations' autograd rules.
 
 def _setup_context(ctx, inputs, output, backward):
     image, text, mask, offsets, *ctx.options = inputs
@@ -152,6 +150,70 @@ def _backward(ctx, grad_result, grad_weights):
     image_grad, text_grad = ctx.backward(grad_result, grad_weights, image, text, weights, mask, offsets, *ctx.options,
                                          need_image_grad, need_text_grad)
     return (image_grad if need_image_grad else None, text_grad if need_text_grad else None) + (None,) * 6
+
+
+def _setup_second(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:7])
+    ctx.options = inputs[7:]
+    ctx.set_materialize_grads(False)
+
+
+def _second(ctx, *grads):
+    """Second derivatives run in plain PyTorch: `weights` is a function of image and text there, and gets no gradient."""
+    grad_result, grad_weights, image, text, _, mask, offsets = ctx.saved_tensors
+    given = [g is not None for g in (grad_result, grad_weights)]
+
+    def first(image, text, *grads):
+        grads = iter(grads)
+        return _reference_backward(*(next(grads) if g else None for g in given), image, text, None, mask, offsets, *ctx.options)
+
+    firsts, pull = torch.func.vjp(first, image, text, *(g for g in (grad_result, grad_weights) if g is not None))
+    image_grad, text_grad, *rest = pull(tuple(torch.zeros_like(f) if g is None else g for f, g in zip(firsts, grads)))
+    rest = iter(rest)
+    return (*(next(rest) if g else None for g in given), image_grad, text_grad) + (None,) * 9
+
+
+class SpatialAttentionFunction(torch.autograd.Function):
+    """``apply(image, text, mask, offsets, scale, num_heads, pool, rescale, backend) -> (result, weights)``.
+
+    The Function behind :func:`mmkernels.spatial_attention`, for those who build on it; the arguments are not checked
+    beyond what keeps the kernels safe. It keeps its inputs and the weights ``[B, H, N]``, nothing the size of image.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(image, text, mask=None, offsets=None, scale=1.0, num_heads=1, pool=False, rescale=False, backend=None):
+        run = backends.choose("spatial_attention", image, backend)
+        return getattr(run, "forward", run)(image, text, mask, offsets, scale, num_heads, pool, rescale, None)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *inputs, backend = inputs
+        _setup_context(ctx, inputs, output, lambda *arguments: _BackwardFunction.apply(*arguments, backend))
+
+    @staticmethod
+    def backward(ctx, grad_result, grad_weights):
+        return _backward(ctx, grad_result, grad_weights) + (None,)
+
+
+class _BackwardFunction(torch.autograd.Function):
+    """The first derivatives, with an autograd rule of their own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments):
+        *arguments, backend = arguments
+        return backends.choose("spatial_attention", arguments[2], backend).backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _setup_second(ctx, inputs[:-1], output)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return _second(ctx, *grads) + (None,)
 
 
 def register_operations(backend, name):
@@ -183,30 +245,7 @@ def register_operations(backend, name):
         f"mmkernels::{name}", _backward,
         setup_context=lambda ctx, inputs, output: _setup_context(ctx, inputs, output, backward))
 
-    def setup_second(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:7])
-        ctx.options = inputs[7:]
-        ctx.set_materialize_grads(False)
-
-    def second(ctx, *grads):
-        """Second derivatives run in plain PyTorch: `weights` (input 4) is a function of image and text there."""
-        tensors = ctx.saved_tensors
-        if all(g is None for g in grads):
-            return (None,) * 13
-        with torch.enable_grad():
-            tensors = [t if t is None or not need else (t if t.requires_grad else t.detach().requires_grad_())
-                       for t, need in zip(tensors, ctx.needs_input_grad)]
-            firsts = _reference_backward(*tensors, *ctx.options)
-        pairs = [(f, g) for f, g in zip(firsts, grads) if g is not None]
-        inputs = [i for i in (0, 1, 2, 3) if ctx.needs_input_grad[i]]
-        found = torch.autograd.grad([f for f, _ in pairs], [tensors[i] for i in inputs], [g for _, g in pairs],
-                                    create_graph=torch.is_grad_enabled(), allow_unused=True)
-        result = [None] * 13
-        for i, grad in zip(inputs, found):
-            result[i] = grad
-        return tuple(result)
-
-    torch.library.register_autograd(f"mmkernels::{name}_backward", second, setup_context=setup_second)
+    torch.library.register_autograd(f"mmkernels::{name}_backward", _second, setup_context=_setup_second)
 
     # vmap: dense samples are folded into the batch; packed bags become more bags.
     @torch.library.register_vmap(f"mmkernels::{name}")
@@ -235,16 +274,20 @@ def register_operations(backend, name):
         return (tuple(g.unflatten(0, (size, -1)) if need else g for g, need in zip(grads, needs)),
                 tuple(0 if need else None for need in needs))
 
-    def run(image, text, mask, offsets, scale, num_heads, pool, rescale, out):
+    def operation(image, text, mask, offsets, scale, num_heads, pool, rescale, out):
         if out is None:
             return forward(image, text, mask, offsets, scale, num_heads, pool, rescale)
         return out, forward_out(image, text, mask, offsets, scale, num_heads, pool, rescale, out)
 
-    run.backward = backward
+    def run(*arguments):
+        if torch._C._are_functorch_transforms_active():
+            *inputs, out = arguments
+            if out is None:
+                return SpatialAttentionFunction.apply(*inputs, backend)
+        return operation(*arguments)
+
+    run.forward, run.backward = operation, backward
     backends.implement(backend, "spatial_attention", run)
-
-
-_run_reference.backward = _reference_backward
 
 
 def _empty_weights(image, num_heads):
@@ -264,29 +307,6 @@ def _fold_offsets(offsets, image):
     rows = image.shape[1]
     starts = torch.arange(image.shape[0], device=offsets.device)[:, None] * rows
     return torch.cat([(offsets[:, :-1] + starts).flatten(), offsets.new_full((1,), image.shape[0] * rows)])
-
-
-class SpatialAttentionFunction(torch.autograd.Function):
-    """``apply(image, text, mask, offsets, scale, num_heads, pool, rescale, backend) -> (result, weights)``.
-
-    The Function behind :func:`mmkernels.spatial_attention`, for those who build on it; the arguments are not checked
-    beyond what keeps the kernels safe. It keeps its inputs and the weights ``[B, H, N]``, nothing the size of image.
-    """
-
-    @staticmethod
-    def forward(image, text, mask=None, offsets=None, scale=1.0, num_heads=1, pool=False, rescale=False, backend=None):
-        run = backends.choose("spatial_attention", image, backend)
-        return run(image, text, mask, offsets, scale, num_heads, pool, rescale, None)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *inputs, backend = inputs
-        backward = backends.choose("spatial_attention", inputs[0], backend).backward
-        _setup_context(ctx, inputs, output, backward)
-
-    @staticmethod
-    def backward(ctx, grad_result, grad_weights):
-        return _backward(ctx, grad_result, grad_weights) + (None,)
 
 
 if backends.extension is not None:

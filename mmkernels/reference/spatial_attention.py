@@ -2,7 +2,10 @@
 
 import torch
 
+from .precision import without_autocast
 
+
+@without_autocast
 def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_heads=1,
                       combine="multiply", rescale=False, layout="bnd", need_weights=False):
     """See :func:`mmkernels.spatial_attention`. Runs in float32 (float64 for float64) inside."""
@@ -55,6 +58,6 @@ def _packed(image, text, mask, offsets, *, need_weights, **options):
         result, weight = torch.cat(results), torch.cat(weights, -1)
     else:
         accumulate = torch.float64 if image.dtype == torch.float64 else torch.float32
-        result, weight = torch.zeros_like(text if options["combine"] == "pool" else image), \
-            torch.zeros(options["num_heads"], 0, dtype=accumulate, device=image.device)
+        result = (text if options["combine"] == "pool" else image) * 0
+        weight = image.new_zeros(options["num_heads"], 0, dtype=accumulate)
     return (result, weight) if need_weights else result

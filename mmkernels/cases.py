@@ -1,0 +1,280 @@
+"""The inputs that tests and ``python -m mmkernels verify`` run every backend on.
+
+Each operation has one generator here, under its own name, that yields :class:`Case` objects; whoever adds an operation
+adds its generator and nothing else. A case draws its tensors from a seed, in the dtype and on the device that are asked
+for, and returns the operation's arguments by name. Every floating-point tensor among them gets a gradient.
+"""
+
+import itertools
+import zlib
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# Emulated and interpreted backends take the small cases only: at most so many image elements.
+SMALL = 6_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of arguments. `group` is the line of verify's table that it counts for."""
+
+    name: str
+    group: str
+    make: Callable
+    small: bool
+
+    def build(self, dtype, device="cpu", seed=0):
+        """The arguments by name; the same seed gives the same values on every device."""
+        return self.make(Draw(dtype, device, seed + zlib.crc32(self.name.encode())))
+
+    def __str__(self):
+        return self.name
+
+
+class Draw:
+    """Draws tensors on the CPU, so that they don't depend on the device, and moves them there."""
+
+    def __init__(self, dtype, device, seed):
+        self.dtype, self.device = dtype, device
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape):
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.device, self.dtype)
+
+    def mask(self, *shape, share=0.6):
+        return (torch.rand(shape, generator=self.generator) < share).to(self.device)
+
+
+def selected(operation, *, small=False):
+    """The cases of an operation, by its name."""
+    return [case for case in globals()[operation]() if case.small or not small]
+
+
+def is_slow(backend, device_type):
+    """Whether a backend is executed for correctness alone (emulated CUDA, interpreted Triton)."""
+    return backend.endswith("-emulated") or (backend == "triton" and device_type == "cpu")
+
+
+# Where a tensor can lie. Each takes the draw and the logical shape and returns a view of that shape.
+
+def contiguous(draw, *shape):
+    return draw.normal(*shape)
+
+
+def transposed(draw, *shape):
+    """The last two dimensions are swapped in memory."""
+    return draw.normal(*shape[:-2], shape[-1], shape[-2]).mT
+
+
+def every_second_row(draw, *shape):
+    return draw.normal(*shape[:-2], 2 * shape[-2], shape[-1])[..., ::2, :]
+
+
+def every_second_channel(draw, *shape):
+    return draw.normal(*shape[:-1], 2 * shape[-1])[..., 1::2]
+
+
+def window(draw, *shape):
+    """A crop out of the middle of a larger tensor."""
+    base = draw.normal(*(n + 2 for n in shape))
+    return base[(slice(1, -1),) * len(shape)]
+
+
+def unaligned(draw, *shape):
+    """Contiguous, but one element past the start of its storage."""
+    return draw.normal(torch.Size(shape).numel() + 1)[1:].view(shape)
+
+
+def batch_first_last(draw, *shape):
+    """The batch is the innermost dimension in memory."""
+    return draw.normal(*shape[1:], shape[0]).movedim(-1, 0)
+
+
+def same_for_all(draw, *shape):
+    """One sample expanded over the batch: stride 0."""
+    return draw.normal(1, *shape[1:]).expand(shape)
+
+
+def same_row(draw, *shape):
+    """One row expanded over the positions: stride 0."""
+    return draw.normal(*shape[:-2], 1, shape[-1]).expand(shape)
+
+
+def same_channel(draw, *shape):
+    return draw.normal(*shape[:-1], 1).expand(shape)
+
+
+def channels_last(draw, batch, channels, height, width):
+    return draw.normal(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def channels_last_window(draw, batch, channels, height, width):
+    return draw.normal(batch, height + 3, width + 2, channels)[:, 2:-1, 1:-1].permute(0, 3, 1, 2)
+
+
+def channels_last_some(draw, batch, channels, height, width):
+    """Channels-last, and the channels are a slice of more."""
+    return draw.normal(batch, height, width, channels + 5)[..., 2:-3].permute(0, 3, 1, 2)
+
+
+DENSE = (contiguous, transposed, every_second_row, every_second_channel, window, unaligned, batch_first_last,
+         same_for_all, same_row, same_channel)
+PLANES = (contiguous, transposed, every_second_row, every_second_channel, window, unaligned, same_for_all,
+          channels_last, channels_last_window, channels_last_some)
+PACKED = (contiguous, transposed, every_second_row, every_second_channel, window, unaligned, same_row)
+
+
+# Masks: each takes the draw and the mask's shape, batch (or rows) first.
+
+def _mask_all(draw, *shape):
+    return torch.ones(shape, dtype=torch.bool, device=draw.device)
+
+
+def _mask_none(draw, *shape):
+    return ~_mask_all(draw, *shape)
+
+
+def _mask_one(draw, *shape):
+    """A single position, the last, takes part."""
+    mask = _mask_none(draw, *shape).flatten(1)
+    mask[:, -1] = True
+    return mask.view(shape)
+
+
+def _mask_random(draw, *shape):
+    return draw.mask(*shape)
+
+
+def _mask_whole_sample(draw, *shape):
+    """The first sample has no position at all."""
+    mask = draw.mask(*shape)
+    mask[0] = False
+    return mask
+
+
+def _mask_strided(draw, *shape):
+    """Neither dense nor aligned."""
+    return draw.mask(*shape[:-1], 2 * shape[-1] + 1)[..., 1::2]
+
+
+def _mask_transposed(draw, *shape):
+    return draw.mask(*shape[::-1]).permute(*range(len(shape) - 1, -1, -1))
+
+
+def _mask_shared(draw, *shape):
+    """One mask for all samples: stride 0."""
+    return draw.mask(1, *shape[1:]).expand(shape)
+
+
+MASKS = {"all": _mask_all, "none": _mask_none, "one": _mask_one, "random": _mask_random,
+         "whole sample": _mask_whole_sample, "strided": _mask_strided, "transposed": _mask_transposed,
+         "shared": _mask_shared}
+
+
+def spatial_attention():
+    """Sizes, layouts, masks, heads, options, packed bags, large inputs."""
+
+    def case(group, name, shape, *, make=contiguous, make_text=contiguous, mask=None, bags=None,
+             offsets_dtype=torch.int64, gain=1, **options):
+        """`shape` is image's: [B, N, D], [B, D, Y, X], or [rows, D] with the bags' sizes in `bags`."""
+        if len(shape) == 4:
+            options["layout"] = "bdhw"
+
+        def build(draw):
+            batch, channels = (len(bags), shape[1]) if bags is not None else (shape[0], shape[1 if len(shape) == 4 else 2])
+            arguments = {"image": make(draw, *shape), "text": make_text(draw, batch, channels) * gain, **options}
+            if mask is not None:
+                grid = shape[:1] if bags is not None else (shape[0], *shape[2:]) if len(shape) == 4 else shape[:2]
+                arguments["mask"] = mask(draw, *grid)
+            if bags is not None:
+                bounds = list(itertools.accumulate(bags, initial=0))
+                arguments["offsets"] = torch.tensor(bounds, dtype=offsets_dtype, device=draw.device)
+            return arguments
+
+        return Case(f"{group}: {name}", group, build, torch.Size(shape).numel() <= SMALL)
+
+    both = ("multiply", "pool")
+
+    # Sizes that fit no vector, tile or block; the batch sizes 1 to 5 in turn.
+    pairs = ((1, 1), (1, 3), (3, 1), (3, 3), (113, 1), (1, 113), (16, 64), (33, 17), (1023, 3), (799, 3), (113, 203),
+             (3, 1023), (1, 1023), (1023, 1), (1024, 113))
+    for i, (n, d) in enumerate(pairs):
+        for combine in both:
+            b = 1 + i % 5
+            yield case("sizes", f"{b}x{n}x{d} {combine}", (b, n, d), combine=combine, need_weights=i % 2 == 0)
+    for combine in both:
+        yield case("empty", f"no sample {combine}", (0, 7, 5), combine=combine, need_weights=True)
+        yield case("empty", f"no position {combine}", (3, 0, 5), combine=combine, need_weights=True)
+        yield case("empty", f"no sample bdhw {combine}", (0, 5, 2, 3), combine=combine, need_weights=True)
+        yield case("empty", f"no row bdhw {combine}", (2, 5, 0, 3), combine=combine, need_weights=True)
+        yield case("empty", f"no bag {combine}", (0, 5), bags=(), combine=combine, need_weights=True)
+        yield case("empty", f"empty bags {combine}", (0, 5), bags=(0, 0), combine=combine, need_weights=True)
+
+    # Layouts.
+    for make, combine in itertools.product(DENSE, both):
+        yield case("bnd views", f"{make.__name__} {combine}", (3, 21, 18), make=make, num_heads=2,
+                   combine=combine, need_weights=True)
+    for make_text in (transposed, every_second_channel, window, same_for_all, same_channel):
+        yield case("bnd views", f"text {make_text.__name__}", (3, 21, 18), make_text=make_text)
+    for make, combine in itertools.product(PLANES, both):
+        yield case("bdhw views", f"{make.__name__} {combine}", (3, 18, 5, 7), make=make, num_heads=3,
+                   combine=combine, need_weights=True, mask=_mask_random)
+    for shape in ((2, 1, 1, 1), (1, 3, 1, 17), (2, 64, 7, 7), (5, 33, 3, 1), (2, 37, 15, 13)):
+        for make in (contiguous, channels_last):
+            name = "x".join(map(str, shape))
+            yield case("bdhw sizes", f"{name} {make.__name__}", shape, make=make)
+            yield case("bdhw sizes", f"{name} {make.__name__} pool", shape, make=make, combine="pool")
+
+    # Masks.
+    for (name, mask), combine in itertools.product(MASKS.items(), both):
+        yield case("masks", f"{name} {combine}", (4, 37, 20), mask=mask, combine=combine, need_weights=True)
+        yield case("masks", f"{name} {combine} bdhw", (3, 20, 4, 9), mask=mask, combine=combine)
+    yield case("masks", "random rescale", (4, 37, 20), mask=_mask_random, rescale=True, need_weights=True)
+    yield case("masks", "whole sample rescale", (4, 37, 20), mask=_mask_whole_sample, rescale=True, need_weights=True)
+
+    # Heads and the other options.
+    for heads, combine in itertools.product((1, 2, 5, 20), both):
+        yield case("heads", f"{heads} {combine}", (2, 19, 20), num_heads=heads, combine=combine, need_weights=True)
+        yield case("heads", f"{heads} {combine} bdhw", (2, 20, 3, 5), num_heads=heads, combine=combine, mask=_mask_random)
+    yield case("heads", "3 of 35 channels", (2, 50, 105), num_heads=3, need_weights=True)
+    yield case("heads", "12 of 64 channels", (1, 196, 768), num_heads=12, mask=_mask_random)
+    for combine in both:
+        yield case("options", f"rescale {combine}", (2, 29, 24), rescale=True, combine=combine, need_weights=True)
+        yield case("options", f"scale 0.3 {combine}", (2, 29, 24), scale=0.3, combine=combine)
+        yield case("options", f"scale 0 {combine}", (2, 29, 24), scale=0.0, combine=combine, need_weights=True)
+        yield case("options", f"negative scale {combine}", (2, 29, 24), scale=-1.0, combine=combine)
+        yield case("options", f"integer scale {combine}", (2, 29, 24), scale=1, combine=combine)
+        yield case("options", f"large scores {combine}", (3, 65, 48), gain=8, combine=combine, need_weights=True)
+
+    # Packed bags: empty ones in front, inside and at the end.
+    bags = (0, 1, 37, 0, 0, 5, 16, 0)
+    rows = sum(bags)
+    for combine, offsets_dtype in itertools.product(both, (torch.int64, torch.int32)):
+        name = f"{combine} {str(offsets_dtype).removeprefix('torch.')}"
+        yield case("packed", name, (rows, 22), bags=bags, offsets_dtype=offsets_dtype, combine=combine,
+                   need_weights=True)
+        yield case("packed", f"{name} mask, heads", (rows, 22), bags=bags, offsets_dtype=offsets_dtype,
+                   combine=combine, num_heads=2, need_weights=True, mask=lambda draw, n: draw.mask(n))
+    yield case("packed", "rescale", (rows, 22), bags=bags, rescale=True, mask=lambda draw, n: draw.mask(n))
+    yield case("packed", "everything masked", (rows, 22), bags=bags, need_weights=True,
+               mask=lambda draw, n: torch.zeros(n, dtype=torch.bool, device=draw.device))
+    yield case("packed", "strided mask", (rows, 22), bags=bags, mask=lambda draw, n: draw.mask(2 * n)[::2])
+    yield case("packed", "one bag", (113, 3), bags=(113,), need_weights=True)
+    yield case("packed", "bags of one", (5, 9), bags=(1,) * 5, need_weights=True)
+    for make in PACKED[1:]:
+        yield case("packed", make.__name__, (rows, 22), bags=bags, make=make, need_weights=True)
+
+    # More positions than one block or thread takes: the split softmax and its merge.
+    for combine in both:
+        yield case("large", f"bag of 20011 {combine}", (20_011, 40), bags=(20_011,), combine=combine, need_weights=True)
+        yield case("large", f"bags of 1, 20011, 0, 700 {combine}", (20_712, 24), bags=(1, 20_011, 0, 700),
+                   combine=combine, num_heads=2, mask=lambda draw, n: draw.mask(n))
+        yield case("large", f"1x20011x33 {combine}", (1, 20_011, 33), combine=combine, need_weights=True)
+        yield case("large", f"2x48x131x77 channels_last {combine}", (2, 48, 131, 77), make=channels_last,
+                   combine=combine, mask=_mask_random)
+        yield case("large", f"1x48x131x77 {combine}", (1, 48, 131, 77), combine=combine)
+    yield case("large", "1x20011x24 large scores", (1, 20_011, 24), gain=8, need_weights=True)

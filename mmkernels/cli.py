@@ -1,0 +1,139 @@
+"""The command line: ``info``, ``verify``, ``bench`` and ``demo``. Each only shows what a function of the package returns."""
+
+import json
+import sys
+from contextlib import contextmanager
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import __version__
+from . import backends as registry
+from . import functional
+
+console = Console()
+if not console.is_terminal:
+    console = Console(width=132)                  # in a file or a pipe no line has to fit a screen
+json_option = click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
+                           help="Also write the result to FILE as JSON.")
+
+
+def names_option(flag, known, text):
+    return click.option(flag, multiple=True, type=click.Choice(list(known)), help=text + " Can be given more than once.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mmkernels")
+def main():
+    """Fused score -> softmax -> multiply kernels for image and text features."""
+
+
+@main.command()
+@json_option
+def info(json_path):
+    """What was built, what this machine has, and which backend can run."""
+    from . import info as page
+
+    found = page.collect()
+    page.show(found, console)
+    _write(json_path, found)
+
+
+@main.command()
+@names_option("--operation", functional.__all__, "Operation to check; default: all.")
+@click.option("--backend", multiple=True, metavar="NAME", help="Backend to check; default: all that can run. Can be given "
+              "more than once; one that can't run then counts as a failure.")
+@click.option("--dtype", multiple=True, type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
+              help="Dtype to check; default: all. Can be given more than once.")
+@click.option("--small", is_flag=True, help="Only the small cases.")
+@click.option("--seed", default=0, show_default=True, help="Draws the values.")
+@json_option
+def verify(operation, backend, dtype, small, seed, json_path):
+    """Compares every backend with float64, results and gradients; exits with 1 if anything disagrees."""
+    import torch
+
+    from . import verify as checker
+
+    unknown = [name for name in backend if name not in registry.names()]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(registry.names())}", param_hint="--backend")
+    with _progress("verify") as progress:
+        rows = checker.run(list(operation) or None, list(backend) or None, seed=seed, small=small,
+                           dtypes=[getattr(torch, name) for name in dtype] or None,
+                           progress=lambda done, total: progress("verify", done, total))
+    checker.show(rows, console)
+    _write(json_path, checker.as_json(rows))
+    if not checker.passed(rows):
+        sys.exit(1)
+
+
+@main.command()
+@names_option("--operation", functional.__all__, "Operation to time; default: all.")
+@click.option("--quick", is_flag=True, help="Few shapes and rounds, in less than half a minute.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU if there is one.")
+@click.option("--plot", "plot_path", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
+              help="Also draw the speed-ups to FILE (needs matplotlib).")
+@json_option
+def bench(operation, quick, threads, device, plot_path, json_path):
+    """Times every operation next to eager PyTorch, torch.compile, and the memory's own speed."""
+    from . import bench as benchmark
+    from .bench import report
+
+    with _progress("bench") as progress:
+        found = benchmark.run(list(operation) or None, quick=quick, threads=threads, device=device, progress=progress)
+    report.show(found, console)
+    if json_path:
+        with open(json_path, "w") as file:
+            file.write(report.as_json(found) + "\n")
+    if plot_path:
+        try:
+            report.plot(found, plot_path)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(f"--plot needs {error.name}: pip install mmkernels[cli]") from error
+
+
+@main.command()
+@click.option("--out", "out_dir", type=click.Path(file_okay=False, writable=True), default="out/demo", show_default=True,
+              metavar="DIRECTORY", help="Where pictures and the report go.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training pictures.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use so many training pictures only.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
+@click.option("--seed", type=int, help="Draws everything random.")
+@json_option
+def demo(out_dir, epochs, limit, threads, seed, json_path):
+    """Trains the reference model on real pictures and words, and shows where it looks."""
+    try:
+        from . import demo as demonstration
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"the demo needs {error.name}: pip install mmkernels[demo]") from error
+    chosen = {"epochs": epochs, "limit": limit, "threads": threads, "seed": seed}
+    _write(json_path, demonstration.run(out_dir, **{name: value for name, value in chosen.items() if value is not None},
+                                        verify=_verify_for_demo, bench=_bench_for_demo))
+
+
+def _verify_for_demo():
+    from . import verify as checker
+    return checker.as_json(checker.run(small=True))
+
+
+def _bench_for_demo():
+    from . import bench as benchmark
+    return benchmark.run(quick=True)
+
+
+@contextmanager
+def _progress(title):
+    """A bar that goes away when it is done: ``progress(text, done, total)``."""
+    with Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+                  TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)
+
+
+def _write(path, found):
+    if path:
+        with open(path, "w") as file:
+            json.dump(found, file, indent=1, default=str, allow_nan=True)
+            file.write("\n")

@@ -1,0 +1,127 @@
+"""The task: does this text describe this picture?"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset
+
+from .pictures import LANGUAGES, catalogue, load_images
+from .text import encode, train_tokenizer
+
+
+class Pairs(Dataset):
+    """Pictures, each with K texts: its names in every language, then as many names of other pictures.
+
+    A text is as often wrong as right, and so is a picture: neither alone tells anything about the label. That holds
+    exactly, because the wrong texts of a language are its right ones, shifted along Unicode's order: for one language
+    by a short way (hard: neighbours look alike, share words, or are the same emoji in another skin tone), for the
+    next by a long one (easy), in turn from draw to draw.
+
+    Args:
+        pictures: P Picture, in the catalogue's order.
+        images: uint8 ``[P, 3, Y, X]``.
+        tokenizer: from :func:`mmkernels.data.train_tokenizer`.
+        mean, std: float ``[3]``, of the training images / 255.
+        near: a hard negative comes from at most so far.
+        seed: with :meth:`redraw`'s number, decides which wrong texts are drawn.
+
+    Item: ``(image float [3, Y, X], texts K str, label float [K], hard bool [K])``; ``hard`` marks the hard negatives.
+
+    Raises:
+        ValueError: too few pictures to take wrong texts from.
+    """
+
+    def __init__(self, pictures, images, tokenizer, mean, std, *, languages=LANGUAGES, near=4, negatives=1, seed=0):
+        if len(pictures) < 2 * near + 2:
+            raise ValueError(f"pictures must be at least {2 * near + 2} (wrong texts come from others), "
+                             f"got {len(pictures)}")
+        self.pictures, self.images, self.tokenizer = pictures, images, tokenizer
+        self.mean, self.std = mean.view(3, 1, 1), std.view(3, 1, 1)
+        self.languages, self.near, self.seed = languages, near, seed
+        self.negatives = negatives
+        self.positive_weight = torch.tensor(float(negatives))
+        self.redraw(0)
+
+    def redraw(self, number):
+        """Draws other negatives, the same for the same seed and number; returns self."""
+        draw, count = random.Random(f"{self.seed} {number}"), len(self.pictures)
+        self.hard = [(i + number) % 2 == 0 for i in range(len(self.languages) * self.negatives)]
+        self.shifts = [draw.choice((1, -1)) * draw.randint(1, self.near) if hard
+                       else draw.randint(self.near + 1, count - self.near - 1) for hard in self.hard]
+        return self
+
+    def texts(self, index):
+        """The K texts of a picture."""
+        others = [self.pictures[(index + shift) % len(self.pictures)] for shift in self.shifts]
+        return ([self.pictures[index].texts[l] for l in self.languages]
+                + [p.texts[l] for p, l in zip(others, self.languages * self.negatives)])
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, index):
+        image = (self.images[index].float() / 255 - self.mean) / self.std
+        label = torch.tensor([1.0] * len(self.languages) + [0.0] * len(self.hard))
+        return image, self.texts(index), label, torch.tensor([False] * len(self.languages) + self.hard)
+
+    def collate(self, items):
+        """Items to a batch: image ``[B, 3, Y, X]``, text int64 ``[B, K, T]``, label and hard ``[B, K]``."""
+        images, texts, labels, hard = zip(*items)
+        text = encode(self.tokenizer, [text for group in texts for text in group])
+        # channels_last is what the CPU's convolutions are fastest in; the fused layer reads it as it lies.
+        return (torch.stack(images).contiguous(memory_format=torch.channels_last),
+                text.unflatten(0, (len(items), -1)), torch.stack(labels), torch.stack(hard))
+
+
+@dataclass
+class Task:
+    """What :func:`load` returns: two :class:`Pairs`, and the tokenizer learnt from the first."""
+
+    training: Pairs
+    validation: Pairs
+    tokenizer: object
+
+
+def split(pictures, *, fraction=0.2, seed=0):
+    """Two lists of pictures. All skin tones and genders of an emoji are on one side, about ``fraction`` in the second.
+
+    Which side an emoji is on depends on the seed and itself alone, never on the others.
+    """
+    held_out = {p.base: random.Random(f"{seed} {p.base}").random() < fraction for p in pictures}
+    return [p for p in pictures if not held_out[p.base]], [p for p in pictures if held_out[p.base]]
+
+
+def load(limit=None, *, seed=0, size=224, fraction=0.2, cache_dir=None, progress=True):
+    """The task: pictures rendered (or read from the cache), split, with a tokenizer learnt from the training half.
+
+    Args:
+        limit: how many pictures, drawn by ``seed``; None is all of them (about 3,900).
+        seed: of the draw, the split and the negatives.
+        size: height and width of the images.
+        fraction: share of the pictures that is held out for validation.
+        cache_dir, progress: as in :func:`mmkernels.data.load_images`.
+
+    Raises:
+        ImportError: a package of ``mmkernels[demo]`` isn't installed.
+        ValueError: ``limit`` leaves too few pictures on one side.
+    """
+    pictures = list(catalogue())
+    if limit is not None and limit < len(pictures):
+        drawn = random.Random(seed).sample(range(len(pictures)), limit)
+        pictures = [pictures[i] for i in sorted(drawn)]
+    training, validation = split(pictures, fraction=fraction, seed=seed)
+    tokenizer = train_tokenizer([p.texts[language] for p in training for language in LANGUAGES])
+    images = load_images(training + validation, size=size, cache_dir=cache_dir, progress=progress)
+    mean, std = _statistics(images[:len(training)])
+    return Task(Pairs(training, images[:len(training)], tokenizer, mean, std, seed=seed),
+                Pairs(validation, images[len(training):], tokenizer, mean, std, seed=seed), tokenizer)
+
+
+def _statistics(images):
+    """Mean and standard deviation of every colour, without a float copy of all images."""
+    values = torch.arange(256) / 255
+    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]).double()
+    counts /= counts.sum(1, keepdim=True)
+    mean = counts @ values.double()
+    return mean.float(), (counts @ values.double() ** 2 - mean ** 2).sqrt().float()

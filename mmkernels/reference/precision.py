@@ -1,0 +1,17 @@
+"""The references choose their own precision."""
+
+import functools
+
+import torch
+
+
+def without_autocast(function):
+    """Autocast would run the reference's sums in low precision."""
+    @functools.wraps(function)
+    def run(image, *arguments, **options):
+        device = image.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return function(image, *arguments, **options)
+        with torch.autocast(device, enabled=False):
+            return function(image, *arguments, **options)
+    return run

@@ -1,0 +1,171 @@
+"""When is a result right? One rule, for every backend, dtype, operation, result and gradient.
+
+The truth is the reference in float64 on the same, already rounded, inputs. Each sample (each bag) is judged on its own,
+so that a large one can't hide a small one: its error is the largest absolute difference over the sample's largest
+magnitude, and likewise the root mean square of the difference over that of the truth. The worst sample counts.
+
+Allowed is twice the error that the plain PyTorch peer makes in the same dtype (flash-attention's rule), plus a floor:
+one epsilon of the result's dtype, since a small case may round exactly by luck in the peer, and 32 epsilons of the
+dtype in which sums run, since the order of a sum is free (128 in float64, where the truth has such errors, too, and the
+peer has the very same). However bad the peer is, a quarter of the magnitude is too much.
+
+What is exact is compared exactly: a sample where nothing takes part is 0 everywhere, gradients included; a shape, a
+dtype, and the places of NaN and Inf are the truth's.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from . import peers, reference
+
+PEER = 2
+RESULT_EPS = 1
+SUM_EPS = {torch.float32: 32, torch.float64: 128}
+CEILING = 0.25
+CANCELLED = 1e-12
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one tensor compares: `ratio` above 1, or a `problem`, is a failure."""
+
+    tensor: str
+    error: float
+    allowed: float
+    problem: str = ""
+
+    @property
+    def ratio(self):
+        return float("inf") if self.problem else self.error / self.allowed
+
+    @property
+    def passed(self):
+        return self.ratio <= 1                    # False for NaN, too
+
+    def __str__(self):
+        return f"{self.tensor}: " + (self.problem or f"error {self.error:.2e}, allowed {self.allowed:.2e}")
+
+
+def evaluate(function, arguments, *, dtype=None, gradients=True, upstream=None, **options):
+    """Runs an operation: ``{"result": ..., "weights": ..., "image.grad": ..., ...}``.
+
+    Every floating-point argument is taken as it lies in memory, in `dtype` if given, and gets a gradient;
+    `upstream(i, tensor)` gives the gradient that flows into output i (default: :func:`upstream_like`).
+    """
+    arguments = {name: _leaf(value, dtype, gradients) for name, value in arguments.items()}
+    with torch.set_grad_enabled(gradients):
+        outputs = function(**arguments, **options)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    found = {_output_name(i): output.detach() for i, output in enumerate(outputs)}
+    if gradients:
+        upstream = upstream or upstream_like
+        leaves = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor) and value.requires_grad}
+        ends = [(o, upstream(i, o)) for i, o in enumerate(outputs) if o.requires_grad]
+        grads = torch.autograd.grad([o for o, _ in ends], list(leaves.values()), [g for _, g in ends],
+                                    allow_unused=True, materialize_grads=True) if ends else \
+            [torch.zeros_like(leaf) for leaf in leaves.values()]
+        found |= {f"{name}.grad": grad for name, grad in zip(leaves, grads)}
+    return found
+
+
+def upstream_like(i, output):
+    """Random gradients for output i, the same for truth, peer and backend: rounded to the coarsest dtype there is."""
+    generator = torch.Generator().manual_seed(7 + i)
+    return torch.randn(output.shape, generator=generator).to(torch.bfloat16).to(output.device, output.dtype)
+
+
+class Standard:
+    """What a case has to give: its arguments, the truth, and how far off the peer is. Serves every backend."""
+
+    def __init__(self, operation, case, dtype, device="cpu", seed=0, gradients=True):
+        self.arguments = case.build(dtype, device, seed)
+        self.gradients = gradients
+        run, peer = getattr(reference, operation), getattr(peers, operation)
+        with _threads(1 if case.small else torch.get_num_threads()):      # waking the others costs more than it gives
+            self.truth = evaluate(run, self.arguments, dtype=torch.float64, gradients=gradients)
+            self.peer = evaluate(peer, self.arguments, gradients=gradients)
+            outputs = evaluate(run, self.arguments, gradients=False)
+        self.dtypes = {name: outputs[name].dtype if name in outputs else self.arguments[name.removesuffix(".grad")].dtype
+                       for name in self.truth}
+        self.silent = [bool(torch.all(part == 0)) for part in _samples("result", self.truth["result"], self.arguments)]
+
+    def judge(self, actual):
+        """Verdicts on what :func:`evaluate` returned for a backend, one a tensor."""
+        return [_judge(self, name, actual[name], self.truth[name], self.peer[name]) for name in self.truth]
+
+    def test(self, function, **options):
+        """Runs a backend's function on the case and judges it."""
+        return self.judge(evaluate(function, self.arguments, gradients=self.gradients, **options))
+
+
+def _judge(standard, name, actual, truth, peer):
+    if actual.shape != truth.shape:
+        return Verdict(name, 0, 0, f"shape {list(actual.shape)}, expected {list(truth.shape)}")
+    dtype = standard.dtypes[name]
+    if actual.dtype != dtype:
+        return Verdict(name, 0, 0, f"dtype {actual.dtype}, expected {dtype}")
+    if not torch.equal(actual.isfinite(), truth.isfinite()):
+        return Verdict(name, 0, 0, f"{int((actual.isfinite() != truth.isfinite()).sum())} elements are NaN or Inf "
+                                   "where the truth isn't, or the other way round")
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    floor = RESULT_EPS * torch.finfo(dtype).eps + SUM_EPS[sums] * torch.finfo(sums).eps
+    errors = _errors(standard, name, actual, truth, dtype)
+    limits = [min(PEER * e + floor, CEILING) if e == e else CEILING       # a peer that overflowed sets no limit
+              for e in _errors(standard, name, peer, truth, dtype)]
+    error, allowed = max(zip(errors, limits), key=lambda pair: pair[0] / pair[1])
+    return Verdict(name, error, allowed)
+
+
+def _errors(standard, name, actual, truth, dtype):
+    """(largest, root mean square) error, relative to the sample's magnitude, of the worst sample."""
+    largest = square = 0.0
+    quiet = max(torch.finfo(dtype).tiny, 1e-30)   # below, a dtype's own steps are coarser than its epsilon
+    samples = zip(*(_samples(name, tensor, standard.arguments) for tensor in (actual.double(), truth)), standard.silent)
+    for part, true, nothing in samples:
+        if true.numel() == 0:
+            continue
+        finite = true.isfinite()
+        true, difference = true.where(finite, 0), (part - true).where(finite, 0).abs()
+        # A gradient that cancels to 0 (a softmax over one position) has no magnitude: take that of the inputs, 1.
+        unit = quiet if nothing or true.abs().max() > CANCELLED else 1.0
+        largest = max(largest, float(difference.max() / (true.abs().max() + unit)))
+        square = max(square, float(difference.square().mean().sqrt() / (true.square().mean().sqrt() + unit)))
+        if float(difference.sum()) != float(difference.sum()):            # NaN: max() would forget it
+            return float("nan"), float("nan")
+    return largest, square
+
+
+def _samples(name, tensor, arguments):
+    """The parts of a tensor that belong to one sample each; a tensor without samples is cut along its first dimension."""
+    offsets = arguments.get("offsets")
+    if offsets is None:
+        return tensor.unbind(0)
+    sizes = offsets.diff().tolist()
+    if name == "weights":
+        return tensor.split(sizes, -1)
+    if name == "image.grad" or (name == "result" and arguments.get("combine", "multiply") != "pool"):
+        return tensor.split(sizes, 0)
+    return tensor.unbind(0)
+
+
+@contextmanager
+def _threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _leaf(value, dtype, requires_grad):
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    value = value.detach() if dtype in (None, value.dtype) else value.detach().to(dtype)
+    return value.requires_grad_() if requires_grad else value
+
+
+def _output_name(i):
+    return ("result", "weights")[i]

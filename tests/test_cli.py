@@ -1,0 +1,263 @@
+"""The command line: it answers, its JSON is complete, and `verify` and `bench` notice what is wrong."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import mmkernels as mmk
+from mmkernels import backends, cases, functional, peers, reference, verify
+
+click_testing = pytest.importorskip("click.testing")
+pytest.importorskip("rich")
+
+from mmkernels import bench, cli  # noqa: E402
+from mmkernels.bench import report, timing  # noqa: E402
+from mmkernels.bench import spatial_attention as spatial_bench  # noqa: E402
+
+
+def call(*arguments):
+    return click_testing.CliRunner().invoke(cli.main, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def planted():
+    """`planted(function)` registers a backend "planted" that runs it; it is gone after the test."""
+    def plant(function):
+        backends.register("planted", lambda device_type, dtype: None)
+        backends.implement("planted", "spatial_attention", function)
+
+    yield plant
+    backends._reasons.pop("planted", None)
+    backends._operations.pop("planted", None)
+
+
+def right(image, text, mask, offsets, scale, num_heads, pool, rescale, out):
+    return reference.spatial_attention(
+        image, text, mask=mask, offsets=offsets, scale=scale, num_heads=num_heads, combine="pool" if pool else "multiply",
+        rescale=rescale, layout="bdhw" if image.dim() == 4 else "bnd", need_weights=True)
+
+
+def test_python_dash_m():
+    """The real command, in a process of its own, without a terminal."""
+    done = subprocess.run([sys.executable, "-m", "mmkernels", "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for command in ("info", "verify", "bench", "demo"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_the_extra(missing):
+    """A friendly line instead of a traceback."""
+    code = (f"import sys, runpy; sys.modules[{missing!r}] = None\n"
+            "runpy.run_module('mmkernels', run_name='__main__', alter_sys=True)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "pip install mmkernels[cli]" in done.stderr and missing in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "bench", "demo"])
+def test_help(command):
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert "--json FILE" in result.output and len(result.output.splitlines()) > 5
+
+
+def test_version():
+    assert mmk.__version__ in call("--version").output
+
+
+def test_unknown_command():
+    assert call("velify").exit_code == 2
+
+
+def test_info(tmp_path):
+    result = call("info", "--json", tmp_path / "info.json")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "info.json").read_text())
+    assert found["torch"] == torch.__version__ and found["threads"] == torch.get_num_threads()
+    told = {(row["operation"], row["backend"], row["device"]): row["reason"] for row in found["backends"]}
+    for operation in functional.__all__:
+        for name in backends.names():
+            assert told[operation, name, "cpu"] == backends.why_not(name, operation, "cpu", torch.float32)
+    assert [row["backend"] for row in found["backends"] if row["default"] and row["device"] == "cpu"] == \
+        ["cpu" if backends.extension is not None else "reference"] * len(functional.__all__)
+    for name in backends.names():
+        assert name in result.output
+
+
+def test_info_of_the_extension(extension, tmp_path):
+    call("info", "--json", tmp_path / "info.json")
+    built = json.loads((tmp_path / "info.json").read_text())["extension"]
+    assert built["cpu_isa"] in built["cpu_isas"] and built["file"] == extension.__file__
+    assert built["compiler"] and built["torch_target"]
+    assert built["cuda_architectures"] or built["cuda_reason"]
+
+
+def test_info_without_the_extension(monkeypatch, tmp_path):
+    monkeypatch.setattr(backends, "extension", None)
+    monkeypatch.setattr(backends, "extension_error", "the compiled extension was taken away by this test")
+    result = call("info", "--json", tmp_path / "info.json")
+    assert result.exit_code == 0
+    assert "taken away" in json.loads((tmp_path / "info.json").read_text())["extension"]["missing"]
+
+
+# verify
+
+def test_verify(tmp_path):
+    result = call("verify", "--small", "--dtype", "float32", "--json", tmp_path / "verify.json")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "verify.json").read_text())
+    assert found["passed"] is True
+    expected = {b for b in backends.names() if backends.why_not(b, "spatial_attention", "cpu", torch.float32) is None}
+    assert {row["backend"] for row in found["rows"] if row["device"] == "cpu"} == expected
+    for backend in expected:
+        count = sum(row["cases"] for row in found["rows"] if row["backend"] == backend and row["device"] == "cpu")
+        assert count == len(cases.selected("spatial_attention", small=True))
+        assert backend in result.output
+    for row in found["rows"]:
+        assert row["passed"] and not row["failures"] and row["error"] <= row["allowed"] and row["dtype"] == "float32"
+
+
+def test_verify_accepts_a_right_backend(planted):
+    planted(right)
+    rows = verify.run(backends=["planted"], dtypes=[torch.float32], small=True)
+    assert verify.passed(rows), [row.failures for row in rows if row.failures]
+
+
+WRONG = {
+    "scale forgotten": lambda *a: right(*a[:4], 1.0, *a[5:]),
+    "mask forgotten": lambda *a: right(*a[:2], None, *a[3:]),
+    "rescale forgotten": lambda *a: right(*a[:7], False, *a[8:]),
+    "heads forgotten": lambda *a: right(*a[:5], 1, *a[6:]),
+    "a thousandth off": lambda *a: tuple(t * 1.001 for t in right(*a)),
+    "rounded to bfloat16": lambda *a: tuple(t.bfloat16().to(t.dtype) for t in right(*a)),
+    "gradient of text lost": lambda image, text, *a: right(image, text.detach(), *a),
+    "gradient of image lost": lambda image, text, *a: right(image.detach(), text, *a),
+    "gradient a hundredth off": lambda image, text, *a: right(image, text + 0.01 * (text - text.detach()), *a),
+    "NaN where nothing takes part": lambda *a: tuple(t / (t.abs().sum() > 0) for t in right(*a)),
+    "raises": lambda *a: 1 / 0,
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_verify_catches_a_wrong_backend(planted, mistake, tmp_path):
+    planted(WRONG[mistake])
+    result = call("verify", "--backend", "planted", "--small", "--dtype", "float32", "--json", tmp_path / "verify.json")
+    assert result.exit_code == 1, result.output
+    found = json.loads((tmp_path / "verify.json").read_text())
+    assert found["passed"] is False and any(row["failures"] for row in found["rows"])
+    assert "failed" in result.output and "planted" in result.output
+
+
+def test_verify_of_a_backend_that_cannot_run(planted):
+    planted(right)
+    backends.register("planted", lambda device_type, dtype: "it was never built")
+    result = call("verify", "--backend", "planted", "--small", "--dtype", "float32")
+    assert result.exit_code == 1 and "it was never built" in result.output
+    assert call("verify", "--backend", "no such thing").exit_code == 2
+
+
+def test_verify_of_nothing_is_no_success():
+    assert not verify.passed([])
+
+
+@pytest.mark.slow
+def test_verify_in_full():
+    rows = verify.run(backends=["cpu" if backends.extension is not None else "reference"])
+    assert rows and verify.passed(rows)
+
+
+# bench
+
+def test_peers_agree_with_the_reference():
+    for case in cases.selected("spatial_attention", small=True):
+        arguments = case.build(torch.float64) | {"need_weights": True}
+        for actual, expected in zip(peers.spatial_attention(**arguments), reference.spatial_attention(**arguments)):
+            torch.testing.assert_close(actual, expected, msg=lambda text: f"{case}: {text}")
+
+
+def test_race():
+    """The slower one is slower, about as much as it is, and everything ran equally often."""
+    counts = {"fast": 0, "slow": 0}
+
+    def contestant(name, seconds):
+        def run():
+            counts[name] += 1
+            time.sleep(seconds)
+        return run
+
+    times = timing.race({"fast": contestant("fast", 0.004), "slow": contestant("slow", 0.016)}, rounds=4)
+    assert len(times["fast"].rounds) == len(times["slow"].rounds) == 4 and counts["fast"] == counts["slow"]
+    assert 2 < times["slow"].over(times["fast"]) < 5
+    assert 0.004 <= times["fast"].best <= times["fast"].median < 0.016 <= times["slow"].best
+
+
+def test_race_stops_at_its_budget():
+    times = timing.race({"slow": lambda: time.sleep(0.02)}, rounds=1000, budget=0.2)
+    assert 3 <= len(times["slow"].rounds) < 20
+
+
+def test_peak_memory():
+    peak = timing.peak_memory(lambda: torch.ones(20 << 20, dtype=torch.uint8))
+    if peak is None:
+        pytest.skip("this system can't tell")
+    assert 18 << 20 < peak < 30 << 20
+
+
+def test_figures():
+    assert report.Figure("a", 1.5, 1.6).passed and not report.Figure("a", 1.5, 1.4).passed
+    assert report.Figure("a", 1.2, 1.1, at_most=True).passed and not report.Figure("a", 1.2, 1.3, at_most=True).passed
+    assert not report.Figure("a", 1.5, float("nan")).passed
+    assert report.mean([1, 4]) == pytest.approx(2) and math.isnan(report.mean([])) and math.isnan(report.mean([1, float("nan")]))
+
+
+@pytest.fixture
+def tiny_bench(monkeypatch):
+    """The benchmark with a shape that takes no time; what it measures means nothing."""
+    monkeypatch.setattr(spatial_bench, "QUICK", ((2, 12, 16, 3),))
+    monkeypatch.setattr(spatial_bench.peers, "compiled", lambda function, **_: function)
+
+
+def test_bench(tiny_bench, tmp_path):
+    pytest.importorskip("matplotlib")
+    threads = torch.get_num_threads()
+    result = call("bench", "--quick", "--threads", 1, "--device", "cpu", "--json", tmp_path / "b.json", "--plot", tmp_path / "b.png")
+    assert result.exit_code == 0, result.output
+    assert torch.get_num_threads() == threads
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["environment"]["threads"] == 1 and found["environment"]["quick"] is True
+    result_of = found["operations"]["spatial_attention"]
+    assert len({row["kind"] for row in result_of["rows"]}) == 6
+    forward = next(row for row in result_of["rows"] if row["kind"].startswith("forward,"))
+    for name in ("copy_", "ours", "ours out=", "eager", "compile", "vs eager", "vs compile", "speed-up", "share of copy_", "GB/s"):
+        assert forward[name] > 0, name
+    assert forward["speed-up"] == min(forward["vs eager"], forward["vs compile"])
+    assert forward["MB to move"] == pytest.approx(2 * 2 * 12 * 16 * 4 / 1e6)
+    for figure in result_of["figures"]:
+        assert figure["name"] in result.output and isinstance(figure["passed"], bool)
+    assert (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_bench_reports_no_speed_up_of_a_wrong_result(tiny_bench, monkeypatch):
+    """Fast and wrong is worth nothing."""
+    true = functional.spatial_attention
+    monkeypatch.setattr(functional, "spatial_attention", lambda *a, out=None, **k: true(*a, **k) * 1.1)
+    found = bench.run(["spatial_attention"], quick=True, device="cpu")["operations"]["spatial_attention"]
+    checked = [row for row in found["rows"] if not row["kind"].startswith("memory")]
+    assert checked and all(row["wrong"] for row in checked)
+    assert not any({"speed-up", "vs eager", "share of copy_", "bdhw / bnd", "float32 / bfloat16"} & row.keys() for row in checked)
+    assert not any(figure["passed"] for figure in found["figures"])
+
+
+@pytest.mark.slow
+def test_bench_for_real(tmp_path):
+    """Against the true torch.compile."""
+    result = call("bench", "--quick", "--json", tmp_path / "b.json")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert not any("wrong" in row for row in found["operations"]["spatial_attention"]["rows"])

