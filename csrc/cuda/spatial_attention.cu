@@ -54,12 +54,13 @@ struct Task {
   float* stats;               // 55 [slots, H, 2]: maximum and sum of exponentials; backward: mean of dw and sum of w
   float* kept;                // 56 [slots, head groups]: positions that take part
   float* sums;                // 57 forward, pool: [slots, D]; backward: u and v, [slots, 2, D]
+  int64_t local;              // 58 1: while a chunk lasts, its sums are in shared memory
 };
-static_assert(sizeof(Task) == 58 * 8, "every field has 8 bytes");
+static_assert(sizeof(Task) == 59 * 8, "every field has 8 bytes");
 
 // Where things lie in shared memory, in bytes. `pitch`: elements from a tile's outer index to the next.
 struct Layout {
-  int64_t pitch, x, y, v, u, p, q, stats, scratch, keep, total;
+  int64_t pitch, x, y, v, u, p, q, sums, stats, scratch, keep, total;
 
   MMK_HOST_DEVICE Layout(const Task& t, int64_t element, bool backward) {
     const int64_t pack = 16 / element, tile = round_up(t.tile, 8);
@@ -71,7 +72,8 @@ struct Layout {
     u = v + round_up(t.slab * 4, 16);                       // float [slab]: the pooled result's gradient
     p = u + (backward ? round_up(t.slab * 4, 16) : 0);      // float [heads, tile]: scores, exponentials, weights
     q = p + t.heads * tile * 4;                             // float [heads, tile]: dw, ds
-    stats = q + (backward ? t.heads * tile * 4 : 0);        // float [3, heads]
+    sums = q + (backward ? t.heads * tile * 4 : 0);         // float [channels] or u and v, [2, channels]
+    stats = sums + (t.local ? round_up((backward ? 2 : 1) * t.heads * (t.D / t.H) * 4, 16) : 0);   // float [3, heads]
     scratch = stats + round_up(3 * t.heads * 4, 16);        // float [512]
     keep = scratch + 512 * 4;                               // bytes [tile]
     total = keep + round_up(tile, 16);
@@ -90,11 +92,12 @@ template <class T> struct Block {
   bool planes;
   int pitch, tile;                     // the tile's pitch; floats from a head to the next in p and q
   T *x, *y;
-  float *v, *u, *p, *q, *stats, *scratch;
+  float *v, *u, *p, *q, *sums, *stats, *scratch;
   uint8_t* keep;
 
-  MMK_DEVICE Block(const Task& t, unsigned char* shared, bool backward) : t(t) {
-    slot = blockIdx.x;
+  // The second launch goes backwards: what the first has read last is still in L2.
+  MMK_DEVICE Block(const Task& t, unsigned char* shared, bool backward, bool second) : t(t) {
+    slot = second ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
     if (t.offsets) {
       int64_t low = 0, high = t.B;     // the last bag whose slots begin at or before this one
       while (high - low > 1) {
@@ -115,7 +118,8 @@ template <class T> struct Block {
     x = reinterpret_cast<T*>(shared + at.x), y = reinterpret_cast<T*>(shared + at.y);
     v = reinterpret_cast<float*>(shared + at.v), u = reinterpret_cast<float*>(shared + at.u);
     p = reinterpret_cast<float*>(shared + at.p), q = reinterpret_cast<float*>(shared + at.q);
-    stats = reinterpret_cast<float*>(shared + at.stats), scratch = reinterpret_cast<float*>(shared + at.scratch);
+    sums = reinterpret_cast<float*>(shared + at.sums), stats = reinterpret_cast<float*>(shared + at.stats);
+    scratch = reinterpret_cast<float*>(shared + at.scratch);
     keep = shared + at.keep;
   }
 
@@ -258,6 +262,18 @@ template <class T> struct Block {
     }
   }
 
+  // The chunk's sum i of channel c, and where it goes: shared memory, or what the second launch reads.
+  MMK_DEVICE float* global_sum(int64_t chunk, int sums_of_one, int i, int c) const {
+    return t.sums + (sums_of_one * slot_of(chunk) + i) * t.D + channel + c;
+  }
+  MMK_DEVICE float sum(int sums_of_one, int i, int c) const {
+    return t.local ? sums[i * channels + c] : load(global_sum(k, sums_of_one, i, c));
+  }
+  MMK_DEVICE void set_sum(int sums_of_one, int i, int c, float value, bool last) const {
+    if (t.local && !last) sums[i * channels + c] = value;
+    else store(global_sum(k, sums_of_one, i, c), value);
+  }
+
   // body(c0, count) for the block's channels, a slab at a time.
   template <class Body> MMK_DEVICE void slabs(Body body) const {
     for (int c0 = 0; c0 < channels; c0 += int(t.slab)) body(c0, least(int(t.slab), channels - c0));
@@ -314,7 +330,7 @@ template <class T> MMK_DEVICE void forward_finish(const Task& t, const Block<T>&
 }
 
 template <class T> MMK_DEVICE void forward_first(const Task& t, unsigned char* shared) {
-  const Block<T> b(t, shared, false);
+  const Block<T> b(t, shared, false, false);
   if (b.nothing()) return;
   float *maximum = b.stats, *total = maximum + t.heads, *factor = total + t.heads;
   const bool alone = b.chunks == 1, resident = alone && b.resident();
@@ -357,18 +373,17 @@ template <class T> MMK_DEVICE void forward_first(const Task& t, unsigned char* s
     }
     if (!t.pool) continue;
 
-    const bool last = alone && n0 + positions == b.end;
+    const bool last = n0 + positions == b.end;
     b.slabs([&](int c0, int count) {
       __syncthreads();
       if (t.slab < b.channels) {
         b.stage(t.image, b.x, n0, positions, c0, count);
         b.arrive();
       }
-      b.weighted_sum(b.p, positions, c0, count, [&](int c, int h, float sum) {
-        float* sums = t.sums + b.slot * t.D + b.channel + c;
-        if (n0 != b.begin) sum += load(sums) * factor[h];
-        if (last) store(b.pointer(t.pooled, c), from_float<T>(sum * share(t, total[h], kept)));
-        else store(sums, sum);
+      b.weighted_sum(b.p, positions, c0, count, [&](int c, int h, float sum) {   // the same thread has a channel each time
+        if (n0 != b.begin) sum += b.sum(1, 0, c) * factor[h];
+        if (last && alone) store(b.pointer(t.pooled, c), from_float<T>(sum * share(t, total[h], kept)));
+        else b.set_sum(1, 0, c, sum, last);
       });
     });
   }
@@ -389,7 +404,7 @@ template <class T> MMK_DEVICE void forward_first(const Task& t, unsigned char* s
 }
 
 template <class T> MMK_DEVICE void forward_second(const Task& t, unsigned char* shared) {
-  const Block<T> b(t, shared, false);
+  const Block<T> b(t, shared, false, true);
   if (b.nothing() || b.chunks == 1) return;
   float *maximum = b.stats, *factor = maximum + 2 * t.heads;
   const int lane = threadIdx.x % 32;
@@ -410,7 +425,7 @@ template <class T> MMK_DEVICE void forward_second(const Task& t, unsigned char* 
   if (t.pool)
     b.merge_sums([&](int64_t k, int c, int h) {
       const float m = load(b.stats_of(k, h));
-      return m == -INFINITY ? 0.f : load(t.sums + b.slot_of(k) * t.D + b.channel + c) * exponential(m - maximum[h]);
+      return m == -INFINITY ? 0.f : load(b.global_sum(k, 1, 0, c)) * exponential(m - maximum[h]);
     }, [&](int c, int h, float sum) { store(b.pointer(t.pooled, c), from_float<T>(sum * factor[h])); });
   forward_finish(t, b, maximum, factor, false);
 }
@@ -451,7 +466,7 @@ template <class T> MMK_DEVICE void backward_finish(const Task& t, const Block<T>
 }
 
 template <class T> MMK_DEVICE void backward_first(const Task& t, unsigned char* shared) {
-  const Block<T> b(t, shared, true);
+  const Block<T> b(t, shared, true, false);
   if (b.nothing()) return;
   float *mean = b.stats, *mass = mean + t.heads, *shift = mass + t.heads;
   const bool alone = b.chunks == 1, resident = alone && b.resident();
@@ -502,23 +517,22 @@ template <class T> MMK_DEVICE void backward_first(const Task& t, unsigned char* 
     }
     if (!text) continue;
 
-    const bool last = alone && n0 + positions == b.end;
+    const bool last = n0 + positions == b.end;
     b.slabs([&](int c0, int count) {
       __syncthreads();
       if (t.slab < b.channels) {
         b.stage(t.image, b.x, n0, positions, c0, count);
         b.arrive();
       }
-      float* sums = t.sums + 2 * b.slot * t.D + b.channel;
-      b.weighted_sum(b.q, positions, c0, count, [&](int c, int h, float u) {
-        if (n0 != b.begin) u += load(sums + c) + shift[h] * load(sums + t.D + c);
-        if (last) store(b.pointer(t.grad_text, c), from_float<T>(u * float(t.scale)));
-        else store(sums + c, u);
+      b.weighted_sum(b.q, positions, c0, count, [&](int c, int h, float u) {     // the same thread has a channel each time
+        if (n0 != b.begin) u += b.sum(2, 0, c) + shift[h] * b.sum(2, 1, c);
+        if (last && alone) store(b.pointer(t.grad_text, c), from_float<T>(u * float(t.scale)));
+        else b.set_sum(2, 0, c, u, last);
       });
-      if (!last)                                     // the same thread has the same channel
+      if (!last || !alone)
         b.weighted_sum(b.p, positions, c0, count, [&](int c, int, float v) {
-          if (n0 != b.begin) v += load(sums + t.D + c);
-          store(sums + t.D + c, v);
+          if (n0 != b.begin) v += b.sum(2, 1, c);
+          b.set_sum(2, 1, c, v, last);
         });
     });
   }
@@ -537,7 +551,7 @@ template <class T> MMK_DEVICE void backward_first(const Task& t, unsigned char* 
 }
 
 template <class T> MMK_DEVICE void backward_second(const Task& t, unsigned char* shared) {
-  const Block<T> b(t, shared, true);
+  const Block<T> b(t, shared, true, true);
   if (b.nothing() || b.chunks == 1) return;
   float* mean = b.stats;
   const int lane = threadIdx.x % 32;
@@ -553,8 +567,7 @@ template <class T> MMK_DEVICE void backward_second(const Task& t, unsigned char*
   __syncthreads();
   if (t.grad_text.data)
     b.merge_sums([&](int64_t k, int c, int h) {
-      const float* sums = t.sums + 2 * b.slot_of(k) * t.D + b.channel + c;
-      return load(sums) + (load(b.stats_of(k, h)) - mean[h]) * load(sums + t.D);
+      return load(b.global_sum(k, 2, 0, c)) + (load(b.stats_of(k, h)) - mean[h]) * load(b.global_sum(k, 2, 1, c));
     }, [&](int c, int, float sum) { store(b.pointer(t.grad_text, c), from_float<T>(sum * float(t.scale))); });
   backward_finish(t, b, mean, false);
 }
@@ -603,7 +616,7 @@ Task task_of(const SpatialAttentionBackward& g) {
 // Sizes of tiles and chunks. It depends on shapes, layout and device only: whatever gradient is asked for, the same bits.
 void plan(Task& t, const Device& device, int64_t element, bool backward) {
   const int64_t positions = t.Y * t.X;
-  t.heads = t.H < 64 ? t.H : 64;
+  t.heads = t.H < 64 ? t.H : 64, t.local = 0;
   const int64_t groups = up(t.H, t.heads), channels = t.heads * (t.D / t.H);
   auto fits = [&](int64_t tile, int64_t slab, int64_t bytes) {
     t.tile = tile, t.slab = slab;
@@ -618,6 +631,7 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
     // slabs of channels where they are too wide.
     const int64_t bytes = device.shared / 2 - 1024, fewest = t.planes ? 32 : 2, step = t.planes ? 8 : 1;
     int64_t tile = fewest, slab = channels;
+    t.local = (t.pool || backward) && 8 * channels <= bytes / 4;
     if (fits(fewest, channels, bytes)) {
       int64_t low = fewest / step, high = up(whole, step) + 1;       // the largest tile that fits is in low..high - 1
       while (high - low > 1) {
@@ -636,16 +650,21 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
     t.tile = tile, t.slab = slab;
   }
 
-  // Four blocks a processor are enough.
+  // A sample is split where there are too few for two blocks a processor, then for four; not so far that the chunks' sums,
+  // 4 or 8 bytes a channel, were much beside their features.
   const int64_t tiles = up(positions > 0 ? positions : 1, t.tile), blocks = 4 * device.processors;
+  const int64_t fewest = t.pool || backward ? up(16, t.tile) : 1, samples = t.B * groups > 0 ? t.B * groups : 1;
+  int64_t each;                                                       // tiles of a chunk
   if (t.offsets) {
-    t.chunk = t.tile * up(tiles * groups, blocks);
-    t.chunks = 0, t.slots = positions / t.chunk + t.B;
+    each = up(tiles * groups, blocks);
   } else {
-    const int64_t wanted = up(blocks, t.B * groups > 0 ? t.B * groups : 1);
-    t.chunk = t.tile * up(tiles, wanted < tiles ? wanted : tiles);
-    t.chunks = up(tiles * t.tile, t.chunk), t.slots = t.B * t.chunks;
+    const int64_t wanted = 2 * samples >= blocks ? 1 : up(blocks, samples);
+    each = up(tiles, wanted < tiles ? wanted : tiles);
   }
+  if (each < fewest) each = fewest < tiles ? fewest : tiles;
+  t.chunk = t.tile * each;
+  t.chunks = t.offsets ? 0 : up(tiles, each);
+  t.slots = t.offsets ? positions / t.chunk + t.B : t.B * t.chunks;
 }
 
 // Scratch: stats, kept, sums; none where a block does it all.
@@ -659,7 +678,7 @@ int64_t scratch(Task& t, bool backward, float* memory) {
     return taken;
   };
   if (!once) t.stats = take(2 * t.slots * t.H), t.kept = take(t.slots * up(t.H, t.heads));
-  if (sums && !resident) t.sums = take((backward ? 2 : 1) * t.slots * t.D);
+  if (sums && !resident && !(once && t.local)) t.sums = take((backward ? 2 : 1) * t.slots * t.D);
   return used;
 }
 
