@@ -65,7 +65,7 @@ struct Layout {
   MMK_HOST_DEVICE Layout(const Task& t, int64_t element, bool backward) {
     const int64_t pack = 16 / element, tile = round_up(t.tile, 8);
     pitch = round_up(t.planes ? tile : t.slab, pack);
-    const int64_t features = round_up((t.planes ? t.slab : tile) * pitch * element, 16);
+    const int64_t features = round_up((t.planes ? t.slab : t.tile) * pitch * element, 16);
     x = 0;                                                  // T: the image's tile
     y = x + features;                                       // T: the gradient's
     v = y + (backward && t.grad_result.data ? features : 0);       // float [slab]: text
@@ -345,7 +345,7 @@ template <class T> MMK_DEVICE void forward_first(const Task& t, unsigned char* s
     b.slabs([&](int c0, int count) {
       if (c0) __syncthreads();
       b.stage(t.image, b.x, n0, positions, c0, count);
-      b.stage(t.text, b.v, c0, count, float(t.scale));
+      if (n0 == b.begin || t.slab < b.channels) b.stage(t.text, b.v, c0, count, float(t.scale));
       b.arrive();
       b.template score<true>(b.v, b.p, positions, c0, count);
     });
@@ -454,8 +454,10 @@ template <class T> MMK_DEVICE void backward_finish(const Task& t, const Block<T>
     b.slabs([&](int c0, int count) {
       if (c0) __syncthreads();
       if (!resident && features) b.stage(t.grad_result, b.y, n0, positions, c0, count);
-      if (!resident && pooled) b.stage(t.grad_pooled, b.u, c0, count, 1);
-      b.stage(t.text, b.v, c0, count, 1);
+      if (n0 == b.begin || t.slab < b.channels) {
+        if (!resident && pooled) b.stage(t.grad_pooled, b.u, c0, count, 1);
+        b.stage(t.text, b.v, c0, count, 1);
+      }
       b.arrive();
       b.write(t.grad_image, features ? b.y : nullptr, n0, positions, c0, count, [&](float g, int n, int c, int h) {
         const int at = h * b.tile + n;
@@ -482,7 +484,7 @@ template <class T> MMK_DEVICE void backward_first(const Task& t, unsigned char* 
       if (c0) __syncthreads();
       if (features || pooled || text) b.stage(t.image, b.x, n0, positions, c0, count);
       if (features) b.stage(t.grad_result, b.y, n0, positions, c0, count);
-      if (pooled) b.stage(t.grad_pooled, b.u, c0, count, 1);
+      if (pooled && (n0 == b.begin || t.slab < b.channels)) b.stage(t.grad_pooled, b.u, c0, count, 1);
       b.arrive();
       if (features) b.template score<false>(nullptr, b.q, positions, c0, count);
       else if (pooled) b.template score<true>(b.u, b.q, positions, c0, count);

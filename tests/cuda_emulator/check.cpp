@@ -19,20 +19,21 @@ int pick(int low, int high) { return std::uniform_int_distribution<int>(low, hig
 bool toss() { return pick(0, 1); }
 float normal() { return std::normal_distribution<float>()(engine); }
 
-struct Memory {                                    // of floats, not a byte more
+struct Memory {                                    // of floats: not a byte more behind, and aligned to 16 bytes or not
   std::unique_ptr<float[]> data;
-  explicit Memory(int64_t n, bool random = false) : data(new float[n]) {
-    for (int64_t i = 0; i < n; ++i) data[i] = random ? normal() : NAN;
+  int64_t lead;
+  explicit Memory(int64_t n, bool random = false, int64_t lead = 0) : data(new float[n + lead]), lead(lead) {
+    for (int64_t i = 0; i < n; ++i) data[lead + i] = random ? normal() : NAN;
   }
-  operator float*() const { return data.get(); }
+  operator float*() const { return data.get() + lead; }
 };
 
 bool check(int number) {
   const bool packed = pick(0, 2) == 0, pool = toss(), planes = !packed && toss();
-  const int64_t H = pick(1, 3), D = H * pick(1, 30), B = pick(1, 4);
-  emulator::config = {pick(0, 2), unsigned(pick(0, 99)), toss(), pick(5, 40) * 1000, pick(1, 60)};
+  const int64_t H = pick(0, 3) ? pick(1, 3) : pick(4, 20), D = H * pick(1, H > 3 ? 6 : 30), B = pick(1, 4);
+  emulator::config = {pick(0, 2), unsigned(pick(0, 99)), toss(), (toss() ? pick(5, 10) : pick(10, 40)) * 1000, pick(1, 60)};
   std::vector<int64_t> offsets{0};
-  int64_t N = pick(0, 3) ? pick(0, 40) : pick(0, 400);
+  int64_t N = H < 4 && pick(0, 3) ? pick(0, 40) : pick(0, 400);
   if (packed)
     for (int64_t b = 0; b < B; ++b) offsets.push_back(offsets.back() + (toss() ? pick(0, 9) : pick(0, 200)));
   else
@@ -44,11 +45,16 @@ bool check(int number) {
   auto features = [&](float* data) {
     return planes ? Features{data, N * D, 0, 1, N} : Features{data, packed ? 0 : N * D, 0, D, 1};
   };
-  Memory image(rows * D, true), text(B * D, true), weights(rows * H), result(pool ? B * D : rows * D);
+  const int64_t lead = toss() ? 0 : pick(1, 3);    // elements from a boundary of 16 bytes
+  Memory image(rows * D, true, lead), text(B * D, true), weights(rows * H), result(pool ? B * D : rows * D, false, toss() ? lead : 0);
   std::unique_ptr<bool[]> mask(new bool[rows]);
   for (int64_t i = 0; i < rows; ++i) mask[i] = pick(0, 3);
   a.image = features(image), a.text = {text, D, 1};
-  if (toss()) a.mask = {mask.get(), packed ? 0 : N, 0, 1};
+  if (toss()) {
+    a.mask = {mask.get(), packed ? 0 : N, 0, 1};
+    for (int64_t i = 0; i < rows; ++i)             // what is masked is NaN
+      for (int64_t d = 0; d < D && !mask[i]; ++d) image[planes ? (i / N * D + d) * N + i % N : i * D + d] = NAN;
+  }
   if (packed) a.offsets = offsets.data();
   a.weights = weights;
   pool ? void(a.pooled = {result, D, 1}) : void(a.result = features(result));
@@ -61,7 +67,7 @@ bool check(int number) {
   if (error) return printf("case %d: forward: %s\n", number, error), false;
 
   SpatialAttentionBackward g;
-  Memory upstream(pool ? B * D : rows * D, true), of_weights(rows * H, true), scores(rows * H), grad_image(rows * D), grad_text(B * D);
+  Memory upstream(pool ? B * D : rows * D, true, lead), of_weights(rows * H, true), scores(rows * H), grad_image(rows * D, false, toss() ? lead : 0), grad_text(B * D);
   g.forward = a;
   const int flows = pick(1, 3);                    // bit 0: a gradient of the result, bit 1: of the weights
   if (flows & 1) pool ? void(g.grad_pooled = {upstream, D, 1}) : void(g.grad_result = features(upstream));
@@ -95,10 +101,10 @@ bool check(int number) {
   std::vector<double> pooled(B * D), dtext(B * D);
   for (int64_t b = 0; b < B; ++b) {
     const int64_t first = offsets[b], count = offsets[b + 1] - first;
-    auto at = [&](const float* data, int64_t n, int64_t d) {
-      return double(planes ? data[(b * D + d) * N + n] : data[(first + n) * D + d]);
-    };
     auto kept = [&](int64_t n) { return !a.mask.data || mask[first + n]; };
+    auto at = [&](const float* data, int64_t n, int64_t d) {
+      return data == image && !kept(n) ? 0 : double(planes ? data[(b * D + d) * N + n] : data[(first + n) * D + d]);
+    };
     double positions = 0;
     for (int64_t n = 0; n < count; ++n) positions += kept(n);
     for (int64_t h = 0; h < H; ++h) {
@@ -114,7 +120,7 @@ bool check(int number) {
         if (total != 0) w[n] *= (a.rescale ? positions : 1) / total;
         differ(w[n], weights[weight_at(n)]);
         for (int64_t d = h * W; d < (h + 1) * W; ++d) {
-          pooled[b * D + d] += w[n] * (kept(n) ? at(image, n, d) : 0);
+          pooled[b * D + d] += w[n] * at(image, n, d);
           if (!pool) differ(w[n] * at(image, n, d), float(at(result, n, d)));
           if (flows & 1) dw[n] += at(image, n, d) * (pool ? upstream[b * D + d] : at(upstream, n, d));
         }
