@@ -5,6 +5,18 @@
 
 #include "common.h"
 
+#if defined(MMK_CUDA) || defined(MMK_EMULATED)
+#include "cuda.h"
+#include "../cuda/spatial_attention.h"
+#endif
+
+// The tests' emulated CUDA kernels are operations of their own, on CPU tensors.
+#ifdef MMK_EMULATED
+#define MMK_OPERATION "spatial_attention_emulated"
+#else
+#define MMK_OPERATION "spatial_attention"
+#endif
+
 namespace mmk::binding {
 namespace {
 
@@ -160,29 +172,61 @@ std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& grad_result, co
   return {grad_image, grad_text};
 }
 
+#ifndef MMK_EMULATED
 void cpu_forward(const SpatialAttention& a, const Tensor&) { spatial_attention_forward(a, torch_threads()); }
 void cpu_backward(const SpatialAttentionBackward& g, const Tensor&) { spatial_attention_backward(g, torch_threads()); }
 
 constexpr auto cpu = &forward<cpu_forward>;
 constexpr auto cpu_out = &forward_out<cpu_forward>;
 constexpr auto cpu_back = &backward<cpu_backward>;
+#endif
+
+#if defined(MMK_CUDA) || defined(MMK_EMULATED)
+void cuda_forward(const SpatialAttention& a, const Tensor& like) {
+  on_current_stream(like, [&] { return cuda::spatial_attention_scratch(a); },
+                    [&](float* scratch, void* stream) { return cuda::spatial_attention_forward(a, scratch, stream); });
+}
+void cuda_backward(const SpatialAttentionBackward& g, const Tensor& like) {
+  on_current_stream(like, [&] { return cuda::spatial_attention_scratch(g); },
+                    [&](float* scratch, void* stream) { return cuda::spatial_attention_backward(g, scratch, stream); });
+}
+
+constexpr auto gpu = &forward<cuda_forward>;
+constexpr auto gpu_out = &forward_out<cuda_forward>;
+constexpr auto gpu_back = &backward<cuda_backward>;
+#endif
 
 }  // namespace
 }  // namespace mmk::binding
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
-  m.def("spatial_attention(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
+  m.def(MMK_OPERATION "(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
         "bool rescale) -> (Tensor, Tensor)");
-  m.def("spatial_attention_out(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
+  m.def(MMK_OPERATION "_out(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
         "bool rescale, Tensor(a!) out) -> Tensor");
-  m.def("spatial_attention_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor text, Tensor weights, "
+  m.def(MMK_OPERATION "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor text, Tensor weights, "
         "Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, bool rescale, bool need_image_grad, "
         "bool need_text_grad) -> (Tensor, Tensor)");
 }
 
+#ifndef MMK_EMULATED
 STABLE_TORCH_LIBRARY_IMPL(mmkernels, CPU, m) {
   using namespace mmk::binding;
   m.impl("spatial_attention", TORCH_BOX(cpu));
   m.impl("spatial_attention_out", TORCH_BOX(cpu_out));
   m.impl("spatial_attention_backward", TORCH_BOX(cpu_back));
 }
+#endif
+
+#if defined(MMK_CUDA) || defined(MMK_EMULATED)
+#ifdef MMK_EMULATED
+STABLE_TORCH_LIBRARY_IMPL(mmkernels, CPU, m) {
+#else
+STABLE_TORCH_LIBRARY_IMPL(mmkernels, CUDA, m) {
+#endif
+  using namespace mmk::binding;
+  m.impl(MMK_OPERATION, TORCH_BOX(gpu));
+  m.impl(MMK_OPERATION "_out", TORCH_BOX(gpu_out));
+  m.impl(MMK_OPERATION "_backward", TORCH_BOX(gpu_back));
+}
+#endif

@@ -1,0 +1,120 @@
+// The only place with inline PTX, launches and dynamic shared memory: what CUDA kernels are made of, real under nvcc, emulated
+// under g++ with -DMMK_EMULATED (tests/cuda_emulator). Kernels reach global memory through load, store and copy_async alone,
+// so that the emulator can count bytes.
+#pragma once
+#include <cstdint>
+
+#ifdef MMK_EMULATED
+#include "emulator.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+namespace mmk::cuda {
+
+#define MMK_DEVICE __device__ __forceinline__
+#define MMK_HOST_DEVICE __host__ __device__ __forceinline__
+
+// What a plan depends on. `shared`: bytes of shared memory that one block may have.
+struct Device {
+  int64_t shared, processors;
+};
+
+template <class T> struct alignas(16) Pack {
+  static constexpr int size = 16 / sizeof(T);
+  T at[size];
+};
+
+#ifdef MMK_EMULATED
+
+using emulator::bf16;
+using emulator::f16;
+using Stream = void*;
+
+template <class T> inline T load(const T* from) { return emulator::counted_load(from); }
+template <class T> inline void store(T* to, T value) { emulator::counted_store(to, value); }
+inline void copy_async(void* shared, const void* global, bool keep) { emulator::copy_async(shared, global, 16, keep); }
+inline void copy_commit() { emulator::copy_commit(); }
+template <int Pending> inline void copy_wait() { emulator::copy_wait(Pending); }
+inline float exponential(float x) { return std::exp(x); }
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) { return float(x); }
+inline float to_float(f16 x) { return float(x); }
+template <class T> inline T from_float(float x) { return T(x); }
+
+#define MMK_DYNAMIC_SHARED(name) unsigned char* name = static_cast<unsigned char*>(::emulator::dynamic_shared())
+
+inline Device current_device() { return {emulator::config.shared, emulator::config.processors}; }
+
+template <class Arguments>
+inline const char* launch(void (*kernel)(Arguments), int64_t x, int64_t y, int threads, int64_t shared, Stream, const Arguments& arguments) {
+  return emulator::launch(kernel, dim3(unsigned(x), unsigned(y)), dim3(unsigned(threads)), size_t(shared), arguments);
+}
+
+#else
+
+using bf16 = __nv_bfloat16;
+using f16 = __half;
+using Stream = cudaStream_t;
+
+template <class T> MMK_DEVICE T load(const T* from) {
+  if constexpr (sizeof(T) == 16) {
+    T value;
+    *reinterpret_cast<uint4*>(&value) = *reinterpret_cast<const uint4*>(from);
+    return value;
+  } else {
+    return *from;
+  }
+}
+
+// Results aren't read again by these kernels: 128-bit stores ask to leave the cache to what is.
+template <class T> MMK_DEVICE void store(T* to, T value) {
+  if constexpr (sizeof(T) == 16) __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&value));
+  else *to = value;
+}
+
+// 16 bytes from global to shared memory, both aligned to 16; zeros where not kept (then nothing is read).
+MMK_DEVICE void copy_async(void* shared, const void* global, bool keep) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))), "l"(global),
+               "r"(keep ? 16 : 0) : "memory");
+}
+MMK_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int Pending> MMK_DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory"); }
+
+MMK_DEVICE float exponential(float x) { return __expf(x); }
+MMK_DEVICE float to_float(float x) { return x; }
+MMK_DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
+MMK_DEVICE float to_float(f16 x) { return __half2float(x); }
+template <class T> MMK_DEVICE T from_float(float x) {
+  if constexpr (sizeof(T) == 4) return x;
+  else if constexpr (std::is_same_v<T, bf16>) return __float2bfloat16_rn(x);
+  else return __float2half_rn(x);
+}
+
+#define MMK_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+// Of the device that is current.
+inline Device current_device() {
+  int index = 0, shared = 48 << 10, processors = 1;
+  cudaGetDevice(&index);
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index);
+  return {shared, processors};
+}
+
+// Returns null, or what went wrong.
+template <class Arguments>
+inline const char* launch(void (*kernel)(Arguments), int64_t x, int64_t y, int threads, int64_t shared, Stream stream, const Arguments& arguments) {
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+  if (error == cudaSuccess) {
+    kernel<<<dim3(unsigned(x), unsigned(y)), threads, size_t(shared), stream>>>(arguments);
+    error = cudaGetLastError();
+  }
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+#endif
+
+}  // namespace mmk::cuda

@@ -1,0 +1,29 @@
+// What the CUDA bindings share: the tensor's device, its current stream, and scratch from torch's allocator.
+#pragma once
+#include "common.h"
+
+#ifndef MMK_EMULATED
+#ifndef USE_CUDA
+#error "compile with -DUSE_CUDA: torch's C interface hides its CUDA functions otherwise"
+#endif
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#endif
+
+namespace mmk::binding {
+
+// run(scratch, stream) starts kernels and returns null or what went wrong; floats() tells how much scratch they need. The
+// scratch is freed before they end: torch's allocator gives it to nobody but the same stream, that is, behind them.
+template <class Floats, class Run> void on_current_stream(const Tensor& like, Floats floats, Run run) {
+  void* stream = nullptr;
+#ifndef MMK_EMULATED
+  const int32_t device = like.get_device_index();
+  torch::stable::accelerator::DeviceGuard guard(device);
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+#endif
+  Tensor scratch = torch::stable::new_empty(like, {floats()}, ScalarType::Float);
+  const char* error = run(static_cast<float*>(scratch.mutable_data_ptr()), stream);
+  STD_TORCH_CHECK(!error, error ? error : "");
+}
+
+}  // namespace mmk::binding

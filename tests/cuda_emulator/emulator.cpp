@@ -1,0 +1,324 @@
+// The scheduler. Compiled without ThreadSanitizer (its own bookkeeping isn't the kernels'), and told of by hand.
+#include "emulator.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <deque>
+#include <mutex>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if !defined(__x86_64__)
+#error "the emulator switches fibers on x86-64 only"
+#endif
+
+// Present under a sanitizer, else null.
+extern "C" {
+void* __tsan_get_current_fiber() __attribute__((weak));
+void* __tsan_create_fiber(unsigned) __attribute__((weak));
+void __tsan_switch_to_fiber(void*, unsigned) __attribute__((weak));
+void __tsan_acquire(void*) __attribute__((weak));
+void __tsan_release(void*) __attribute__((weak));
+void __sanitizer_start_switch_fiber(void**, const void*, size_t) __attribute__((weak));
+void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) __attribute__((weak));
+
+// Saves the registers that a call keeps, on the old stack, and takes them from the new one.
+void mmk_switch_stack(void** save, void* load);
+}
+asm(R"(
+.text
+.globl mmk_switch_stack
+.hidden mmk_switch_stack
+mmk_switch_stack:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+)");
+
+namespace emulator {
+
+Config config;
+Counts counts;
+Thread* current;
+
+void copy_bytes(void* to, const void* from, int bytes);   // copy.cpp: what the sanitizers are to see
+
+namespace {
+
+constexpr size_t stack_bytes = 256 << 10, guard_bytes = 4096;
+constexpr int warp_lanes = 32;
+
+struct Place {
+  const char* file = "";
+  int line = 0;
+  bool operator!=(const Place& o) const { return line != o.line || strcmp(file, o.file) != 0; }
+  std::string text() const { return std::string(file) + ":" + std::to_string(line); }
+};
+
+// Where threads meet: all have to come, from the same place. Everything twice, for two generations, since a fast thread may
+// be back before a slow one has left.
+struct Meeting {
+  uint64_t generation = 0;
+  int arrived = 0;
+  unsigned mask = 0;
+  Place place;
+  int sum[2] = {};
+  uint64_t value[2][warp_lanes] = {};
+  char order[2] = {};                              // what ThreadSanitizer acquires and releases
+};
+
+struct Copy { void* to; const void* from; int bytes; bool keep; };
+
+struct Fiber : Thread {
+  void* stack_pointer = nullptr;
+  char* stack = nullptr;
+  void* tsan = nullptr;
+  int index = 0;
+  bool done = false;
+  const Meeting* waits = nullptr;                  // for this meeting's generation to pass
+  uint64_t generation = 0;
+  Place place;
+  std::vector<Copy> open;                          // copies that aren't committed
+  std::deque<std::vector<Copy>> groups;            // committed, not waited for
+};
+
+struct Stop {};                                    // unwinds the fibers after an error
+
+std::deque<Fiber> fibers;
+std::vector<Meeting> warps;
+Meeting block_meeting;
+Fiber* running;
+int threads;
+void (*kernel_body)(void*);
+void* kernel_context;
+void* dynamic;
+std::string error;
+
+void* main_stack_pointer;
+void* main_tsan;
+void* main_fake_stack;
+const void* main_stack;
+size_t main_stack_bytes;
+char start_order, end_order;
+
+void fail(const std::string& what) {
+  if (error.empty()) error = what;
+  throw Stop();
+}
+
+void to_scheduler(bool last) {
+  Fiber* self = running;
+  void* fake = nullptr;
+  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(main_tsan, 1);      // 1: without synchronising
+  if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(last ? nullptr : &fake, main_stack, main_stack_bytes);
+  mmk_switch_stack(&self->stack_pointer, main_stack_pointer);
+  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+}
+
+void to_fiber(Fiber& f) {
+  running = &f;
+  current = &f;
+  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(f.tsan, 1);
+  if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(&main_fake_stack, f.stack + guard_bytes, stack_bytes);
+  mmk_switch_stack(&main_stack_pointer, f.stack_pointer);
+  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(main_fake_stack, nullptr, nullptr);
+}
+
+void enter() {
+  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_stack_bytes);
+  if (__tsan_acquire) __tsan_acquire(&start_order);
+  try {
+    kernel_body(kernel_context);
+    if (!running->open.empty() || !running->groups.empty()) fail("a thread ends with copies that it hasn't waited for");
+  } catch (Stop&) {
+  }
+  if (__tsan_release) __tsan_release(&end_order);
+  running->done = true;
+  to_scheduler(true);
+  __builtin_trap();
+}
+
+// Waits until `expected` threads are here. Returns which of the two generations this one was.
+int meet(Meeting& m, int expected, unsigned mask, Place place, const char* kind, int add, uint64_t value, int lane, bool orders) {
+  const int parity = m.generation & 1;
+  if (m.arrived == 0) {
+    m.place = place, m.mask = mask, m.sum[parity] = 0;
+  } else if (m.place != place || m.mask != mask) {
+    fail(std::string("divergent ") + kind + ": " + m.place.text() + " and " + place.text());
+  }
+  m.sum[parity] += add;
+  if (lane >= 0) m.value[parity][lane] = value;
+  if (orders && __tsan_release) __tsan_release(&m.order[parity]);
+  if (++m.arrived == expected) {
+    m.arrived = 0;
+    ++m.generation;
+  } else {
+    running->waits = &m, running->generation = m.generation, running->place = place;
+    while (m.generation == running->generation) {
+      to_scheduler(false);
+      if (!error.empty()) throw Stop();
+    }
+    running->waits = nullptr;
+  }
+  if (orders && __tsan_acquire) __tsan_acquire(&m.order[parity]);
+  return parity;
+}
+
+bool runnable(const Fiber& f) {
+  return !f.done && (!f.waits || f.waits->generation != f.generation || !error.empty());
+}
+
+void start(Fiber& f, int index, uint3 block, dim3 grid, dim3 size) {
+  if (!f.stack) {
+    f.stack = static_cast<char*>(mmap(nullptr, guard_bytes + stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    mprotect(f.stack, guard_bytes, PROT_NONE);
+    if (__tsan_create_fiber) f.tsan = __tsan_create_fiber(0);
+  }
+  f.index = index, f.done = false, f.waits = nullptr;
+  f.open.clear(), f.groups.clear();
+  f.thread = {index % size.x, index / size.x % size.y, index / size.x / size.y};
+  f.block = block, f.block_size = size, f.grid_size = grid;
+  void** top = reinterpret_cast<void**>(f.stack + guard_bytes + stack_bytes);
+  *--top = nullptr;                                // aligns the stack, as a call would
+  *--top = reinterpret_cast<void*>(enter);
+  f.stack_pointer = top - 6;
+}
+
+void run_block(std::mt19937& random, std::vector<int>& order) {
+  if (__tsan_release) __tsan_release(&start_order);
+  for (;;) {
+    if (config.order == shuffled) std::shuffle(order.begin(), order.end(), random);
+    bool progress = false, live = false;
+    for (int i : order) {
+      Fiber& f = fibers[i];
+      if (runnable(f)) to_fiber(f), progress = true;
+      live = live || !f.done;
+    }
+    if (!live) break;
+    if (!progress) {                               // all who are left wait for some who have gone
+      for (int i = 0; i < threads; ++i)
+        if (!fibers[i].done) {
+          error = "deadlock: thread " + std::to_string(i) + " waits at " + fibers[i].place.text() + " for threads that have ended";
+          break;
+        }
+    }
+  }
+  if (__tsan_acquire) __tsan_acquire(&end_order);
+}
+
+}  // namespace
+
+const char* run(dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* context) {
+  static std::mutex one_at_a_time;
+  std::lock_guard<std::mutex> lock(one_at_a_time);
+  threads = int(block.x * block.y * block.z);
+  error.clear();
+  if (threads < 1 || threads > 1024) return "a block has 1 to 1024 threads";
+  if (int64_t(shared) > config.shared) return "more shared memory than a block may have";
+  kernel_body = body, kernel_context = context;
+  while (int(fibers.size()) < threads) fibers.emplace_back();
+  warps.assign((threads + warp_lanes - 1) / warp_lanes, Meeting());
+  if (__tsan_get_current_fiber) main_tsan = __tsan_get_current_fiber();
+  ++counts.launches;
+  counts.shared = std::max<uint64_t>(counts.shared, shared);
+
+  std::mt19937 random(config.seed);
+  std::vector<int> order(threads);
+  for (int i = 0; i < threads; ++i) order[i] = config.order == descending ? threads - 1 - i : i;
+  const size_t count = size_t(grid.x) * grid.y * grid.z;
+  std::vector<size_t> blocks(count);
+  for (size_t i = 0; i < count; ++i) blocks[i] = config.order == descending ? count - 1 - i : i;
+  if (config.order == shuffled) std::shuffle(blocks.begin(), blocks.end(), random);
+  for (size_t i : blocks) {
+    ++counts.blocks;
+    // Exactly as many bytes as were asked for, so that AddressSanitizer sees an overrun; NaN, so that what nobody wrote shows.
+    char* memory = static_cast<char*>(malloc(shared + 16));
+    char* first = __sanitizer_start_switch_fiber ? memory : memory + (16 - reinterpret_cast<uintptr_t>(memory) % 16) % 16;
+    if (__sanitizer_start_switch_fiber) free(memory), first = memory = static_cast<char*>(malloc(shared));
+    memset(first, 0xff, shared);
+    dynamic = first;
+    for (Meeting& w : warps) w.arrived = 0;
+    block_meeting.arrived = 0;
+    uint3 at = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
+    for (int t = 0; t < threads; ++t) start(fibers[t], t, at, grid, block);
+    run_block(random, order);
+    free(memory);
+    if (!error.empty()) {
+      error = "block (" + std::to_string(at.x) + ", " + std::to_string(at.y) + "): " + error;
+      return error.c_str();
+    }
+  }
+  return nullptr;
+}
+
+void* dynamic_shared() { return dynamic; }
+
+int barrier(int value, const char* file, int line) {
+  Meeting& m = block_meeting;
+  return m.sum[meet(m, threads, 0, {file, line}, "barrier", value, 0, -1, true)];
+}
+
+uint64_t shuffle_xor(unsigned mask, uint64_t value, int lanes, const char* file, int line) {
+  const int lane = running->index % warp_lanes, warp = running->index / warp_lanes, other = lane ^ lanes;
+  const int size = std::min(warp_lanes, threads - warp * warp_lanes);
+  const unsigned present = size == warp_lanes ? ~0u : (1u << size) - 1;
+  const Place place{file, line};
+  if (mask & ~present || !(mask >> lane & 1)) fail("a shuffle's mask names lanes that aren't there, or not its own, at " + place.text());
+  if (!(mask >> other & 1)) fail("a shuffle reads a lane outside its mask at " + place.text());
+  Meeting& m = warps[warp];
+  const int parity = meet(m, __builtin_popcount(mask), mask, place, "shuffle", 0, value, lane, false);   // orders no memory
+  return m.value[parity][other];
+}
+
+namespace {
+void finish(const Copy& c) { copy_bytes(c.to, c.keep ? c.from : nullptr, c.bytes); }
+}  // namespace
+
+void copy_async(void* to, const void* from, int bytes, bool keep) {
+  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes) fail("a copy isn't aligned");
+  if (keep) count(counts.loaded, bytes);
+  running->open.push_back({to, from, bytes, keep});
+  if (!config.late_copies) finish(running->open.back());
+}
+
+void copy_commit() {
+  running->groups.push_back(std::move(running->open));
+  running->open.clear();
+}
+
+void copy_wait(int pending) {
+  while (int(running->groups.size()) > pending) {
+    if (config.late_copies)
+      for (const Copy& c : running->groups.front()) finish(c);
+    running->groups.pop_front();
+  }
+}
+
+}  // namespace emulator
+
+// For those who load the emulator as a shared object.
+extern "C" {
+__attribute__((visibility("default"))) void emulator_configure(int order, unsigned seed, int late_copies, int64_t shared, int64_t processors) {
+  emulator::config = {order, seed, late_copies != 0, shared, processors};
+}
+__attribute__((visibility("default"))) void emulator_counts(uint64_t* five, int reset) {
+  const emulator::Counts& c = emulator::counts;
+  five[0] = c.loaded, five[1] = c.stored, five[2] = c.launches, five[3] = c.blocks, five[4] = c.shared;
+  if (reset) emulator::counts = {};
+}
+}

@@ -1,0 +1,116 @@
+// Runs CUDA kernels on the CPU, to know that they are right without a GPU. csrc/cuda/*.cu is compiled with
+// g++ -x c++ -DMMK_EMULATED; csrc/cuda/primitives.h then takes its primitives from here.
+//
+// A thread is a fiber; blocks run one after another. Barriers and warp operations are rendezvous that know where they were
+// called: divergence, wrong masks, early returns and deadlocks are errors that name both places. Shared memory is full of NaN
+// before each block and ends exactly where the launch said. copy_async copies at once (finds an overwrite that comes too
+// early) or as late as copy_wait allows (finds a missing wait). Loads and stores of global memory are counted in bytes.
+// Under ThreadSanitizer fibers switch without synchronising and only rendezvous order them: races in a block show.
+// Not covered: what runs between blocks at the same time.
+#pragma once
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+struct uint3 { unsigned x, y, z; };
+struct dim3 {
+  unsigned x, y, z;
+  explicit dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static            // blocks run one after another
+
+namespace emulator {
+
+enum Order : int { ascending, descending, shuffled };
+
+struct Config {
+  int order = ascending;             // of threads and blocks
+  unsigned seed = 1;                 // of shuffled
+  bool late_copies = true;
+  int64_t shared = 163 << 10;        // what a block may have, and the number of processors: an A100's
+  int64_t processors = 108;
+};
+struct Counts {
+  uint64_t loaded = 0, stored = 0;   // bytes of global memory
+  uint64_t launches = 0, blocks = 0, shared = 0;   // shared: the largest a block asked for
+};
+struct Thread {
+  uint3 thread, block;
+  dim3 block_size, grid_size;
+};
+extern Config config;
+extern Counts counts;
+extern Thread* current;              // the thread that runs
+
+#define threadIdx (::emulator::current->thread)
+#define blockIdx (::emulator::current->block)
+#define blockDim (::emulator::current->block_size)
+#define gridDim (::emulator::current->grid_size)
+
+// Calls body(context) in every thread. Null, or what went wrong.
+const char* run(dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* context);
+template <class Arguments, class Given>
+const char* launch(void (*kernel)(Arguments), dim3 grid, dim3 block, size_t shared, const Given& given) {
+  struct Call { void (*kernel)(Arguments); const Given& given; } call{kernel, given};
+  return run(grid, block, shared, [](void* c) { static_cast<Call*>(c)->kernel(static_cast<Call*>(c)->given); }, &call);
+}
+
+void* dynamic_shared();
+int barrier(int value, const char* file, int line);                       // the sum of value over the block
+uint64_t shuffle_xor(unsigned mask, uint64_t value, int lanes, const char* file, int line);
+void copy_async(void* to, const void* from, int bytes, bool keep);
+void copy_commit();
+void copy_wait(int pending);
+
+// Relaxed, so that ThreadSanitizer sees neither a race nor an order between fibers.
+inline void count(uint64_t& counter, uint64_t bytes) {
+  __atomic_store_n(&counter, __atomic_load_n(&counter, __ATOMIC_RELAXED) + bytes, __ATOMIC_RELAXED);
+}
+template <class T> T counted_load(const T* from) {
+  count(counts.loaded, sizeof(T));
+  return *from;
+}
+template <class T> void counted_store(T* to, const T& value) {
+  count(counts.stored, sizeof(T));
+  *to = value;
+}
+
+struct bf16 {
+  uint16_t bits;
+  bf16() = default;
+  explicit bf16(float x) {           // to the nearest, ties to even
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    bits = uint16_t(x != x ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
+  }
+  explicit operator float() const {
+    uint32_t u = uint32_t(bits) << 16;
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+  }
+};
+using f16 = _Float16;
+
+}  // namespace emulator
+
+#define __syncthreads() void(::emulator::barrier(0, __FILE__, __LINE__))
+#define __syncthreads_count(p) ::emulator::barrier((p) != 0, __FILE__, __LINE__)
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
+  uint64_t bits = 0;
+  memcpy(&bits, &value, sizeof(T));
+  bits = emulator::shuffle_xor(mask, bits, lanes, file, line);
+  memcpy(&value, &bits, sizeof(T));
+  return value;
+}

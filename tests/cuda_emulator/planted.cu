@@ -1,0 +1,88 @@
+// A kernel with bugs to choose from, to see that the emulator finds each: planted BUG ORDER LATE_COPIES
+// BUG: 0 none, 1 missing barrier, 2 divergent barrier, 3 early return, 4 wrong wait count, 5 missing trailing barrier,
+// 6 overrun of dynamic shared memory, 7 overrun of static shared memory, 8 forgotten wait, 9 a shuffle that not all reach,
+// 10 a shuffle from the wrong place.
+// Exit status: 0 right, 2 wrong sums, 3 the emulator refused; a sanitizer has its own.
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "../../csrc/cuda/primitives.h"
+
+namespace mmk::cuda {
+
+constexpr int threads = 128, elements = 4 * threads, rounds = 5;
+
+struct Task {
+  int64_t bug;
+  const float* from;   // [blocks, rounds, elements]
+  float* to;           // [blocks]: the sum of all
+};
+
+// Rows come in turn into two buffers, one ahead. A thread sums what its neighbour has copied.
+void sum_rows(Task t) {
+  __shared__ float sums[threads / 32];
+  MMK_DYNAMIC_SHARED(memory);
+  float* buffer = reinterpret_cast<float*>(memory);
+  const int thread = threadIdx.x, warp = thread / 32;
+  const float* from = t.from + int64_t(blockIdx.x) * rounds * elements;
+  auto bring = [&](int round) {
+    copy_async(buffer + round % 2 * elements + 4 * thread, from + round * elements + 4 * thread, true);
+    copy_commit();
+  };
+  float sum = 0;
+  bring(0);
+  for (int round = 0; round < rounds; ++round) {
+    if (round + 1 < rounds) {
+      bring(round + 1);
+      t.bug == 4 ? copy_wait<2>() : copy_wait<1>();
+    } else if (t.bug != 8) {
+      copy_wait<0>();
+    }
+    if (t.bug == 2) {
+      if (thread < 64) __syncthreads();
+      else __syncthreads();
+    } else if (t.bug != 1) {
+      __syncthreads();
+    }
+    const int neighbour = (thread + 33) % threads;
+    for (int i = 0; i < 4; ++i) sum += buffer[round % 2 * elements + 4 * neighbour + i];
+    if (t.bug == 6 && round == rounds - 1 && thread == 0) sum += 0 * buffer[2 * elements];
+    if (t.bug == 3 && round == rounds - 1 && thread == 5) return;
+    if (t.bug != 5) __syncthreads();
+  }
+  if (t.bug == 9) {
+    if (thread % 32 < 16) sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+  } else if (t.bug == 10) {
+    if (thread % 32 < 16) sum += __shfl_xor_sync(0xffffffffu, sum, 16);
+    else sum += __shfl_xor_sync(0xffffffffu, sum, 16);
+  }
+  for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+  int slot = warp;
+  if (t.bug == 7 && warp == 3) slot += 1;
+  if (thread % 32 == 0) sums[slot] = sum;
+  __syncthreads();
+  if (thread == 0) store(t.to + blockIdx.x, sums[0] + sums[1] + sums[2] + sums[3]);
+}
+
+}  // namespace mmk::cuda
+
+int main(int, char** arguments) {
+  using namespace mmk::cuda;
+  constexpr int blocks = 3;
+  emulator::config.order = atoi(arguments[2]);
+  emulator::config.late_copies = atoi(arguments[3]);
+  std::vector<float> to(blocks), from(blocks * rounds * elements + 4);
+  float* aligned = from.data();
+  while (reinterpret_cast<uintptr_t>(aligned) % 16) ++aligned;
+  for (int i = 0; i < blocks * rounds * elements; ++i) aligned[i] = float(i % 13 - i / 1000);
+  const char* error = launch(sum_rows, blocks, 1, threads, 2 * elements * 4, nullptr, Task{atoi(arguments[1]), aligned, to.data()});
+  if (error) return printf("%s\n", error), 3;
+  for (int b = 0; b < blocks; ++b) {
+    double sum = 0;
+    for (int i = 0; i < rounds * elements; ++i) sum += aligned[b * rounds * elements + i];
+    if (!(sum == to[b])) return printf("block %d: %g instead of %g\n", b, to[b], sum), 2;
+  }
+  if (emulator::counts.loaded != blocks * rounds * elements * 4 || emulator::counts.stored != blocks * 4) return printf("miscounted\n"), 2;
+  return 0;
+}

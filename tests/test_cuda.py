@@ -1,0 +1,171 @@
+"""The CUDA kernels: cut into few and many chunks, under sanitizers, what they move, what they need, and that they build."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+
+import emulated
+import gpu_table
+import pybind11
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+import mmkernels as mmk
+from mmkernels import cases, tolerance
+
+OPERATION = "spatial_attention"
+BACKEND = "cuda-emulated"
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(os.environ.get("CUDA_HOME", ""), "bin"))
+
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc isn't installed")
+needs_emulator = pytest.mark.skipif(emulated.why_not_here() is not None, reason=str(emulated.why_not_here()))
+
+
+def assert_right(case, dtype, gradients=True, **configuration):
+    with emulated.configured(**configuration):
+        verdicts = tolerance.Standard(OPERATION, case, dtype, gradients=gradients).test(mmk.spatial_attention, backend=BACKEND)
+    assert all(v.passed for v in verdicts), "\n".join(str(v) for v in verdicts if not v.passed)
+
+
+# With little shared memory, tiles are small and slabs narrow; with many processors, chunks are many.
+DEVICES = {"small tiles, few chunks": dict(shared=12_000, processors=1, order="shuffled"),
+           "small tiles, many chunks": dict(shared=9_000, processors=200, order="descending", late_copies=False),
+           "narrow slabs": dict(shared=9_000, processors=50, seed=3, order="shuffled")}
+# Every sort of case once: the whole list runs on the default device, in test_spatial_attention.py.
+SOME = [case for i, case in enumerate(cases.selected(OPERATION, small=True))
+        if i % 4 == 0 or case.group in ("packed", "bdhw views", "masks")]
+
+
+@needs_emulator
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", SOME, ids=str)
+def test_however_it_is_cut(case, device):
+    assert_right(case, torch.bfloat16 if len(case.name) % 3 == 0 else torch.float32, **DEVICES[device])
+
+
+def _sized(positions, channels, start, planes, combine):
+    def make(draw):
+        base = draw.normal(2 * positions * channels + start)[start:]
+        image = base.view(2, channels, positions).mT if planes else base.view(2, positions, channels)
+        return {"image": image, "text": draw.normal(2, channels), "mask": draw.mask(2, positions), "combine": combine,
+                "need_weights": True}
+    return cases.Case(f"{positions}x{channels} from {start} {planes} {combine}", "sized", make, True)
+
+
+@needs_emulator
+@pytest.mark.parametrize("combine", ["multiply", "pool"])
+@pytest.mark.parametrize("planes", [False, True], ids=["rows", "planes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("positions, channels, start", [(1, 257, 0), (1, 257, 3), (1, 8, 1), (20_011, 1, 1), (20_011, 3, 0),
+                                                        (515, 257, 5), (515, 24, 8), (515, 24, 1)])
+def test_sizes(positions, channels, start, planes, dtype, combine):
+    """One chunk and many, at storage offsets that are aligned to 16 bytes and that aren't."""
+    assert_right(_sized(positions, channels, start, planes, combine), dtype, shared=60_000, processors=6)
+
+
+@needs_emulator
+@pytest.mark.parametrize("combine", ["multiply", "pool"])
+@pytest.mark.parametrize("shape", [(1, 700, 40), (3, 37, 40)])
+def test_same_bits_in_any_order(combine, shape):
+    """Whatever order threads and blocks run in, and whenever copies arrive."""
+    image, text = torch.randn(shape).requires_grad_(), torch.randn(shape[0], 40).requires_grad_()
+    found = []
+    for order in emulated.ORDERS:
+        for late in (False, True):
+            with emulated.configured(order=order, late_copies=late, shared=20_000, processors=5):
+                result, weights = mmk.spatial_attention(image, text, combine=combine, need_weights=True, num_heads=2, backend=BACKEND)
+                found.append((result, weights, *torch.autograd.grad(result.square().sum(), (image, text))))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
+@needs_emulator
+@pytest.mark.parametrize("combine", ["multiply", "pool"])
+@pytest.mark.parametrize("shared", [9_000, 163_000])
+def test_scores_far_below_those_of_masked_positions(combine, shared):
+    """Masked positions are zeros in the tile; their scores must not be the maximum."""
+    def make(draw):
+        image = draw.normal(2, 300, 16).sign() + 2       # small whole numbers: scores of -500 and less, without rounding
+        return {"image": image, "text": -8 * torch.ones_like(image[:, 0]), "mask": draw.mask(2, 300), "combine": combine, "scale": 1.0}
+    assert_right(cases.Case(f"negative {combine}", "negative", make, True), torch.float32, gradients=False, shared=shared, processors=4)
+
+
+@needs_emulator
+@pytest.mark.parametrize("which", gpu_table.PASSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_moves_no_more_than_it_must(which, dtype):
+    """A sample that fits in shared memory: features once, results once, in one launch."""
+    shape = (3, 96, 128, dtype)
+    found, minimum = gpu_table.moved(*shape, which), gpu_table.least(*shape, which)
+    assert found.launches == 1
+    assert minimum <= found.loaded + found.stored <= 1.02 * minimum
+
+
+@needs_emulator
+@pytest.mark.parametrize("which, twice", [("multiply", 1), ("multiply backward", 1), ("pool", 0), ("pool backward", 0)])
+def test_what_a_split_sample_moves(which, twice):
+    """Two launches, many blocks; the features that are combined are read again, by pool none."""
+    shape = (1, 6000, 64, torch.float32)
+    with emulated.configured(shared=60_000, processors=8):
+        found, minimum = gpu_table.moved(*shape, which), gpu_table.least(*shape, which)
+    assert found.launches == 2 and found.blocks >= 2 * 16
+    features = 6000 * 64 * 4
+    assert minimum + twice * features <= found.loaded + found.stored <= minimum + twice * features + 0.2 * features
+
+
+@needs_emulator
+@pytest.mark.slow
+@pytest.mark.parametrize("mode, count", [("plain", 400), ("asan", 100), ("tsan", 40)])
+def test_random_arguments(mode, count):
+    """Against plain loops in double; also offsets that are no offsets, which must stay inside of all memory."""
+    flags = [*emulated.KERNEL, *emulated.MODES[mode]]
+    jobs = [*emulated.emulator_jobs(mode), *emulated.kernel_jobs(mode), (emulated.EMULATOR / "check.cpp", flags)]
+    program = emulated.build(f"check-{mode}", jobs, emulated.MODES[mode])
+    environment = os.environ | {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "exitcode=66:detect_leaks=0"}
+    done = subprocess.run([program, "1", str(count)], capture_output=True, text=True, env=environment, timeout=1200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
+def test_resources(architecture):
+    """No spills, and registers for a block of 512 threads: 65,536 / 512 = 128."""
+    found = gpu_table.resources(architecture)
+    assert len(found) == 12
+    wrong = {name: vars(r) for name, r in found.items() if r.registers > 128 or r.spilled or r.static}
+    assert not wrong
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_builds_and_links(tmp_path):
+    """The very sources, flags and libraries of setup.py, against the headers of whatever torch is here."""
+    spec = importlib.util.spec_from_file_location("mmkernels_setup", emulated.ROOT / "setup.py")
+    setup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup)
+    objects = []
+    for source in sorted(emulated.ROOT.glob("csrc/cuda/*.cu")):
+        objects.append(tmp_path / f"{source.stem}.cuda.o")
+        subprocess.run([NVCC, *setup.nvcc_flags(), "-c", source, "-o", objects[-1]], check=True)
+    includes = [f"-I{path}" for path in (*cpp_extension.include_paths(), pybind11.get_include(), sysconfig.get_path("include"))]
+    for source in [*emulated.ROOT.glob("csrc/torch/*.cpp"), emulated.ROOT / "csrc/isa.cpp"]:
+        objects.append(tmp_path / f"{source.stem}.o")
+        subprocess.run([emulated.COMPILER, *setup.binding_flags(None), *includes, "-c", source, "-o", objects[-1]], check=True)
+    target = tmp_path / "_C.so"
+    subprocess.run([emulated.COMPILER, "-shared", *objects, "-o", target, *(f"-L{p}" for p in [*cpp_extension.library_paths(),
+                    *setup.cuda_library_folders()]), "-ltorch", "-ltorch_cpu", "-lc10", *(f"-l{n}" for n in setup.CUDA_LIBRARIES)], check=True)
+    missing = subprocess.run(["nm", "-DC", "--undefined-only", target], capture_output=True, text=True, check=True).stdout
+    assert "aoti_torch_get_current_cuda_stream" in missing
+    assert "cudaLaunchKernel" not in missing and "mmk::cuda" not in missing   # the runtime and the kernels are in it
+
+
+@needs_nvcc
+@needs_emulator
+@pytest.mark.slow
+def test_table_is_up_to_date():
+    """docs/gpu.md says what is counted now. (Registers are the compiler's; test_resources has their budget.)"""
+    written = gpu_table.FILE.read_text()
+    assert all(row in written for row in gpu_table.movement_rows())
