@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= passive
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-slow bench install clean
+.PHONY: demo test test-slow test-triton bench gpu-check install clean
 
 demo: install
 	$(BIN)/python -m mmkernels demo --out out
@@ -19,8 +19,22 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+# The same cases on the Triton kernels, run by Triton's interpreter.
+test-triton: install
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" -k triton tests/test_spatial_attention.py tests/test_triton.py
+
 bench: install
 	$(BIN)/python -m mmkernels bench --json bench/results.json --plot bench/results.png
+
+# For a machine with a GPU and the CUDA build of torch in PYTHON's environment: builds the CUDA kernels into it, runs everything there,
+# and writes gpu-check.json to send back.
+gpu-check:
+	MMKERNELS_CUDA=1 $(PYTHON) -m pip install --no-build-isolation --editable ".[cli,test]"
+	$(PYTHON) -m mmkernels info
+	$(PYTHON) -m mmkernels verify --json gpu-verify.json
+	$(PYTHON) -m pytest -m "not slow"
+	compute-sanitizer --error-exitcode 1 $(PYTHON) -m mmkernels verify --small --backend cuda
+	$(PYTHON) -m mmkernels bench --json gpu-check.json
 
 install: $(STAMP)
 

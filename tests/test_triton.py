@@ -60,8 +60,6 @@ def everything(function, image, text, grads, **options):
     """Result, weights, and the gradients that flow back from both."""
     image, text = image.detach().requires_grad_(), text.detach().requires_grad_()
     outputs = function(image, text, **options)
-    if not outputs[0].requires_grad:              # the reference, of no bag at all
-        return *outputs, torch.zeros_like(image), torch.zeros_like(text)
     return *outputs, *torch.autograd.grad(outputs, (image, text), [g.to(o.dtype).view(o.shape) for g, o in zip(grads, outputs)])
 
 

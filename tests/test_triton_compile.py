@@ -84,8 +84,8 @@ def compile_all(operations, targets, every_configuration):
                                      "warps": options["num_warps"], "shared": compiled.metadata.shared, **resources(compiled)})
 
                 def tuned(key, configurations, tensor, run):
-                    chosen[1:] = [len(configurations)]
-                    return configurations[chosen[0]]
+                    chosen[1:] = [max([len(configurations), *chosen[1:]])]       # forward and backward have as many as they have
+                    return configurations[min(chosen[0], len(configurations) - 1)]
 
                 module.launch, module.tuned = launch, tuned
                 while True:

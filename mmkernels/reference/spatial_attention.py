@@ -56,8 +56,8 @@ def _packed(image, text, mask, offsets, *, need_weights, **options):
         weights.append(weight[0])
     if results:
         result, weight = torch.cat(results), torch.cat(weights, -1)
-    else:
+    else:                                         # no bags, so no rows: empty, yet differentiable
         accumulate = torch.float64 if image.dtype == torch.float64 else torch.float32
-        result = (text if options["combine"] == "pool" else image) * 0
-        weight = image.new_zeros(options["num_heads"], 0, dtype=accumulate)
+        result = text + image.sum(0) if options["combine"] == "pool" else image + text.sum(0)
+        weight = (image.sum(1) + text.sum()).to(accumulate).expand(options["num_heads"], -1)
     return (result, weight) if need_weights else result
