@@ -128,4 +128,4 @@ def _why_not(device_type, dtype):
 if backends.extension is not None and why_not_here() is None:
     library()
     backends.register("cuda-emulated", _why_not)
-    spatial_attention.register_operations("cuda-emulated", "spatial_attention_emulated")
+    spatial_attention.register_operations("spatial_attention_emulated", "cuda-emulated")

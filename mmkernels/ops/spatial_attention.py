@@ -216,11 +216,10 @@ class _BackwardFunction(torch.autograd.Function):
         return _second(ctx, *grads) + (None,)
 
 
-def register_operations(backend, name):
-    """Teaches PyTorch the operations ``name`` and ``name_backward`` (and, where it exists, ``name_out``) of a backend.
+def register_operations(name, *names):
+    """Teaches PyTorch the operations ``name``, ``name_out`` and ``name_backward``, and makes them the backends ``names``.
 
-    They were defined by the backend; here they get their fake, autograd and vmap rules, and become the backend's
-    ``spatial_attention``.
+    They are defined elsewhere; here they get their fake, autograd and vmap rules.
     """
     namespace = torch.ops.mmkernels
     forward, backward = getattr(namespace, name).default, getattr(namespace, f"{name}_backward").default
@@ -279,15 +278,19 @@ def register_operations(backend, name):
             return forward(image, text, mask, offsets, scale, num_heads, pool, rescale)
         return out, forward_out(image, text, mask, offsets, scale, num_heads, pool, rescale, out)
 
-    def run(*arguments):
-        if torch._C._are_functorch_transforms_active():
-            *inputs, out = arguments
-            if out is None:
-                return SpatialAttentionFunction.apply(*inputs, backend)
-        return operation(*arguments)
+    def implement(backend):
+        def run(*arguments):
+            if torch._C._are_functorch_transforms_active():
+                *inputs, out = arguments
+                if out is None:
+                    return SpatialAttentionFunction.apply(*inputs, backend)
+            return operation(*arguments)
 
-    run.forward, run.backward = operation, backward
-    backends.implement(backend, "spatial_attention", run)
+        run.forward, run.backward = operation, backward
+        backends.implement(backend, "spatial_attention", run)
+
+    for backend in names:
+        implement(backend)
 
 
 def _empty_weights(image, num_heads):
@@ -310,6 +313,5 @@ def _fold_offsets(offsets, image):
 
 
 if backends.extension is not None:
-    register_operations("cpu", "spatial_attention")
-    backends.implement("cuda", "spatial_attention", backends.choose("spatial_attention", torch.empty(0), "cpu"))
+    register_operations("spatial_attention", "cpu", "cuda")      # one operation: the dispatcher tells the devices apart
 backends.implement_lazily("triton", "spatial_attention", "mmkernels.triton.spatial_attention")

@@ -582,4 +582,4 @@ define("spatial_attention_triton_out(Tensor image, Tensor text, Tensor? mask, Te
 define("spatial_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor text, Tensor weights, "
        "Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, bool rescale, bool need_image_grad, "
        "bool need_text_grad) -> (Tensor, Tensor)", backward)
-register_operations("triton", "spatial_attention_triton")
+register_operations("spatial_attention_triton", "triton")
