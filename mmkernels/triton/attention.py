@@ -96,13 +96,24 @@ def tile(x, b, h, n, c):
 
 
 @triton.jit
-def load_tile(x, b, h, n, c, keep, C: tl.constexpr, DOT: tl.constexpr):
-    return tl.load(tile(x, b, h, n, c), keep[:, None] & (c < C)[None, :], 0).to(DOT)
+def within(keep, c, C: tl.constexpr, EXACT: tl.constexpr):
+    """Rows that count, and channels: EXACT, and where a block divides the channels, a mask for each row is enough."""
+    if EXACT and (0 * c.shape[0] + C) % c.shape[0] == 0:       # the interpreter knows no int % constexpr
+        mask = keep[:, None]
+    else:
+        mask = keep[:, None] & (c < C)[None, :]
+    return mask
 
 
 @triton.jit
-def store_tile(x, values, b, h, n, c, inside, C: tl.constexpr):
-    tl.store(tile(x, b, h, n, c), values.to(x.data.dtype.element_ty), inside[:, None] & (c < C)[None, :])
+def load_tile(x, b, h, n, c, keep, C: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr = True):
+    """Not EXACT: of c as many blocks are walked as the wider of two tensors has."""
+    return tl.load(tile(x, b, h, n, c), within(keep, c, C, EXACT), 0).to(DOT)
+
+
+@triton.jit
+def store_tile(x, values, b, h, n, c, inside, C: tl.constexpr, EXACT: tl.constexpr = True):
+    tl.store(tile(x, b, h, n, c), values.to(x.data.dtype.element_ty), within(inside, c, C, EXACT))
 
 
 @triton.jit
@@ -114,14 +125,14 @@ def taking_part(side, b, h, n):
 
 
 @triton.jit
-def load_queries(side, b, h, n, c, keep, D: tl.constexpr, BOTH: tl.constexpr, DOT: tl.constexpr):
+def load_queries(side, b, h, n, c, keep, D: tl.constexpr, BOTH: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr = True):
     """`keep`: those that count. BOTH softmaxes: one that is masked out has a result of its own, and NaN or Inf counts as 0."""
     if BOTH:
-        x = load_tile(side.query, b, h, n, c, n < side.size, D, DOT)
+        x = load_tile(side.query, b, h, n, c, n < side.size, D, DOT, EXACT)
         if side.mask is not None:
             x = tl.where(keep[:, None] | (tl.abs(x.to(tl.float32)) < float("inf")), x, 0.0).to(DOT)
     else:
-        x = load_tile(side.query, b, h, n, c, keep, D, DOT)
+        x = load_tile(side.query, b, h, n, c, keep, D, DOT, EXACT)
     return x
 
 
@@ -148,8 +159,8 @@ def scores(rows, cols, q, k, b, h, n, t, row_keep, col_keep, scale, pairs, bias,
     if bias is not None:
         s += tl.load(tile(bias, b, h, n, t), inside, 0) * 1.4426950408889634
     if pairs is not None:
-        inside = inside & (tl.load(tile(pairs, b, h, n, t), inside, 0) != 0)
-    return s, inside
+        s = tl.where(tl.load(tile(pairs, b, h, n, t), inside, 0) != 0, s, float("-inf"))
+    return s
 
 
 @triton.jit
@@ -209,8 +220,8 @@ def attend(rows, cols, pairs, bias, gate, result, attended, stats, partial, H, s
         k = None
         if D <= BLOCK_D:
             k = load_tile(cols.query, b, h, t, d, keep, D, DOT)
-        s, pair = scores(rows, cols, q, k, b, h, n, t, row_keep, keep, scale, pairs, bias, D, BOTH, BLOCK_D, DOT, PRECISION)
-        s = tl.where(pair & keep[None, :], s, float("-inf"))
+        s = scores(rows, cols, q, k, b, h, n, t, row_keep, keep, scale, pairs, bias, D, BOTH, BLOCK_D, DOT, PRECISION)
+        s = tl.where(keep[None, :], s, float("-inf"))
         new = tl.maximum(m, tl.max(s, 1))
         p, fade = tl.exp2(s - finite(new)[:, None]), tl.exp2(m - finite(new))
         total = total * fade + tl.sum(p, 1)
@@ -301,24 +312,25 @@ def write_gradients(rows, to_query, to_value, dq, dv, scale, b, h, n, keep, live
         c = arange(part * OUT_D, OUT_D)
         if BOTH:
             if rows.mask is not None:
-                x = load_tile(rows.query, b, h, n, c, inside, D, tl.float32)
+                x = load_tile(rows.query, b, h, n, c, inside, D, tl.float32, False)
                 dq = tl.where(keep[:, None] | (tl.abs(x) < float("inf")), dq, 0.0)
         else:
             dq = tl.where((keep & live)[:, None], dq, 0.0)
-        store_tile(to_query, dq * scale, b, h, n, c, inside, D)
+        store_tile(to_query, dq * scale, b, h, n, c, inside, D, False)
     if to_value is not None:
-        store_tile(to_value, tl.where(keep[:, None], dv, 0.0), b, h, n, arange(part * OUT_V, OUT_V), inside, V)
+        c = arange(part * OUT_V, OUT_V)
+        store_tile(to_value, tl.where(keep[:, None], dv, 0.0), b, h, n, c, inside, V, False)
 
 
 @triton.jit
 def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partial_query, partial_value, H, splits, chunk, scale,
                   D: tl.constexpr, V: tl.constexpr, BOTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
                   BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-                  OUT_D: tl.constexpr, OUT_V: tl.constexpr, OWN_DELTA: tl.constexpr):
+                  OUT_D: tl.constexpr, OUT_V: tl.constexpr, ALL_ROWS: tl.constexpr, ALL_COLS: tl.constexpr):
     """A program for each block of rows, chunk of columns, and OUT_D and OUT_V channels of the rows' gradients.
 
-    rows.grad: the rows' softmax over the columns; cols.grad: the columns' softmax over the rows; either or both. OWN_DELTA: one
-    tile holds all columns, so that delta is known exactly, where `prepare` had a rounded result; left for the other side, too.
+    rows.grad: the rows' softmax over the columns; cols.grad: the columns' softmax over the rows; either or both.
+    ALL_ROWS, ALL_COLS: a tile holds them all, so that delta is known exactly, where `prepare` had a rounded result.
     """
     b, h, head, split, n = program(H, rows.size, splits, BLOCK_N)
     part = tl.program_id(1).to(tl.int64)
@@ -354,37 +366,40 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
         k = None
         if D <= BLOCK_D:
             k = load_queries(cols, b, h, t, d, col_counts, D, BOTH, DOT)
-        s, pair = scores(rows, cols, q, k, b, h, n, t, row_counts, col_counts, scale, pairs, bias, D, BOTH, BLOCK_D, DOT, PRECISION)
+        s = scores(rows, cols, q, k, b, h, n, t, row_counts, col_counts, scale, pairs, bias, D, BOTH, BLOCK_D, DOT, PRECISION)
+        # Where nothing took part every score is -Inf, and log_sum Inf: the exponential is 0.
         ds = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
         if rows.grad is not None:
-            p = tl.where(pair & row_live[:, None] & col_keep[None, :], tl.exp2(s - row_sum[:, None]), 0.0)
+            p = tl.exp2(tl.where(col_keep[None, :], s, float("-inf")) - row_sum[:, None])
             v = None
             if V <= BLOCK_V:
                 v = load_tile(cols.value, b, h, t, c, col_keep, V, DOT)
             dp = gradient_product(rows.grad, cols.value, row_g, v, b, h, n, t, row_live, col_keep, V, BLOCK_V, DOT, PRECISION)
-            if OWN_DELTA:
+            if ALL_COLS:
                 row_delta = tl.sum(p * dp, 1)
-                if part == 0:
-                    tl.store(rows.delta + head * rows.size + n, row_delta, n < rows.size)
             ds += p * (dp - row_delta[:, None])
         if cols.grad is not None:
-            p = tl.where(pair & row_keep[:, None] & col_live[None, :], tl.exp2(s - col_sum[None, :]), 0.0)
+            p = tl.exp2(tl.where(row_keep[:, None], s, float("-inf")) - col_sum[None, :])
             g = None
             if V <= BLOCK_V:
                 g = load_tile(cols.grad, b, h, t, c, col_live, V, DOT)
-            if to_query is not None or grad_bias is not None:
+            if to_query is not None:
                 dp = gradient_product(rows.value, cols.grad, row_v, g, b, h, n, t, row_keep, col_live, V, BLOCK_V, DOT, PRECISION)
-                ds += p * (dp - tl.load(cols.delta + head * cols.size + t, col_live, 0)[None, :])
+                if ALL_ROWS:
+                    col_delta = tl.sum(p * dp, 0)
+                else:
+                    col_delta = tl.load(cols.delta + head * cols.size + t, col_live, 0)
+                ds += p * (dp - col_delta[None, :])
             if to_value is not None:
                 if V > BLOCK_V or OUT_V != BLOCK_V:
-                    g = load_tile(cols.grad, b, h, t, out_v, col_live, V, DOT)
+                    g = load_tile(cols.grad, b, h, t, out_v, col_live, V, DOT, False)
                 dv = tl.dot(p.to(DOT), g, dv, input_precision=PRECISION)
         if grad_bias is not None:
             if part == 0:
                 tl.store(tile(grad_bias, b, h, n, t), ds, (n < rows.size)[:, None] & (t < cols.size)[None, :])
         if to_query is not None:
             if D > BLOCK_D or OUT_D != BLOCK_D:
-                k = load_queries(cols, b, h, t, out_d, col_counts, D, BOTH, DOT)
+                k = load_queries(cols, b, h, t, out_d, col_counts, D, BOTH, DOT, False)
             dq = tl.dot(ds.to(DOT), k, dq, input_precision=PRECISION)
     if splits == 1:
         write_gradients(rows, to_query, to_value, dq, dv, scale, b, h, n, row_keep, row_live, part, D, V, BOTH, OUT_D, OUT_V)
@@ -508,7 +523,8 @@ class Heads:
                    for to, width in ((to_query, self.D), (to_value, self.V))]
         launch(differentiate, (blocks * splits, parts), rows, cols, pairs, bias, grad_bias, to_query, to_value, *partial, self.H,
                splits, chunk, self.scale, **self.options, **self.dots, BLOCK_N=block_n, BLOCK_T=block_t, **inner, **outer,
-               OWN_DELTA=rows.grad is not None and cols.size <= block_t, num_warps=configuration.warps, num_stages=configuration.stages)
+               ALL_ROWS=rows.size <= block_n, ALL_COLS=cols.size <= block_t, num_warps=configuration.warps,
+               num_stages=configuration.stages)
         if splits > 1 and any(p is not None for p in partial):
             outer = {"OUT_D": block(self.D, 64), "OUT_V": block(self.V, 64)}
             launch(merge_gradients, (triton.cdiv(rows.size, MERGE["BLOCK_N"]) * self.B * self.H, self.parts(to_query, to_value, outer)),
