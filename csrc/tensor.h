@@ -25,4 +25,28 @@ struct Mask {
   int64_t b = 0, y = 0, x = 0;
 };
 
+// Rows of a head, [B, H, N, C].
+struct HeadRows {
+  void* data = nullptr;
+  int64_t b = 0, h = 0, n = 0, c = 0;
+};
+
+// True = takes part, [B, H, T]; null = all do.
+struct Tokens {
+  const bool* data = nullptr;
+  int64_t b = 0, h = 0, t = 0;
+};
+
+// True = query n attends to token t, [B, H, N, T]; null = all do.
+struct Pairs {
+  const bool* data = nullptr;
+  int64_t b = 0, h = 0, n = 0, t = 0;
+};
+
+// What is added to the scores, [B, H, N, T], float (double for float64); null = nothing.
+struct Bias {
+  const void* data = nullptr;
+  int64_t b = 0, h = 0, n = 0, t = 0;
+};
+
 }  // namespace mmk

@@ -278,3 +278,137 @@ def spatial_attention():
                    combine=combine, mask=_mask_random)
         yield case("large", f"1x48x131x77 {combine}", (1, 48, 131, 77), combine=combine)
     yield case("large", "1x20011x24 large scores", (1, 20_011, 24), gain=8, need_weights=True)
+
+
+# Views of heads, [B, H, N, C].
+
+def heads_last(draw, batch, heads, positions, channels):
+    """A view of [B, N, H * C], as a projection gives it."""
+    return draw.normal(batch, positions, heads, channels).transpose(1, 2)
+
+
+def heads_slice(draw, batch, heads, positions, channels):
+    """One of three slices of [B, N, 3 * H * C], as a joint projection gives it."""
+    return draw.normal(batch, positions, 3, heads, channels)[:, :, 1].transpose(1, 2)
+
+
+HEADS = (heads_last, heads_slice, transposed, every_second_row, every_second_channel, window, unaligned, batch_first_last,
+         same_for_all, same_row, same_channel)
+
+# B, H, N, T, d, dv: sizes that fit no vector, tile or block.
+HEAD_SIZES = ((1, 1, 1, 1, 1, 1), (2, 1, 3, 1, 1, 3), (1, 2, 1, 3, 3, 1), (2, 3, 7, 5, 8, 8), (1, 2, 33, 17, 13, 21), (1, 1, 113, 20, 16, 16),
+              (1, 1, 50, 77, 40, 24), (3, 1, 16, 16, 32, 32), (1, 1, 3, 113, 17, 7), (1, 1, 65, 33, 64, 48), (1, 2, 130, 31, 3, 5))
+HEAD_SIZES_LARGE = ((1, 2, 113, 203, 64, 64), (1, 1, 1023, 77, 113, 97), (2, 1, 97, 1023, 40, 72), (1, 1, 203, 256, 256, 256), (1, 1, 65, 33, 300, 257),
+                    (1, 2, 20_011, 20, 16, 16), (1, 1, 3, 5001, 24, 24), (5, 3, 61, 64, 64, 64))
+
+
+def _heads_small(shape):
+    batch, heads, positions, tokens, d, dv = shape
+    return batch * heads * positions * tokens * (d + dv) <= 40 * SMALL
+
+
+def gated_cross_attention():
+    """Sizes, layouts, masks of every kind and shape, options."""
+
+    def case(group, name, shape, *, make=contiguous, make_text=None, gate=True, mask=None, gain=1, **options):
+        def build(draw):
+            batch, heads, positions, tokens, d, dv = shape
+            text = make_text or make
+            arguments = {"query": make(draw, batch, heads, positions, d), "key": text(draw, batch, heads, tokens, d),
+                         "value": text(draw, batch, heads, tokens, dv), **options}
+            if gain != 1:
+                arguments["query"] = arguments["query"] * gain
+            if gate:
+                arguments["gate"] = make(draw, batch, heads, positions, dv)
+            if mask is not None:
+                arguments["attn_mask"] = mask(draw, batch, heads, positions, tokens)
+            return arguments
+
+        return Case(f"{group}: {name}", group, build, _heads_small(shape))
+
+    for i, shape in enumerate((*HEAD_SIZES, *HEAD_SIZES_LARGE)):
+        name = "x".join(map(str, shape))
+        yield case("sizes" if i < len(HEAD_SIZES) else "large", name, shape, gate=i % 3 != 0, need_weights=i % 4 == 0)
+    for shape in ((0, 2, 3, 4, 5, 6), (2, 0, 3, 4, 5, 6), (2, 2, 0, 4, 5, 6), (2, 2, 3, 0, 5, 6)):
+        yield case("empty", "x".join(map(str, shape)), shape, need_weights=True)
+
+    some = (2, 2, 21, 19, 12, 10)
+    for make in HEADS:
+        yield case("views", make.__name__, some, make=make)
+        yield case("views", f"{make.__name__} mask", some, make=make, mask=lambda draw, b, h, n, t: draw.mask(b, t), gate=False)
+    yield case("views", "heads_last image, contiguous text", some, make=heads_last, make_text=contiguous)
+
+    masks = {
+        "BT": lambda draw, b, h, n, t: draw.mask(b, t),
+        "B11T": lambda draw, b, h, n, t: draw.mask(b, 1, 1, t),
+        "BHNT": lambda draw, b, h, n, t: draw.mask(b, h, n, t),
+        "11NT": lambda draw, b, h, n, t: draw.mask(1, 1, n, t),
+        "NT": lambda draw, b, h, n, t: draw.mask(n, t),
+        "T": lambda draw, b, h, n, t: draw.mask(t),
+        "1H1T": lambda draw, b, h, n, t: draw.mask(1, h, 1, t),
+        "BHN1": lambda draw, b, h, n, t: draw.mask(b, h, n, 1),
+        "all": lambda draw, b, h, n, t: _mask_all(draw, b, t),
+        "none": lambda draw, b, h, n, t: _mask_none(draw, b, t),
+        "one": lambda draw, b, h, n, t: _mask_one(draw, b, t),
+        "whole sample": lambda draw, b, h, n, t: _mask_whole_sample(draw, b, t),
+        "whole sample BHNT": lambda draw, b, h, n, t: _mask_whole_sample(draw, b, h, n, t),
+        "strided": lambda draw, b, h, n, t: _mask_strided(draw, b, h, n, t),
+        "transposed": lambda draw, b, h, n, t: _mask_transposed(draw, b, h, n, t),
+        "causal": lambda draw, b, h, n, t: torch.ones(n, t, dtype=torch.bool, device=draw.device).tril(),
+        "float BT": lambda draw, b, h, n, t: draw.normal(b, t),
+        "float BHNT": lambda draw, b, h, n, t: draw.normal(b, h, n, t),
+        "float NT": lambda draw, b, h, n, t: draw.normal(n, t),
+        "float H11": lambda draw, b, h, n, t: draw.normal(h, 1, 1),
+        "float transposed": lambda draw, b, h, n, t: draw.normal(b, h, t, n).mT,
+        "float -inf": lambda draw, b, h, n, t: draw.normal(b, h, n, t).masked_fill(~draw.mask(b, h, n, t), float("-inf")),
+    }
+    for name, mask in masks.items():
+        yield case("masks", name, some, mask=mask, need_weights=name in ("BT", "BHNT", "float NT"))
+        yield case("masks", f"{name}, no gate", (2, 1, 5, 37, 20, 8), mask=mask, gate=False)
+    yield case("masks", "BT, 1023 tokens", (2, 1, 65, 1023, 24, 24), mask=lambda draw, b, h, n, t: draw.mask(b, t))
+    yield case("masks", "BHNT, 1023 tokens", (2, 1, 65, 1023, 24, 24), mask=lambda draw, b, h, n, t: draw.mask(b, h, n, t))
+
+    for scale in (0.3, 0.0, -1.0, 1):
+        yield case("options", f"scale {scale}", some, scale=scale)
+    yield case("options", "large scores", (1, 2, 40, 33, 24, 16), gain=8)
+    yield case("options", "large scores, no gate", (1, 2, 40, 33, 24, 16), gain=8, gate=False)
+
+
+def bidirectional_attention():
+    """Sizes, layouts, masks, options."""
+
+    def case(group, name, shape, *, make=contiguous, make_text=None, image_mask=None, text_mask=None, gain=1, **options):
+        def build(draw):
+            batch, heads, positions, tokens, d, dv = shape
+            text = make_text or make
+            arguments = {"image_query": make(draw, batch, heads, positions, d), "text_key": text(draw, batch, heads, tokens, d),
+                         "image_value": make(draw, batch, heads, positions, dv), "text_value": text(draw, batch, heads, tokens, dv), **options}
+            if gain != 1:
+                arguments["image_query"] = arguments["image_query"] * gain
+            if image_mask is not None:
+                arguments["image_mask"] = image_mask(draw, batch, positions)
+            if text_mask is not None:
+                arguments["text_mask"] = text_mask(draw, batch, tokens)
+            return arguments
+
+        return Case(f"{group}: {name}", group, build, _heads_small(shape))
+
+    for i, shape in enumerate((*HEAD_SIZES, *HEAD_SIZES_LARGE)):
+        yield case("sizes" if i < len(HEAD_SIZES) else "large", "x".join(map(str, shape)), shape)
+    for shape in ((0, 2, 3, 4, 5, 6), (2, 0, 3, 4, 5, 6), (2, 2, 0, 4, 5, 6), (2, 2, 3, 0, 5, 6)):
+        yield case("empty", "x".join(map(str, shape)), shape)
+
+    some = (2, 2, 21, 19, 12, 10)
+    for make in HEADS:
+        yield case("views", make.__name__, some, make=make)
+        yield case("views", f"{make.__name__} masks", some, make=make, image_mask=_mask_random, text_mask=_mask_random)
+    yield case("views", "heads_last image, contiguous text", some, make=heads_last, make_text=contiguous)
+    for name, mask in MASKS.items():
+        yield case("masks", f"image {name}", some, image_mask=mask)
+        yield case("masks", f"text {name}", some, text_mask=mask)
+        yield case("masks", f"both {name}", some, image_mask=mask, text_mask=mask)
+    yield case("masks", "both, 1023 tokens", (2, 1, 65, 1023, 24, 24), image_mask=_mask_random, text_mask=_mask_random)
+    yield case("masks", "both, 20011 positions", (1, 2, 20_011, 20, 16, 16), image_mask=_mask_random, text_mask=_mask_random)
+    for scale in (0.3, 0.0, -1.0, 1):
+        yield case("options", f"scale {scale}", some, scale=scale)
+    yield case("options", "large scores", (1, 2, 40, 33, 24, 16), gain=8)

@@ -49,6 +49,20 @@ def boolean_mask(name, value):
         raise ValueError(f"{name} must be bool (True = takes part), got {value.dtype}")
 
 
+def attention_mask(name, value, other_name, other, batch, heads, positions, tokens):
+    """bool or floating point, [B, T] or broadcastable to [B, H, N, T]."""
+    is_tensor(name, value)
+    if value.dtype != torch.bool and value.dtype not in FLOATS:
+        raise ValueError(f"{name} must be bool (True = attend) or floating point (added to the scores), got {value.dtype}")
+    same_device(name, value, other_name, other)
+    full = (batch, heads, positions, tokens)
+    fits = tuple(value.shape) == (batch, tokens) or value.dim() <= 4 and all(
+        size in (1, whole) for size, whole in zip(reversed(value.shape), reversed(full)))
+    if not fits:
+        raise ValueError(f"{name} must have shape [B, T] = [{batch}, {tokens}] or broadcast to [B, H, N, T] = {list(full)}, "
+                         f"got {list(value.shape)}")
+
+
 def choice(name, value, options):
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, got {type(value).__name__}")

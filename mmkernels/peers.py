@@ -5,6 +5,9 @@ their error as its measure. Same names and arguments as in :mod:`mmkernels.funct
 """
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from .reference.gated_cross_attention import full_mask
 
 
 def compiled(function, *, dynamic=False):
@@ -59,3 +62,43 @@ def _spatial(image, text, mask, *, scale, num_heads, combine, rescale, layout):
     if combine == "pool":
         return torch.einsum("bnhc,bhn->bhc", heads, weights).flatten(1), weights
     return (heads * weights.transpose(1, 2)[..., None]).flatten(2), weights
+
+
+def gated_cross_attention(query, key, value, gate=None, *, attn_mask=None, scale=None, need_weights=False):
+    """Two products and a softmax. Weights come in query's dtype."""
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    weights = _masked_softmax(scores, full_mask(attn_mask, query, key))
+    result = weights @ value
+    result = result if gate is None else gate * result
+    return (result, weights) if need_weights else result
+
+
+def gated_cross_attention_sdpa(query, key, value, gate=None, *, attn_mask=None, scale=None):
+    """PyTorch's fused attention, and a multiplication."""
+    attn_mask = full_mask(attn_mask, query, key)
+    result = scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=scale)
+    return result if gate is None else gate * result
+
+
+def _masked_softmax(scores, mask):
+    if mask is None:
+        return scores.softmax(-1)
+    if mask.dtype != torch.bool:
+        return (scores + mask.to(scores.dtype)).softmax(-1)
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask.any(-1, keepdim=True)
+
+
+def bidirectional_attention(image_query, text_key, image_value, text_value, *, image_mask=None, text_mask=None, scale=None):
+    """One score matrix, two softmaxes, two products."""
+    scores = image_query @ text_key.mT * (image_query.shape[-1] ** -0.5 if scale is None else scale)
+    over_text = None if text_mask is None else text_mask[:, None, None].expand_as(scores)
+    over_image = None if image_mask is None else image_mask[:, None, None].expand_as(scores.mT)
+    return _masked_softmax(scores, over_text) @ text_value, _masked_softmax(scores.mT, over_image) @ image_value
+
+
+def bidirectional_attention_sdpa(image_query, text_key, image_value, text_value, *, image_mask=None, text_mask=None, scale=None):
+    """PyTorch's fused attention, once each way."""
+    over_text = None if text_mask is None else text_mask[:, None, None]
+    over_image = None if image_mask is None else image_mask[:, None, None]
+    return (scaled_dot_product_attention(image_query, text_key, text_value, attn_mask=over_text, scale=scale),
+            scaled_dot_product_attention(text_key, image_query, image_value, attn_mask=over_image, scale=scale))

@@ -25,6 +25,7 @@ RESULT_EPS = 1
 SUM_EPS = {torch.float32: 32, torch.float64: 128}
 CEILING = 0.25
 CANCELLED = 1e-12
+OUTPUTS = {"bidirectional_attention": ("image_out", "text_out")}          # others: the result, and the weights
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Verdict:
         return f"{self.tensor}: " + (self.problem or f"error {self.error:.2e}, allowed {self.allowed:.2e}")
 
 
-def evaluate(function, arguments, *, dtype=None, gradients=True, upstream=None, **options):
-    """Runs an operation: ``{"result": ..., "weights": ..., "image.grad": ..., ...}``.
+def evaluate(function, arguments, *, dtype=None, gradients=True, upstream=None, names=("result", "weights"), **options):
+    """Runs an operation: ``{"result": ..., "weights": ..., "image.grad": ..., ...}``, the outputs under their `names`.
 
     Every floating-point argument is taken as it lies in memory, in `dtype` if given, and gets a gradient;
     `upstream(i, tensor)` gives the gradient that flows into output i (default: :func:`upstream_like`).
@@ -58,7 +59,7 @@ def evaluate(function, arguments, *, dtype=None, gradients=True, upstream=None, 
     with torch.set_grad_enabled(gradients):
         outputs = function(**arguments, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    found = {_output_name(i): output.detach() for i, output in enumerate(outputs)}
+    found = {name: output.detach() for name, output in zip(names, outputs)}
     if gradients:
         upstream = upstream or upstream_like
         leaves = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor) and value.requires_grad}
@@ -82,14 +83,16 @@ class Standard:
     def __init__(self, operation, case, dtype, device="cpu", seed=0, gradients=True):
         self.arguments = case.build(dtype, device, seed)
         self.gradients = gradients
+        self.names = OUTPUTS.get(operation, ("result", "weights"))
         run, peer = getattr(reference, operation), getattr(peers, operation)
         with _threads(1 if case.small else torch.get_num_threads()):      # waking the others costs more than it gives
-            self.truth = evaluate(run, self.arguments, dtype=torch.float64, gradients=gradients)
-            self.peer = evaluate(peer, self.arguments, gradients=gradients)
-            outputs = evaluate(run, self.arguments, gradients=False)
+            self.truth = evaluate(run, self.arguments, dtype=torch.float64, gradients=gradients, names=self.names)
+            self.peer = evaluate(peer, self.arguments, gradients=gradients, names=self.names)
+            outputs = evaluate(run, self.arguments, gradients=False, names=self.names)
         self.dtypes = {name: outputs[name].dtype if name in outputs else self.arguments[name.removesuffix(".grad")].dtype
                        for name in self.truth}
-        self.silent = [bool(torch.all(part == 0)) for part in _samples("result", self.truth["result"], self.arguments)]
+        self.silent = [bool(torch.all(part == 0)) 
+                       for part in _samples("result", self.truth[self.names[0]], self.arguments)]
 
     def judge(self, actual):
         """Verdicts on what :func:`evaluate` returned for a backend, one a tensor."""
@@ -97,7 +100,7 @@ class Standard:
 
     def test(self, function, **options):
         """Runs a backend's function on the case and judges it."""
-        return self.judge(evaluate(function, self.arguments, gradients=self.gradients, **options))
+        return self.judge(evaluate(function, self.arguments, gradients=self.gradients, names=self.names, **options))
 
 
 def _judge(standard, name, actual, truth, peer):
@@ -166,6 +169,3 @@ def _leaf(value, dtype, requires_grad):
     value = value.detach() if dtype in (None, value.dtype) else value.detach().to(dtype)
     return value.requires_grad_() if requires_grad else value
 
-
-def _output_name(i):
-    return ("result", "weights")[i]

@@ -40,7 +40,7 @@ inline ScalarType accumulate_type(Dtype dtype) { return dtype == Dtype::float64 
 inline void check_shape(const Tensor& t, const char* name, const std::vector<int64_t>& sizes) {
   bool fits = t.layout() == Layout::Strided && t.dim() == int64_t(sizes.size());
   for (size_t i = 0; fits && i < sizes.size(); ++i) fits = t.size(i) == sizes[i];
-  STD_TORCH_CHECK(fits, name, " doesn't have the shape that image, text and offsets call for");
+  STD_TORCH_CHECK(fits, name, " doesn't have the shape that the other arguments call for");
 }
 
 // The tensor that everything else must be like.
@@ -53,19 +53,20 @@ struct Anchor {
   explicit Anchor(const Tensor& t) : tensor(t), type(t.scalar_type()), device(t.device().type()), index(t.get_device_index()) {}
 
   void check(const Tensor& t, const char* name, ScalarType wanted, const std::vector<int64_t>& sizes) const {
-    STD_TORCH_CHECK(t.device().type() == device && t.get_device_index() == index, name, " must be on image's device");
+    STD_TORCH_CHECK(t.device().type() == device && t.get_device_index() == index, name, " must be on the other arguments' device");
     STD_TORCH_CHECK(t.scalar_type() == wanted, name, " has the wrong dtype");
     check_shape(t, name, sizes);
   }
 };
 
-// A large result that comes as untouched pages costs more in page faults than its kernel takes; in huge pages a tenth of that
-// (design.md, decision 10). Memory that malloc had before is left as it is.
+// A large result that comes as untouched pages costs more in page faults than its kernel takes; in huge pages a fraction of that
+// (design.md, decision 10). Only from 32 MB on, where glibc's malloc takes fresh pages for every call: below, it has memory that
+// was used before, and huge pages would be slower than that. What is resident already is left as it is.
 inline void advise_huge_pages(const Tensor& t) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const uintptr_t page = 4096, huge = 2 << 20;
   uintptr_t bytes = uintptr_t(t.numel()) * t.element_size();
-  if (bytes < 4 * huge || !t.device().is_cpu()) return;
+  if (bytes < 16 * huge || !t.device().is_cpu()) return;
   uintptr_t begin = (reinterpret_cast<uintptr_t>(t.data_ptr()) + page - 1) & ~(page - 1);
   uintptr_t end = (reinterpret_cast<uintptr_t>(t.data_ptr()) + bytes) & ~(page - 1);
   unsigned char resident = 1;

@@ -53,3 +53,17 @@ def move_batch(tensor, dim, size):
 def fold(tensor):
     """[V, B, ...] -> [V * B, ...]"""
     return None if tensor is None else tensor.flatten(0, 1)
+
+
+def needs_gradient(*tensors):
+    """Whether a backward pass may come."""
+    return torch.is_grad_enabled() and (torch._C._are_functorch_transforms_active() or
+                                        any(t is not None and t.requires_grad for t in tensors))
+
+
+def empty_heads(like, channels):
+    """An empty ``[B, H, N, channels]`` tensor; a view of ``[B, N, H * channels]`` where `like` is one."""
+    batch, heads, positions, _ = like.shape
+    if heads > 1 and positions > 1 and like.stride(1) < like.stride(2):
+        return like.new_empty(batch, positions, heads, channels).transpose(1, 2)
+    return like.new_empty(batch, heads, positions, channels)

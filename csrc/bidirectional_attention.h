@@ -1,0 +1,35 @@
+// Bidirectional attention: two softmaxes of one score matrix, per head; see mmkernels.bidirectional_attention.
+#pragma once
+#include "parallel.h"
+#include "tensor.h"
+
+namespace mmk {
+
+struct BidirectionalAttention {
+  Dtype dtype = Dtype::float32;
+  int64_t B = 0, H = 0, N = 0, T = 0, d = 0, dv = 0;   // samples, heads, positions, tokens, channels of query and key, of the values
+  double scale = 1;
+
+  HeadRows image_query;         // [B, H, N, d]
+  HeadRows text_key;            // [B, H, T, d]
+  HeadRows image_value;         // [B, H, N, dv]
+  HeadRows text_value;          // [B, H, T, dv]
+  Tokens image_mask;            // [B, H, N] (h stride 0): positions that the text attends to; null = all
+  Tokens text_mask;             // [B, H, T] (h stride 0): tokens that the image attends to; null = all
+                                // Where masked out: a value is never read, a query or key that is NaN or Inf counts as 0
+  HeadRows image_out;           // [B, H, N, dv]; forward writes, backward reads
+  HeadRows text_out;            // [B, H, T, dv]
+  void* image_log_sum = nullptr;   // [B, H, N] contiguous float (double): log2 of the sum over tokens of the scores' exponentials (base e),
+  void* text_log_sum = nullptr;    // [B, H, T] and over positions; Inf where nothing takes part
+};
+
+struct BidirectionalAttentionBackward {
+  BidirectionalAttention forward;
+  HeadRows grad_image_out, grad_text_out;                                       // data null = no gradient
+  HeadRows grad_image_query, grad_text_key, grad_image_value, grad_text_value;  // like their inputs; data null = not wanted
+};
+
+void bidirectional_attention_forward(const BidirectionalAttention&, const Parallel&);
+void bidirectional_attention_backward(const BidirectionalAttentionBackward&, const Parallel&);
+
+}  // namespace mmk

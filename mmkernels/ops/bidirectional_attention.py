@@ -1,0 +1,93 @@
+"""Bidirectional attention: the public function, and the operation as PyTorch sees it."""
+
+from .. import backends, checks, reference
+from .common import accumulate_dtype, autocast, empty_heads
+from .operation import Operation
+
+
+def bidirectional_attention(image_query, text_key, image_value, text_value, *, image_mask=None, text_mask=None,
+                            scale=None, backend=None):
+    """Image attends to text and text to image, from one score matrix ``S = scale * image_query text_key^T``, per head.
+
+    ``image_out = softmax_T(S + text_mask) text_value`` and ``text_out = softmax_N(S^T + image_mask) image_value``. Every tile of
+    scores is computed once and feeds both; the ``N x T`` matrix is never written.
+
+    Args:
+        image_query: ``[B, H, N, d]``, float32, bfloat16, float16 or float64, any strides (as in
+            :func:`mmkernels.gated_cross_attention`).
+        text_key: ``[B, H, T, d]``, same dtype.
+        image_value: ``[B, H, N, dv]``, same dtype.
+        text_value: ``[B, H, T, dv]``, same dtype.
+        image_mask: bool ``[B, N]``, True = takes part: the positions that the text may attend to.
+        text_mask: bool ``[B, T]``, True = takes part: the tokens that the image may attend to.
+        scale: factor of the scores; default ``d ** -0.5``.
+        backend: None picks the fastest that can run; ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"`` force one.
+
+    Returns:
+        ``(image_out [B, H, N, dv], text_out [B, H, T, dv])`` in the inputs' dtype; 0 where there is nothing to attend to. What is
+        masked out still attends itself, and gets its own row of the result; NaN or Inf that it holds counts as 0.
+
+    Raises:
+        TypeError, ValueError: an argument's type, shape, dtype or device is wrong; the message names it.
+        BackendError: the backend that was forced can't run.
+
+    Source: the deep fusion of GLIP, Li et al. 2022 (arXiv:2112.03857), as in Grounding DINO, Liu et al. 2023 (arXiv:2303.05499).
+    """
+    tensors = {"image_query": image_query, "text_key": text_key, "image_value": image_value, "text_value": text_value}
+    for name, tensor in tensors.items():
+        checks.features(name, tensor)
+    image_query, text_key, image_value, text_value = autocast(*tensors.values())
+    _check(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
+    scale = float(image_query.shape[-1] ** -0.5 if scale is None else scale)
+    run = backends.choose("bidirectional_attention", image_query, backend)
+    image_out, text_out, *_ = run(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
+    return image_out, text_out
+
+
+def _check(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
+    if scale is not None:
+        checks.number("scale", scale)
+    checks.shape("image_query", image_query, ("B", None), ("H", None), ("N", None), ("d", None))
+    batch, heads, positions, width = image_query.shape
+    if width == 0:
+        raise ValueError(f"image_query must have at least one channel (d), got shape {list(image_query.shape)}")
+    checks.like("text_key", text_key, "image_query", image_query)
+    checks.shape("text_key", text_key, ("B", batch), ("H", heads), ("T", None), ("d", width))
+    checks.like("image_value", image_value, "image_query", image_query)
+    checks.shape("image_value", image_value, ("B", batch), ("H", heads), ("N", positions), ("dv", None))
+    if image_value.shape[3] == 0:
+        raise ValueError(f"image_value must have at least one channel (dv), got shape {list(image_value.shape)}")
+    checks.like("text_value", text_value, "image_query", image_query)
+    checks.shape("text_value", text_value, ("B", batch), ("H", heads), ("T", text_key.shape[2]), ("dv", image_value.shape[3]))
+    for name, mask, size in (("image_mask", image_mask, ("N", positions)), ("text_mask", text_mask, ("T", text_key.shape[2]))):
+        if mask is not None:
+            checks.boolean_mask(name, mask)
+            checks.same_device(name, mask, "image_query", image_query)
+            checks.shape(name, mask, ("B", batch), size)
+
+
+# The operation. option: scale; extras: image_log_sum [B, H, N] and text_log_sum [B, H, T], base-2 logarithms of the sums of the
+# scores' exponentials.
+
+def _reference(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
+    return reference.bidirectional_attention(image_query, text_key, image_value, text_value, image_mask=image_mask,
+                                             text_mask=text_mask, scale=scale)
+
+
+def _fake(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
+    channels, accumulate = image_value.shape[3], accumulate_dtype(image_query)
+    return (empty_heads(image_query, channels), empty_heads(text_key, channels),
+            image_query.new_empty(image_query.shape[:3], dtype=accumulate), text_key.new_empty(text_key.shape[:3], dtype=accumulate))
+
+
+OPERATION = Operation(
+    "bidirectional_attention",
+    inputs=("image_query", "text_key", "image_value", "text_value", "image_mask", "text_mask"),
+    differentiable=("image_query", "text_key", "image_value", "text_value"),
+    outputs=2, extras=2, kept=4, keep=lambda inputs, produced: produced,
+    reference=_reference, fake=_fake, fake_grad=lambda name, tensor: empty_heads(tensor, tensor.shape[3]))
+BidirectionalAttentionFunction = OPERATION.Function
+
+if backends.extension is not None:
+    OPERATION.register("bidirectional_attention", "cpu", "cuda")
+backends.implement_lazily("triton", "bidirectional_attention", "mmkernels.triton.bidirectional_attention")

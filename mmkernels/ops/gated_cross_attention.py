@@ -1,0 +1,132 @@
+"""Gated cross-attention: the public function, and the operation as PyTorch sees it."""
+
+import torch
+
+from .. import backends, checks, reference
+from ..reference.gated_cross_attention import attention_weights, full_mask
+from .common import accumulate_dtype, autocast, empty_heads, needs_gradient
+from .operation import Operation
+
+
+def gated_cross_attention(query, key, value, gate=None, *, attn_mask=None, scale=None, need_weights=False, backend=None):
+    """``gate * softmax(scale * query key^T + attn_mask) value``: attention whose result is multiplied, per head.
+
+    The score matrix ``N x T`` is never written; keys and values of a head are prepared once for all queries, and the gate is
+    multiplied where the result still lies in registers. Made for thousands of image positions and a short text.
+
+    Args:
+        query: ``[B, H, N, d]``, float32, bfloat16, float16 or float64. Any strides: a transposed view of ``[B, N, H * d]`` is
+            read in place, and the result then lies like that, too.
+        key: ``[B, H, T, d]``, same dtype.
+        value: ``[B, H, T, dv]``, same dtype.
+        gate: ``[B, H, N, dv]``, same dtype, or None: plain attention.
+        attn_mask: bool (True = attend) or floating point (added to the scores), ``[B, T]``, or anything that broadcasts to
+            ``[B, H, N, T]``; it is not expanded. Two dimensions are ``[B, T]`` where that fits, else ``[N, T]``.
+        scale: factor of the scores; default ``d ** -0.5``.
+        need_weights: also return the weights, ``[B, H, N, T]``, float32 (float64 for float64), differentiable. That matrix is
+            what the kernels avoid: plain PyTorch computes it, beside the kernel.
+        backend: None picks the fastest that can run; ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"`` force one.
+
+    Returns:
+        ``[B, H, N, dv]`` in query's dtype, or ``(result, weights)``. A query that attends to no token gives 0 and has no
+        gradient. What a token holds that no query attends to, or such a query, NaN included, reaches nothing.
+
+    Raises:
+        TypeError, ValueError: an argument's type, shape, dtype or device is wrong; the message names it.
+        BackendError: the backend that was forced can't run.
+
+    Source: Vaswani et al. 2017 (arXiv:1706.03762); the gate: pixel-word attention of LAVT, Yang et al. 2022
+    (arXiv:2112.02244); online softmax and recomputation: Dao et al. 2022 (arXiv:2205.14135).
+    """
+    checks.features("query", query)
+    for name, tensor in (("key", key), ("value", value), *((("gate", gate),) if gate is not None else ())):
+        checks.features(name, tensor)
+    query, key, value, gate = autocast(query, key, value, gate)
+    _check(query, key, value, gate, attn_mask, scale, need_weights)
+    scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
+    tokens, pairs, bias = _masks(attn_mask, query, key)
+    run = backends.choose("gated_cross_attention", query, backend)
+    need_attended = gate is not None and needs_gradient(query, key, value, gate, bias)
+    result, *_ = run(query, key, value, gate, tokens, pairs, bias, scale, need_attended)
+    if not need_weights:
+        return result
+    return result, _weights(query, key, attn_mask, scale)
+
+
+def _check(query, key, value, gate, attn_mask, scale, need_weights):
+    checks.flag("need_weights", need_weights)
+    if scale is not None:
+        checks.number("scale", scale)
+    checks.shape("query", query, ("B", None), ("H", None), ("N", None), ("d", None))
+    batch, heads, positions, width = query.shape
+    if width == 0:
+        raise ValueError(f"query must have at least one channel (d), got shape {list(query.shape)}")
+    checks.like("key", key, "query", query)
+    checks.shape("key", key, ("B", batch), ("H", heads), ("T", None), ("d", width))
+    checks.like("value", value, "query", query)
+    checks.shape("value", value, ("B", batch), ("H", heads), ("T", key.shape[2]), ("dv", None))
+    if value.shape[3] == 0:
+        raise ValueError(f"value must have at least one channel (dv), got shape {list(value.shape)}")
+    if gate is not None:
+        checks.like("gate", gate, "query", query)
+        checks.shape("gate", gate, ("B", batch), ("H", heads), ("N", positions), ("dv", value.shape[3]))
+    if attn_mask is not None:
+        checks.attention_mask("attn_mask", attn_mask, "query", query, batch, heads, positions, key.shape[2])
+
+
+def _masks(attn_mask, query, key):
+    """attn_mask as the kernels take it, views all: (tokens [B, H, T], pairs [B, H, N, T], bias [B, H, N, T]), None if absent.
+
+    `tokens` tells which of them any query attends to; where that says it all there are no `pairs`.
+    """
+    if attn_mask is None:
+        return None, None, None
+    same_for_all = attn_mask.dim() < 2 or attn_mask.shape[-2] == 1 or attn_mask.shape == (query.shape[0], key.shape[2])
+    full = full_mask(attn_mask, query, key)
+    if attn_mask.dtype != torch.bool:
+        return None, None, full_mask(attn_mask.to(accumulate_dtype(query)), query, key)
+    if same_for_all and query.shape[2] != 0:
+        return full[:, :, 0], None, None
+    small = attn_mask.reshape((1,) * (4 - attn_mask.dim()) + tuple(attn_mask.shape))
+    return small.any(2).expand(full.shape[0], full.shape[1], full.shape[3]), full, None
+
+
+def _weights(query, key, attn_mask, scale):
+    accumulate = accumulate_dtype(query)
+    query, key, attn_mask = query.to(accumulate), key.to(accumulate), full_mask(attn_mask, query, key)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        query, key = query.where(attn_mask.any(3)[..., None], 0), key.where(attn_mask.any(2)[..., None], 0)
+    with torch.autocast(query.device.type, enabled=False):
+        return attention_weights(query, key, attn_mask, scale)
+
+
+# The operation. options: scale, need_attended; extras: attended (the result before the gate, where it is needed), and log_sum
+# [B, H, N], the base-2 logarithm of the sum of the scores' exponentials: what the weights are recomputed from.
+
+def _reference(query, key, value, gate, tokens, pairs, bias, scale, need_attended):
+    mask = bias if bias is not None else pairs if pairs is not None else None if tokens is None else tokens[:, :, None]
+    return (reference.gated_cross_attention(query, key, value, gate, attn_mask=mask, scale=scale),)
+
+
+def _fake(query, key, value, gate, tokens, pairs, bias, scale, need_attended):
+    accumulate = accumulate_dtype(query)
+    attended = empty_heads(query, value.shape[3]) if need_attended and gate is not None else query.new_empty(0)
+    return empty_heads(query, value.shape[3]), attended, query.new_empty(query.shape[:3], dtype=accumulate)
+
+
+def _fake_grad(name, tensor):
+    return tensor.new_empty(tensor.shape) if name == "bias" else empty_heads(tensor, tensor.shape[3])
+
+
+OPERATION = Operation(
+    "gated_cross_attention",
+    inputs=("query", "key", "value", "gate", "tokens", "pairs", "bias"),
+    differentiable=("query", "key", "value", "gate", "bias"),
+    outputs=1, extras=2, kept=2,
+    keep=lambda inputs, produced: (produced[0] if inputs[3] is None else produced[1], produced[2]),
+    reference=_reference, fake=_fake, fake_grad=_fake_grad)
+GatedCrossAttentionFunction = OPERATION.Function
+
+if backends.extension is not None:
+    OPERATION.register("gated_cross_attention", "cpu", "cuda")   # one operation: the dispatcher tells the devices apart
+backends.implement_lazily("triton", "gated_cross_attention", "mmkernels.triton.gated_cross_attention")
