@@ -100,14 +100,14 @@ ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2}
 
 
 @contextmanager
-def configured(order="ascending", seed=1, late_copies=True, shared=163 << 10, processors=108):
+def configured(order="ascending", seed=1, late_copies=True, shared=163 << 10, processors=108, cluster=1):
     """How threads are scheduled, when copies arrive, and what the device has."""
     configure = library().emulator_configure
-    configure(ORDERS[order], seed, int(late_copies), ctypes.c_int64(shared), ctypes.c_int64(processors))
+    configure(ORDERS[order], seed, int(late_copies), *map(ctypes.c_int64, (shared, processors, cluster)))
     try:
         yield
     finally:
-        configure(0, 1, 1, ctypes.c_int64(163 << 10), ctypes.c_int64(108))
+        configure(0, 1, 1, *map(ctypes.c_int64, (163 << 10, 108, 1)))
 
 
 def counts():

@@ -695,14 +695,14 @@ const char* run(const Task& t, Dtype dtype, bool backward, const Device& device,
   const int threads = 2 * shared > device.shared ? 512 : 256;        // where a processor has room for one block, a larger one
   const Kernel first = dtype == Dtype::float32 ? f32_first : dtype == Dtype::bfloat16 ? bf16_first : f16_first;
   const Kernel second = dtype == Dtype::float32 ? f32_second : dtype == Dtype::bfloat16 ? bf16_second : f16_second;
-  const char* error = launch(first, t.slots, groups, threads, shared, stream, t);
+  const char* error = launch(first, t.slots, groups, 1, threads, shared, stream, t);
   const bool split = t.offsets ? t.X > t.chunk : t.chunks > 1;
-  return error || !split ? error : launch(second, t.slots, groups, threads, shared, stream, t);
+  return error || !split ? error : launch(second, t.slots, groups, 1, threads, shared, stream, t);
 }
 
 template <class Arguments> int64_t scratch_of(const Arguments& arguments, Dtype dtype, bool backward) {
   Task t = task_of(arguments);
-  plan(t, current_device(), element_size(dtype), backward);
+  plan(t, current_device(spatial_attention_forward_first_f32), element_size(dtype), backward);
   return scratch(t, backward, nullptr);
 }
 
@@ -713,7 +713,7 @@ int64_t spatial_attention_scratch(const SpatialAttentionBackward& g) { return sc
 
 const char* spatial_attention_forward(const SpatialAttention& a, float* memory, void* stream) {
   Task t = task_of(a);
-  const Device device = current_device();
+  const Device device = current_device(spatial_attention_forward_first_f32);
   plan(t, device, element_size(a.dtype), false);
   scratch(t, false, memory);
   return run(t, a.dtype, false, device, spatial_attention_forward_first_f32, spatial_attention_forward_second_f32,
@@ -723,7 +723,7 @@ const char* spatial_attention_forward(const SpatialAttention& a, float* memory, 
 
 const char* spatial_attention_backward(const SpatialAttentionBackward& g, float* memory, void* stream) {
   Task t = task_of(g);
-  const Device device = current_device();
+  const Device device = current_device(spatial_attention_forward_first_f32);
   plan(t, device, element_size(g.forward.dtype), true);
   scratch(t, true, memory);
   return run(t, g.forward.dtype, true, device, spatial_attention_backward_first_f32, spatial_attention_backward_second_f32,
