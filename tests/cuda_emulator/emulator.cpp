@@ -261,6 +261,7 @@ const char* run(dim3 grid, unsigned cluster, dim3 block, size_t shared, void (*b
   if (__tsan_get_current_fiber) main_tsan = __tsan_get_current_fiber();
   ++counts.launches;
   counts.shared = std::max<uint64_t>(counts.shared, shared);
+  counts.cluster = std::max<uint64_t>(counts.cluster, cluster);
 
   std::mt19937 random(config.seed);
   std::vector<int> order(together);
@@ -365,9 +366,9 @@ __attribute__((visibility("default"))) void emulator_configure(int order, unsign
                                                                int64_t cluster) {
   emulator::config = {order, seed, late_copies != 0, shared, processors, cluster};
 }
-__attribute__((visibility("default"))) void emulator_counts(uint64_t* five, int reset) {
+__attribute__((visibility("default"))) void emulator_counts(uint64_t* six, int reset) {
   const emulator::Counts& c = emulator::counts;
-  five[0] = c.loaded, five[1] = c.stored, five[2] = c.launches, five[3] = c.blocks, five[4] = c.shared;
+  six[0] = c.loaded, six[1] = c.stored, six[2] = c.launches, six[3] = c.blocks, six[4] = c.shared, six[5] = c.cluster;
   if (reset) emulator::counts = {};
 }
 }

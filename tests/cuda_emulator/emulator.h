@@ -42,7 +42,8 @@ struct Config {
 };
 struct Counts {
   uint64_t loaded = 0, stored = 0;   // bytes of global memory
-  uint64_t launches = 0, blocks = 0, shared = 0;   // shared: the largest a block asked for
+  uint64_t launches = 0, blocks = 0;
+  uint64_t shared = 0, cluster = 0;  // the largest that a launch asked for
 };
 struct Thread {
   uint3 thread, block;
