@@ -99,22 +99,27 @@ def library():
 ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2}
 
 
+# Bytes that a block may have of shared memory, processors, blocks of a cluster.
+A100 = dict(shared=163 << 10, processors=108, cluster=1)
+H100 = dict(shared=227 << 10, processors=132, cluster=8)
+
+
 @contextmanager
-def configured(order="ascending", seed=1, late_copies=True, shared=163 << 10, processors=108):
+def configured(order="ascending", seed=1, late_copies=True, shared=A100["shared"], processors=A100["processors"], cluster=1):
     """How threads are scheduled, when copies arrive, and what the device has."""
     configure = library().emulator_configure
-    configure(ORDERS[order], seed, int(late_copies), ctypes.c_int64(shared), ctypes.c_int64(processors))
+    configure(ORDERS[order], seed, int(late_copies), *map(ctypes.c_int64, (shared, processors, cluster)))
     try:
         yield
     finally:
-        configure(0, 1, 1, ctypes.c_int64(163 << 10), ctypes.c_int64(108))
+        configure(0, 1, 1, *map(ctypes.c_int64, A100.values()))
 
 
 def counts():
-    """What was counted since the last call: bytes loaded and stored, launches, blocks, most shared memory."""
-    found = (ctypes.c_uint64 * 5)()
+    """What was counted since the last call: bytes loaded and stored, launches, blocks, most shared memory, largest cluster."""
+    found = (ctypes.c_uint64 * 6)()
     library().emulator_counts(found, 1)
-    return SimpleNamespace(**dict(zip(("loaded", "stored", "launches", "blocks", "shared"), found)))
+    return SimpleNamespace(**dict(zip(("loaded", "stored", "launches", "blocks", "shared", "cluster"), found)))
 
 
 def _why_not(device_type, dtype):

@@ -84,6 +84,24 @@ def movement_rows():
     return rows
 
 
+def cluster_rows():
+    """What an H100 would move without clusters, and with them."""
+    import emulated
+
+    rows = []
+    for shape in SHAPES:
+        batch, positions, channels, dtype = shape
+        for which in PASSES:
+            row = f"| {batch}, {positions}, {channels} | {str(dtype).removeprefix('torch.')} | {which} |"
+            for cluster in (1, emulated.H100["cluster"]):
+                with emulated.configured(**emulated.H100 | {"cluster": cluster}):
+                    found, minimum = moved(*shape, which), least(*shape, which)
+                total = found.loaded + found.stored
+                row += f" {total / 1e6:.2f} | {total / minimum:.2f} | {found.launches} |"
+            rows.append(row + f" {found.cluster} | {found.shared / 1024:.0f} |")
+    return rows
+
+
 def resource_rows(found):
     return [f"| `{name}` | " + " | ".join(f"{found[a][name].registers}, {found[a][name].spilled}" for a in ARCHITECTURES) + " |"
             for name in sorted(found[ARCHITECTURES[0]])]
@@ -105,6 +123,16 @@ time that no kernel can beat. A launch costs 2 to 4 µs beside that. (An MI300X 
 | B, N, D | dtype | pass | least, MB | counted, MB | ratio | launches | shared, KiB | {' | '.join(f'{n}, µs' for n in PEAKS)} |
 |---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(movement_rows())}
+
+## What clusters save on an H100
+
+Counted with an H100's shared memory and number of processors, without and with thread-block clusters (compute capability 9.0). A sample that
+fits in the shared memories of 2, 4 or 8 blocks is read once, in one launch. Too large for that, or one block enough, or so few samples that
+clusters would leave more than half of the processors idle: 1 block, the same as without.
+
+| B, N, D | dtype | pass | without, MB | ratio | launches | with, MB | ratio | launches | blocks of a cluster | shared, KiB |
+|---|---|---|---|---|---|---|---|---|---|---|
+{chr(10).join(cluster_rows())}
 
 ## Registers and bytes spilled, by `ptxas -v`
 

@@ -46,6 +46,21 @@ def test_however_it_is_cut(case, device):
     assert_right(case, torch.bfloat16 if len(case.name) % 3 == 0 else torch.float32, **DEVICES[device])
 
 
+# So little shared memory that every sample of a group needs a cluster, forward or backward; of the other groups, many.
+CLUSTERED = {"bnd views": 4_000, "bdhw views": 4_000, "masks": 5_000, "options": 5_000}
+
+
+@needs_emulator
+@pytest.mark.parametrize("order", ["shuffled", "descending"])
+@pytest.mark.parametrize("case", [case for case in cases.selected(OPERATION, small=True) if case.group not in ("packed", "empty")], ids=str)
+def test_in_clusters(case, order):
+    """All dense cases on a device that has clusters."""
+    emulated.counts()
+    assert_right(case, torch.float32, shared=CLUSTERED.get(case.group, 5_500), processors=1, cluster=8, order=order,
+                 late_copies=order == "shuffled")
+    assert emulated.counts().cluster > 1 or case.group not in CLUSTERED
+
+
 def _sized(positions, channels, start, planes, combine):
     def make(draw):
         base = draw.normal(2 * positions * channels + start)[start:]
@@ -68,14 +83,35 @@ def test_sizes(positions, channels, start, planes, dtype, combine):
 
 @needs_emulator
 @pytest.mark.parametrize("combine", ["multiply", "pool"])
-@pytest.mark.parametrize("shape", [(1, 700, 40), (3, 37, 40)])
-def test_same_bits_in_any_order(combine, shape):
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("planes", [False, True], ids=["rows", "planes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("positions", [515, 9])
+@pytest.mark.parametrize("blocks", [2, 4, 8, 16])
+def test_cluster_sizes(blocks, positions, dtype, planes, start, combine):
+    """Samples for each size of cluster, the last block with few positions or none; the fourth is too large for any."""
+    channels = 257 if positions > 100 else 8_000
+    device = dict(shared=int(1.3 * positions * channels * dtype.itemsize / blocks) + 4_000 + 8 * channels, processors=4)
+    case = _sized(positions, channels, start, planes, combine)
+    if positions > 100:
+        with emulated.configured(cluster=min(blocks, 8), **device):
+            emulated.counts()
+            mmk.spatial_attention(**case.build(dtype), backend=BACKEND)
+            assert emulated.counts().cluster == (blocks if blocks <= 8 else 1)
+    assert_right(case, dtype, order="shuffled", seed=blocks, cluster=8, **device)        # backward: the next size
+
+
+@needs_emulator
+@pytest.mark.parametrize("combine", ["multiply", "pool"])
+@pytest.mark.parametrize("cluster", [1, 8])
+@pytest.mark.parametrize("shape", [(1, 700, 40), (3, 37, 40), (3, 370, 40)])
+def test_same_bits_in_any_order(combine, shape, cluster):
     """Whatever order threads and blocks run in, and whenever copies arrive."""
     image, text = torch.randn(shape).requires_grad_(), torch.randn(shape[0], 40).requires_grad_()
     found = []
     for order in emulated.ORDERS:
         for late in (False, True):
-            with emulated.configured(order=order, late_copies=late, shared=20_000, processors=5):
+            with emulated.configured(order=order, late_copies=late, shared=20_000, processors=5, cluster=cluster):
                 result, weights = mmk.spatial_attention(image, text, combine=combine, need_weights=True, num_heads=2, backend=BACKEND)
                 found.append((result, weights, *torch.autograd.grad(result.square().sum(), (image, text))))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
@@ -104,6 +140,26 @@ def test_moves_no_more_than_it_must(which, dtype):
 
 
 @needs_emulator
+@pytest.mark.parametrize("which", gpu_table.PASSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_cluster_moves_no_more_than_it_must(which, dtype):
+    """Too large for a block: still once, in one launch; each block reads the text."""
+    shape = (3, 960, 128, dtype)
+    with emulated.configured(shared=140_000, processors=20, cluster=8):
+        found, minimum = gpu_table.moved(*shape, which), gpu_table.least(*shape, which)
+    assert found.launches == 1 and found.cluster > 1
+    assert minimum <= found.loaded + found.stored <= 1.02 * minimum
+
+
+@needs_emulator
+def test_few_samples_are_split_over_all_processors():
+    """A cluster reads them once, but its few processors can't draw all of the memory's bandwidth."""
+    with emulated.configured(shared=20_000, processors=64, cluster=8):
+        one, many = (gpu_table.moved(samples, 300, 64, torch.float32, "multiply") for samples in (1, 4))
+    assert (one.cluster, one.launches) == (1, 2) and (many.cluster, many.launches) == (8, 1)
+
+
+@needs_emulator
 @pytest.mark.parametrize("which, twice", [("multiply", 1), ("multiply backward", 1), ("pool", 0), ("pool backward", 0)])
 def test_what_a_split_sample_moves(which, twice):
     """Two launches, many blocks; the features that are combined are read again, by pool none."""
@@ -126,6 +182,7 @@ def test_random_arguments(mode, count):
     environment = os.environ | {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "exitcode=66:detect_leaks=0"}
     done = subprocess.run([program, "1", str(count)], capture_output=True, text=True, env=environment, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert int(done.stdout.split()[-3]) > count // 20     # so many in clusters
 
 
 @needs_nvcc
@@ -134,7 +191,7 @@ def test_random_arguments(mode, count):
 def test_resources(architecture):
     """No spills, and registers for a block of 512 threads: 65,536 / 512 = 128."""
     found = gpu_table.resources(architecture)
-    assert len(found) == 12
+    assert len(found) == 18
     wrong = {name: vars(r) for name, r in found.items() if r.registers > 128 or r.spilled or r.static}
     assert not wrong
 
@@ -168,4 +225,4 @@ def test_builds_and_links(tmp_path):
 def test_table_is_up_to_date():
     """docs/gpu.md says what is counted now. (Registers are the compiler's; test_resources has their budget.)"""
     written = gpu_table.FILE.read_text()
-    assert all(row in written for row in gpu_table.movement_rows())
+    assert all(row in written for row in gpu_table.movement_rows() + gpu_table.cluster_rows())

@@ -1,7 +1,8 @@
-// A kernel with bugs to choose from, to see that the emulator finds each: planted BUG ORDER LATE_COPIES
+// Kernels with bugs to choose from, to see that the emulator finds each: planted BUG ORDER LATE_COPIES
 // BUG: 0 none, 1 missing barrier, 2 divergent barrier, 3 early return, 4 wrong wait count, 5 missing trailing barrier,
 // 6 overrun of dynamic shared memory, 7 overrun of static shared memory, 8 forgotten wait, 9 a shuffle that not all reach,
-// 10 a shuffle from the wrong place.
+// 10 a shuffle from the wrong place. In clusters: 11 no barrier before a peer's memory is read, 12 none before a block ends that
+// peers read, 13 a barrier that a block leaves out, 14 a wait that nothing arrived for.
 // Exit status: 0 right, 2 wrong sums, 3 the emulator refused; a sanitizer has its own.
 #include <cstdio>
 #include <cstdlib>
@@ -11,12 +12,12 @@
 
 namespace mmk::cuda {
 
-constexpr int threads = 128, elements = 4 * threads, rounds = 5;
+constexpr int threads = 128, elements = 4 * threads, rounds = 5, cluster = 4;
 
 struct Task {
   int64_t bug;
-  const float* from;   // [blocks, rounds, elements]
-  float* to;           // [blocks]: the sum of all
+  const float* from;   // [blocks, rounds, elements]; of clusters [blocks, threads]
+  float* to;           // [blocks]: the sum of all; of clusters [blocks, threads]
 };
 
 // Rows come in turn into two buffers, one ahead. A thread sums what its neighbour has copied.
@@ -65,6 +66,20 @@ void sum_rows(Task t) {
   if (thread == 0) store(t.to + blockIdx.x, sums[0] + sums[1] + sums[2] + sums[3]);
 }
 
+// A block of a cluster sums what it and its peers have in shared memory, in the order of their ranks.
+void sum_cluster(Task t) {
+  MMK_DYNAMIC_SHARED(memory);
+  float* own = reinterpret_cast<float*>(memory);
+  own[threadIdx.x] = load(t.from + int64_t(blockIdx.x) * threads + threadIdx.x);
+  if (t.bug == 14) cluster_wait();
+  if (t.bug != 11 && !(t.bug == 13 && blockIdx.x % cluster == 1)) cluster_arrive(), cluster_wait();
+  float sum = 0;
+  for (int rank = 0; rank < cluster; ++rank) sum += load_peer(own + (threadIdx.x + 33) % threads, rank);
+  if (t.bug != 12) cluster_arrive();
+  store(t.to + int64_t(blockIdx.x) * threads + threadIdx.x, sum);
+  if (t.bug != 12) cluster_wait();
+}
+
 }  // namespace mmk::cuda
 
 int main(int, char** arguments) {
@@ -76,7 +91,22 @@ int main(int, char** arguments) {
   float* aligned = from.data();
   while (reinterpret_cast<uintptr_t>(aligned) % 16) ++aligned;
   for (int i = 0; i < blocks * rounds * elements; ++i) aligned[i] = float(i % 13 - i / 1000);
-  const char* error = launch(sum_rows, blocks, 1, threads, 2 * elements * 4, nullptr, Task{atoi(arguments[1]), aligned, to.data()});
+  const int64_t bug = atoi(arguments[1]);
+  emulator::config.cluster = cluster;
+  if (bug == 0 || bug > 10) {
+    constexpr int places = 2 * cluster * threads;
+    std::vector<float> sums(places);
+    const char* error = launch(sum_cluster, 2 * cluster, 1, cluster, threads, threads * 4, nullptr, Task{bug, aligned, sums.data()});
+    if (error) return printf("%s\n", error), 3;
+    for (int i = 0; i < places; ++i) {
+      float sum = 0;
+      for (int rank = 0; rank < cluster; ++rank) sum += aligned[(i / threads / cluster * cluster + rank) * threads + (i + 33) % threads];
+      if (!(sum == sums[i])) return printf("place %d: %g instead of %g\n", i, sums[i], sum), 2;
+    }
+    if (bug) return 0;
+    emulator::counts = {};
+  }
+  const char* error = launch(sum_rows, blocks, 1, 1, threads, 2 * elements * 4, nullptr, Task{bug, aligned, to.data()});
   if (error) return printf("%s\n", error), 3;
   for (int b = 0; b < blocks; ++b) {
     double sum = 0;
