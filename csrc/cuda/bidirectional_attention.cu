@@ -1,7 +1,172 @@
+// Bidirectional attention in CUDA C++.
 #include "bidirectional_attention.h"
+
+#include <initializer_list>
+
+#include "attention_backward.h"
+#include "attention_forward.h"
+
 namespace mmk::cuda {
-int64_t bidirectional_attention_scratch(const BidirectionalAttention&) { return 0; }
-int64_t bidirectional_attention_scratch(const BidirectionalAttentionBackward&) { return 0; }
-const char* bidirectional_attention_forward(const BidirectionalAttention&, float*, void*) { return "not yet"; }
-const char* bidirectional_attention_backward(const BidirectionalAttentionBackward&, float*, void*) { return "not yet"; }
+
+#define MMK_FORWARD(name, Both, T, suffix, C)                                                                                 \
+  extern "C" __global__ void __launch_bounds__(128, C > 128 ? 1 : 2) bidirectional_attention_##name##_##C##_##suffix(const AttendTask task) { \
+    MMK_DYNAMIC_SHARED(shared);                                                                                              \
+    Attend<T, C, Both>(task, shared).run();                                                                                  \
+  }
+#define MMK_BACKWARD(T, suffix, C)                                                                                            \
+  extern "C" __global__ void __launch_bounds__(256, 1) bidirectional_attention_backward_##C##_##suffix(const BackwardTask task) { \
+    MMK_DYNAMIC_SHARED(shared);                                                                                              \
+    Backward<T, C, true, true>(task, shared).run();                                                                          \
+  }
+#define MMK_KERNELS(T, suffix)                                                                                                \
+  MMK_FORWARD(forward, false, T, suffix, 64)                                                                                 \
+  MMK_FORWARD(forward, false, T, suffix, 128)                                                                                \
+  MMK_FORWARD(forward, false, T, suffix, 256)                                                                                \
+  MMK_FORWARD(both, true, T, suffix, 64)                                                                                     \
+  MMK_FORWARD(both, true, T, suffix, 128)                                                                                    \
+  MMK_FORWARD(both, true, T, suffix, 256)                                                                                    \
+  extern "C" __global__ void __launch_bounds__(128) bidirectional_attention_merge_##suffix(const AttendTask task) { attend_merge<T>(task); } \
+  MMK_BACKWARD(T, suffix, 64)                                                                                                \
+  MMK_BACKWARD(T, suffix, 128)                                                                                               \
+  extern "C" __global__ void __launch_bounds__(128) bidirectional_attention_delta_##suffix(const DeltaTask task) { backward_delta<T>(task); } \
+  extern "C" __global__ void __launch_bounds__(128) bidirectional_attention_backward_merge_##suffix(const BackwardTask task) { backward_merge<T>(task); }
+MMK_KERNELS(float, f32)
+MMK_KERNELS(bf16, bf16)
+MMK_KERNELS(f16, f16)
+MMK_BACKWARD(bf16, bf16, 256)
+MMK_BACKWARD(f16, f16, 256)
+
+// ---- host
+
+namespace {
+
+// Rows of the text attend to the streamed image; `both`: and the other way round, with the same scores.
+AttendTask text_rows(const BidirectionalAttention& a, bool both) {
+  AttendTask t = {};
+  t.count = a.B * a.H, t.heads = a.H, t.rows = a.T, t.streamed = a.N, t.d = a.d, t.dv = a.dv, t.scale = a.scale;
+  t.query = a.text_key, t.key = a.image_query, t.value = a.image_value, t.result = a.text_out;
+  t.row_mask = a.text_mask, t.stream_mask = a.image_mask, t.log_sum = static_cast<float*>(a.text_log_sum);
+  if (both) t.row_value = a.text_value, t.stream_result = a.image_out, t.stream_log_sum = static_cast<float*>(a.image_log_sum);
+  return t;
 }
+
+AttendTask image_rows(const BidirectionalAttention& a) {
+  AttendTask t = {};
+  t.count = a.B * a.H, t.heads = a.H, t.rows = a.N, t.streamed = a.T, t.d = a.d, t.dv = a.dv, t.scale = a.scale;
+  t.query = a.image_query, t.key = a.text_key, t.value = a.text_value, t.result = a.image_out;
+  t.row_mask = a.image_mask, t.stream_mask = a.text_mask, t.log_sum = static_cast<float*>(a.image_log_sum);
+  return t;
+}
+
+// One launch where all of the text is one tile of rows, else one a side, and the scores twice: the text's sums over all
+// positions don't fit a block beside the image's over all tokens.
+struct Forwards {
+  AttendTask text, image = {};
+  int text_index, image_index = -1;
+  bool both = false, fits;
+  int64_t floats;
+  Forwards(const BidirectionalAttention& a, float* memory) : text(text_rows(a, true)) {
+    const Device device = current_device();
+    text_index = a.T > 0 && a.T <= tile_rows ? attend_plan(text, a.dtype, device, true) : -1;
+    both = text_index >= 0 && a.d <= class_columns[text_index] && a.dv <= class_columns[text_index];
+    if (!both) {
+      text = text_rows(a, false), text_index = attend_plan(text, a.dtype, device, false);
+      image = image_rows(a), image_index = attend_plan(image, a.dtype, device, false);
+    }
+    fits = text_index >= 0 && (both || image_index >= 0);
+    floats = fits ? attend_scratch(text, memory) : 0;
+    if (fits && !both) floats += attend_scratch(image, memory + floats);
+  }
+};
+
+struct Backwards {
+  DeltaTask image_delta = {}, text_delta = {};
+  BackwardTask image = {}, text = {};
+  BackwardPlan image_plan = {-1, 0, 0}, text_plan = {-1, 0, 0};
+  int64_t floats;
+  bool fits = true;
+  Backwards(const BidirectionalAttentionBackward& g, float* memory) {
+    const BidirectionalAttention& a = g.forward;
+    const Device device = current_device();
+    const int64_t heads = a.B * a.H;
+    const float *image_sums = static_cast<const float*>(a.image_log_sum), *text_sums = static_cast<const float*>(a.text_log_sum);
+    float *of_image = memory, *of_text = memory + heads * a.N;
+    floats = heads * (a.N + a.T);
+    for (DeltaTask* t : {&image_delta, &text_delta}) t->heads = a.H, t->count = heads, t->dv = a.dv;
+    image_delta.rows = a.N, image_delta.grad = g.grad_image_out, image_delta.result = a.image_out, image_delta.log_sum = image_sums, image_delta.delta = of_image;
+    text_delta.rows = a.T, text_delta.grad = g.grad_text_out, text_delta.result = a.text_out, text_delta.log_sum = text_sums, text_delta.delta = of_text;
+
+    for (BackwardTask* t : {&image, &text}) t->heads = a.H, t->count = heads, t->d = a.d, t->dv = a.dv, t->scale = a.scale;
+    image.rows = a.N, image.streamed = a.T, image.query = a.image_query, image.key = a.text_key;
+    image.grad = g.grad_image_out, image.value = a.text_value, image.stream_grad = g.grad_text_out, image.row_value = a.image_value;
+    image.log_sum = image_sums, image.delta = of_image, image.stream_log_sum = text_sums, image.stream_delta = of_text;
+    image.row_mask = a.image_mask, image.stream_mask = a.text_mask;
+    image.grad_query = g.grad_image_query, image.grad_row_value = g.grad_image_value;
+    text.rows = a.T, text.streamed = a.N, text.query = a.text_key, text.key = a.image_query;
+    text.grad = g.grad_text_out, text.value = a.image_value, text.stream_grad = g.grad_image_out, text.row_value = a.text_value;
+    text.log_sum = text_sums, text.delta = of_text, text.stream_log_sum = image_sums, text.stream_delta = of_image;
+    text.row_mask = a.text_mask, text.stream_mask = a.image_mask;
+    text.grad_query = g.grad_text_key, text.grad_row_value = g.grad_text_value;
+
+    text_plan = backward_plan<true, true>(text, a.dtype, device, true);
+    if (text_plan.index >= 0) {
+      text.grad_key = g.grad_image_query, text.grad_value = g.grad_image_value;
+    } else {
+      const bool text_wanted = text.grad_query.data || text.grad_row_value.data, image_wanted = image.grad_query.data || image.grad_row_value.data;
+      if (text_wanted) text_plan = backward_plan<true, true>(text, a.dtype, device, false), fits = text_plan.index >= 0;
+      if (image_wanted) image_plan = backward_plan<true, true>(image, a.dtype, device, false), fits = fits && image_plan.index >= 0;
+    }
+    if (text_plan.index >= 0) floats += backward_scratch(text, memory + floats);
+    if (image_plan.index >= 0) floats += backward_scratch(image, memory + floats);
+  }
+};
+
+constexpr const char* no_float64 = "the CUDA kernels have no float64";
+constexpr const char* too_little = "a block has too little shared memory for the CUDA kernels";
+
+#define MMK_COLUMNS(name, suffix)                                                                                             \
+  {bidirectional_attention_##name##_64_##suffix, bidirectional_attention_##name##_128_##suffix, bidirectional_attention_##name##_256_##suffix}
+#define MMK_DTYPES(name) {bidirectional_attention_##name##_f32, bidirectional_attention_##name##_bf16, bidirectional_attention_##name##_f16}
+constexpr AttendKernel forwards[3][classes] = {MMK_COLUMNS(forward, f32), MMK_COLUMNS(forward, bf16), MMK_COLUMNS(forward, f16)};
+constexpr AttendKernel boths[3][classes] = {MMK_COLUMNS(both, f32), MMK_COLUMNS(both, bf16), MMK_COLUMNS(both, f16)};
+constexpr AttendKernel merges[3] = MMK_DTYPES(merge);
+constexpr BackwardKernel backwards[3][classes] = {{bidirectional_attention_backward_64_f32, bidirectional_attention_backward_128_f32, nullptr},
+                                                  MMK_COLUMNS(backward, bf16), MMK_COLUMNS(backward, f16)};
+constexpr BackwardKernel backward_merges[3] = MMK_DTYPES(backward_merge);
+constexpr DeltaKernel deltas[3] = MMK_DTYPES(delta);
+
+}  // namespace
+
+int64_t bidirectional_attention_scratch(const BidirectionalAttention& a) { return a.dtype == Dtype::float64 ? 0 : Forwards(a, nullptr).floats; }
+int64_t bidirectional_attention_scratch(const BidirectionalAttentionBackward& g) {
+  return g.forward.dtype == Dtype::float64 ? 0 : Backwards(g, nullptr).floats;
+}
+
+const char* bidirectional_attention_forward(const BidirectionalAttention& a, float* memory, void* stream) {
+  const int dtype = int(a.dtype);
+  if (a.dtype == Dtype::float64) return no_float64;
+  const Forwards all(a, memory);
+  if (!all.fits) return too_little;
+  const Stream on = static_cast<Stream>(stream);
+  const char* error = attend_launch(all.text, a.dtype, all.text_index, all.both, (all.both ? boths : forwards)[dtype][all.text_index], merges[dtype], on);
+  if (!error && !all.both)
+    error = attend_launch(all.image, a.dtype, all.image_index, false, forwards[dtype][all.image_index], merges[dtype], on);
+  return error;
+}
+
+const char* bidirectional_attention_backward(const BidirectionalAttentionBackward& g, float* memory, void* stream) {
+  const int dtype = int(g.forward.dtype);
+  if (g.forward.dtype == Dtype::float64) return no_float64;
+  const Backwards all(g, memory);
+  if (!all.fits) return too_little;
+  const Stream on = static_cast<Stream>(stream);
+  const char* error = delta_launch(all.image_delta, deltas[dtype], on);
+  if (!error) error = delta_launch(all.text_delta, deltas[dtype], on);
+  if (!error && all.text_plan.index >= 0)
+    error = backward_launch(all.text, all.text_plan, backwards[dtype][all.text_plan.index], backward_merges[dtype], on);
+  if (!error && all.image_plan.index >= 0)
+    error = backward_launch(all.image, all.image_plan, backwards[dtype][all.image_plan.index], backward_merges[dtype], on);
+  return error;
+}
+
+}  // namespace mmk::cuda
