@@ -9,7 +9,8 @@ import pytest
 
 BUGS = {"none": 0, "missing barrier": 1, "divergent barrier": 2, "early return": 3, "wrong wait count": 4,
         "missing trailing barrier": 5, "overrun of dynamic shared memory": 6, "overrun of static shared memory": 7,
-        "forgotten wait": 8, "shuffle that not all reach": 9, "shuffle from two places": 10}
+        "forgotten wait": 8, "shuffle that not all reach": 9, "shuffle from two places": 10,
+        "missing warp barrier": 11, "unaligned matrix": 12, "divergent product": 13, "matrix not transposed": 14}
 ORDERS = list(emulated.ORDERS)
 
 pytestmark = pytest.mark.skipif(emulated.why_not_here() is not None, reason=str(emulated.why_not_here()))
@@ -38,6 +39,8 @@ def test_no_bug(mode, order, late):
     ("early return", r"deadlock: thread \d+ waits at .*planted.cu:\d+"),
     ("shuffle that not all reach", r"divergent shuffle: .*planted.cu:\d+ and .*planted.cu:\d+"),
     ("shuffle from two places", r"divergent shuffle: .*planted.cu:\d+ and .*planted.cu:\d+"),
+    ("divergent product", r"divergent mma: .*planted.cu:\d+ and .*planted.cu:\d+"),
+    ("unaligned matrix", r"row isn't aligned at .*planted.cu:\d+"),
     ("forgotten wait", "ends with copies that it hasn't waited for")])
 def test_refused(bug, told, order):
     status, output = planted(bug, order)
@@ -52,8 +55,14 @@ def test_wrong_sums(bug, late):
         assert planted(bug, "ascending", False)[0] == 0
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_wrong_products(order):
+    assert planted("matrix not transposed", order)[0] == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bug, late, mode, told", [
+    ("missing warp barrier", True, "tsan", "data race"),
     ("missing barrier", True, "tsan", "data race"), ("missing trailing barrier", False, "tsan", "data race"),
     ("overrun of dynamic shared memory", True, "asan", "heap-buffer-overflow"),
     ("overrun of static shared memory", True, "asan", "out of bounds|global-buffer-overflow")])

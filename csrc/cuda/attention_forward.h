@@ -380,6 +380,11 @@ inline int64_t attend_scratch(AttendTask& t, float* memory) {
   return rows * (t.dv + 2);
 }
 
+// Starts the kernels for rows that attend to what is streamed, whichever is the image. In gated_cross_attention.cu, for both
+// operations: they take long to compile.
+const char* attend(const AttendTask&, Dtype, int index, Stream);
+AttendKernel attend_merge_kernel(Dtype);
+
 inline const char* attend_launch(const AttendTask& t, Dtype dtype, int index, bool both, AttendKernel kernel, AttendKernel merge, Stream stream) {
   const int64_t blocks = t.count * ((t.tiles + t.group - 1) / t.group) * t.splits * t.chunks, merging = (t.count * t.rows + 3) / 4;
   if (blocks == 0) return nullptr;

@@ -8,10 +8,10 @@
 
 namespace mmk::cuda {
 
-#define MMK_FORWARD(name, Both, T, suffix, C)                                                                                 \
-  extern "C" __global__ void __launch_bounds__(128, C > 128 ? 1 : 2) bidirectional_attention_##name##_##C##_##suffix(const AttendTask task) { \
+#define MMK_FORWARD(T, suffix, C)                                                                                             \
+  extern "C" __global__ void __launch_bounds__(128, C > 128 ? 1 : 2) bidirectional_attention_forward_##C##_##suffix(const AttendTask task) { \
     MMK_DYNAMIC_SHARED(shared);                                                                                              \
-    Attend<T, C, Both>(task, shared).run();                                                                                  \
+    Attend<T, C, true>(task, shared).run();                                                                                  \
   }
 #define MMK_BACKWARD(T, suffix, C)                                                                                            \
   extern "C" __global__ void __launch_bounds__(256, 1) bidirectional_attention_backward_##C##_##suffix(const BackwardTask task) { \
@@ -19,13 +19,9 @@ namespace mmk::cuda {
     Backward<T, C, true, true>(task, shared).run();                                                                          \
   }
 #define MMK_KERNELS(T, suffix)                                                                                                \
-  MMK_FORWARD(forward, false, T, suffix, 64)                                                                                 \
-  MMK_FORWARD(forward, false, T, suffix, 128)                                                                                \
-  MMK_FORWARD(forward, false, T, suffix, 256)                                                                                \
-  MMK_FORWARD(both, true, T, suffix, 64)                                                                                     \
-  MMK_FORWARD(both, true, T, suffix, 128)                                                                                    \
-  MMK_FORWARD(both, true, T, suffix, 256)                                                                                    \
-  extern "C" __global__ void __launch_bounds__(128) bidirectional_attention_merge_##suffix(const AttendTask task) { attend_merge<T>(task); } \
+  MMK_FORWARD(T, suffix, 64)                                                                                                 \
+  MMK_FORWARD(T, suffix, 128)                                                                                                \
+  MMK_FORWARD(T, suffix, 256)                                                                                                \
   MMK_BACKWARD(T, suffix, 64)                                                                                                \
   MMK_BACKWARD(T, suffix, 128)                                                                                               \
   extern "C" __global__ void __launch_bounds__(128) bidirectional_attention_delta_##suffix(const DeltaTask task) { backward_delta<T>(task); } \
@@ -128,8 +124,6 @@ constexpr const char* too_little = "a block has too little shared memory for the
   {bidirectional_attention_##name##_64_##suffix, bidirectional_attention_##name##_128_##suffix, bidirectional_attention_##name##_256_##suffix}
 #define MMK_DTYPES(name) {bidirectional_attention_##name##_f32, bidirectional_attention_##name##_bf16, bidirectional_attention_##name##_f16}
 constexpr AttendKernel forwards[3][classes] = {MMK_COLUMNS(forward, f32), MMK_COLUMNS(forward, bf16), MMK_COLUMNS(forward, f16)};
-constexpr AttendKernel boths[3][classes] = {MMK_COLUMNS(both, f32), MMK_COLUMNS(both, bf16), MMK_COLUMNS(both, f16)};
-constexpr AttendKernel merges[3] = MMK_DTYPES(merge);
 constexpr BackwardKernel backwards[3][classes] = {{bidirectional_attention_backward_64_f32, bidirectional_attention_backward_128_f32, nullptr},
                                                   MMK_COLUMNS(backward, bf16), MMK_COLUMNS(backward, f16)};
 constexpr BackwardKernel backward_merges[3] = MMK_DTYPES(backward_merge);
@@ -148,10 +142,9 @@ const char* bidirectional_attention_forward(const BidirectionalAttention& a, flo
   const Forwards all(a, memory);
   if (!all.fits) return too_little;
   const Stream on = static_cast<Stream>(stream);
-  const char* error = attend_launch(all.text, a.dtype, all.text_index, all.both, (all.both ? boths : forwards)[dtype][all.text_index], merges[dtype], on);
-  if (!error && !all.both)
-    error = attend_launch(all.image, a.dtype, all.image_index, false, forwards[dtype][all.image_index], merges[dtype], on);
-  return error;
+  if (all.both) return attend_launch(all.text, a.dtype, all.text_index, true, forwards[dtype][all.text_index], attend_merge_kernel(a.dtype), on);
+  const char* error = attend(all.text, a.dtype, all.text_index, on);
+  return error ? error : attend(all.image, a.dtype, all.image_index, on);
 }
 
 const char* bidirectional_attention_backward(const BidirectionalAttentionBackward& g, float* memory, void* stream) {

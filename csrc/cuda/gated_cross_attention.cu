@@ -117,6 +117,11 @@ constexpr DeltaKernel deltas[3] = MMK_DTYPES(delta);
 
 }  // namespace
 
+AttendKernel attend_merge_kernel(Dtype dtype) { return merges[int(dtype)]; }
+const char* attend(const AttendTask& t, Dtype dtype, int index, Stream stream) {
+  return attend_launch(t, dtype, index, false, forwards[int(dtype)][index], merges[int(dtype)], stream);
+}
+
 int64_t gated_cross_attention_scratch(const GatedCrossAttention& a) {
   AttendTask t = task_of(a);
   return attend_plan(t, a.dtype, current_device(), false) < 0 ? 0 : attend_scratch(t, nullptr);
@@ -131,7 +136,7 @@ const char* gated_cross_attention_forward(const GatedCrossAttention& a, float* m
   const int index = attend_plan(t, a.dtype, current_device(), false);
   if (index < 0) return too_little;
   attend_scratch(t, memory);
-  return attend_launch(t, a.dtype, index, false, forwards[int(a.dtype)][index], merges[int(a.dtype)], static_cast<Stream>(stream));
+  return attend(t, a.dtype, index, static_cast<Stream>(stream));
 }
 
 const char* gated_cross_attention_backward(const GatedCrossAttentionBackward& g, float* memory, void* stream) {
