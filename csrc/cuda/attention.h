@@ -164,6 +164,7 @@ MMK_DEVICE void stage(T* to, const T* from, const HeadRows& f, int64_t rows, int
   constexpr int V = Pack<T>::size, packs = C / V, pitch = pitch_of<T, C>;
   const bool across = f.n == 1 && f.c != 1;        // neighbouring threads read what lies together
   const bool wide = f.c == 1 && !factor && aligned(from) && aligned(f.n * int64_t(sizeof(T)));
+#pragma unroll 1
   for (int i = thread; i < Rows * packs; i += threads) {
     const int r = across ? i % Rows : i / packs, c = (across ? i / Rows : i % packs) * V;
     T* into = to + r * pitch + c;
@@ -217,6 +218,26 @@ template <int J, class Emit> MMK_DEVICE void emit_rows(const float (&sum)[J][4],
         }
       emit(lane_row() + 8 * half, 8 * (j + q), x);
     }
+}
+
+// The same for many columns, in a loop, which keeps the code short: through `memory`, [16][8 J + 4] floats of the warp's own.
+template <int J, class Emit> MMK_DEVICE void emit_through(float* memory, const float (*sum)[4], Emit emit) {
+  constexpr int pitch = 8 * J + 4;
+  __syncwarp();
+#pragma unroll
+  for (int j = 0; j < J; ++j)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      *reinterpret_cast<Two*>(memory + (lane_row() + 8 * half) * pitch + 8 * j + lane_column()) = {{sum[j][2 * half], sum[j][2 * half + 1]}};
+  __syncwarp();
+#pragma unroll 1
+  for (int i = threadIdx.x % 32; i < 16 * J; i += 32) {
+    float x[8];
+    const float* from = memory + i / J * pitch + i % J * 8;
+    *reinterpret_cast<Pack<float>*>(x) = *reinterpret_cast<const Pack<float>*>(from);
+    *reinterpret_cast<Pack<float>*>(x + 4) = *reinterpret_cast<const Pack<float>*>(from + 4);
+    emit(i / J, i % J * 8, x);
+  }
 }
 
 // The least multiple of 16 that isn't below.

@@ -243,48 +243,33 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
     }
     float to_query[W][4], to_value[Other ? W : 1][4];
     clear(to_query), clear(to_value);
-    if (once) {
-      bring_query(0), bring_row_values(0);
-      if (t.stages > 1 && begin < end) bring_tile(0, begin);
-    }
-    copy_commit();
-    for (int64_t n = begin; n < end; n += S) {
-      const int at = int(unsigned((n - begin) / S) % unsigned(t.stages));
+    const int64_t ahead = once && t.stages > 1 ? S : 0, passes = once ? 1 : most(slabs, value_slabs) + 1;
+    for (int64_t n = begin - ahead; n < end; n += S) {                 // one round more, to bring the first tile
+      const int64_t next = n + ahead;
+      const int at = ahead ? int((n - begin) / S) & 1 : 0, into = ahead ? at ^ 1 : 0;
       float s[J][4], dp[J][4], dq[J][4];
       clear(s), clear(dp), clear(dq);
-      if (once) {
-        if (t.stages == 1) {
-          bring_tile(at, n);
-          copy_commit();
-          copy_wait<0>();
-        } else if (n + S < end) {
-          bring_tile(at ^ 1, n + S);
-          copy_commit();
-          copy_wait<1>();
-        } else {
-          copy_wait<0>();
+      for (int64_t slab = 0; slab < passes; ++slab) {                  // slab after slab; last the columns of this chunk
+        const bool last = slab == passes - 1;
+        const int64_t of_stream = last ? chunk : slab;
+        if (!once) __syncthreads();
+        if (!once || next == begin) bring_query(slab), bring_row_values(slab);
+        if (next < end) {
+          bring_key(into, next, of_stream), bring_stream_values(into, next, of_stream);
+          if (last) bring_side(into, next);
         }
+        copy_commit();
+        if (n < begin) break;
+        if (ahead) copy_wait<1>();
+        else copy_wait<0>();
         __syncthreads();
-        products(s, at, 0, whole_depth(t.d));
-        if (Own) products(dp, at, own_panel, whole_depth(t.dv));
-        if (Other) products(dq, at, other_panel, whole_depth(t.dv));
-      } else {                                                         // slab after slab; last the columns of this chunk
-        for (int64_t slab = 0; slab <= most(slabs, value_slabs); ++slab) {
-          const bool last = slab == most(slabs, value_slabs);
-          __syncthreads();
-          bring_query(slab), bring_row_values(slab);
-          bring_key(at, n, last ? chunk : slab), bring_stream_values(at, n, last ? chunk : slab);
-          if (last) bring_side(at, n);
-          copy_commit();
-          copy_wait<0>();
-          __syncthreads();
-          if (last) break;
-          products(s, at, 0, whole_depth(most<int64_t>(least<int64_t>(C, t.d - slab * C), 0)));
-          const int depth = whole_depth(most<int64_t>(least<int64_t>(C, t.dv - slab * C), 0));
-          if (Own) products(dp, at, own_panel, depth);
-          if (Other) products(dq, at, other_panel, depth);
-        }
+        if (!once && last) break;
+        const int depth = whole_depth(most<int64_t>(least<int64_t>(C, t.dv - slab * C), 0));
+        products(s, at, 0, whole_depth(most<int64_t>(least<int64_t>(C, t.d - slab * C), 0)));
+        if (Own) products(dp, at, own_panel, depth);
+        if (Other) products(dq, at, other_panel, depth);
       }
+      if (n < begin) continue;
       weigh(s, dp, dq, mine, at, n);
       __syncthreads();
       const T* weights = ds + 16 * group * Layout::weights;
@@ -297,8 +282,10 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
     copy_wait<0>();
 
     const int64_t column = chunk * C + part * (C / 2), parted = (bh * t.splits + split) * t.rows;
+    float* memory = reinterpret_cast<float*>(rows) + threadIdx.x / 32 * 16 * (C / 2 + 4);   // all is free now; at least two panels
+    __syncthreads();
     if (t.grad_query.data)
-      emit_rows(to_query, [&](int i, int c, float (&x)[8]) {
+      emit_through<W>(memory, to_query, [&](int i, int c, float (&x)[8]) {
         const int64_t r = first + 16 * group + i;
         const int count = int(least<int64_t>(8, t.d - column - c));
         if (r >= t.rows || count <= 0) return;
@@ -307,7 +294,7 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
       });
     if constexpr (Other)
       if (t.grad_row_value.data)
-        emit_rows(to_value, [&](int i, int c, float (&x)[8]) {
+        emit_through<W>(memory, to_value, [&](int i, int c, float (&x)[8]) {
           const int64_t r = first + 16 * group + i;
           const int count = int(least<int64_t>(8, t.dv - column - c));
           if (r >= t.rows || count <= 0) return;

@@ -189,26 +189,40 @@ template <class T, int C, bool Both> struct Attend {
           store(stats, m[half]), store(stats + 1, l[half]);
         }
       }
-    emit_rows(o, [&](int r, int c, float (&x)[8]) {
-      const int64_t at = row + r, column = c_first + c;
-      const int count = int(least<int64_t>(8, t.dv - column));
-      if (at >= t.rows || count <= 0) return;
-      if (t.splits > 1) {
-        put<8>(t.partial + ((bh * t.splits + split) * t.rows + at) * t.dv + column, x, 1, count);
-        return;
-      }
-      const float total = r < 8 ? l[0] : l[1], factor = 1 / total;
+    unsigned silent = 0;                                               // rows that attend to nothing: whatever their gate is
+    for (int half = 0; half < 2; ++half) {
+      unsigned bit = l[half] == 0 && lane % 4 == 0 ? 1u << (lane_row() + 8 * half) : 0u;
+      for (int lanes = 16; lanes > 0; lanes /= 2) bit |= __shfl_xor_sync(all_lanes, bit, lanes);
+      silent |= bit;
+    }
+    float factor[2] = {1, 1};
+    for (int half = 0; half < 2 && t.splits == 1; ++half) factor[half] = l[half] == 0 ? 0.f : 1 / l[half];
 #pragma unroll
-      for (int e = 0; e < 8; ++e) x[e] = total == 0 ? 0.f : x[e] * factor;
-      if (t.attended.data) put<8>(head_of<T>(t.attended, b, h) + at * t.attended.n + column * t.attended.c, x, t.attended.c, count);
-      if (t.gate.data && total != 0) {
-        float y[8];
-        get<8>(y, head_of<T>(t.gate, b, h) + at * t.gate.n + column * t.gate.c, t.gate.c, count);
+    for (int j = 0; j < C / 8; ++j)
 #pragma unroll
-        for (int e = 0; e < 8; ++e) x[e] *= y[e];
-      }
-      put<8>(head_of<T>(t.result, b, h) + at * t.result.n + column * t.result.c, x, t.result.c, count);
-    });
+      for (int i = 0; i < 4; ++i) o[j][i] *= factor[i / 2];
+    float* memory = reinterpret_cast<float*>(query + 16 * warp * pitch);   // free now; room for half of the columns
+    for (int half = 0; half < 2; ++half) {                              // unrolled: registers have no index
+      auto emit = [&](int r, int c, float (&x)[8]) {
+        const int64_t at = row + r, column = c_first + half * (C / 2) + c;
+        const int count = int(least<int64_t>(8, t.dv - column));
+        if (at >= t.rows || count <= 0) return;
+        if (t.splits > 1) {
+          put<8>(t.partial + ((bh * t.splits + split) * t.rows + at) * t.dv + column, x, 1, count);
+          return;
+        }
+        if (t.attended.data) put<8>(head_of<T>(t.attended, b, h) + at * t.attended.n + column * t.attended.c, x, t.attended.c, count);
+        if (t.gate.data) {
+          float y[8];
+          get<8>(y, head_of<T>(t.gate, b, h) + at * t.gate.n + column * t.gate.c, t.gate.c, count);
+#pragma unroll
+          for (int e = 0; e < 8; ++e) x[e] = silent >> r & 1 ? 0.f : x[e] * y[e];
+        }
+        put<8>(head_of<T>(t.result, b, h) + at * t.result.n + column * t.result.c, x, t.result.c, count);
+      };
+      if (half == 0) emit_through<C / 16>(memory, o, emit);
+      else emit_through<C / 16>(memory, o + C / 16, emit);
+    }
   }
 
   MMK_DEVICE void run() const {
@@ -219,43 +233,31 @@ template <class T, int C, bool Both> struct Attend {
     for (int64_t tile = first_tile; tile < last_tile; ++tile) {
       const int64_t row = tile * tile_rows + 16 * warp;
       const bool fresh = !t.resident || tile == first_tile;            // the streamed tiles have to be read
+      const int64_t ahead = fresh && slabs == 1 && t.stages > 1 ? S : 0;   // else there is no room for the next tile beside this one
       float o[C / 8][4], m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
       clear(o);
       __syncwarp();                                                    // the last tile's readers are done
-      if (slabs == 1) bring_query(row, 0);
-      auto bring = [&](int64_t n) {
-        const int at = int(unsigned((n - begin) / S) % unsigned(t.stages));
-        bring_key(at, n, 0), bring_value(at, n);
-      };
-      if (fresh && slabs == 1 && begin < end && t.stages > 1) bring(begin);
-      copy_commit();
-      for (int64_t n = begin; n < end; n += S) {
-        const int at = int(unsigned((n - begin) / S) % unsigned(t.stages));
+      for (int64_t n = begin - ahead; n < end; n += S) {               // one round more, to bring the first tile
+        const int64_t next = n + ahead;
+        const int at = int(unsigned((n - begin) / S) % unsigned(t.stages)), into = int(unsigned((next - begin) / S) % unsigned(t.stages));
         float s[J][4];
         clear(s);
-        if (slabs > 1 || (fresh && t.stages == 1)) {                   // no room for the next tile beside this one
-          for (int64_t slab = 0; slab < slabs; ++slab) {
-            __syncthreads();
-            if (slabs > 1) bring_query(row, slab);
-            bring_key(at, n, slab);
-            if (slab == 0) bring_value(at, n);
-            copy_commit();
-            copy_wait<0>();
-            __syncthreads();
-            multiply<J, false, false>(s, query + 16 * warp * pitch, pitch, key_tile(at), pitch, whole_depth(least<int64_t>(C, t.d - slab * C)));
+        for (int64_t slab = 0; slab < slabs; ++slab) {
+          if (slabs > 1 || (fresh && !ahead)) __syncthreads();
+          if (slabs > 1 || next == begin) bring_query(row, slab);
+          if (fresh && next < end) {
+            bring_key(into, next, slab);
+            if (slab == 0) bring_value(into, next);
           }
-        } else {
-          if (fresh && n + S < end) {
-            bring(n + S);
-            copy_commit();
-            copy_wait<1>();
-          } else {
-            copy_wait<0>();
-          }
+          copy_commit();
+          if (n < begin) break;
+          if (ahead) copy_wait<1>();
+          else copy_wait<0>();
           if (fresh) __syncthreads();
           else __syncwarp();
-          multiply<J, false, false>(s, query + 16 * warp * pitch, pitch, key_tile(at), pitch, whole_depth(t.d));
+          multiply<J, false, false>(s, query + 16 * warp * pitch, pitch, key_tile(at), pitch, whole_depth(least<int64_t>(C, t.d - slab * C)));
         }
+        if (n < begin) continue;
         if (Both) {
           float raw[J][4];
 #pragma unroll
