@@ -93,7 +93,7 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
   using Base::b, Base::bh, Base::h, Base::t;
   using Layout = BackwardLayout<T, C, Own, Other>;
   static constexpr int S = Layout::S, J = S / 16, W = C / 16, pitch = Layout::pitch, threads = 256;
-  int64_t chunk, split, first, begin, end;                             // first row; streamed rows
+  int chunk, split, first, begin, end;                                 // first row; streamed rows
   T *streams, *rows, *ds, *other, *own;
   float* side;
   uint8_t* keep;
@@ -102,10 +102,10 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
   MMK_DEVICE Backward(const BackwardTask& t, unsigned char* shared)
       : Base(t, blockIdx.x / (t.chunks * t.splits * t.tiles)) {
     int64_t rest = blockIdx.x;
-    chunk = rest % t.chunks, rest /= t.chunks;
-    split = rest % t.splits, rest /= t.splits;
-    first = rest % t.tiles * tile_rows;
-    begin = split * t.span, end = least(begin + t.span, t.streamed);
+    chunk = int(rest % t.chunks), rest /= t.chunks;
+    split = int(rest % t.splits), rest /= t.splits;
+    first = int(rest % t.tiles * tile_rows);
+    begin = int(split * t.span), end = int(least(begin + t.span, t.streamed));
     const Layout at(t.stages, t.whole);
     streams = reinterpret_cast<T*>(shared), rows = reinterpret_cast<T*>(shared + at.rows);
     ds = reinterpret_cast<T*>(shared + at.ds), other = reinterpret_cast<T*>(shared + at.other), own = reinterpret_cast<T*>(shared + at.own);
@@ -119,17 +119,17 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
   static constexpr int own_panel = 1, other_panel = 1 + Own;
 
   template <int Rows, class How>
-  MMK_DEVICE void bring(T* to, const HeadRows& f, int64_t row, int64_t all, int64_t channels, int64_t slab, How how,
+  MMK_DEVICE void bring(T* to, const HeadRows& f, int row, int64_t all, int64_t channels, int slab, How how,
                         const HeadRows& by = HeadRows()) const {
-    const T* from = head_of<T>(f, b, h) + row * f.n + slab * C * f.c;
+    const T* from = head_of<T>(f, opaque(int(b)), opaque(int(h))) + row * f.n + slab * C * f.c;
     const T* factor = by.data ? head_of<T>(by, b, h) + row * by.n + slab * C * by.c : nullptr;
     stage<Rows, C>(to, from, f, f.data ? all - row : 0, channels - slab * C, how, threadIdx.x, threads, factor, by);
   }
-  MMK_DEVICE void bring_query(int64_t slab) const {
+  MMK_DEVICE void bring_query(int slab) const {
     bring<tile_rows>(row_panel(0), t.query, first, t.rows, t.d, slab,
                      [&](int r) { return this->row_taken(first + r) ? Row::whole : t.drop ? Row::zeros : Row::finite; });
   }
-  MMK_DEVICE void bring_row_values(int64_t slab) const {
+  MMK_DEVICE void bring_row_values(int slab) const {
     if (Own)
       bring<tile_rows>(row_panel(own_panel), t.grad, first, t.rows, t.dv, slab,
                        [&](int r) { return this->silent(t.log_sum, t.rows, first + r) ? Row::zeros : Row::whole; }, t.gate);
@@ -137,20 +137,20 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
       bring<tile_rows>(row_panel(other_panel), t.row_value, first, t.rows, t.dv, slab,
                        [&](int r) { return this->row_taken(first + r) ? Row::whole : Row::zeros; });
   }
-  MMK_DEVICE void bring_key(int at, int64_t n, int64_t slab) const {
+  MMK_DEVICE void bring_key(int at, int n, int slab) const {
     bring<S>(panel(at, 0), t.key, n, end, t.d, slab, [&](int r) {
       if (t.drop) return this->taken(n + r) && !(Other && this->silent(t.stream_log_sum, t.streamed, n + r)) ? Row::whole : Row::zeros;
       return this->taken(n + r) ? Row::whole : Row::finite;
     });
   }
-  MMK_DEVICE void bring_stream_values(int at, int64_t n, int64_t slab) const {
+  MMK_DEVICE void bring_stream_values(int at, int n, int slab) const {
     if (Own)
       bring<S>(panel(at, own_panel), t.value, n, end, t.dv, slab, [&](int r) { return this->taken(n + r) ? Row::whole : Row::zeros; });
     if (Other)
       bring<S>(panel(at, other_panel), t.stream_grad, n, end, t.dv, slab,
                [&](int r) { return this->silent(t.stream_log_sum, t.streamed, n + r) ? Row::zeros : Row::whole; }, t.stream_gate);
   }
-  MMK_DEVICE void bring_side(int at, int64_t n) const {
+  MMK_DEVICE void bring_side(int at, int n) const {
     for (int r = threadIdx.x; r < S; r += threads) {
       keep[at * S + r] = n + r < end && this->taken(n + r);
       if (Other) {
@@ -160,7 +160,7 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
       }
     }
   }
-  MMK_DEVICE void bring_tile(int at, int64_t n) const { bring_key(at, n, 0), bring_stream_values(at, n, 0), bring_side(at, n); }
+  MMK_DEVICE void bring_tile(int at, int n) const { bring_key(at, n, 0), bring_stream_values(at, n, 0), bring_side(at, n); }
 
   // s += what this warp has of rows times streamed, from one panel each.
   MMK_DEVICE void products(float (&s)[J][4], int at, int i, int depth) const {
@@ -170,7 +170,7 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
   struct Own_ { float log_sum[2], delta[2]; bool taken[2]; };
 
   // Weights and the scores' gradients, to shared memory.
-  MMK_DEVICE void weigh(const float (&s)[J][4], const float (&dp)[J][4], const float (&dq)[J][4], const Own_& mine, int at, int64_t n) const {
+  MMK_DEVICE void weigh(const float (&s)[J][4], const float (&dp)[J][4], const float (&dq)[J][4], const Own_& mine, int at, int n) const {
     const float scale = float(t.scale) * log2e;
 #pragma unroll
     for (int j = 0; j < J; ++j) {
@@ -178,7 +178,7 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int half = i / 2, c = column + i % 2;
-        const int64_t r = first + 16 * group + lane_row() + 8 * half, k = n + c;
+        const int r = first + 16 * group + lane_row() + 8 * half, k = n + c;
         bool attends = r < t.rows && k < end;
         float x = s[j][i] * scale, p = 0, q = 0, d = 0;
         if (attends && t.pairs.data) attends = load(t.pairs.data + b * t.pairs.b + h * t.pairs.h + r * t.pairs.n + k * t.pairs.t);
@@ -205,7 +205,7 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
   }
 
   // Gradients of the streamed rows, from all rows.
-  MMK_DEVICE void stream_side(int64_t n) const {
+  MMK_DEVICE void stream_side(int n) const {
     constexpr int row_groups = S / 16, width = 32;
     for (int item = threadIdx.x / 32; item < row_groups * (C / width); item += 8) {
       const int r0 = item % row_groups * 16, c0 = item / row_groups * width;
@@ -214,7 +214,7 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
         clear(x);
         multiply<4, true, true>(x, ds + r0, Layout::weights, row_panel(0) + c0, pitch, tile_rows);
         emit_rows(x, [&](int r, int c, float (&v)[8]) {
-          const int64_t k = n + r0 + r;
+          const int k = n + r0 + r;
           if (k >= end || c0 + c >= t.d) return;
           this->put_input(t.grad_key, t.key, k, c0 + c, v, int(least<int64_t>(8, t.d - c0 - c)), this->taken(k),
                           t.drop && this->silent(t.stream_log_sum, t.streamed, k));
@@ -224,7 +224,7 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
         clear(x);
         multiply<4, true, true>(x, own + r0, Layout::weights, row_panel(own_panel) + c0, pitch, tile_rows);
         emit_rows(x, [&](int r, int c, float (&v)[8]) {
-          const int64_t k = n + r0 + r;
+          const int k = n + r0 + r;
           if (k < end && c0 + c < t.dv) this->put_value(t.grad_value, k, c0 + c, v, int(least<int64_t>(8, t.dv - c0 - c)), this->taken(k));
         });
       }
@@ -232,26 +232,26 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
   }
 
   MMK_DEVICE void run() const {
-    const int64_t slabs = ceil_div(t.d, C), value_slabs = ceil_div(t.dv, C);
+    const int slabs = int(ceil_div(t.d, C)), value_slabs = int(ceil_div(t.dv, C));
     const bool once = slabs == 1 && value_slabs == 1;
     Own_ mine;
     for (int half = 0; half < 2; ++half) {
-      const int64_t r = first + 16 * group + lane_row() + 8 * half;
+      const int r = first + 16 * group + lane_row() + 8 * half;
       mine.log_sum[half] = Own && r < t.rows ? load(t.log_sum + bh * t.rows + r) : INFINITY;
       mine.delta[half] = Own && r < t.rows && t.grad.data ? load(t.delta + bh * t.rows + r) : 0.f;
       mine.taken[half] = r < t.rows && this->row_taken(r);
     }
     float to_query[W][4], to_value[Other ? W : 1][4];
     clear(to_query), clear(to_value);
-    const int64_t ahead = once && t.stages > 1 ? S : 0, passes = once ? 1 : most(slabs, value_slabs) + 1;
-    for (int64_t n = begin - ahead; n < end; n += S) {                 // one round more, to bring the first tile
-      const int64_t next = n + ahead;
+    const int ahead = once && t.stages > 1 ? S : 0, passes = once ? 1 : most(slabs, value_slabs) + 1;
+    for (int n = begin - ahead; n < end; n += S) {                 // one round more, to bring the first tile
+      const int next = n + ahead;
       const int at = ahead ? int((n - begin) / S) & 1 : 0, into = ahead ? at ^ 1 : 0;
       float s[J][4], dp[J][4], dq[J][4];
       clear(s), clear(dp), clear(dq);
-      for (int64_t slab = 0; slab < passes; ++slab) {                  // slab after slab; last the columns of this chunk
+      for (int slab = 0; slab < passes; ++slab) {                  // slab after slab; last the columns of this chunk
         const bool last = slab == passes - 1;
-        const int64_t of_stream = last ? chunk : slab;
+        const int of_stream = last ? chunk : slab;
         if (!once) __syncthreads();
         if (!once || next == begin) bring_query(slab), bring_row_values(slab);
         if (next < end) {
@@ -281,12 +281,13 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
     }
     copy_wait<0>();
 
-    const int64_t column = chunk * C + part * (C / 2), parted = (bh * t.splits + split) * t.rows;
+    const int column = chunk * C + part * (C / 2);
+    const int64_t parted = (bh * t.splits + split) * t.rows;
     float* memory = reinterpret_cast<float*>(rows) + threadIdx.x / 32 * 16 * (C / 2 + 4);   // all is free now; at least two panels
     __syncthreads();
     if (t.grad_query.data)
       emit_through<W>(memory, to_query, [&](int i, int c, float (&x)[8]) {
-        const int64_t r = first + 16 * group + i;
+        const int r = first + 16 * group + i;
         const int count = int(least<int64_t>(8, t.d - column - c));
         if (r >= t.rows || count <= 0) return;
         if (t.splits > 1) put<8>(t.partial_query + (parted + r) * t.d + column + c, x, 1, count);
@@ -295,7 +296,7 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
     if constexpr (Other)
       if (t.grad_row_value.data)
         emit_through<W>(memory, to_value, [&](int i, int c, float (&x)[8]) {
-          const int64_t r = first + 16 * group + i;
+          const int r = first + 16 * group + i;
           const int count = int(least<int64_t>(8, t.dv - column - c));
           if (r >= t.rows || count <= 0) return;
           if (t.splits > 1) put<8>(t.partial_value + (parted + r) * t.dv + column + c, x, 1, count);
@@ -418,7 +419,7 @@ inline const char* backward_launch(const BackwardTask& t, const BackwardPlan& pl
   const int64_t blocks = t.count * t.tiles * t.splits * t.chunks;
   const int64_t merging = (t.count * t.rows * ((t.d + 7) / 8 + (t.dv + 7) / 8) + 127) / 128;
   if (blocks == 0) return nullptr;
-  if (blocks >= (int64_t(1) << 31) || merging >= (int64_t(1) << 31) || t.streamed >= (int64_t(1) << 31)) return "the sizes are beyond the CUDA kernels";
+  if (blocks >= (int64_t(1) << 31) || merging >= (int64_t(1) << 31) || t.streamed >= (int64_t(1) << 30) || t.rows >= (int64_t(1) << 30)) return "the sizes are beyond the CUDA kernels";
   const char* error = launch(kernel, blocks, 1, 256, plan.shared, stream, t);
   return error || t.splits == 1 ? error : launch(merge, merging, 1, 128, 0, stream, t);
 }

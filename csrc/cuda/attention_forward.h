@@ -56,7 +56,9 @@ template <class T, int C, bool Both> struct Attend {
   using Layout = AttendLayout<T, C>;
   static constexpr int S = Layout::S, J = S / 8, pitch = Layout::pitch, threads = 128;
   const AttendTask& t;
-  int64_t bh, b, h, chunk, split, first_tile, begin, end;              // begin, end: of the streamed rows
+  int64_t bh;
+  int b, h;                                                            // the launch has fewer than 2^31 blocks
+  int chunk, split, first_tile, begin, end;                            // begin, end: of the streamed rows
   T *streams, *query, *p, *values, *q;
   float* reduce;
   uint8_t* keep;
@@ -65,11 +67,11 @@ template <class T, int C, bool Both> struct Attend {
   MMK_DEVICE Attend(const AttendTask& t, unsigned char* shared) : t(t) {
     int64_t rest = blockIdx.x;
     const int64_t groups = ceil_div(t.tiles, t.group);
-    chunk = rest % t.chunks, rest /= t.chunks;
-    split = rest % t.splits, rest /= t.splits;
-    first_tile = rest % groups * t.group, bh = rest / groups;
-    b = bh / t.heads, h = bh % t.heads;
-    begin = split * t.span, end = least(begin + t.span, t.streamed);
+    chunk = int(rest % t.chunks), rest /= t.chunks;
+    split = int(rest % t.splits), rest /= t.splits;
+    first_tile = int(rest % groups * t.group), bh = rest / groups;
+    b = int(bh / t.heads), h = int(bh % t.heads);
+    begin = int(split * t.span), end = int(least(begin + t.span, t.streamed));
     const Layout at(t.stages, Both);
     streams = reinterpret_cast<T*>(shared), query = reinterpret_cast<T*>(shared + at.query), p = reinterpret_cast<T*>(shared + at.p);
     values = reinterpret_cast<T*>(shared + at.values), q = reinterpret_cast<T*>(shared + at.q);
@@ -86,25 +88,25 @@ template <class T, int C, bool Both> struct Attend {
     return !t.stream_mask.data || load(t.stream_mask.data + b * t.stream_mask.b + h * t.stream_mask.h + n * t.stream_mask.t);
   }
 
-  MMK_DEVICE void bring_query(int64_t row, int64_t slab) const {     // a warp's 16 rows
-    const T* from = head_of<T>(t.query, b, h) + row * t.query.n + slab * C * t.query.c;
+  MMK_DEVICE void bring_query(int row, int slab) const {     // a warp's 16 rows
+    const T* from = head_of<T>(t.query, opaque(b), opaque(h)) + row * t.query.n + slab * C * t.query.c;
     stage<16, C>(query + 16 * warp * pitch, from, t.query, t.rows - row, t.d - slab * C,
                  [&](int r) { return row_taken(row + r) ? Row::whole : Row::finite; }, lane, 32);
   }
-  MMK_DEVICE void bring_key(int stage_index, int64_t n, int64_t slab) const {
-    const T* from = head_of<T>(t.key, b, h) + n * t.key.n + slab * C * t.key.c;
+  MMK_DEVICE void bring_key(int stage_index, int n, int slab) const {
+    const T* from = head_of<T>(t.key, opaque(b), opaque(h)) + n * t.key.n + slab * C * t.key.c;
     stage<S, C>(key_tile(stage_index), from, t.key, end - n, t.d - slab * C,
                 [&](int r) { return taken(n + r) ? Row::whole : Both ? Row::finite : Row::zeros; }, threadIdx.x, threads);
   }
-  MMK_DEVICE void bring_value(int stage_index, int64_t n) const {
-    const T* from = head_of<T>(t.value, b, h) + n * t.value.n + chunk * C * t.value.c;
+  MMK_DEVICE void bring_value(int stage_index, int n) const {
+    const T* from = head_of<T>(t.value, opaque(b), opaque(h)) + n * t.value.n + chunk * C * t.value.c;
     stage<S, C>(value_tile(stage_index), from, t.value, end - n, t.dv - chunk * C,
                 [&](int r) { return taken(n + r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
     for (int r = threadIdx.x; r < S; r += threads) keep[stage_index * S + r] = n + r < end && taken(n + r);
   }
 
   // Scores become base-2, with everything that is added to them; -Inf where a row doesn't attend.
-  MMK_DEVICE void mask(float (&s)[J][4], int64_t row, int64_t n, const uint8_t* kept) const {
+  MMK_DEVICE void mask(float (&s)[J][4], int row, int n, const uint8_t* kept) const {
     const float scale = float(t.scale) * log2e;
     const bool some = t.stream_mask.data || n + S > end;
 #pragma unroll
@@ -112,7 +114,7 @@ template <class T, int C, bool Both> struct Attend {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int column = 8 * j + lane_column() + i % 2;
-        const int64_t r = row + lane_row() + i / 2 * 8;
+        const int r = row + lane_row() + i / 2 * 8;
         float x = s[j][i] * scale;
         bool takes = !some || kept[column];
         if (!Both && (t.pairs.data || t.bias.data) && takes && r < t.rows) {
@@ -124,9 +126,9 @@ template <class T, int C, bool Both> struct Attend {
   }
 
   // The streamed rows' own softmax, over all rows of this tile, and their result. s: base-2 scores, not masked.
-  MMK_DEVICE void stream_side(const float (&s)[J][4], int64_t row, int64_t n) const {
+  MMK_DEVICE void stream_side(const float (&s)[J][4], int row, int n) const {
     float *most_of = reduce, *sum_of = reduce + 4 * S;
-    const int64_t r = row + lane_row();
+    const int r = row + lane_row();
     const bool low = r < t.rows && row_taken(r), high = r + 8 < t.rows && row_taken(r + 8);
 #pragma unroll
     for (int j = 0; j < J; ++j)
@@ -176,11 +178,11 @@ template <class T, int C, bool Both> struct Attend {
     }
   }
 
-  MMK_DEVICE void finish(float (&o)[C / 8][4], const float (&m)[2], const float (&l)[2], int64_t row) const {
-    const int64_t c_first = chunk * C;
+  MMK_DEVICE void finish(float (&o)[C / 8][4], const float (&m)[2], const float (&l)[2], int row) const {
+    const int c_first = chunk * C;
     if (chunk == 0 && lane % 4 == 0)
       for (int half = 0; half < 2; ++half) {
-        const int64_t r = row + lane_row() + 8 * half;
+        const int r = row + lane_row() + 8 * half;
         if (r >= t.rows) continue;
         if (t.splits == 1) {
           store(t.log_sum + bh * t.rows + r, l[half] == 0 ? INFINITY : (m[half] == -INFINITY ? 0.f : m[half]) + log2f(l[half]));
@@ -204,7 +206,7 @@ template <class T, int C, bool Both> struct Attend {
     float* memory = reinterpret_cast<float*>(query + 16 * warp * pitch);   // free now; room for half of the columns
     for (int half = 0; half < 2; ++half) {                              // unrolled: registers have no index
       auto emit = [&](int r, int c, float (&x)[8]) {
-        const int64_t at = row + r, column = c_first + half * (C / 2) + c;
+        const int at = row + r, column = c_first + half * (C / 2) + c;
         const int count = int(least<int64_t>(8, t.dv - column));
         if (at >= t.rows || count <= 0) return;
         if (t.splits > 1) {
@@ -226,23 +228,23 @@ template <class T, int C, bool Both> struct Attend {
   }
 
   MMK_DEVICE void run() const {
-    const int64_t slabs = ceil_div(t.d, C), last_tile = least(first_tile + t.group, t.tiles);
+    const int slabs = int(ceil_div(t.d, C)), last_tile = int(least(first_tile + t.group, t.tiles)), stages = int(t.stages);
     if (Both)
       stage<tile_rows, C>(values, head_of<T>(t.row_value, b, h), t.row_value, t.rows, t.dv,
                           [&](int r) { return row_taken(r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
-    for (int64_t tile = first_tile; tile < last_tile; ++tile) {
-      const int64_t row = tile * tile_rows + 16 * warp;
+    for (int tile = first_tile; tile < last_tile; ++tile) {
+      const int row = tile * tile_rows + 16 * warp;
       const bool fresh = !t.resident || tile == first_tile;            // the streamed tiles have to be read
-      const int64_t ahead = fresh && slabs == 1 && t.stages > 1 ? S : 0;   // else there is no room for the next tile beside this one
+      const int ahead = fresh && slabs == 1 && stages > 1 ? S : 0;   // else there is no room for the next tile beside this one
       float o[C / 8][4], m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
       clear(o);
       __syncwarp();                                                    // the last tile's readers are done
-      for (int64_t n = begin - ahead; n < end; n += S) {               // one round more, to bring the first tile
-        const int64_t next = n + ahead;
-        const int at = int(unsigned((n - begin) / S) % unsigned(t.stages)), into = int(unsigned((next - begin) / S) % unsigned(t.stages));
+      for (int n = begin - ahead; n < end; n += S) {               // one round more, to bring the first tile
+        const int next = n + ahead;
+        const int at = int(unsigned((n - begin) / S) % unsigned(stages)), into = int(unsigned((next - begin) / S) % unsigned(stages));
         float s[J][4];
         clear(s);
-        for (int64_t slab = 0; slab < slabs; ++slab) {
+        for (int slab = 0; slab < slabs; ++slab) {
           if (slabs > 1 || (fresh && !ahead)) __syncthreads();
           if (slabs > 1 || next == begin) bring_query(row, slab);
           if (fresh && next < end) {
@@ -350,7 +352,7 @@ inline int64_t attend_stream_rows(Dtype dtype, int index) {
 // How a call is cut: its class, or -1 where a block has too little shared memory. It depends on shapes and device only.
 inline int attend_plan(AttendTask& t, Dtype dtype, const Device& device, bool both) {
   auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  int index = classes - 1;
+  int index = dtype == Dtype::float32 ? 1 : 2;                           // float32 has too few registers for the last
   while (index > 0 && t.d <= class_columns[index - 1] && t.dv <= class_columns[index - 1]) --index;
   while (index >= 0 && attend_shared(dtype, index, 1, both) > device.shared) --index;
   if (index < 0) return index;
@@ -365,8 +367,8 @@ inline int attend_plan(AttendTask& t, Dtype dtype, const Device& device, bool bo
   if (blocks > 0 && blocks < wanted / 2 && tiles > 4) {                 // a stream of at least four tiles a block
     const int64_t parts = up(wanted, blocks);
     t.splits = parts < tiles / 4 ? parts : tiles / 4;
-  } else if (t.resident && blocks > wanted) {
-    t.group = blocks / wanted < 8 ? blocks / wanted : 8;
+  } else if (t.resident && blocks >= wanted) {                          // a text that stays is read by fewer blocks
+    t.group = 2 * blocks / wanted < 8 ? 2 * blocks / wanted : 8;
   }
   t.span = up(up(tiles, t.splits), 1) * step;
   if (t.span > 0) t.splits = up(t.streamed, t.span);
@@ -390,7 +392,7 @@ AttendKernel attend_merge_kernel(Dtype);
 inline const char* attend_launch(const AttendTask& t, Dtype dtype, int index, bool both, AttendKernel kernel, AttendKernel merge, Stream stream) {
   const int64_t blocks = t.count * ((t.tiles + t.group - 1) / t.group) * t.splits * t.chunks, merging = (t.count * t.rows + 3) / 4;
   if (blocks == 0) return nullptr;
-  if (blocks >= (int64_t(1) << 31) || t.streamed >= (int64_t(1) << 31)) return "the sizes are beyond the CUDA kernels";
+  if (blocks >= (int64_t(1) << 31) || t.streamed >= (int64_t(1) << 30) || t.rows >= (int64_t(1) << 30)) return "the sizes are beyond the CUDA kernels";
   const char* error = launch(kernel, blocks, 1, 128, attend_shared(dtype, index, t.stages, both), stream, t);
   return error || t.splits == 1 ? error : launch(merge, merging, 1, 128, 0, stream, t);
 }

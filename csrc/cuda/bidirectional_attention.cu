@@ -21,7 +21,6 @@ namespace mmk::cuda {
 #define MMK_KERNELS(T, suffix)                                                                                                \
   MMK_FORWARD(T, suffix, 64)                                                                                                 \
   MMK_FORWARD(T, suffix, 128)                                                                                                \
-  MMK_FORWARD(T, suffix, 256)                                                                                                \
   MMK_BACKWARD(T, suffix, 64)                                                                                                \
   MMK_BACKWARD(T, suffix, 128)                                                                                               \
   extern "C" __global__ void __launch_bounds__(128) bidirectional_attention_delta_##suffix(const DeltaTask task) { backward_delta<T>(task); } \
@@ -29,6 +28,8 @@ namespace mmk::cuda {
 MMK_KERNELS(float, f32)
 MMK_KERNELS(bf16, bf16)
 MMK_KERNELS(f16, f16)
+MMK_FORWARD(bf16, bf16, 256)
+MMK_FORWARD(f16, f16, 256)
 MMK_BACKWARD(bf16, bf16, 256)
 MMK_BACKWARD(f16, f16, 256)
 
@@ -122,10 +123,10 @@ constexpr const char* too_little = "a block has too little shared memory for the
 
 #define MMK_COLUMNS(name, suffix)                                                                                             \
   {bidirectional_attention_##name##_64_##suffix, bidirectional_attention_##name##_128_##suffix, bidirectional_attention_##name##_256_##suffix}
+#define MMK_NARROW(name) {bidirectional_attention_##name##_64_f32, bidirectional_attention_##name##_128_f32, nullptr}
 #define MMK_DTYPES(name) {bidirectional_attention_##name##_f32, bidirectional_attention_##name##_bf16, bidirectional_attention_##name##_f16}
-constexpr AttendKernel forwards[3][classes] = {MMK_COLUMNS(forward, f32), MMK_COLUMNS(forward, bf16), MMK_COLUMNS(forward, f16)};
-constexpr BackwardKernel backwards[3][classes] = {{bidirectional_attention_backward_64_f32, bidirectional_attention_backward_128_f32, nullptr},
-                                                  MMK_COLUMNS(backward, bf16), MMK_COLUMNS(backward, f16)};
+constexpr AttendKernel forwards[3][classes] = {MMK_NARROW(forward), MMK_COLUMNS(forward, bf16), MMK_COLUMNS(forward, f16)};
+constexpr BackwardKernel backwards[3][classes] = {MMK_NARROW(backward), MMK_COLUMNS(backward, bf16), MMK_COLUMNS(backward, f16)};
 constexpr BackwardKernel backward_merges[3] = MMK_DTYPES(backward_merge);
 constexpr DeltaKernel deltas[3] = MMK_DTYPES(delta);
 

@@ -22,7 +22,6 @@ namespace mmk::cuda {
 #define MMK_KERNELS(T, suffix)                                                                                                \
   MMK_FORWARD(T, suffix, 64)                                                                                                 \
   MMK_FORWARD(T, suffix, 128)                                                                                                \
-  MMK_FORWARD(T, suffix, 256)                                                                                                \
   extern "C" __global__ void __launch_bounds__(128) gated_cross_attention_merge_##suffix(const AttendTask task) { attend_merge<T>(task); } \
   MMK_BACKWARDS(T, suffix, 64)                                                                                               \
   MMK_BACKWARDS(T, suffix, 128)                                                                                              \
@@ -31,6 +30,8 @@ namespace mmk::cuda {
 MMK_KERNELS(float, f32)
 MMK_KERNELS(bf16, bf16)
 MMK_KERNELS(f16, f16)
+MMK_FORWARD(bf16, bf16, 256)
+MMK_FORWARD(f16, f16, 256)
 MMK_BACKWARDS(bf16, bf16, 256)
 MMK_BACKWARDS(f16, f16, 256)
 
@@ -108,7 +109,7 @@ constexpr const char* too_little = "a block has too little shared memory for the
   {gated_cross_attention_##name##_64_##suffix, gated_cross_attention_##name##_128_##suffix, gated_cross_attention_##name##_256_##suffix}
 #define MMK_DTYPES(name) {gated_cross_attention_##name##_f32, gated_cross_attention_##name##_bf16, gated_cross_attention_##name##_f16}
 #define MMK_NARROW(name) {gated_cross_attention_##name##_64_f32, gated_cross_attention_##name##_128_f32, nullptr}
-constexpr AttendKernel forwards[3][classes] = {MMK_COLUMNS(forward, f32), MMK_COLUMNS(forward, bf16), MMK_COLUMNS(forward, f16)};
+constexpr AttendKernel forwards[3][classes] = {MMK_NARROW(forward), MMK_COLUMNS(forward, bf16), MMK_COLUMNS(forward, f16)};
 constexpr AttendKernel merges[3] = MMK_DTYPES(merge);
 constexpr BackwardKernel of_image[3][classes] = {MMK_NARROW(backward_image), MMK_COLUMNS(backward_image, bf16), MMK_COLUMNS(backward_image, f16)};
 constexpr BackwardKernel of_text[3][classes] = {MMK_NARROW(backward_text), MMK_COLUMNS(backward_text, bf16), MMK_COLUMNS(backward_text, f16)};

@@ -47,6 +47,7 @@ template <class T>
 inline void multiply_tiles(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   emulator::multiply_tiles<T>(sum, a, b0, b1, file, line);
 }
+inline int opaque(int x) { return x; }
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) { return float(x); }
 inline float to_float(f16 x) { return float(x); }
@@ -102,6 +103,12 @@ MMK_DEVICE float exponential2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// x, but the compiler doesn't know: what is computed from it is computed there again, and not kept in registers through a loop.
+MMK_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory; lane 8 i + r tells where row r of matrix i is, 16 bytes, aligned.
