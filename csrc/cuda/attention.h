@@ -12,6 +12,9 @@
 
 namespace mmk::cuda {
 
+constexpr const char* no_float64 = "the CUDA kernels have no float64";
+constexpr const char* too_little = "a block has too little shared memory for the CUDA kernels";
+
 constexpr float log2e = 1.4426950408889634f;
 constexpr int tile_rows = 64;                     // rows of a block's own side
 

@@ -167,10 +167,10 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
     multiply<J, false, false>(s, row_panel(i) + 16 * group * pitch, pitch, panel(at, i) + part * (S / 2) * pitch, pitch, depth);
   }
 
-  struct Own_ { float log_sum[2], delta[2]; bool taken[2]; };
+  struct RowSide { float log_sum[2], delta[2]; bool taken[2]; };
 
   // Weights and the scores' gradients, to shared memory.
-  MMK_DEVICE void weigh(const float (&s)[J][4], const float (&dp)[J][4], const float (&dq)[J][4], const Own_& mine, int at, int n) const {
+  MMK_DEVICE void weigh(const float (&s)[J][4], const float (&dp)[J][4], const float (&dq)[J][4], const RowSide& mine, int at, int n) const {
     const float scale = float(t.scale) * log2e;
 #pragma unroll
     for (int j = 0; j < J; ++j) {
@@ -234,7 +234,7 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
   MMK_DEVICE void run() const {
     const int slabs = int(ceil_div(t.d, C)), value_slabs = int(ceil_div(t.dv, C));
     const bool once = slabs == 1 && value_slabs == 1;
-    Own_ mine;
+    RowSide mine;
     for (int half = 0; half < 2; ++half) {
       const int r = first + 16 * group + lane_row() + 8 * half;
       mine.log_sum[half] = Own && r < t.rows ? load(t.log_sum + bh * t.rows + r) : INFINITY;

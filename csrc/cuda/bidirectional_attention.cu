@@ -1,4 +1,16 @@
-// Bidirectional attention in CUDA C++.
+// Bidirectional attention in CUDA C++. Must move: queries, keys and both values once, both results once, 4 bytes a row for its sum;
+// no N x T matrix. So it is where the text has up to 64 tokens and the channels fit a class: each block streams a part of
+// the image past all of the text, takes each tile of scores once, finishes the image's rows, and leaves its part of the
+// text's sums, which a second launch merges by maximum and sum in a fixed order. A longer text takes the kernels of gated
+// cross-attention, once with the rows of the image and once with those of the text: the scores twice, the other side read again by each
+// 64 rows, from L2. The same backward. docs/gpu.md has what is counted.
+//
+// Kernels, for T in f32, bf16, f16 and the class C in 64, 128, and, of 16-bit types, 256:
+//   bidirectional_attention_forward_C_T(AttendTask)         block 128, dynamic shared memory AttendLayout.total (both)
+//   bidirectional_attention_delta_T(DeltaTask)              block 128
+//   bidirectional_attention_backward_C_T(BackwardTask)      block 256, dynamic shared memory BackwardLayout.total
+//   bidirectional_attention_backward_merge_T(BackwardTask)  block 128, where task.splits > 1
+// All grids are one-dimensional: heads x row tiles x splits x chunks, the last the fastest.
 #include "bidirectional_attention.h"
 
 #include <initializer_list>
@@ -117,9 +129,6 @@ struct Backwards {
     if (image_plan.index >= 0) floats += backward_scratch(image, memory + floats);
   }
 };
-
-constexpr const char* no_float64 = "the CUDA kernels have no float64";
-constexpr const char* too_little = "a block has too little shared memory for the CUDA kernels";
 
 #define MMK_COLUMNS(name, suffix)                                                                                             \
   {bidirectional_attention_##name##_64_##suffix, bidirectional_attention_##name##_128_##suffix, bidirectional_attention_##name##_256_##suffix}

@@ -1,4 +1,16 @@
-// Gated cross-attention in CUDA C++.
+// Gated cross-attention in CUDA C++. Must move: queries, keys, values and gate once, the result once, 4 bytes a query for its sum;
+// no N x T matrix (but grad_bias, which is one). Queries, gate and result are. Keys and values are read by every block, of 64
+// queries or, where they stay in shared memory, of up to 512: from L2. Backward reads upstream gradient, gate and what was
+// attended for the rows' deltas, then all inputs and that gradient again: once where the text has up to 64 tokens and both
+// channels fit a class, else once for the image's gradients and once for each 64 tokens. docs/gpu.md has what is counted.
+//
+// Kernels, for T in f32, bf16, f16 and the class C in 64, 128, and, of 16-bit types, 256:
+//   gated_cross_attention_forward_C_T(AttendTask)           block 128, dynamic shared memory AttendLayout.total
+//   gated_cross_attention_merge_T(AttendTask)               block 128, after it where task.splits > 1; a warp a row
+//   gated_cross_attention_delta_T(DeltaTask)                block 128
+//   gated_cross_attention_backward_{image,text}_C_T(BackwardTask)   block 256, dynamic shared memory BackwardLayout.total
+//   gated_cross_attention_backward_merge_T(BackwardTask)    block 128, after it where task.splits > 1; a thread 8 channels of a row
+// All grids are one-dimensional: heads x row tiles (forward: groups of them) x splits x chunks, the last the fastest.
 #include "gated_cross_attention.h"
 
 #include "attention_backward.h"
@@ -101,9 +113,6 @@ struct Backwards {
     if (image_plan.index >= 0) floats += backward_scratch(image, memory + floats);
   }
 };
-
-constexpr const char* no_float64 = "the CUDA kernels have no float64";
-constexpr const char* too_little = "a block has too little shared memory for the CUDA kernels";
 
 #define MMK_COLUMNS(name, suffix)                                                                                             \
   {gated_cross_attention_##name##_64_##suffix, gated_cross_attention_##name##_128_##suffix, gated_cross_attention_##name##_256_##suffix}
