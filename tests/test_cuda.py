@@ -17,6 +17,7 @@ import mmkernels as mmk
 from mmkernels import cases, tolerance
 
 OPERATION = "spatial_attention"
+ATTENTION = ("gated_cross_attention", "bidirectional_attention")
 BACKEND = "cuda-emulated"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(os.environ.get("CUDA_HOME", ""), "bin"))
 
@@ -24,9 +25,9 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc isn't installed")
 needs_emulator = pytest.mark.skipif(emulated.why_not_here() is not None, reason=str(emulated.why_not_here()))
 
 
-def assert_right(case, dtype, gradients=True, **configuration):
+def assert_right(case, dtype, gradients=True, operation=OPERATION, **configuration):
     with emulated.configured(**configuration):
-        verdicts = tolerance.Standard(OPERATION, case, dtype, gradients=gradients).test(mmk.spatial_attention, backend=BACKEND)
+        verdicts = tolerance.Standard(operation, case, dtype, gradients=gradients).test(getattr(mmk, operation), backend=BACKEND)
     assert all(v.passed for v in verdicts), "\n".join(str(v) for v in verdicts if not v.passed)
 
 
@@ -171,14 +172,81 @@ def test_what_a_split_sample_moves(which, twice):
     assert minimum + twice * features <= found.loaded + found.stored <= minimum + twice * features + 0.2 * features
 
 
+# One buffer or two for what streams, one part or many; too little shared memory for the widest class, and for one launch.
+ATTENTION_DEVICES = {"an A100 with many processors": dict(processors=500, order="shuffled"),
+                     "one processor": dict(processors=1, order="descending", late_copies=False),
+                     "99 KiB": dict(shared=99 << 10, processors=40, order="shuffled", seed=3),
+                     "227 KiB": dict(shared=227 << 10, processors=132, late_copies=False)}
+
+
+def _heads(batch, heads, positions, tokens, d, dv, masked):
+    def make(operation):
+        def build(draw):
+            image, text = (draw.normal(batch, heads, n, d) for n in (positions, tokens))
+            values = [draw.normal(batch, heads, n, dv) for n in (positions, tokens)]
+            masks = draw.mask(batch, positions), draw.mask(batch, tokens)
+            if operation == "gated_cross_attention":
+                return {"query": image, "key": text, "value": values[1], "gate": values[0]} | ({"attn_mask": masks[1]} if masked else {})
+            return ({"image_query": image, "text_key": text, "image_value": values[0], "text_value": values[1]}
+                    | ({"image_mask": masks[0], "text_mask": masks[1]} if masked else {}))
+        return cases.Case(f"{positions}x{tokens}x{d}x{dv}", "cut", build, True)
+    return make
+
+
+@needs_emulator
+@pytest.mark.parametrize("device", ATTENTION_DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 2, 700, 20, 24, 40), (1, 1, 150, 77, 64, 64), (1, 1, 90, 130, 100, 60), (1, 1, 70, 20, 256, 256),
+                                   (1, 1, 20, 70, 300, 8)], ids=str)
+@pytest.mark.parametrize("operation", ATTENTION)
+def test_attention_however_it_is_cut(operation, shape, dtype, device):
+    assert_right(_heads(*shape, masked=shape[2] % 20 == 10)(operation), dtype, operation=operation, **ATTENTION_DEVICES[device])
+
+
+@needs_emulator
+@pytest.mark.parametrize("tokens", [20, 77])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("operation", ATTENTION)
+def test_attention_same_bits_in_any_order(operation, dtype, tokens):
+    """Whatever order threads and blocks run in, and whenever copies arrive."""
+    arguments = _heads(1, 1, 700, tokens, 24, 24, masked=True)(operation).build(dtype, "cpu", 0)
+    leaves = [a.requires_grad_() for a in arguments.values() if a.is_floating_point()]
+    found = []
+    for order in emulated.ORDERS:
+        for late in (False, True):
+            with emulated.configured(order=order, late_copies=late, processors=5):
+                results = getattr(mmk, operation)(**arguments, backend=BACKEND)
+                results = results if isinstance(results, tuple) else (results,)
+                found.append((*results, *torch.autograd.grad(sum(r.float().square().sum() for r in results), leaves)))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
+@needs_emulator
+@pytest.mark.parametrize("operation", ATTENTION)
+def test_attention_refuses_what_does_not_fit(operation):
+    arguments = _heads(1, 1, 7, 5, 8, 8, masked=False)(operation).build(torch.float32, "cpu", 0)
+    with emulated.configured(shared=16 << 10), pytest.raises(RuntimeError, match="too little shared memory"):
+        getattr(mmk, operation)(**arguments, backend=BACKEND)
+
+
+@needs_emulator
+@pytest.mark.parametrize("operation, which, shape, launches, limit", gpu_table.ATTENTION_LIMITS)
+def test_what_attention_moves(operation, which, shape, launches, limit):
+    found, minimum = gpu_table.attention_moved(operation, which, *shape), gpu_table.attention_least(operation, which, *shape)
+    assert found.launches == launches
+    assert minimum <= found.loaded + found.stored <= limit * minimum
+
+
 @needs_emulator
 @pytest.mark.slow
-@pytest.mark.parametrize("mode, count", [("plain", 400), ("asan", 100), ("tsan", 40)])
-def test_random_arguments(mode, count):
+@pytest.mark.parametrize("program, mode, count", [("check", "plain", 400), ("check", "asan", 100), ("check", "tsan", 40),
+                                                  ("check_attention", "plain", 400), ("check_attention", "asan", 100),
+                                                  ("check_attention", "tsan", 30)])
+def test_random_arguments(program, mode, count):
     """Against plain loops in double; also offsets that are no offsets, which must stay inside of all memory."""
     flags = [*emulated.KERNEL, *emulated.MODES[mode]]
-    jobs = [*emulated.emulator_jobs(mode), *emulated.kernel_jobs(mode), (emulated.EMULATOR / "check.cpp", flags)]
-    program = emulated.build(f"check-{mode}", jobs, emulated.MODES[mode])
+    jobs = [*emulated.emulator_jobs(mode), *emulated.kernel_jobs(mode), (emulated.EMULATOR / f"{program}.cpp", flags)]
+    program = emulated.build(f"{program}-{mode}", jobs, emulated.MODES[mode])
     environment = os.environ | {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "exitcode=66:detect_leaks=0"}
     done = subprocess.run([program, "1", str(count)], capture_output=True, text=True, env=environment, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -193,6 +261,19 @@ def test_resources(architecture):
     found = gpu_table.resources(architecture)
     assert len(found) == 18
     wrong = {name: vars(r) for name, r in found.items() if r.registers > 128 or r.spilled or r.static}
+    assert not wrong
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("operation, kernels", [("gated_cross_attention", 33), ("bidirectional_attention", 22)])
+@pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
+def test_attention_resources(architecture, operation, kernels):
+    """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward, which is all that
+    shared memory has room for."""
+    found = gpu_table.resources(architecture, operation)
+    assert len(found) == kernels
+    wrong = {name: vars(r) for name, r in found.items() if r.registers > 255 or r.spilled or r.static or r.stack}
     assert not wrong
 
 
@@ -225,4 +306,4 @@ def test_builds_and_links(tmp_path):
 def test_table_is_up_to_date():
     """docs/gpu.md says what is counted now. (Registers are the compiler's; test_resources has their budget.)"""
     written = gpu_table.FILE.read_text()
-    assert all(row in written for row in gpu_table.movement_rows() + gpu_table.cluster_rows())
+    assert all(row in written for row in gpu_table.movement_rows() + gpu_table.cluster_rows() + gpu_table.attention_rows())

@@ -57,6 +57,7 @@ Counts counts;
 Thread* current;
 
 void copy_bytes(void* to, const void* from, int bytes);   // copy.cpp: what the sanitizers are to see
+void read_halves(uint16_t* to, const void* const* rows, const int* at, int count);
 
 namespace {
 
@@ -79,6 +80,7 @@ struct Meeting {
   Place place;
   int sum[2] = {};
   uint64_t value[2][warp_lanes] = {};
+  Fragments fragments[2][warp_lanes] = {};
   char order[2] = {};                              // what ThreadSanitizer acquires and releases
 };
 
@@ -332,6 +334,42 @@ uint64_t shuffle_xor(unsigned mask, uint64_t value, int lanes, const char* file,
   Meeting& m = blocks[running->rank].warps[warp];
   const int parity = meet(m, __builtin_popcount(mask), mask, place, "shuffle", 0, value, lane, false);   // orders no memory
   return m.value[parity][other];
+}
+
+namespace {
+Meeting& whole_warp(Place place) {
+  if (threads % warp_lanes) fail("an operation of whole warps in a block that isn't made of them, at " + place.text());
+  return warps[running->index / warp_lanes];
+}
+}  // namespace
+
+int lane() { return running->index % warp_lanes; }
+
+void warp_barrier(const char* file, int line) {
+  meet(whole_warp({file, line}), warp_lanes, ~0u, {file, line}, "warp barrier", 0, 0, -1, true);
+}
+
+const Fragments* exchange(const Fragments& mine, const char* kind, const char* file, int line) {
+  Meeting& m = whole_warp({file, line});
+  m.fragments[m.generation & 1][lane()] = mine;
+  return m.fragments[meet(m, warp_lanes, ~0u, {file, line}, kind, 0, 0, -1, false)];
+}
+
+void load_matrices(uint32_t* to, const void* row, bool transposed, const char* file, int line) {
+  const Place place{file, line};
+  if (reinterpret_cast<uintptr_t>(row) % 16) fail("a matrix's row isn't aligned at " + place.text());
+  Meeting& m = whole_warp(place);
+  const int parity = meet(m, warp_lanes, ~0u, place, "load of matrices", 0, reinterpret_cast<uintptr_t>(row), lane(), false);
+  const void* rows[8];
+  int at[8];
+  uint16_t found[8];
+  for (int i = 0; i < 8; ++i) {                    // matrix i / 2, the lane's first or second element of it
+    const int along = lane() / 4, across = 2 * (lane() % 4) + i % 2;
+    rows[i] = reinterpret_cast<const void*>(m.value[parity][i / 2 * 8 + (transposed ? across : along)]);
+    at[i] = transposed ? along : across;
+  }
+  read_halves(found, rows, at, 8);
+  for (int i = 0; i < 4; ++i) to[i] = found[2 * i] | uint32_t(found[2 * i + 1]) << 16;
 }
 
 namespace {

@@ -68,6 +68,12 @@ const char* launch(void (*kernel)(Arguments), dim3 grid, unsigned cluster, dim3 
 
 void* dynamic_shared();
 int barrier(int value, const char* file, int line);                       // the sum of value over the block
+void warp_barrier(const char* file, int line);
+struct Fragments { uint32_t a[4], b[2]; };                                // a lane's part of what mma.sync multiplies
+// What a lane brings to a meeting of its whole warp, for all to read until they meet again but one. It orders no memory.
+const Fragments* exchange(const Fragments& mine, const char* kind, const char* file, int line);
+void load_matrices(uint32_t* to, const void* row, bool transposed, const char* file, int line);
+int lane();
 uint64_t shuffle_xor(unsigned mask, uint64_t value, int lanes, const char* file, int line);
 void copy_async(void* to, const void* from, int bytes, bool keep);
 void copy_commit();
@@ -107,9 +113,30 @@ struct bf16 {
 };
 using f16 = _Float16;
 
+template <class T> float element(uint32_t pair, int which) {
+  T x;
+  const uint16_t half = uint16_t(pair >> 16 * which);
+  memcpy(&x, &half, 2);
+  return float(x);
+}
+// mma.sync.m16n8k16: a lane holds rows g = lane / 4 and g + 8 of a and of the sum, columns 2 q, 2 q + 1 (q = lane % 4) and, of a,
+// those 8 further; of b column g, rows 2 q, 2 q + 1 and those 8 further.
+template <class T> void multiply_tiles(float* sum, const uint32_t* a, uint32_t b0, uint32_t b1, const char* file, int line) {
+  const Fragments* all = exchange({{a[0], a[1], a[2], a[3]}, {b0, b1}}, "mma", file, line);
+  const int g = lane() / 4, q = lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int column = 2 * q + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int owner = k % 8 / 2, half = k / 8;
+      sum[i] += element<T>(all[4 * g + owner].a[2 * half + i / 2], k % 2) * element<T>(all[4 * column + owner].b[half], k % 2);
+    }
+  }
+}
+
 }  // namespace emulator
 
 #define __syncthreads() void(::emulator::barrier(0, __FILE__, __LINE__))
+#define __syncwarp() ::emulator::warp_barrier(__FILE__, __LINE__)
 #define __syncthreads_count(p) ::emulator::barrier((p) != 0, __FILE__, __LINE__)
 
 template <class T>
