@@ -1,0 +1,102 @@
+"""Bidirectional attention in Triton: two softmaxes of one score matrix; the kernels are in attention.py.
+
+Forward: positions attend to tokens, and tokens, in chunks of positions, to positions: where the text is longer than a tile, the
+sums of one side alone fill a program's registers. Backward: positions as rows, then tokens as rows; a tile's scores feed both
+softmaxes, and the gradients of one side's queries and values leave together.
+"""
+
+import torch
+import triton
+
+from ..ops.bidirectional_attention import OPERATION
+from ..ops.common import empty_heads
+from .attention import Heads, Side, configurations, head_rows, tokens
+from .common import define, on_device, require, tuned
+
+
+class Problem:
+    """The arguments of one call, checked."""
+
+    def __init__(self, image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
+        if image_query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise RuntimeError(f"image_query must be float32, bfloat16 or float16, got {image_query.dtype}")
+        if image_query.dim() != 4 or text_key.dim() != 4 or image_value.dim() != 4:
+            raise RuntimeError("image_query, text_key and image_value must be [B, H, N, d], [B, H, T, d] and [B, H, N, dv]")
+        B, H, N, d = image_query.shape
+        T, dv = text_key.shape[2], image_value.shape[3]
+        if d < 1 or dv < 1:
+            raise RuntimeError("image_query and image_value must have at least one channel")
+        self.image_shape, self.text_shape = (B, H, N, dv), (B, H, T, dv)
+        require(text_key, "text_key", image_query, (B, H, T, d))
+        require(image_value, "image_value", image_query, self.image_shape)
+        require(text_value, "text_value", image_query, self.text_shape)
+        for mask, name, size in ((image_mask, "image_mask", N), (text_mask, "text_mask", T)):
+            if mask is not None:
+                require(mask, name, image_query, (B, size), torch.bool)
+        self.heads = Heads(image_query, dv, float(scale), both=True)
+        self.image = Side(N, head_rows(image_query), head_rows(image_value), tokens(image_mask), None, None, None)
+        self.text = Side(T, head_rows(text_key), head_rows(text_value), tokens(text_mask), None, None, None)
+        self.key = (*self.heads.key, triton.next_power_of_2(max(N, 1)), triton.next_power_of_2(max(T, 1)), image_mask is None,
+                    text_mask is None)
+
+
+def forward(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
+    problem = Problem(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
+    image_out, text_out = (empty_heads(t, problem.image_shape[3]) for t in (image_query, text_key))
+    image_log_sum, text_log_sum = (torch.empty(shape[:3], dtype=torch.float32, device=image_query.device)
+                                   for shape in (problem.image_shape, problem.text_shape))
+    image, text = problem.image._replace(log_sum=image_log_sum), problem.text._replace(log_sum=text_log_sum)
+
+    def run(configuration):
+        problem.heads.attend(configuration, image, text, head_rows(image_out))
+        problem.heads.attend(configuration, text, image, head_rows(text_out))
+
+    with on_device(image_query):
+        run(tuned(("bidirectional forward", *problem.key), configurations(image_query.dtype, backward=False), image_query, run))
+    return image_out, text_out, image_log_sum, text_log_sum
+
+
+def backward(grad_image_out, grad_text_out, image_query, text_key, image_value, text_value, image_mask, text_mask, image_out, text_out,
+             image_log_sum, text_log_sum, scale, need_image_query_grad, need_text_key_grad, need_image_value_grad, need_text_value_grad):
+    problem = Problem(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
+    for t, name, shape in ((grad_image_out, "grad_image_out", problem.image_shape), (grad_text_out, "grad_text_out", problem.text_shape),
+                           (image_out, "image_out", problem.image_shape), (text_out, "text_out", problem.text_shape)):
+        if t is not None:
+            require(t, name, image_query, shape)
+    for t, name, shape in ((image_log_sum, "image_log_sum", problem.image_shape), (text_log_sum, "text_log_sum", problem.text_shape)):
+        require(t, name, image_query, shape[:3], torch.float32)
+    needs = need_image_query_grad, need_text_key_grad, need_image_value_grad, need_text_value_grad
+    grads = [empty_heads(t, t.shape[3]) if need else image_query.new_empty(0)
+             for t, need in zip((image_query, text_key, image_value, text_value), needs)]
+    if not any(needs):
+        return tuple(grads)
+    to_image_query, to_text_key, to_image_value, to_text_value = (head_rows(t) if need else None for t, need in zip(grads, needs))
+    heads = problem.heads
+
+    def side(side, grad, out, log_sum):
+        """With what its own softmax gives, if that has a gradient."""
+        if grad is None:
+            return side
+        side = side._replace(log_sum=log_sum.contiguous(), grad=head_rows(grad), delta=heads.scratch(*log_sum.shape))
+        heads.prepare(side, side.grad, head_rows(out))
+        return side
+
+    def run(configuration):
+        image = side(problem.image, grad_image_out, image_out, image_log_sum)
+        text = side(problem.text, grad_text_out, text_out, text_log_sum)
+        heads.differentiate(configuration, image, text, to_image_query, to_image_value)
+        heads.differentiate(configuration, text, image, to_text_key, to_text_value)
+
+    with on_device(image_query):
+        run(tuned(("bidirectional backward", grad_image_out is None, grad_text_out is None, *needs, *problem.key),
+                  configurations(image_query.dtype, backward=True), image_query, run))
+    return tuple(grads)
+
+
+define("bidirectional_attention_triton(Tensor image_query, Tensor text_key, Tensor image_value, Tensor text_value, Tensor? image_mask, "
+       "Tensor? text_mask, float scale) -> (Tensor, Tensor, Tensor, Tensor)", forward)
+define("bidirectional_attention_triton_backward(Tensor? grad_image_out, Tensor? grad_text_out, Tensor image_query, Tensor text_key, "
+       "Tensor image_value, Tensor text_value, Tensor? image_mask, Tensor? text_mask, Tensor image_out, Tensor text_out, "
+       "Tensor image_log_sum, Tensor text_log_sum, float scale, bool need_image_query_grad, bool need_text_key_grad, "
+       "bool need_image_value_grad, bool need_text_value_grad) -> (Tensor, Tensor, Tensor, Tensor)", backward)
+OPERATION.register("bidirectional_attention_triton", "triton")
