@@ -146,7 +146,9 @@ inline void softmax_rows(C* scores, int64_t rows, int64_t step, int64_t count, C
   const vec<C> none = padding<C>(count);
   for (int64_t r = 0; r < rows; ++r) {
     C* s = scores + r * step;
-    vec<C> end = load(s + last) + none, most = end;
+    vec<C> end = load(s + last);
+    end = none == vec<C>{} ? end : none;            // not a sum: a query with NaN or Inf has NaN behind the last token
+    vec<C> most = end;
     for (int64_t i = 0; i < last; i += lanes<C>) most = maximum<C>(most, load(s + i));
     const C before = top[r], now = maximum(before, max<C>(most)), base = now == -infinity<C> ? C(0) : now;
     vec<C> sum = exp2(end - base);

@@ -339,7 +339,7 @@ uint64_t shuffle_xor(unsigned mask, uint64_t value, int lanes, const char* file,
 namespace {
 Meeting& whole_warp(Place place) {
   if (threads % warp_lanes) fail("an operation of whole warps in a block that isn't made of them, at " + place.text());
-  return warps[running->index / warp_lanes];
+  return blocks[running->rank].warps[running->index / warp_lanes];
 }
 }  // namespace
 
