@@ -25,8 +25,7 @@ class SpatialAttention(nn.Module):
     def __init__(self, image_dim, text_dim, *, num_heads=1, combine="multiply", rescale=False, layout="bnd",
                  scale=None, bias=True, backend=None, device=None, dtype=None):
         super().__init__()
-        if image_dim % num_heads:
-            raise ValueError(f"num_heads must divide image_dim {image_dim}, got {num_heads}")
+        _check_heads(num_heads, image_dim=image_dim)
         self.image_dim, self.text_dim, self.num_heads = image_dim, text_dim, num_heads
         self.combine, self.rescale, self.layout, self.scale = combine, rescale, layout, scale
         self.backend = backend
@@ -41,3 +40,120 @@ class SpatialAttention(nn.Module):
     def extra_repr(self):
         return (f"image_dim={self.image_dim}, text_dim={self.text_dim}, num_heads={self.num_heads}, "
                 f"combine={self.combine!r}, rescale={self.rescale}, layout={self.layout!r}, backend={self.backend!r}")
+
+
+class GatedCrossAttention(nn.Module):
+    """Image positions attend to text tokens, and the result multiplies the image's own features.
+
+    ``out(gate * attention)``: query and gate are projections of the image, key and value of the text, the gate with an activation.
+
+    Args:
+        image_dim: D, channels of the image features.
+        text_dim: E, channels of the text tokens.
+        num_heads: H, divides ``embed_dim`` and ``value_dim``.
+        embed_dim: channels of query and key, all heads together; default ``image_dim``.
+        value_dim: channels of value and gate; default ``image_dim``.
+        gate_activation: a module between the gate's projection and the multiplication; default ``nn.ReLU()``; ``nn.Identity()`` for none.
+        norm: a module for ``[B, N, value_dim]`` between attention and gate, e.g. ``nn.LayerNorm(value_dim)``. With one, as in LAVT's
+            pixel-word attention (whose norm is over positions), the gate can't be fused: it is multiplied after the norm, by PyTorch.
+        bias: whether the projections have one.
+        scale, backend: as in :func:`mmkernels.gated_cross_attention`.
+
+    Shape:
+        image ``[B, N, D]``, text ``[B, T, E]``, mask bool ``[B, T]`` (True = a token, False = padding) or anything that
+        :func:`mmkernels.gated_cross_attention` takes -> ``[B, N, D]``.
+
+    Source: Yang et al. 2022 (arXiv:2112.02244), section 3.2.
+    """
+
+    def __init__(self, image_dim, text_dim, num_heads=1, *, embed_dim=None, value_dim=None, gate_activation=None, norm=None,
+                 bias=True, scale=None, backend=None, device=None, dtype=None):
+        super().__init__()
+        embed_dim, value_dim = embed_dim or image_dim, value_dim or image_dim
+        _check_heads(num_heads, embed_dim=embed_dim, value_dim=value_dim)
+        self.image_dim, self.text_dim, self.num_heads, self.scale, self.backend = image_dim, text_dim, num_heads, scale, backend
+        options = {"bias": bias, "device": device, "dtype": dtype}
+        self.query_projection = nn.Linear(image_dim, embed_dim, **options)
+        self.gate_projection = nn.Linear(image_dim, value_dim, **options)
+        self.key_projection = nn.Linear(text_dim, embed_dim, **options)
+        self.value_projection = nn.Linear(text_dim, value_dim, **options)
+        self.gate_activation = nn.ReLU() if gate_activation is None else gate_activation
+        self.norm = norm
+        self.out_projection = nn.Linear(value_dim, image_dim, **options)
+
+    def forward(self, image, text, *, mask=None, need_weights=False):
+        query, key, value = self.query_projection(image), self.key_projection(text), self.value_projection(text)
+        gate = self.gate_activation(self.gate_projection(image))
+        query, key, value = (_split_heads(t, self.num_heads) for t in (query, key, value))
+        found = functional.gated_cross_attention(
+            query, key, value, _split_heads(gate, self.num_heads) if self.norm is None else None, attn_mask=mask, scale=self.scale,
+            need_weights=need_weights, backend=self.backend)
+        result, weights = found if need_weights else (found, None)
+        result = _join_heads(result)
+        if self.norm is not None:
+            result = gate * self.norm(result)
+        result = self.out_projection(result)
+        return (result, weights) if need_weights else result
+
+    def extra_repr(self):
+        return f"image_dim={self.image_dim}, text_dim={self.text_dim}, num_heads={self.num_heads}, backend={self.backend!r}"
+
+
+class BidirectionalAttention(nn.Module):
+    """Image and text attend to each other, from one score matrix: the fusion layer of GLIP and Grounding DINO.
+
+    Args:
+        image_dim: D, channels of the image features.
+        text_dim: E, channels of the text tokens.
+        embed_dim: channels of queries, keys and values, all heads together.
+        num_heads: H, divides ``embed_dim``.
+        bias: whether the projections have one.
+        scale, backend: as in :func:`mmkernels.bidirectional_attention`.
+
+    Shape:
+        image ``[B, N, D]``, text ``[B, T, E]``, image_mask bool ``[B, N]``, text_mask bool ``[B, T]`` (True = takes part) ->
+        (``[B, N, D]``, ``[B, T, E]``): what image and text have learnt of each other; residuals and norms are the caller's.
+
+    Source: Li et al. 2022 (arXiv:2112.03857), equations 4 to 6; as in Liu et al. 2023 (arXiv:2303.05499).
+    """
+
+    def __init__(self, image_dim, text_dim, embed_dim, num_heads, *, bias=True, scale=None, backend=None, device=None, dtype=None):
+        super().__init__()
+        _check_heads(num_heads, embed_dim=embed_dim)
+        self.image_dim, self.text_dim, self.embed_dim, self.num_heads = image_dim, text_dim, embed_dim, num_heads
+        self.scale, self.backend = scale, backend
+        options = {"bias": bias, "device": device, "dtype": dtype}
+        self.image_query_projection = nn.Linear(image_dim, embed_dim, **options)
+        self.text_key_projection = nn.Linear(text_dim, embed_dim, **options)
+        self.image_value_projection = nn.Linear(image_dim, embed_dim, **options)
+        self.text_value_projection = nn.Linear(text_dim, embed_dim, **options)
+        self.image_out_projection = nn.Linear(embed_dim, image_dim, **options)
+        self.text_out_projection = nn.Linear(embed_dim, text_dim, **options)
+
+    def forward(self, image, text, *, image_mask=None, text_mask=None):
+        projected = (self.image_query_projection(image), self.text_key_projection(text),
+                     self.image_value_projection(image), self.text_value_projection(text))
+        image_out, text_out = functional.bidirectional_attention(
+            *(_split_heads(t, self.num_heads) for t in projected), image_mask=image_mask, text_mask=text_mask, scale=self.scale,
+            backend=self.backend)
+        return self.image_out_projection(_join_heads(image_out)), self.text_out_projection(_join_heads(text_out))
+
+    def extra_repr(self):
+        return (f"image_dim={self.image_dim}, text_dim={self.text_dim}, embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
+                f"backend={self.backend!r}")
+
+
+def _check_heads(num_heads, **dims):
+    for name, dim in dims.items():
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads must be at least 1 and divide {name} {dim}, got {num_heads}")
+
+
+def _split_heads(tensor, num_heads):
+    """[B, N, H * C] -> a view [B, H, N, C]"""
+    return tensor.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def _join_heads(tensor):
+    """[B, H, N, C] -> [B, N, H * C], a view of what the kernels give"""
+    return tensor.transpose(1, 2).flatten(2)

@@ -6,6 +6,7 @@ Importing this module registers it, so that every test that runs on all backends
 import ctypes
 import functools
 import hashlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -19,7 +20,6 @@ import torch
 from torch.utils import cpp_extension
 
 from mmkernels import backends
-from mmkernels.ops import spatial_attention
 
 ROOT = Path(__file__).resolve().parent.parent
 EMULATOR = ROOT / "tests" / "cuda_emulator"
@@ -83,14 +83,19 @@ def kernel_jobs(mode="plain"):
     return [(path, [*KERNEL, *MODES[mode]]) for path in sorted(ROOT.glob("csrc/cuda/*.cu"))]
 
 
+def operations():
+    """Names of the operations that have CUDA kernels."""
+    return [path.stem for path in sorted(ROOT.glob("csrc/cuda/*.cu"))]
+
+
 @functools.lru_cache(maxsize=None)
 def library():
     """The shared object with kernels, emulator and binding, loaded."""
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
-    binding = (ROOT / "csrc/torch/spatial_attention.cpp",
-               ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-DMMK_EMULATED", "-DTORCH_STABLE_ONLY",
-                "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes])
-    path = build("emulated.so", [*emulator_jobs(), *kernel_jobs(), binding],
+    bindings = [(ROOT / "csrc/torch" / f"{name}.cpp",
+                 ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-DMMK_EMULATED", "-DTORCH_STABLE_ONLY",
+                  "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]) for name in operations()]
+    path = build("emulated.so", [*emulator_jobs(), *kernel_jobs(), *bindings],
                  ["-shared", *(f"-L{p}" for p in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"])
     torch.ops.load_library(path)
     return ctypes.CDLL(str(path))
@@ -99,22 +104,27 @@ def library():
 ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2}
 
 
+# Bytes that a block may have of shared memory, processors, blocks of a cluster.
+A100 = dict(shared=163 << 10, processors=108, cluster=1)
+H100 = dict(shared=227 << 10, processors=132, cluster=8)
+
+
 @contextmanager
-def configured(order="ascending", seed=1, late_copies=True, shared=163 << 10, processors=108):
+def configured(order="ascending", seed=1, late_copies=True, shared=A100["shared"], processors=A100["processors"], cluster=1):
     """How threads are scheduled, when copies arrive, and what the device has."""
     configure = library().emulator_configure
-    configure(ORDERS[order], seed, int(late_copies), ctypes.c_int64(shared), ctypes.c_int64(processors))
+    configure(ORDERS[order], seed, int(late_copies), *map(ctypes.c_int64, (shared, processors, cluster)))
     try:
         yield
     finally:
-        configure(0, 1, 1, ctypes.c_int64(163 << 10), ctypes.c_int64(108))
+        configure(0, 1, 1, *map(ctypes.c_int64, A100.values()))
 
 
 def counts():
-    """What was counted since the last call: bytes loaded and stored, launches, blocks, most shared memory."""
-    found = (ctypes.c_uint64 * 5)()
+    """What was counted since the last call: bytes loaded and stored, launches, blocks, most shared memory, largest cluster."""
+    found = (ctypes.c_uint64 * 6)()
     library().emulator_counts(found, 1)
-    return SimpleNamespace(**dict(zip(("loaded", "stored", "launches", "blocks", "shared"), found)))
+    return SimpleNamespace(**dict(zip(("loaded", "stored", "launches", "blocks", "shared", "cluster"), found)))
 
 
 def _why_not(device_type, dtype):
@@ -128,4 +138,7 @@ def _why_not(device_type, dtype):
 if backends.extension is not None and why_not_here() is None:
     library()
     backends.register("cuda-emulated", _why_not)
-    spatial_attention.register_operations("spatial_attention_emulated", "cuda-emulated")
+    for name in operations():
+        module = importlib.import_module(f"mmkernels.ops.{name}")
+        register = module.OPERATION.register if hasattr(module, "OPERATION") else module.register_operations
+        register(f"{name}_emulated", "cuda-emulated")

@@ -23,6 +23,14 @@ SHAPES = [(32, 2916, 64, torch.float32), (32, 196, 768, torch.float32), (32, 196
           (256, 36, 2048, torch.bfloat16), (1, 10_000, 512, torch.float32)]
 PASSES = ("multiply", "multiply backward", "pool", "pool backward")
 ARCHITECTURES = ("80", "90", "100")
+# (B, H, N, T, d, dv, dtype): shapes of design.md's kind, cut down so that the emulator takes seconds.
+ATTENTION_SHAPES = [(1, 12, 576, 77, 64, 64, torch.bfloat16), (1, 8, 1600, 20, 64, 64, torch.bfloat16), (2, 12, 196, 32, 64, 64, torch.bfloat16),
+                    (1, 1, 2048, 256, 256, 256, torch.bfloat16), (1, 4, 1024, 77, 40, 40, torch.bfloat16), (1, 4, 576, 32, 64, 64, torch.float32)]
+# operation, pass, shape, launches, and how often the least may move.
+_SHORT, _LONG = (4, 8, 1024, 32, 64, 64, torch.bfloat16), (1, 4, 512, 200, 64, 64, torch.bfloat16)
+ATTENTION_LIMITS = [("gated_cross_attention", "forward", _SHORT, 1, 1.2), ("gated_cross_attention", "backward", _SHORT, 3, 1.75),
+                    ("bidirectional_attention", "forward", _SHORT, 2, 1.45), ("bidirectional_attention", "backward", _SHORT, 4, 1.55),
+                    ("gated_cross_attention", "forward", _LONG, 1, 2.5), ("gated_cross_attention", "backward", _LONG, 4, 5.5)]
 
 
 def least(batch, positions, channels, dtype, which):
@@ -49,17 +57,69 @@ def moved(batch, positions, channels, dtype, which):
     return emulated.counts() if which.endswith("backward") else _again(emulated, arguments)
 
 
+def attention_least(operation, which, batch, heads, positions, tokens, d, dv, dtype):
+    """Bytes that must move: queries, keys, values and gate once, results once, 4 bytes a row for its sum; gradients likewise."""
+    rows = batch * heads
+    image, text = rows * positions, rows * tokens
+    inputs = (image + text) * d + text * dv + image * dv                # the last: the gate, or the image's values
+    results, sums = image * dv, 4 * image
+    if operation == "bidirectional_attention":
+        results, sums = results + text * dv, sums + 4 * text
+    if which == "forward":
+        return (inputs + results) * dtype.itemsize + sums
+    return (2 * inputs + 2 * results) * dtype.itemsize + sums           # results: before the gate, and their gradient
+
+
+def attention_moved(operation, which, batch, heads, positions, tokens, d, dv, dtype):
+    """What the emulator counts for one call. Backward: all gradients, the result before the gate was kept."""
+    import emulated
+
+    make = lambda rows, channels: torch.randn(batch, heads, rows, channels).to(dtype)
+    query, key, value, other = make(positions, d), make(tokens, d), make(tokens, dv), make(positions, dv)
+    run, back = (getattr(torch.ops.mmkernels, f"{operation}_emulated{suffix}") for suffix in ("", "_backward"))
+    if operation == "gated_cross_attention":
+        inputs = (query, key, value, other, None, None, None)
+        emulated.counts()
+        result, attended, log_sum = run(*inputs, d ** -0.5, which == "backward")
+        if which == "forward":
+            return emulated.counts()
+        emulated.counts()
+        back(torch.ones_like(result), *inputs, attended, log_sum, d ** -0.5, True, True, True, True, True, False)
+        return emulated.counts()
+    inputs = (query, key, other, value, None, None)
+    emulated.counts()
+    image_out, text_out, *sums = run(*inputs, d ** -0.5)
+    if which == "backward":
+        emulated.counts()
+        back(torch.ones_like(image_out), torch.ones_like(text_out), *inputs, image_out, text_out, *sums, d ** -0.5, True, True, True, True)
+    return emulated.counts()
+
+
+def attention_rows():
+    rows = []
+    for operation in ("gated_cross_attention", "bidirectional_attention"):
+        for shape in ATTENTION_SHAPES:
+            for which in ("forward", "backward"):
+                found, minimum = attention_moved(operation, which, *shape), attention_least(operation, which, *shape)
+                total = found.loaded + found.stored
+                times = " | ".join(f"{1e6 * minimum / PEAKS[gpu]:.1f}" for gpu in ("A100", "H100"))
+                rows.append(f"| {operation.split('_')[0]} | {', '.join(map(str, shape[:6]))} | {str(shape[6]).removeprefix('torch.')} | {which} | "
+                            f"{minimum / 1e6:.2f} | {total / 1e6:.2f} | {total / minimum:.2f} | {found.launches} | {found.blocks} | "
+                            f"{found.shared / 1024:.0f} | {times} |")
+    return rows
+
+
 def _again(emulated, arguments):
     emulated.counts()
     torch.ops.mmkernels.spatial_attention_emulated(*arguments)
     return emulated.counts()
 
 
-def resources(architecture):
-    """{kernel: registers, spilled bytes, static shared memory} as ptxas tells."""
+def resources(architecture, operation="spatial_attention"):
+    """{kernel: registers, spilled bytes, static shared memory, stack} as ptxas tells."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run([shutil.which("nvcc"), "-std=c++17", "-O3", "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v",
-                               str(ROOT / "csrc/cuda/spatial_attention.cu"), "-o", f"{folder}/x.cubin"],
+                               str(ROOT / f"csrc/cuda/{operation}.cu"), "-o", f"{folder}/x.cubin"],
                               capture_output=True, text=True, check=True)
     found = {}
     for part in done.stderr.split("Compiling entry function")[1:]:
@@ -67,7 +127,7 @@ def resources(architecture):
         static = re.search(r"(\d+) bytes smem", part)
         found[re.search(r"'(\w+)'", part)[1]] = SimpleNamespace(
             registers=int(re.search(r"Used (\d+) registers", part)[1]), spilled=sum(spills),
-            static=int(static[1]) if static else 0)
+            static=int(static[1]) if static else 0, stack=int(re.search(r"(\d+) bytes stack frame", part)[1]))
     return found
 
 
@@ -84,14 +144,59 @@ def movement_rows():
     return rows
 
 
+def cluster_rows():
+    """What an H100 would move without clusters, and with them."""
+    import emulated
+
+    rows = []
+    for shape in SHAPES:
+        batch, positions, channels, dtype = shape
+        for which in PASSES:
+            row = f"| {batch}, {positions}, {channels} | {str(dtype).removeprefix('torch.')} | {which} |"
+            for cluster in (1, emulated.H100["cluster"]):
+                with emulated.configured(**emulated.H100 | {"cluster": cluster}):
+                    found, minimum = moved(*shape, which), least(*shape, which)
+                total = found.loaded + found.stored
+                row += f" {total / 1e6:.2f} | {total / minimum:.2f} | {found.launches} |"
+            rows.append(row + f" {found.cluster} | {found.shared / 1024:.0f} |")
+    return rows
+
+
 def resource_rows(found):
     return [f"| `{name}` | " + " | ".join(f"{found[a][name].registers}, {found[a][name].spilled}" for a in ARCHITECTURES) + " |"
             for name in sorted(found[ARCHITECTURES[0]])]
 
 
+def attention_section():
+    return f"""## Attention over heads
+
+Least: queries, keys, values and gate (bidirectional: the image's values) once, results and sums once; backward the same, the
+upstream gradient, the kept result, and all gradients. Counted is every load of every thread: what blocks read again comes from L2 on a
+GPU (keys and values in each block of 64 rows; the longer the text, the more), and so do masks and sums that neighbouring
+threads read together. Backward is one launch over the image where the text has up to 64 tokens and channels fit a class, beside
+the rows' deltas (and a merge where the stream is split); else one launch a side, each of which takes the scores again.
+
+| operation | B, H, N, T, d, dv | dtype | pass | least, MB | counted, MB | ratio | launches | blocks | shared, KiB | A100, µs | H100, µs |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+{chr(10).join(attention_rows())}
+"""
+
+
+def attention_resources(found):
+    return f"""Of the attention kernels, blocks of 128 threads forward and 256 backward; the number in a name is the class, the columns that it
+is made for. Nothing is spilled, no static shared memory. float32 runs in full float32.
+
+| kernel | {' | '.join(f'sm_{a}' for a in ARCHITECTURES)} |
+|---|{'---|' * len(ARCHITECTURES)}
+{chr(10).join(resource_rows(found))}
+"""
+
+
 def main():
     with ThreadPoolExecutor(1) as pool:                                   # one compiler at a time
         found = dict(zip(ARCHITECTURES, pool.map(resources, ARCHITECTURES)))
+        attention = {architecture: resources(architecture, "gated_cross_attention") | resources(architecture, "bidirectional_attention")
+                     for architecture in ARCHITECTURES}
     FILE.write_text(f"""# What the CUDA kernels move and need
 
 Generated by `python tests/gpu_table.py`; none of this was measured on a GPU. Bytes are counted by the tests' emulator, with
@@ -106,6 +211,17 @@ time that no kernel can beat. A launch costs 2 to 4 µs beside that. (An MI300X 
 |---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(movement_rows())}
 
+## What clusters save on an H100
+
+Counted with an H100's shared memory and number of processors, without and with thread-block clusters (compute capability 9.0). A sample that
+fits in the shared memories of 2, 4 or 8 blocks is read once, in one launch. Too large for that, or one block enough, or so few samples that
+clusters would leave more than half of the processors idle: 1 block, the same as without.
+
+| B, N, D | dtype | pass | without, MB | ratio | launches | with, MB | ratio | launches | blocks of a cluster | shared, KiB |
+|---|---|---|---|---|---|---|---|---|---|---|
+{chr(10).join(cluster_rows())}
+
+{attention_section()}
 ## Registers and bytes spilled, by `ptxas -v`
 
 Blocks of 256 threads, or 512 where the tile takes most of a processor's shared memory; no static shared memory. The budget that the
@@ -114,7 +230,8 @@ tests hold the kernels to is 128 registers and nothing spilled.
 | kernel | {' | '.join(f'sm_{a}' for a in ARCHITECTURES)} |
 |---|{'---|' * len(ARCHITECTURES)}
 {chr(10).join(resource_rows(found))}
-""")
+
+{attention_resources(attention)}""")
 
 
 if __name__ == "__main__":

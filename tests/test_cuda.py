@@ -17,6 +17,7 @@ import mmkernels as mmk
 from mmkernels import cases, tolerance
 
 OPERATION = "spatial_attention"
+ATTENTION = ("gated_cross_attention", "bidirectional_attention")
 BACKEND = "cuda-emulated"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(os.environ.get("CUDA_HOME", ""), "bin"))
 
@@ -24,9 +25,9 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc isn't installed")
 needs_emulator = pytest.mark.skipif(emulated.why_not_here() is not None, reason=str(emulated.why_not_here()))
 
 
-def assert_right(case, dtype, gradients=True, **configuration):
+def assert_right(case, dtype, gradients=True, operation=OPERATION, **configuration):
     with emulated.configured(**configuration):
-        verdicts = tolerance.Standard(OPERATION, case, dtype, gradients=gradients).test(mmk.spatial_attention, backend=BACKEND)
+        verdicts = tolerance.Standard(operation, case, dtype, gradients=gradients).test(getattr(mmk, operation), backend=BACKEND)
     assert all(v.passed for v in verdicts), "\n".join(str(v) for v in verdicts if not v.passed)
 
 
@@ -44,6 +45,21 @@ SOME = [case for i, case in enumerate(cases.selected(OPERATION, small=True))
 @pytest.mark.parametrize("case", SOME, ids=str)
 def test_however_it_is_cut(case, device):
     assert_right(case, torch.bfloat16 if len(case.name) % 3 == 0 else torch.float32, **DEVICES[device])
+
+
+# So little shared memory that every sample of a group needs a cluster, forward or backward; of the other groups, many.
+CLUSTERED = {"bnd views": 4_000, "bdhw views": 4_000, "masks": 5_000, "options": 5_000}
+
+
+@needs_emulator
+@pytest.mark.parametrize("order", ["shuffled", "descending"])
+@pytest.mark.parametrize("case", [case for case in cases.selected(OPERATION, small=True) if case.group not in ("packed", "empty")], ids=str)
+def test_in_clusters(case, order):
+    """All dense cases on a device that has clusters."""
+    emulated.counts()
+    assert_right(case, torch.float32, shared=CLUSTERED.get(case.group, 5_500), processors=1, cluster=8, order=order,
+                 late_copies=order == "shuffled")
+    assert emulated.counts().cluster > 1 or case.group not in CLUSTERED
 
 
 def _sized(positions, channels, start, planes, combine):
@@ -68,14 +84,35 @@ def test_sizes(positions, channels, start, planes, dtype, combine):
 
 @needs_emulator
 @pytest.mark.parametrize("combine", ["multiply", "pool"])
-@pytest.mark.parametrize("shape", [(1, 700, 40), (3, 37, 40)])
-def test_same_bits_in_any_order(combine, shape):
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("planes", [False, True], ids=["rows", "planes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("positions", [515, 9])
+@pytest.mark.parametrize("blocks", [2, 4, 8, 16])
+def test_cluster_sizes(blocks, positions, dtype, planes, start, combine):
+    """Samples for each size of cluster, the last block with few positions or none; the fourth is too large for any."""
+    channels = 257 if positions > 100 else 8_000
+    device = dict(shared=int(1.3 * positions * channels * dtype.itemsize / blocks) + 4_000 + 8 * channels, processors=4)
+    case = _sized(positions, channels, start, planes, combine)
+    if positions > 100:
+        with emulated.configured(cluster=min(blocks, 8), **device):
+            emulated.counts()
+            mmk.spatial_attention(**case.build(dtype), backend=BACKEND)
+            assert emulated.counts().cluster == (blocks if blocks <= 8 else 1)
+    assert_right(case, dtype, order="shuffled", seed=blocks, cluster=8, **device)        # backward: the next size
+
+
+@needs_emulator
+@pytest.mark.parametrize("combine", ["multiply", "pool"])
+@pytest.mark.parametrize("cluster", [1, 8])
+@pytest.mark.parametrize("shape", [(1, 700, 40), (3, 37, 40), (3, 370, 40)])
+def test_same_bits_in_any_order(combine, shape, cluster):
     """Whatever order threads and blocks run in, and whenever copies arrive."""
     image, text = torch.randn(shape).requires_grad_(), torch.randn(shape[0], 40).requires_grad_()
     found = []
     for order in emulated.ORDERS:
         for late in (False, True):
-            with emulated.configured(order=order, late_copies=late, shared=20_000, processors=5):
+            with emulated.configured(order=order, late_copies=late, shared=20_000, processors=5, cluster=cluster):
                 result, weights = mmk.spatial_attention(image, text, combine=combine, need_weights=True, num_heads=2, backend=BACKEND)
                 found.append((result, weights, *torch.autograd.grad(result.square().sum(), (image, text))))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
@@ -104,6 +141,26 @@ def test_moves_no_more_than_it_must(which, dtype):
 
 
 @needs_emulator
+@pytest.mark.parametrize("which", gpu_table.PASSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_cluster_moves_no_more_than_it_must(which, dtype):
+    """Too large for a block: still once, in one launch; each block reads the text."""
+    shape = (3, 960, 128, dtype)
+    with emulated.configured(shared=140_000, processors=20, cluster=8):
+        found, minimum = gpu_table.moved(*shape, which), gpu_table.least(*shape, which)
+    assert found.launches == 1 and found.cluster > 1
+    assert minimum <= found.loaded + found.stored <= 1.02 * minimum
+
+
+@needs_emulator
+def test_few_samples_are_split_over_all_processors():
+    """A cluster reads them once, but its few processors can't draw all of the memory's bandwidth."""
+    with emulated.configured(shared=20_000, processors=64, cluster=8):
+        one, many = (gpu_table.moved(samples, 300, 64, torch.float32, "multiply") for samples in (1, 4))
+    assert (one.cluster, one.launches) == (1, 2) and (many.cluster, many.launches) == (8, 1)
+
+
+@needs_emulator
 @pytest.mark.parametrize("which, twice", [("multiply", 1), ("multiply backward", 1), ("pool", 0), ("pool backward", 0)])
 def test_what_a_split_sample_moves(which, twice):
     """Two launches, many blocks; the features that are combined are read again, by pool none."""
@@ -115,17 +172,85 @@ def test_what_a_split_sample_moves(which, twice):
     assert minimum + twice * features <= found.loaded + found.stored <= minimum + twice * features + 0.2 * features
 
 
+# One buffer or two for what streams, one part or many; too little shared memory for the widest class, and for one launch.
+ATTENTION_DEVICES = {"an A100 with many processors": dict(processors=500, order="shuffled"),
+                     "one processor": dict(processors=1, order="descending", late_copies=False),
+                     "99 KiB": dict(shared=99 << 10, processors=40, order="shuffled", seed=3),
+                     "227 KiB": dict(shared=227 << 10, processors=132, late_copies=False)}
+
+
+def _heads(batch, heads, positions, tokens, d, dv, masked):
+    def make(operation):
+        def build(draw):
+            image, text = (draw.normal(batch, heads, n, d) for n in (positions, tokens))
+            values = [draw.normal(batch, heads, n, dv) for n in (positions, tokens)]
+            masks = draw.mask(batch, positions), draw.mask(batch, tokens)
+            if operation == "gated_cross_attention":
+                return {"query": image, "key": text, "value": values[1], "gate": values[0]} | ({"attn_mask": masks[1]} if masked else {})
+            return ({"image_query": image, "text_key": text, "image_value": values[0], "text_value": values[1]}
+                    | ({"image_mask": masks[0], "text_mask": masks[1]} if masked else {}))
+        return cases.Case(f"{positions}x{tokens}x{d}x{dv}", "cut", build, True)
+    return make
+
+
+@needs_emulator
+@pytest.mark.parametrize("device", ATTENTION_DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 2, 700, 20, 24, 40), (1, 1, 150, 77, 64, 64), (1, 1, 90, 130, 100, 60), (1, 1, 70, 20, 256, 256),
+                                   (1, 1, 20, 70, 300, 8)], ids=str)
+@pytest.mark.parametrize("operation", ATTENTION)
+def test_attention_however_it_is_cut(operation, shape, dtype, device):
+    assert_right(_heads(*shape, masked=shape[2] % 20 == 10)(operation), dtype, operation=operation, **ATTENTION_DEVICES[device])
+
+
+@needs_emulator
+@pytest.mark.parametrize("tokens", [20, 77])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("operation", ATTENTION)
+def test_attention_same_bits_in_any_order(operation, dtype, tokens):
+    """Whatever order threads and blocks run in, and whenever copies arrive."""
+    arguments = _heads(1, 1, 700, tokens, 24, 24, masked=True)(operation).build(dtype, "cpu", 0)
+    leaves = [a.requires_grad_() for a in arguments.values() if a.is_floating_point()]
+    found = []
+    for order in emulated.ORDERS:
+        for late in (False, True):
+            with emulated.configured(order=order, late_copies=late, processors=5):
+                results = getattr(mmk, operation)(**arguments, backend=BACKEND)
+                results = results if isinstance(results, tuple) else (results,)
+                found.append((*results, *torch.autograd.grad(sum(r.float().square().sum() for r in results), leaves)))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
+@needs_emulator
+@pytest.mark.parametrize("operation", ATTENTION)
+def test_attention_refuses_what_does_not_fit(operation):
+    arguments = _heads(1, 1, 7, 5, 8, 8, masked=False)(operation).build(torch.float32, "cpu", 0)
+    with emulated.configured(shared=16 << 10), pytest.raises(RuntimeError, match="too little shared memory"):
+        getattr(mmk, operation)(**arguments, backend=BACKEND)
+
+
+@needs_emulator
+@pytest.mark.parametrize("operation, which, shape, launches, limit", gpu_table.ATTENTION_LIMITS)
+def test_what_attention_moves(operation, which, shape, launches, limit):
+    found, minimum = gpu_table.attention_moved(operation, which, *shape), gpu_table.attention_least(operation, which, *shape)
+    assert found.launches == launches
+    assert minimum <= found.loaded + found.stored <= limit * minimum
+
+
 @needs_emulator
 @pytest.mark.slow
-@pytest.mark.parametrize("mode, count", [("plain", 400), ("asan", 100), ("tsan", 40)])
-def test_random_arguments(mode, count):
+@pytest.mark.parametrize("program, mode, count", [("check", "plain", 400), ("check", "asan", 100), ("check", "tsan", 40),
+                                                  ("check_attention", "plain", 400), ("check_attention", "asan", 100),
+                                                  ("check_attention", "tsan", 30)])
+def test_random_arguments(program, mode, count):
     """Against plain loops in double; also offsets that are no offsets, which must stay inside of all memory."""
     flags = [*emulated.KERNEL, *emulated.MODES[mode]]
-    jobs = [*emulated.emulator_jobs(mode), *emulated.kernel_jobs(mode), (emulated.EMULATOR / "check.cpp", flags)]
-    program = emulated.build(f"check-{mode}", jobs, emulated.MODES[mode])
+    jobs = [*emulated.emulator_jobs(mode), *emulated.kernel_jobs(mode), (emulated.EMULATOR / f"{program}.cpp", flags)]
+    program = emulated.build(f"{program}-{mode}", jobs, emulated.MODES[mode])
     environment = os.environ | {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "exitcode=66:detect_leaks=0"}
     done = subprocess.run([program, "1", str(count)], capture_output=True, text=True, env=environment, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert int(done.stdout.split()[-3]) > count // 20     # so many in clusters
 
 
 @needs_nvcc
@@ -134,8 +259,21 @@ def test_random_arguments(mode, count):
 def test_resources(architecture):
     """No spills, and registers for a block of 512 threads: 65,536 / 512 = 128."""
     found = gpu_table.resources(architecture)
-    assert len(found) == 12
+    assert len(found) == 18
     wrong = {name: vars(r) for name, r in found.items() if r.registers > 128 or r.spilled or r.static}
+    assert not wrong
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("operation, kernels", [("gated_cross_attention", 33), ("bidirectional_attention", 22)])
+@pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
+def test_attention_resources(architecture, operation, kernels):
+    """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward, which is all that
+    shared memory has room for."""
+    found = gpu_table.resources(architecture, operation)
+    assert len(found) == kernels
+    wrong = {name: vars(r) for name, r in found.items() if r.registers > 255 or r.spilled or r.static or r.stack}
     assert not wrong
 
 
@@ -168,4 +306,4 @@ def test_builds_and_links(tmp_path):
 def test_table_is_up_to_date():
     """docs/gpu.md says what is counted now. (Registers are the compiler's; test_resources has their budget.)"""
     written = gpu_table.FILE.read_text()
-    assert all(row in written for row in gpu_table.movement_rows())
+    assert all(row in written for row in gpu_table.movement_rows() + gpu_table.cluster_rows() + gpu_table.attention_rows())

@@ -9,7 +9,10 @@ import pytest
 
 BUGS = {"none": 0, "missing barrier": 1, "divergent barrier": 2, "early return": 3, "wrong wait count": 4,
         "missing trailing barrier": 5, "overrun of dynamic shared memory": 6, "overrun of static shared memory": 7,
-        "forgotten wait": 8, "shuffle that not all reach": 9, "shuffle from two places": 10}
+        "forgotten wait": 8, "shuffle that not all reach": 9, "shuffle from two places": 10,
+        "missing cluster barrier": 11, "block ends while peers read": 12, "cluster barrier without a block": 13,
+        "cluster wait without an arrival": 14,
+        "missing warp barrier": 15, "unaligned matrix": 16, "divergent product": 17, "matrix not transposed": 18}
 ORDERS = list(emulated.ORDERS)
 
 pytestmark = pytest.mark.skipif(emulated.why_not_here() is not None, reason=str(emulated.why_not_here()))
@@ -38,13 +41,18 @@ def test_no_bug(mode, order, late):
     ("early return", r"deadlock: thread \d+ waits at .*planted.cu:\d+"),
     ("shuffle that not all reach", r"divergent shuffle: .*planted.cu:\d+ and .*planted.cu:\d+"),
     ("shuffle from two places", r"divergent shuffle: .*planted.cu:\d+ and .*planted.cu:\d+"),
-    ("forgotten wait", "ends with copies that it hasn't waited for")])
+    ("divergent product", r"divergent mma: .*planted.cu:\d+ and .*planted.cu:\d+"),
+    ("unaligned matrix", r"row isn't aligned at .*planted.cu:\d+"),
+    ("forgotten wait", "ends with copies that it hasn't waited for"),
+    ("block ends while peers read", "ends without a cluster barrier since a peer read its block's memory|peer that may have ended"),
+    ("cluster barrier without a block", r"divergent cluster barrier: .*planted.cu:\d+ and .*planted.cu:\d+"),
+    ("cluster wait without an arrival", r"didn't arrive at: .*planted.cu:\d+")])
 def test_refused(bug, told, order):
     status, output = planted(bug, order)
     assert status == 3 and re.search(told, output)
 
 
-@pytest.mark.parametrize("bug, late", [("missing barrier", True), ("wrong wait count", True), ("missing trailing barrier", False)])
+@pytest.mark.parametrize("bug, late", [("missing barrier", True), ("missing cluster barrier", True), ("wrong wait count", True), ("missing trailing barrier", False)])
 def test_wrong_sums(bug, late):
     """Wrong results in at least one order; a late or an early copy each finds what the other misses."""
     assert any(planted(bug, order, late)[0] == 2 for order in ORDERS)
@@ -52,9 +60,16 @@ def test_wrong_sums(bug, late):
         assert planted(bug, "ascending", False)[0] == 0
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_wrong_products(order):
+    assert planted("matrix not transposed", order)[0] == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bug, late, mode, told", [
+    ("missing warp barrier", True, "tsan", "data race"),
     ("missing barrier", True, "tsan", "data race"), ("missing trailing barrier", False, "tsan", "data race"),
+    ("missing cluster barrier", True, "tsan", "data race"),
     ("overrun of dynamic shared memory", True, "asan", "heap-buffer-overflow"),
     ("overrun of static shared memory", True, "asan", "out of bounds|global-buffer-overflow")])
 @pytest.mark.parametrize("order", ORDERS)

@@ -194,11 +194,13 @@ template <class C> MMK_INLINE void sum4(const vec<C> (&v)[4], C (&sums)[4]) {
   }
 }
 template <class C> MMK_INLINE C maximum(C a, C b) { return a < b ? b : a; }
-template <class C> MMK_INLINE C max(vec<C> v) {
-  C m = v[0];
-  for (int64_t i = 1; i < lanes<C>; ++i) m = maximum(m, v[i]);
-  return m;
+template <class C> MMK_INLINE vec<C> maximum(vec<C> a, vec<C> b) { return a < b ? b : a; }
+template <int64_t Distance, class C, size_t... I> MMK_INLINE vec<C> max_within(vec<C> v, std::index_sequence<I...> all) {
+  v = maximum<C>(v, __builtin_shufflevector(v, v, (int64_t(I) ^ Distance)...));
+  if constexpr (Distance > 1) return max_within<Distance / 2, C>(v, all);
+  else return v;
 }
+template <class C> MMK_INLINE C max(vec<C> v) { return max_within<lanes<C> / 2, C>(v, std::make_index_sequence<lanes<C>>{})[0]; }
 
 // exp ---------------------------------------------------------------------------------------------------------------
 // x = n ln 2 + r, |r| <= ln 2 / 2; a polynomial in r, then 2^n in two factors so that every n is exact. Relative error below
@@ -227,6 +229,31 @@ MMK_INLINE vec<double> exp(vec<double> x) {        // few are needed, libm's are
   for (int64_t i = 0; i < lanes<double>; ++i) y[i] = __builtin_exp(x[i]);
   return y;
 }
+
+// 2^x for x < 127: exact for whole x, relative error below 2^-22; under 2^-126 it is 0; -Inf and NaN give 0 and NaN. What softmax needs of
+// scores below their maximum. tests/native checks every float.
+MMK_INLINE vec<float> exp2(vec<float> x) {
+  const vec<float> shifter = splat(0x1.8p23f);
+  vec<float> shifted = x + shifter;                // its last bits are n, the whole number next to x
+  vec<float> r = x - (shifted - shifter);
+  vec<float> p = splat(0x1.5c08e6p-10f);           // minimax for 2^r, |r| <= 1/2, relative error 2^-23.7
+  p = p * r + 0x1.3d0c52p-7f;
+  p = p * r + 0x1.c6b6e4p-5f;
+  p = p * r + 0x1.ebf918p-3f;
+  p = p * r + 0x1.62e428p-1f;
+  p = p * r + 1.f;
+  vec<float> power = bit_cast<vec<float>>((bit_cast<vec<uint32_t>>(shifted) << 23) + (127u << 23));
+  vec<float> y = p * power;
+  return x < -126.f ? vec<float>{} : y;
+}
+MMK_INLINE vec<double> exp2(vec<double> x) {
+  vec<double> y;
+  for (int64_t i = 0; i < lanes<double>; ++i) y[i] = __builtin_exp2(x[i]);
+  return y;
+}
+MMK_INLINE double exp2(double x) { return __builtin_exp2(x); }
+MMK_INLINE float exp2(float x) { return exp2(splat(x))[0]; }
+
 MMK_INLINE double exp(double x) { return __builtin_exp(x); }
 MMK_INLINE float exp(float x) { return exp(splat(x))[0]; }
 

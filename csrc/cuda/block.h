@@ -19,6 +19,10 @@ MMK_DEVICE int power_of_two(int x) {   // the smallest that isn't below x
   return p;
 }
 
+// All that any thread of the cluster wrote to shared memory before is there for each after. A macro, so that the emulator
+// knows where it was called.
+#define cluster_sync() (cluster_arrive(), cluster_wait())
+
 struct Sum { MMK_DEVICE float operator()(float a, float b) const { return a + b; } };
 struct Max { MMK_DEVICE float operator()(float a, float b) const { return fmaxf(a, b); } };   // NaN is left out: the sum has it
 

@@ -17,9 +17,10 @@ namespace mmk::cuda {
 #define MMK_DEVICE __device__ __forceinline__
 #define MMK_HOST_DEVICE __host__ __device__ __forceinline__
 
-// What a plan depends on. `shared`: bytes of shared memory that one block may have.
+// What a plan depends on. `shared`: bytes of shared memory that one block may have. `cluster`: the most blocks of a cluster, a
+// power of two; 1: there are no clusters (before compute capability 9.0).
 struct Device {
-  int64_t shared, processors;
+  int64_t shared, processors, cluster;
 };
 
 template <class T> struct alignas(16) Pack {
@@ -38,19 +39,41 @@ template <class T> inline void store(T* to, T value) { emulator::counted_store(t
 inline void copy_async(void* shared, const void* global, bool keep) { emulator::copy_async(shared, global, 16, keep); }
 inline void copy_commit() { emulator::copy_commit(); }
 template <int Pending> inline void copy_wait() { emulator::copy_wait(Pending); }
+inline float load_peer(const float* mine, int64_t rank) { return emulator::peer_load(mine, rank); }
+#define cluster_arrive() ::emulator::cluster_arrive(__FILE__, __LINE__)
+#define cluster_wait() ::emulator::cluster_wait(__FILE__, __LINE__)
 inline float exponential(float x) { return std::exp(x); }
+inline float exponential2(float x) { return std::exp2(x); }
+template <bool Transposed> inline void load_matrices(uint32_t (&to)[4], const void* row, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  emulator::load_matrices(to, row, Transposed, file, line);
+}
+template <class T>
+inline void multiply_tiles(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  emulator::multiply_tiles<T>(sum, a, b0, b1, file, line);
+}
+inline int opaque(int x) { return x; }
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) { return float(x); }
 inline float to_float(f16 x) { return float(x); }
 template <class T> inline T from_float(float x) { return T(x); }
+template <class T> inline uint32_t pair_of(float low, float high) {
+  const T both[2] = {T(low), T(high)};
+  uint32_t bits;
+  memcpy(&bits, both, 4);
+  return bits;
+}
 
 #define MMK_DYNAMIC_SHARED(name) unsigned char* name = static_cast<unsigned char*>(::emulator::dynamic_shared())
 
-inline Device current_device() { return {emulator::config.shared, emulator::config.processors}; }
+inline Device current_device() { return {emulator::config.shared, emulator::config.processors, 1}; }
+template <class Arguments> inline Device current_device(void (*)(Arguments)) {
+  return {emulator::config.shared, emulator::config.processors, emulator::config.cluster};
+}
 
 template <class Arguments>
-inline const char* launch(void (*kernel)(Arguments), int64_t x, int64_t y, int threads, int64_t shared, Stream, const Arguments& arguments) {
-  return emulator::launch(kernel, dim3(unsigned(x), unsigned(y)), dim3(unsigned(threads)), size_t(shared), arguments);
+inline const char* launch(void (*kernel)(Arguments), int64_t x, int64_t y, int64_t cluster, int threads, int64_t shared, Stream,
+                          const Arguments& arguments) {
+  return emulator::launch(kernel, dim3(unsigned(x), unsigned(y)), unsigned(cluster), dim3(unsigned(threads)), size_t(shared), arguments);
 }
 
 #else
@@ -83,7 +106,60 @@ MMK_DEVICE void copy_async(void* shared, const void* global, bool keep) {
 MMK_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int Pending> MMK_DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory"); }
 
+// Clusters. `rank` of a block: blockIdx.x % blocks of a cluster. Code for an older architecture is never launched as a cluster
+// (current_device sees to that).
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// What block `rank` of the cluster has where this block has `mine`, in shared memory. A cluster barrier must come between its
+// store and this, and another between this and the end of that block.
+MMK_DEVICE float load_peer(const float* mine, int64_t rank) {
+  uint32_t address;
+  float value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(uint32_t(__cvta_generic_to_shared(mine))), "r"(uint32_t(rank)));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  return value;
+}
+MMK_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+MMK_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+#else
+MMK_DEVICE float load_peer(const float*, int64_t) { return __trap(), 0.f; }
+MMK_DEVICE void cluster_arrive() { __trap(); }
+MMK_DEVICE void cluster_wait() {}
+#endif
+
 MMK_DEVICE float exponential(float x) { return __expf(x); }
+MMK_DEVICE float exponential2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// x, but the compiler doesn't know: what is computed from it is computed there again, and not kept in registers through a loop.
+MMK_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+// Four 8 x 8 matrices of 16-bit elements from shared memory; lane 8 i + r tells where row r of matrix i is, 16 bytes, aligned.
+// A lane gets of each matrix the elements 2 (lane % 4) and the next of row lane / 4 (Transposed: of that column).
+template <bool Transposed> MMK_DEVICE void load_matrices(uint32_t (&to)[4], const void* row) {
+  const uint32_t at = uint32_t(__cvta_generic_to_shared(row));
+  if constexpr (Transposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+}
+
+// sum += a b, of 16 x 16 and 16 x 8 elements of type T, spread over a warp as mma.sync.m16n8k16 has it.
+template <class T> MMK_DEVICE void multiply_tiles(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<T, bf16>)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 MMK_DEVICE float to_float(float x) { return x; }
 MMK_DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
 MMK_DEVICE float to_float(f16 x) { return __half2float(x); }
@@ -93,24 +169,52 @@ template <class T> MMK_DEVICE T from_float(float x) {
   else return __float2half_rn(x);
 }
 
+template <class T> MMK_DEVICE uint32_t pair_of(float low, float high) {   // two 16-bit elements
+  if constexpr (std::is_same_v<T, bf16>) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&both);
+  } else {
+    const __half2 both = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&both);
+  }
+}
+
 #define MMK_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
-// Of the device that is current.
+// Of the device that is current, for kernels without clusters.
 inline Device current_device() {
   int index = 0, shared = 48 << 10, processors = 1;
   cudaGetDevice(&index);
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index);
-  return {shared, processors};
+  return {shared, processors, 1};
+}
+// As `kernel` (and what was compiled with it) can use it: PTX for an older architecture runs on a newer device, but has no clusters.
+template <class Arguments> inline Device current_device(void (*kernel)(Arguments)) {
+  Device device = current_device();
+  int index = 0, clusters = 0;
+  cudaGetDevice(&index);
+  cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, index);
+  cudaFuncAttributes compiled = {};
+  if (clusters && (cudaFuncGetAttributes(&compiled, kernel) != cudaSuccess || compiled.ptxVersion < 90)) clusters = 0;
+  if (clusters) device.cluster = 8;                        // what every such device can do
+  return device;
 }
 
-// Returns null, or what went wrong.
+// Blocks of a cluster follow each other along x. Returns null, or what went wrong.
 template <class Arguments>
-inline const char* launch(void (*kernel)(Arguments), int64_t x, int64_t y, int threads, int64_t shared, Stream stream, const Arguments& arguments) {
+inline const char* launch(void (*kernel)(Arguments), int64_t x, int64_t y, int64_t cluster, int threads, int64_t shared, Stream stream,
+                          const Arguments& arguments) {
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   if (error == cudaSuccess) {
-    kernel<<<dim3(unsigned(x), unsigned(y)), threads, size_t(shared), stream>>>(arguments);
-    error = cudaGetLastError();
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = unsigned(cluster), attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(unsigned(x), unsigned(y)), config.blockDim = dim3(unsigned(threads));
+    config.dynamicSmemBytes = size_t(shared), config.stream = stream;
+    config.attrs = &attribute, config.numAttrs = cluster > 1;
+    error = cudaLaunchKernelEx(&config, kernel, arguments);
   }
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

@@ -1,6 +1,6 @@
 // Spatial attention in CUDA C++. S = bytes of the image features. Moved:
-//   multiply  read S, write S: a sample that fits in shared memory is read once; a larger one twice, the second time from
-//             L2 where it fits there;
+//   multiply  read S, write S: a sample that fits in shared memory (or a cluster's, see below) is read once; a larger one
+//             twice, the second time from L2 where it fits there;
 //   pool      read S;
 //   backward  read S (image) + S (gradient), write S; a larger sample reads its gradient once more. Pool: read S, write S.
 // Beside that a few floats a position: mask, weights.
@@ -10,6 +10,9 @@
 // and its weighted sum (online softmax: running maximum and sum, Milakov & Gimelshein 2018, arXiv:1805.02867). A sample
 // of one chunk is finished by the same block, else a second launch merges the chunks' maxima and sums and combines. A tile
 // too wide for shared memory is taken in slabs of channels. Masked positions are zeros in the tile, and aren't read.
+// Where the device has clusters (compute capability 9.0), a sample that fits in the shared memories of 2, 4 or 8 blocks is read
+// once, too: each keeps a chunk of one tile, and they read each other's maxima and sums. Not when packed: a bag's size is
+// known on the device only.
 //
 // Backward, with w = weights, g = the result's gradient and dw[n] = <g[n], x[n]> + the weights' own gradient:
 //   ds[n] = w[n] (dw[n] - c), c = sum(w dw) / sum(w);  dx[n] = w[n] g[n] + scale ds[n] t;  dt = scale sum(ds[n] x[n]).
@@ -17,12 +20,16 @@
 // changes, u += (c_k - c) v. No cancellation: c_k - c is a difference of means.
 //
 // Kernels, for T in f32, bf16, f16:
-//   spatial_attention_forward_first_T, _forward_second_T, _backward_first_T, _backward_second_T(Task)
+//   spatial_attention_forward_first_T, _forward_second_T, _forward_cluster_T, _backward_first_T, _backward_second_T,
+//   _backward_cluster_T(Task)
 // grid (task.slots, ceil(H / task.heads)); block: a multiple of 32 threads, at most 512; dynamic shared memory: Layout.total.
-// The one parameter is Task, whose fields are all 8 bytes. _second is launched where a sample may have several chunks.
+// The one parameter is Task, whose fields are all 8 bytes. _second is launched where a sample may have several chunks;
+// _cluster instead of both where task.cluster > 1, with clusters of (task.cluster, 1, 1) blocks: a sample's chunks.
 // Slots: dense, chunk k of sample b is slot b * chunks + k. Packed, sizes of bags are known on the device only: chunk k of
 // bag b is slot offsets[b] / chunk + b + k; a slot without a chunk does nothing. There are rows / chunk + B slots.
 #include "spatial_attention.h"
+
+#include <initializer_list>
 
 #include "block.h"
 
@@ -55,8 +62,9 @@ struct Task {
   float* kept;                // 56 [slots, head groups]: positions that take part
   float* sums;                // 57 forward, pool: [slots, D]; backward: u and v, [slots, 2, D]
   int64_t local;              // 58 1: while a chunk lasts, its sums are in shared memory
+  int64_t cluster;            // 59 blocks of a cluster: the chunks of a sample, each of one tile; 1: no clusters
 };
-static_assert(sizeof(Task) == 59 * 8, "every field has 8 bytes");
+static_assert(sizeof(Task) == 60 * 8, "every field has 8 bytes");
 
 // Where things lie in shared memory, in bytes. `pitch`: elements from a tile's outer index to the next.
 struct Layout {
@@ -73,8 +81,9 @@ struct Layout {
     p = u + (backward ? round_up(t.slab * 4, 16) : 0);      // float [heads, tile]: scores, exponentials, weights
     q = p + t.heads * tile * 4;                             // float [heads, tile]: dw, ds
     sums = q + (backward ? t.heads * tile * 4 : 0);         // float [channels] or u and v, [2, channels]
-    stats = sums + (t.local ? round_up((backward ? 2 : 1) * t.heads * (t.D / t.H) * 4, 16) : 0);   // float [3, heads]
-    scratch = stats + round_up(3 * t.heads * 4, 16);        // float [512]
+    const int64_t both = backward && t.cluster == 1 ? 2 : 1;
+    stats = sums + (t.local ? round_up(both * t.heads * (t.D / t.H) * 4, 16) : 0);   // float [4, heads]
+    scratch = stats + round_up(4 * t.heads * 4, 16);        // float [512]
     keep = scratch + 512 * 4;                               // bytes [tile]
     total = keep + round_up(tile, 16);
   }
@@ -329,6 +338,32 @@ template <class T> MMK_DEVICE void forward_finish(const Task& t, const Block<T>&
   }
 }
 
+// A tile's scores in p become exponentials below the running maximum; maximum, sum and the older sums' factor: [3, heads] in
+// stats.
+template <class T> MMK_DEVICE void softmax_tile(const Task& t, const Block<T>& b, const Teams& teams, int64_t n0, int positions, bool keep_scores) {
+  float *maximum = b.stats, *total = maximum + t.heads, *factor = total + t.heads;
+  for (int round = 0; round < b.heads; round += teams.count) {
+    const int h = round + teams.index, size = h < b.heads ? positions : 0;
+    float* p = b.p + h * b.tile;
+    const float old = size && teams.thread == 0 ? maximum[h] : -INFINITY;
+    float m = old;
+    for (int n = teams.thread; n < size; n += teams.threads)
+      if (b.keep[n]) m = fmaxf(m, p[n]);
+    m = teams.over(m, b.scratch, Max());
+    float l = 0;
+    for (int n = teams.thread; n < size; n += teams.threads) {
+      if (keep_scores && b.keep[n]) store(t.weights + b.weights_at(h) + n0 + n, p[n]);
+      p[n] = b.keep[n] ? exponential(p[n] - base(m)) : 0.f;
+      l += p[n];
+    }
+    l = teams.over(l, b.scratch, Sum());
+    if (size && teams.thread == 0) {
+      factor[h] = old == -INFINITY ? 0.f : exponential(old - base(m));
+      maximum[h] = m, total[h] = total[h] * factor[h] + l;
+    }
+  }
+}
+
 template <class T> MMK_DEVICE void forward_first(const Task& t, unsigned char* shared) {
   const Block<T> b(t, shared, false, false);
   if (b.nothing()) return;
@@ -351,26 +386,7 @@ template <class T> MMK_DEVICE void forward_first(const Task& t, unsigned char* s
     });
     __syncthreads();
 
-    for (int round = 0; round < b.heads; round += teams.count) {
-      const int h = round + teams.index, size = h < b.heads ? positions : 0;
-      float* p = b.p + h * b.tile;
-      const float old = size && teams.thread == 0 ? maximum[h] : -INFINITY;
-      float m = old;
-      for (int n = teams.thread; n < size; n += teams.threads)
-        if (b.keep[n]) m = fmaxf(m, p[n]);
-      m = teams.over(m, b.scratch, Max());
-      float l = 0;
-      for (int n = teams.thread; n < size; n += teams.threads) {
-        if (!resident && b.keep[n]) store(t.weights + b.weights_at(h) + n0 + n, p[n]);
-        p[n] = b.keep[n] ? exponential(p[n] - base(m)) : 0.f;
-        l += p[n];
-      }
-      l = teams.over(l, b.scratch, Sum());
-      if (size && teams.thread == 0) {
-        factor[h] = old == -INFINITY ? 0.f : exponential(old - base(m));
-        maximum[h] = m, total[h] = total[h] * factor[h] + l;
-      }
-    }
+    softmax_tile(t, b, teams, n0, positions, !resident);
     if (!t.pool) continue;
 
     const bool last = n0 + positions == b.end;
@@ -403,24 +419,30 @@ template <class T> MMK_DEVICE void forward_first(const Task& t, unsigned char* s
   forward_finish(t, b, maximum, factor, resident);
 }
 
-template <class T> MMK_DEVICE void forward_second(const Task& t, unsigned char* shared) {
-  const Block<T> b(t, shared, false, true);
-  if (b.nothing() || b.chunks == 1) return;
-  float *maximum = b.stats, *factor = maximum + 2 * t.heads;
+// store(h, the sample's maximum, its weights' factor) from the chunks' of(k, h, i): maximum, sum, positions that take part.
+template <class T, class Of, class Store> MMK_DEVICE void merge_softmax(const Task& t, const Block<T>& b, Of of, Store store) {
   const int lane = threadIdx.x % 32;
   for (int h = threadIdx.x / 32; h < b.heads; h += blockDim.x / 32) {
     float m = -INFINITY, total = 0, kept = 0;
     for (int64_t k = lane; k < b.chunks; k += 32)
-      if (load(b.stats_of(k, h) + 1) != 0) m = fmaxf(m, load(b.stats_of(k, h)));
+      if (of(k, h, 1) != 0) m = fmaxf(m, of(k, h, 0));
     m = over_lanes(m, 32, Max());
     for (int64_t k = lane; k < b.chunks; k += 32) {
-      const float l = load(b.stats_of(k, h) + 1);
-      if (l != 0) total += l * exponential(load(b.stats_of(k, h)) - m);
-      kept += load(b.kept_of(k));
+      const float l = of(k, h, 1);
+      if (l != 0) total += l * exponential(of(k, h, 0) - m);
+      kept += of(k, h, 2);
     }
     total = over_lanes(total, 32, Sum()), kept = over_lanes(kept, 32, Sum());
-    if (lane == 0) maximum[h] = m, factor[h] = share(t, total, kept);
+    if (lane == 0) store(h, m, share(t, total, kept));
   }
+}
+
+template <class T> MMK_DEVICE void forward_second(const Task& t, unsigned char* shared) {
+  const Block<T> b(t, shared, false, true);
+  if (b.nothing() || b.chunks == 1) return;
+  float *maximum = b.stats, *factor = maximum + 2 * t.heads;
+  merge_softmax(t, b, [&](int64_t k, int h, int i) { return load(i == 2 ? b.kept_of(k) : b.stats_of(k, h) + i); },
+                [&](int h, float m, float f) { maximum[h] = m, factor[h] = f; });
   __syncthreads();
   if (t.pool)
     b.merge_sums([&](int64_t k, int c, int h) {
@@ -428,6 +450,37 @@ template <class T> MMK_DEVICE void forward_second(const Task& t, unsigned char* 
       return m == -INFINITY ? 0.f : load(b.global_sum(k, 1, 0, c)) * exponential(m - maximum[h]);
     }, [&](int c, int h, float sum) { store(b.pointer(t.pooled, c), from_float<T>(sum * factor[h])); });
   forward_finish(t, b, maximum, factor, false);
+}
+
+// The blocks of a cluster have a sample's chunks, each in one tile that stays.
+template <class T> MMK_DEVICE void forward_cluster(const Task& t, unsigned char* shared) {
+  const Block<T> b(t, shared, false, false);
+  float *maximum = b.stats, *kept = maximum + 2 * t.heads, *factor = kept + t.heads;
+  const int positions = int(most<int64_t>(b.end - b.begin, 0));      // the last blocks may have none, but peers read them
+  for (int h = threadIdx.x; h < b.heads; h += blockDim.x) maximum[h] = -INFINITY, maximum[t.heads + h] = 0;
+  const float taken = b.load_mask(b.begin, positions);
+  b.stage(t.image, b.x, b.begin, positions, 0, b.channels);
+  b.stage(t.text, b.v, 0, b.channels, float(t.scale));
+  b.arrive();
+  b.template score<true>(b.v, b.p, positions, 0, b.channels);
+  __syncthreads();
+  softmax_tile(t, b, Teams(b.heads), b.begin, positions, false);
+  __syncthreads();                                   // its factors aren't needed: their place is the peers'
+  for (int h = threadIdx.x; h < b.heads; h += blockDim.x) kept[h] = taken;
+
+  cluster_sync();
+  merge_softmax(t, b, [&](int64_t k, int h, int i) { return load_peer(maximum + i * t.heads + h, k); },
+                [&](int h, float m, float f) { factor[h] = f * exponential(maximum[h] - base(m)); });
+  __syncthreads();
+  if (t.pool) {
+    b.weighted_sum(b.p, positions, 0, b.channels, [&](int c, int h, float sum) { b.sums[c] = sum * factor[h]; });
+    cluster_sync();
+    b.merge_sums([&](int64_t k, int c, int) { return load_peer(b.sums + c, k); },
+                 [&](int c, int, float sum) { store(b.pointer(t.pooled, c), from_float<T>(sum)); });
+  }
+  cluster_arrive();
+  forward_finish(t, b, maximum, factor, true);
+  cluster_wait();                                    // peers may still be reading from here
 }
 
 // ---- backward
@@ -467,6 +520,40 @@ template <class T> MMK_DEVICE void backward_finish(const Task& t, const Block<T>
   }
 }
 
+// A tile's weights into p, dw into q; the running mean of dw, the sum of weights and the mean's change: [3, heads] in stats.
+template <class T> MMK_DEVICE void mean_tile(const Task& t, const Block<T>& b, const Teams& teams, int64_t n0, int positions, bool keep_scores) {
+  float *mean = b.stats, *mass = mean + t.heads, *shift = mass + t.heads;
+  for (int round = 0; round < b.heads; round += teams.count) {
+    const int h = round + teams.index, size = h < b.heads ? positions : 0;
+    float *p = b.p + h * b.tile, *q = b.q + h * b.tile, sum = 0, weight = 0;
+    for (int n = teams.thread; n < size; n += teams.threads) {
+      const int64_t at = b.weights_at(h) + n0 + n;
+      float w = 0, dw = 0;
+      if (b.keep[n]) {
+        w = load(t.weights + at), dw = t.grad_result.data || t.grad_pooled.data ? q[n] : 0.f;
+        if (t.grad_weights) dw += load(t.grad_weights + at);
+        if (keep_scores) store(t.grad_scores + at, dw);
+        sum += w * dw, weight += w;
+      }
+      p[n] = w, q[n] = dw;
+    }
+    sum = teams.over(sum, b.scratch, Sum()), weight = teams.over(weight, b.scratch, Sum());
+    if (size && teams.thread == 0) {
+      const float before = mean[h], all = mass[h] + weight;
+      mean[h] = all != 0 ? (before * mass[h] + sum) / all : 0.f;
+      mass[h] = all, shift[h] = before - mean[h];
+    }
+  }
+}
+
+// dw in q becomes w (dw - mean).
+template <class T> MMK_DEVICE void center(const Block<T>& b, const float* mean, int positions) {
+  for (int i = threadIdx.x; i < b.heads * positions; i += blockDim.x) {
+    const int h = i / positions, n = i - h * positions, at = h * b.tile + n;
+    b.q[at] = b.keep[n] ? b.p[at] * (b.q[at] - mean[h]) : 0.f;
+  }
+}
+
 template <class T> MMK_DEVICE void backward_first(const Task& t, unsigned char* shared) {
   const Block<T> b(t, shared, true, false);
   if (b.nothing()) return;
@@ -491,32 +578,9 @@ template <class T> MMK_DEVICE void backward_first(const Task& t, unsigned char* 
     });
     __syncthreads();
 
-    for (int round = 0; round < b.heads; round += teams.count) {
-      const int h = round + teams.index, size = h < b.heads ? positions : 0;
-      float *p = b.p + h * b.tile, *q = b.q + h * b.tile, sum = 0, weight = 0;
-      for (int n = teams.thread; n < size; n += teams.threads) {
-        const int64_t at = b.weights_at(h) + n0 + n;
-        float w = 0, dw = 0;
-        if (b.keep[n]) {
-          w = load(t.weights + at), dw = features || pooled ? q[n] : 0.f;
-          if (t.grad_weights) dw += load(t.grad_weights + at);
-          if (!resident) store(t.grad_scores + at, dw);
-          sum += w * dw, weight += w;
-        }
-        p[n] = w, q[n] = dw;
-      }
-      sum = teams.over(sum, b.scratch, Sum()), weight = teams.over(weight, b.scratch, Sum());
-      if (size && teams.thread == 0) {
-        const float before = mean[h], all = mass[h] + weight;
-        mean[h] = all != 0 ? (before * mass[h] + sum) / all : 0.f;
-        mass[h] = all, shift[h] = before - mean[h];
-      }
-    }
+    mean_tile(t, b, teams, n0, positions, !resident);
     __syncthreads();
-    for (int i = threadIdx.x; i < b.heads * positions; i += blockDim.x) {
-      const int h = i / positions, n = i - h * positions, at = h * b.tile + n;
-      b.q[at] = b.keep[n] ? b.p[at] * (b.q[at] - mean[h]) : 0.f;
-    }
+    center(b, mean, positions);
     if (!text) continue;
 
     const bool last = n0 + positions == b.end;
@@ -552,26 +616,64 @@ template <class T> MMK_DEVICE void backward_first(const Task& t, unsigned char* 
   backward_finish(t, b, mean, resident);
 }
 
-template <class T> MMK_DEVICE void backward_second(const Task& t, unsigned char* shared) {
-  const Block<T> b(t, shared, true, true);
-  if (b.nothing() || b.chunks == 1) return;
-  float* mean = b.stats;
+// mean[h], of dw in all of the sample, from the chunks' of(k, h, i): mean, sum of weights.
+template <class T, class Of> MMK_DEVICE void merge_means(const Block<T>& b, Of of, float* mean) {
   const int lane = threadIdx.x % 32;
   for (int h = threadIdx.x / 32; h < b.heads; h += blockDim.x / 32) {
     float sum = 0, weight = 0;
     for (int64_t k = lane; k < b.chunks; k += 32) {
-      const float mass = load(b.stats_of(k, h) + 1);
-      sum += load(b.stats_of(k, h)) * mass, weight += mass;
+      const float mass = of(k, h, 1);
+      sum += of(k, h, 0) * mass, weight += mass;
     }
     sum = over_lanes(sum, 32, Sum()), weight = over_lanes(weight, 32, Sum());
     if (lane == 0) mean[h] = weight != 0 ? sum / weight : 0.f;
   }
+}
+
+template <class T> MMK_DEVICE void backward_second(const Task& t, unsigned char* shared) {
+  const Block<T> b(t, shared, true, true);
+  if (b.nothing() || b.chunks == 1) return;
+  float* mean = b.stats;
+  merge_means(b, [&](int64_t k, int h, int i) { return load(b.stats_of(k, h) + i); }, mean);
   __syncthreads();
   if (t.grad_text.data)
     b.merge_sums([&](int64_t k, int c, int h) {
       return load(b.global_sum(k, 2, 0, c)) + (load(b.stats_of(k, h)) - mean[h]) * load(b.global_sum(k, 2, 1, c));
     }, [&](int c, int, float sum) { store(b.pointer(t.grad_text, c), from_float<T>(sum * float(t.scale))); });
   backward_finish(t, b, mean, false);
+}
+
+// As forward_cluster. The mean for all of the sample is known before the sum that needs it: no u and v.
+template <class T> MMK_DEVICE void backward_cluster(const Task& t, unsigned char* shared) {
+  const Block<T> b(t, shared, true, false);
+  float *own = b.stats, *mean = own + 3 * t.heads;
+  const bool features = t.grad_result.data, pooled = t.grad_pooled.data, text = t.grad_text.data;
+  const int positions = int(most<int64_t>(b.end - b.begin, 0));
+  for (int h = threadIdx.x; h < b.heads; h += blockDim.x) own[h] = own[t.heads + h] = 0;
+  b.load_mask(b.begin, positions);
+  if (features || pooled || text) b.stage(t.image, b.x, b.begin, positions, 0, b.channels);
+  if (features) b.stage(t.grad_result, b.y, b.begin, positions, 0, b.channels);
+  if (pooled) b.stage(t.grad_pooled, b.u, 0, b.channels, 1);
+  b.arrive();
+  if (features) b.template score<false>(nullptr, b.q, positions, 0, b.channels);
+  else if (pooled) b.template score<true>(b.u, b.q, positions, 0, b.channels);
+  __syncthreads();
+  mean_tile(t, b, Teams(b.heads), b.begin, positions, false);
+
+  cluster_sync();
+  merge_means(b, [&](int64_t k, int h, int i) { return load_peer(own + i * t.heads + h, k); }, mean);
+  __syncthreads();
+  center(b, mean, positions);
+  if (text) {
+    __syncthreads();
+    b.weighted_sum(b.q, positions, 0, b.channels, [&](int c, int, float sum) { b.sums[c] = sum; });
+    cluster_sync();
+    b.merge_sums([&](int64_t k, int c, int) { return load_peer(b.sums + c, k); },
+                 [&](int c, int, float sum) { store(b.pointer(t.grad_text, c), from_float<T>(sum * float(t.scale))); });
+  }
+  cluster_arrive();
+  backward_finish(t, b, mean, true);
+  cluster_wait();
 }
 
 }  // namespace
@@ -584,8 +686,10 @@ template <class T> MMK_DEVICE void backward_second(const Task& t, unsigned char*
 #define MMK_KERNELS(T, suffix)          \
   MMK_KERNEL(forward_first, T, suffix)  \
   MMK_KERNEL(forward_second, T, suffix) \
+  MMK_KERNEL(forward_cluster, T, suffix) \
   MMK_KERNEL(backward_first, T, suffix) \
-  MMK_KERNEL(backward_second, T, suffix)
+  MMK_KERNEL(backward_second, T, suffix) \
+  MMK_KERNEL(backward_cluster, T, suffix)
 MMK_KERNELS(float, f32)
 MMK_KERNELS(bf16, bf16)
 MMK_KERNELS(f16, f16)
@@ -618,8 +722,8 @@ Task task_of(const SpatialAttentionBackward& g) {
 // Sizes of tiles and chunks. It depends on shapes, layout and device only: whatever gradient is asked for, the same bits.
 void plan(Task& t, const Device& device, int64_t element, bool backward) {
   const int64_t positions = t.Y * t.X;
-  t.heads = t.H < 64 ? t.H : 64, t.local = 0;
-  const int64_t groups = up(t.H, t.heads), channels = t.heads * (t.D / t.H);
+  t.heads = t.H < 64 ? t.H : 64, t.local = 0, t.cluster = 1;
+  const int64_t groups = up(t.H, t.heads), channels = t.heads * (t.D / t.H), samples = t.B * groups > 0 ? t.B * groups : 1;
   auto fits = [&](int64_t tile, int64_t slab, int64_t bytes) {
     t.tile = tile, t.slab = slab;
     return tile < (1 << 20) && Layout(t, element, backward).total <= bytes;
@@ -629,6 +733,19 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
   int64_t whole = positions;
   if (t.offsets && t.B > 1 && 2 * up(positions, t.B) < positions) whole = 2 * up(positions, t.B);
   if (!fits(whole > 0 ? whole : 1, channels, device.shared)) {
+    // Else in the blocks of a cluster, two on a processor rather than one: one loads while the other waits. At least half of
+    // the processors must have work: a cluster's few can't draw what the memory gives, and a sample that is split over all of
+    // them is faster though it is read twice.
+    t.local = t.pool || backward;
+    for (int64_t bytes : {device.shared / 2 - 1024, device.shared}) {
+      for (t.cluster = 2; !t.offsets && t.cluster <= device.cluster; t.cluster *= 2) {
+        const int64_t part = up(up(positions, t.cluster), t.planes ? 8 : 1) * (t.planes ? 8 : 1);
+        if (2 * samples * t.cluster < device.processors || !fits(part, channels, bytes)) continue;
+        t.chunk = part, t.chunks = t.cluster, t.slots = t.B * t.cluster;
+        return;
+      }
+    }
+    t.cluster = 1;
     // Else what leaves room for two blocks on a processor (each has 1 KiB that it doesn't see); a few positions at least, in
     // slabs of channels where they are too wide.
     const int64_t bytes = device.shared / 2 - 1024, fewest = t.planes ? 32 : 2, step = t.planes ? 8 : 1;
@@ -655,7 +772,7 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
   // A sample is split where there are too few for two blocks a processor, then for four; not so far that the chunks' sums,
   // 4 or 8 bytes a channel, were much beside their features.
   const int64_t tiles = up(positions > 0 ? positions : 1, t.tile), blocks = 4 * device.processors;
-  const int64_t fewest = t.pool || backward ? up(16, t.tile) : 1, samples = t.B * groups > 0 ? t.B * groups : 1;
+  const int64_t fewest = t.pool || backward ? up(16, t.tile) : 1;
   int64_t each;                                                       // tiles of a chunk
   if (t.offsets) {
     each = up(tiles * groups, blocks);
@@ -669,8 +786,9 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
   t.slots = t.offsets ? positions / t.chunk + t.B : t.B * t.chunks;
 }
 
-// Scratch: stats, kept, sums; none where a block does it all.
+// Scratch: stats, kept, sums; none where a block or a cluster does it all.
 int64_t scratch(Task& t, bool backward, float* memory) {
+  if (t.cluster > 1) return 0;
   const bool once = !t.offsets && t.chunks == 1, resident = once && t.Y * t.X <= t.tile;
   const bool sums = backward ? t.grad_text.data != nullptr : t.pool != 0;
   int64_t used = 0;
@@ -685,24 +803,26 @@ int64_t scratch(Task& t, bool backward, float* memory) {
 }
 
 using Kernel = void (*)(Task);
+struct Kernels { Kernel first, second, cluster; };                    // of one dtype
 
-const char* run(const Task& t, Dtype dtype, bool backward, const Device& device, Kernel f32_first, Kernel f32_second, Kernel bf16_first,
-                Kernel bf16_second, Kernel f16_first, Kernel f16_second, Stream stream) {
+const char* run(const Task& t, Dtype dtype, bool backward, const Device& device, Kernels f32, Kernels bf16, Kernels f16, Stream stream) {
   if (t.B == 0 || t.slots == 0) return nullptr;
   if (dtype == Dtype::float64) return "the CUDA kernels have no float64";
   const int64_t shared = Layout(t, element_size(dtype), backward).total, groups = up(t.H, t.heads);
   if (shared > device.shared || t.slots >= (int64_t(1) << 31) || groups >= (1 << 16)) return "the sizes are beyond the CUDA kernels";
   const int threads = 2 * shared > device.shared ? 512 : 256;        // where a processor has room for one block, a larger one
-  const Kernel first = dtype == Dtype::float32 ? f32_first : dtype == Dtype::bfloat16 ? bf16_first : f16_first;
-  const Kernel second = dtype == Dtype::float32 ? f32_second : dtype == Dtype::bfloat16 ? bf16_second : f16_second;
-  const char* error = launch(first, t.slots, groups, threads, shared, stream, t);
+  const Kernels& kernels = dtype == Dtype::float32 ? f32 : dtype == Dtype::bfloat16 ? bf16 : f16;
+  if (t.cluster > 1) return launch(kernels.cluster, t.slots, groups, t.cluster, threads, shared, stream, t);
+  const char* error = launch(kernels.first, t.slots, groups, 1, threads, shared, stream, t);
   const bool split = t.offsets ? t.X > t.chunk : t.chunks > 1;
-  return error || !split ? error : launch(second, t.slots, groups, threads, shared, stream, t);
+  return error || !split ? error : launch(kernels.second, t.slots, groups, 1, threads, shared, stream, t);
 }
+
+Device device() { return current_device(spatial_attention_forward_cluster_f32); }
 
 template <class Arguments> int64_t scratch_of(const Arguments& arguments, Dtype dtype, bool backward) {
   Task t = task_of(arguments);
-  plan(t, current_device(), element_size(dtype), backward);
+  plan(t, device(), element_size(dtype), backward);
   return scratch(t, backward, nullptr);
 }
 
@@ -711,24 +831,25 @@ template <class Arguments> int64_t scratch_of(const Arguments& arguments, Dtype 
 int64_t spatial_attention_scratch(const SpatialAttention& a) { return scratch_of(a, a.dtype, false); }
 int64_t spatial_attention_scratch(const SpatialAttentionBackward& g) { return scratch_of(g, g.forward.dtype, true); }
 
+#define MMK_KERNELS_OF(pass, suffix) \
+  Kernels{spatial_attention_##pass##_first_##suffix, spatial_attention_##pass##_second_##suffix, spatial_attention_##pass##_cluster_##suffix}
+
 const char* spatial_attention_forward(const SpatialAttention& a, float* memory, void* stream) {
   Task t = task_of(a);
-  const Device device = current_device();
-  plan(t, device, element_size(a.dtype), false);
+  const Device on = device();
+  plan(t, on, element_size(a.dtype), false);
   scratch(t, false, memory);
-  return run(t, a.dtype, false, device, spatial_attention_forward_first_f32, spatial_attention_forward_second_f32,
-             spatial_attention_forward_first_bf16, spatial_attention_forward_second_bf16, spatial_attention_forward_first_f16,
-             spatial_attention_forward_second_f16, static_cast<Stream>(stream));
+  return run(t, a.dtype, false, on, MMK_KERNELS_OF(forward, f32), MMK_KERNELS_OF(forward, bf16), MMK_KERNELS_OF(forward, f16),
+             static_cast<Stream>(stream));
 }
 
 const char* spatial_attention_backward(const SpatialAttentionBackward& g, float* memory, void* stream) {
   Task t = task_of(g);
-  const Device device = current_device();
-  plan(t, device, element_size(g.forward.dtype), true);
+  const Device on = device();
+  plan(t, on, element_size(g.forward.dtype), true);
   scratch(t, true, memory);
-  return run(t, g.forward.dtype, true, device, spatial_attention_backward_first_f32, spatial_attention_backward_second_f32,
-             spatial_attention_backward_first_bf16, spatial_attention_backward_second_bf16, spatial_attention_backward_first_f16,
-             spatial_attention_backward_second_f16, static_cast<Stream>(stream));
+  return run(t, g.forward.dtype, true, on, MMK_KERNELS_OF(backward, f32), MMK_KERNELS_OF(backward, bf16), MMK_KERNELS_OF(backward, f16),
+             static_cast<Stream>(stream));
 }
 
 }  // namespace mmk::cuda

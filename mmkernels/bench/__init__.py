@@ -21,7 +21,9 @@ def run(operations=None, *, quick=False, threads=None, device=None, progress=Non
         progress: called with (text, done, total).
     """
     from . import report
+    from .timing import keep_freed_memory
 
+    keep_freed_memory()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)

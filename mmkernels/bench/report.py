@@ -99,15 +99,17 @@ def plot(found, path):
     panels = [panel for panel in panels if panel[2]]
     figure, axes = pyplot.subplots(len(panels), 1, figsize=(9, 3 * len(panels)), squeeze=False, layout="constrained")
     for axis, (operation, kind, rows) in zip(axes[:, 0], panels):
-        for i, name in enumerate(("vs eager", "vs compile")):
+        names = list(dict.fromkeys(name for row in rows for name in row if name.startswith("vs ")))
+        width = 0.8 / len(names)
+        for i, name in enumerate(names):
             heights = [row.get(name) or 0 for row in rows]
-            bars = axis.bar([x + 0.4 * i - 0.2 for x in range(len(rows))], heights, 0.38, label=name.removeprefix("vs "))
+            bars = axis.bar([x + width * (i + 0.5) - 0.4 for x in range(len(rows))], heights, 0.95 * width, label=name.removeprefix("vs "))
             axis.bar_label(bars, fmt="%.1f", fontsize=8)
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_xticks(range(len(rows)), [row["shape"] for row in rows])
         axis.set_ylabel("times faster")
         axis.set_title(f"{operation}: {kind}")
-        axis.legend(title="than torch")
+        axis.legend(title="than")
     env = found["environment"]
     figure.suptitle(f"{env['processor']}, {env['threads']} threads, torch {env['torch']}", fontsize=9)
     figure.savefig(path, dpi=120)

@@ -2,16 +2,17 @@
 
 import torch
 
-from .. import functional, peers, tolerance
-from ..cases import Case
+from .. import functional, peers
 from ..info import last_level_cache
 from . import report
+from .rows import against_the_best, compare, least, values, wrong
 from .timing import peak_memory, race
 
 # B, N, D, and the image's height and width (N = Y * X).
 SHAPES = ((32, 2916, 64, 54), (32, 196, 768, 14), (8, 576, 1024, 24), (64, 49, 2048, 7), (256, 36, 2048, 6),
           (1, 100_000, 512, 250))
 QUICK = ((32, 196, 768, 14), (64, 49, 2048, 7))
+PEERS = ("eager", "compile")
 OUTLIER = "256x36x2048"                           # has a target of its own
 
 
@@ -42,20 +43,7 @@ def _inputs(shape, device, dtype=torch.float32):
 
 
 def _wrong(image, text, gradients=False, **options):
-    """What verification says of the very inputs that are timed, as messages; [] if all is right."""
-    arguments = {"image": image, "text": text, **options}
-    case = Case("benchmark", "benchmark", lambda draw: arguments, False)
-    standard = tolerance.Standard("spatial_attention", case, image.dtype, image.device.type, gradients=gradients)
-    return [str(verdict) for verdict in standard.test(functional.spatial_attention) if not verdict.passed]
-
-
-def _speed(row, times, ours, wrong):
-    """Adds the peers' times and our speed-ups; a wrong result has none."""
-    row |= {"eager": times["eager"].median * 1e3, "compile": times["compile"].median * 1e3}
-    if wrong:
-        return row | {"wrong": wrong}
-    against = {name: times[name].over(times[ours]) for name in ("eager", "compile")}
-    return row | {"vs eager": against["eager"], "vs compile": against["compile"], "speed-up": min(against.values())}
+    return wrong("spatial_attention", {"image": image, "text": text, **options}, gradients)
 
 
 def _forward(shape, device, options):
@@ -73,7 +61,7 @@ def _forward(shape, device, options):
     moved = 2 * image.nbytes                      # read once, written once
     row = {"kind": "forward, ms", "shape": _name(shape), "copy_": times["copy"].median * 1e3,
            "ours out=": times["out"].median * 1e3, "ours": times["fresh"].median * 1e3}
-    row = _speed(row, times, "fresh", _wrong(image, text))
+    row = compare(row, times, "fresh", PEERS, _wrong(image, text))
     if "wrong" not in row:
         row |= {"out= / copy_": times["out"].over(times["copy"]), "share of copy_": times["copy"].over(times["out"]),
                 "MB to move": moved / 1e6, "GB/s": moved / times["out"].median / 1e9}
@@ -94,7 +82,7 @@ def _training(shape, device, options):
     moved = 5 * image.nbytes                      # forward: read, write; backward: read image and gradient, write
     row = {"kind": "forward + backward, ms", "shape": _name(shape), "2.5 copy_": times["copy"].median * 2.5e3,
            "ours": times["ours"].median * 1e3}
-    row = _speed(row, times, "ours", _wrong(image.detach(), text.detach(), gradients=True))
+    row = compare(row, times, "ours", PEERS, _wrong(image.detach(), text.detach(), gradients=True))
     if "wrong" not in row:
         row |= {"share of copy_": 2.5 * times["copy"].over(times["ours"]), "MB to move": moved / 1e6,
                 "GB/s": moved / times["ours"].median / 1e9}
@@ -115,7 +103,7 @@ def _pool(shape, device, options):
         }, **options)
     row = {"kind": "pool, ms", "shape": _name(shape), "copy_ / 2": times["copy"].median * 500,
            "sum": times["sum"].median * 1e3, "ours": times["ours"].median * 1e3}
-    row = _speed(row, times, "ours", _wrong(image, text, combine="pool"))
+    row = compare(row, times, "ours", PEERS, _wrong(image, text, combine="pool"))
     if "wrong" not in row:
         row |= {"share of the limit": min(times["copy"].over(times["ours"]) / 2, times["sum"].over(times["ours"])),
                 "MB to move": image.nbytes / 1e6, "GB/s": image.nbytes / times["ours"].median / 1e9}
@@ -137,8 +125,8 @@ def _layouts(shape, device, options):
         }, **options)
     row = {"kind": "layouts, ms", "shape": _name(shape), "bnd": times["bnd"].median * 1e3,
            "bdhw": times["bdhw"].median * 1e3, "channels_last": times["last"].median * 1e3}
-    wrong = _wrong(planes, text, layout="bdhw") + _wrong(last, text, layout="bdhw")
-    return [row | ({"wrong": wrong} if wrong else {"bdhw / bnd": times["bdhw"].over(times["bnd"]),
+    problems = _wrong(planes, text, layout="bdhw") + _wrong(last, text, layout="bdhw")
+    return [row | ({"wrong": problems} if problems else {"bdhw / bnd": times["bdhw"].over(times["bnd"]),
                                                    "channels_last / bnd": times["last"].over(times["bnd"])})]
 
 
@@ -152,8 +140,8 @@ def _bfloat16(shape, device, options):
     cache = torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else last_level_cache()
     row = {"kind": "bfloat16, ms", "shape": _name(shape), "float32": times["float32"].median * 1e3,
            "bfloat16": times["bfloat16"].median * 1e3, "larger than cache": wide[0].nbytes > cache}
-    wrong = _wrong(*narrow)
-    return [row | ({"wrong": wrong} if wrong else {"float32 / bfloat16": times["float32"].over(times["bfloat16"])})]
+    problems = _wrong(*narrow)
+    return [row | ({"wrong": problems} if problems else {"float32 / bfloat16": times["float32"].over(times["bfloat16"])})]
 
 
 def _memory(shape, device, options):
@@ -168,23 +156,14 @@ def _memory(shape, device, options):
 
 
 def _figures(rows):
-    def values(kind, name, *, only=lambda row: True):
-        """A wrong row has no value and counts as never reached."""
-        return [row.get(name, float("nan")) for row in rows if row["kind"].startswith(kind) and only(row)]
-
-    def least(numbers):
-        return float("nan") if not numbers or any(n != n for n in numbers) else min(numbers)
-
-    yield report.Figure("forward into out=, against copy_, mean", 1.2, report.mean(values("forward,", "out= / copy_")), at_most=True)
-    yield report.Figure("forward, fresh, against the best peer, mean", 1.5, report.mean(values("forward,", "speed-up")))
-    yield report.Figure("forward, fresh, against the best peer, least", 1.0, least(values("forward,", "speed-up")))
-    outlier = values("forward,", "speed-up", only=lambda row: row["shape"] == OUTLIER)
+    yield report.Figure("forward into out=, against copy_, mean", 1.2, report.mean(values(rows, "forward,", "out= / copy_")), at_most=True)
+    yield from against_the_best(rows, "forward", 1.5)
+    outlier = values(rows, "forward,", "speed-up", only=lambda row: row["shape"] == OUTLIER)
     if outlier:
-        yield report.Figure(f"forward, fresh, against the best peer, {OUTLIER}", 2.0, least(outlier))
-    yield report.Figure("forward + backward, against the best peer, mean", 2.2, report.mean(values("forward + backward", "speed-up")))
-    yield report.Figure("forward + backward, against the best peer, least", 1.0, least(values("forward + backward", "speed-up")))
+        yield report.Figure(f"forward, against the best peer, {OUTLIER}", 2.0, least(outlier))
+    yield from against_the_best(rows, "forward + backward", 2.2)
     for layout in ("bdhw", "channels_last"):
-        yield report.Figure(f"{layout} against bnd, mean", 1.15, report.mean(values("layouts", f"{layout} / bnd")), at_most=True)
-    large = values("bfloat16", "float32 / bfloat16", only=lambda row: row["larger than cache"])
+        yield report.Figure(f"{layout} against bnd, mean", 1.15, report.mean(values(rows, "layouts", f"{layout} / bnd")), at_most=True)
+    large = values(rows, "bfloat16", "float32 / bfloat16", only=lambda row: row["larger than cache"])
     if large:
         yield report.Figure("bfloat16 against float32, larger than the cache, mean", 1.5, report.mean(large))

@@ -76,6 +76,16 @@ def _gpu_seconds(function, calls):
     return start.elapsed_time(end) / 1e3 / calls
 
 
+def keep_freed_memory():
+    """Has malloc keep freed memory below 32 MB for the next call, as it mostly does; whom it doesn't is luck, and decides by page faults."""
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)       # glibc's
+    if mallopt is not None:
+        mallopt(-3, 32 << 20)                     # M_MMAP_THRESHOLD, at the largest value that it takes by itself
+        mallopt(-1, 1 << 30)                      # M_TRIM_THRESHOLD
+
+
 def peak_memory(function, device="cpu"):
     """Bytes that a call needs at most, beyond what was there before; None where the system can't tell."""
     function()

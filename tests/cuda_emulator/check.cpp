@@ -31,7 +31,8 @@ struct Memory {                                    // of floats: not a byte more
 bool check(int number) {
   const bool packed = pick(0, 2) == 0, pool = toss(), planes = !packed && toss();
   const int64_t H = pick(0, 3) ? pick(1, 3) : pick(4, 20), D = H * pick(1, H > 3 ? 6 : 30), B = pick(1, 4);
-  emulator::config = {pick(0, 2), unsigned(pick(0, 99)), toss(), (toss() ? pick(5, 10) : pick(10, 40)) * 1000, pick(1, 60)};
+  emulator::config = {pick(0, 2), unsigned(pick(0, 99)), toss(), (toss() ? pick(5, 10) : pick(10, 40)) * 1000,
+                      toss() ? pick(1, 6) : pick(1, 60), int64_t(1) << pick(0, 3)};   // few processors: clusters are used
   std::vector<int64_t> offsets{0};
   int64_t N = H < 4 && pick(0, 3) ? pick(0, 40) : pick(0, 400);
   if (packed)
@@ -151,10 +152,13 @@ bool check(int number) {
 int main(int, char** arguments) {
   const int seed = atoi(arguments[1]), cases = atoi(arguments[2]);
   bool right = true;
+  int clusters = 0;
   for (int i = 0; i < cases; ++i) {
     engine.seed(seed + i);
     right = check(seed + i) && right;
+    clusters += emulator::counts.cluster > 1;
+    emulator::counts = {};
   }
-  printf("%llu blocks\n", (unsigned long long)emulator::counts.blocks);
+  printf("%d in clusters\n", clusters);
   return right ? 0 : 2;
 }

@@ -57,6 +57,7 @@ Counts counts;
 Thread* current;
 
 void copy_bytes(void* to, const void* from, int bytes);   // copy.cpp: what the sanitizers are to see
+void read_halves(uint16_t* to, const void* const* rows, const int* at, int count);
 
 namespace {
 
@@ -79,17 +80,29 @@ struct Meeting {
   Place place;
   int sum[2] = {};
   uint64_t value[2][warp_lanes] = {};
+  Fragments fragments[2][warp_lanes] = {};
   char order[2] = {};                              // what ThreadSanitizer acquires and releases
 };
 
 struct Copy { void* to; const void* from; int bytes; bool keep; };
 
+// One of the blocks that run together: a cluster's, or one alone.
+struct Block {
+  Meeting meeting;
+  std::vector<Meeting> warps;
+  char *memory = nullptr, *dynamic = nullptr;
+  int ended = 0;                                   // threads that have
+  uint64_t read_until = 0;                         // cluster barriers that must have passed before its memory may go
+};
+
 struct Fiber : Thread {
   void* stack_pointer = nullptr;
   char* stack = nullptr;
   void* tsan = nullptr;
-  int index = 0;
+  int index = 0, rank = 0;                         // in the block; the block's in the cluster
   bool done = false;
+  bool arrived = false;                            // at the cluster's barrier, and hasn't waited
+  uint64_t ticket = 0;                             // for this generation of it
   const Meeting* waits = nullptr;                  // for this meeting's generation to pass
   uint64_t generation = 0;
   Place place;
@@ -100,13 +113,12 @@ struct Fiber : Thread {
 struct Stop {};                                    // unwinds the fibers after an error
 
 std::deque<Fiber> fibers;
-std::vector<Meeting> warps;
-Meeting block_meeting;
+std::vector<Block> blocks;
+Meeting cluster_meeting;
 Fiber* running;
 int threads;
 void (*kernel_body)(void*);
 void* kernel_context;
-void* dynamic;
 std::string error;
 
 void* main_stack_pointer;
@@ -117,7 +129,8 @@ size_t main_stack_bytes;
 char start_order, end_order;
 
 void fail(const std::string& what) {
-  if (error.empty()) error = what;
+  if (error.empty())
+    error = "block (" + std::to_string(running->block.x) + ", " + std::to_string(running->block.y) + "): " + what;
   throw Stop();
 }
 
@@ -145,6 +158,10 @@ void enter() {
   try {
     kernel_body(kernel_context);
     if (!running->open.empty() || !running->groups.empty()) fail("a thread ends with copies that it hasn't waited for");
+    if (running->arrived) fail("a thread ends before a cluster barrier that it arrived at: " + running->place.text());
+    Block& own = blocks[running->rank];
+    if (own.read_until > cluster_meeting.generation) fail("a thread ends without a cluster barrier since a peer read its block's memory");
+    ++own.ended;
   } catch (Stop&) {
   }
   if (__tsan_release) __tsan_release(&end_order);
@@ -153,9 +170,10 @@ void enter() {
   __builtin_trap();
 }
 
-// Waits until `expected` threads are here. Returns which of the two generations this one was.
-int meet(Meeting& m, int expected, unsigned mask, Place place, const char* kind, int add, uint64_t value, int lane, bool orders) {
-  const int parity = m.generation & 1;
+// The generation that the caller is of.
+uint64_t arrive(Meeting& m, int expected, unsigned mask, Place place, const char* kind, int add, uint64_t value, int lane, bool orders) {
+  const uint64_t generation = m.generation;
+  const int parity = generation & 1;
   if (m.arrived == 0) {
     m.place = place, m.mask = mask, m.sum[parity] = 0;
   } else if (m.place != place || m.mask != mask) {
@@ -164,32 +182,38 @@ int meet(Meeting& m, int expected, unsigned mask, Place place, const char* kind,
   m.sum[parity] += add;
   if (lane >= 0) m.value[parity][lane] = value;
   if (orders && __tsan_release) __tsan_release(&m.order[parity]);
-  if (++m.arrived == expected) {
-    m.arrived = 0;
-    ++m.generation;
-  } else {
-    running->waits = &m, running->generation = m.generation, running->place = place;
-    while (m.generation == running->generation) {
-      to_scheduler(false);
-      if (!error.empty()) throw Stop();
-    }
-    running->waits = nullptr;
+  if (++m.arrived == expected) m.arrived = 0, ++m.generation;
+  return generation;
+}
+
+void await(Meeting& m, uint64_t generation, Place place, bool orders) {
+  running->waits = &m, running->generation = generation, running->place = place;
+  while (m.generation == generation) {
+    to_scheduler(false);
+    if (!error.empty()) throw Stop();
   }
-  if (orders && __tsan_acquire) __tsan_acquire(&m.order[parity]);
-  return parity;
+  running->waits = nullptr;
+  if (orders && __tsan_acquire) __tsan_acquire(&m.order[generation & 1]);
+}
+
+// Waits until `expected` threads are here. Returns which of the two generations this one was.
+int meet(Meeting& m, int expected, unsigned mask, Place place, const char* kind, int add, uint64_t value, int lane, bool orders) {
+  const uint64_t generation = arrive(m, expected, mask, place, kind, add, value, lane, orders);
+  await(m, generation, place, orders);
+  return generation & 1;
 }
 
 bool runnable(const Fiber& f) {
   return !f.done && (!f.waits || f.waits->generation != f.generation || !error.empty());
 }
 
-void start(Fiber& f, int index, uint3 block, dim3 grid, dim3 size) {
+void start(Fiber& f, int rank, int index, uint3 block, dim3 grid, dim3 size) {
   if (!f.stack) {
     f.stack = static_cast<char*>(mmap(nullptr, guard_bytes + stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     mprotect(f.stack, guard_bytes, PROT_NONE);
     if (__tsan_create_fiber) f.tsan = __tsan_create_fiber(0);
   }
-  f.index = index, f.done = false, f.waits = nullptr;
+  f.rank = rank, f.index = index, f.done = f.arrived = false, f.waits = nullptr;
   f.open.clear(), f.groups.clear();
   f.thread = {index % size.x, index / size.x % size.y, index / size.x / size.y};
   f.block = block, f.block_size = size, f.grid_size = grid;
@@ -199,7 +223,7 @@ void start(Fiber& f, int index, uint3 block, dim3 grid, dim3 size) {
   f.stack_pointer = top - 6;
 }
 
-void run_block(std::mt19937& random, std::vector<int>& order) {
+void run_blocks(std::mt19937& random, std::vector<int>& order) {
   if (__tsan_release) __tsan_release(&start_order);
   for (;;) {
     if (config.order == shuffled) std::shuffle(order.begin(), order.end(), random);
@@ -211,11 +235,12 @@ void run_block(std::mt19937& random, std::vector<int>& order) {
     }
     if (!live) break;
     if (!progress) {                               // all who are left wait for some who have gone
-      for (int i = 0; i < threads; ++i)
-        if (!fibers[i].done) {
-          error = "deadlock: thread " + std::to_string(i) + " waits at " + fibers[i].place.text() + " for threads that have ended";
-          break;
-        }
+      for (size_t i = 0; i < order.size() && error.empty(); ++i) {
+        const Fiber& f = fibers[i];
+        if (!f.done)
+          error = "block (" + std::to_string(f.block.x) + ", " + std::to_string(f.block.y) + "): deadlock: thread " +
+                  std::to_string(f.index) + " waits at " + f.place.text() + " for threads that have ended";
+      }
     }
   }
   if (__tsan_acquire) __tsan_acquire(&end_order);
@@ -223,53 +248,79 @@ void run_block(std::mt19937& random, std::vector<int>& order) {
 
 }  // namespace
 
-const char* run(dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* context) {
+const char* run(dim3 grid, unsigned cluster, dim3 block, size_t shared, void (*body)(void*), void* context) {
   static std::mutex one_at_a_time;
   std::lock_guard<std::mutex> lock(one_at_a_time);
   threads = int(block.x * block.y * block.z);
   error.clear();
   if (threads < 1 || threads > 1024) return "a block has 1 to 1024 threads";
   if (int64_t(shared) > config.shared) return "more shared memory than a block may have";
+  if (cluster < 1 || cluster > config.cluster) return "the device has no clusters of so many blocks";
+  if (grid.x % cluster) return "the grid can't be cut into clusters";
   kernel_body = body, kernel_context = context;
-  while (int(fibers.size()) < threads) fibers.emplace_back();
-  warps.assign((threads + warp_lanes - 1) / warp_lanes, Meeting());
+  const int together = int(cluster) * threads;
+  while (int(fibers.size()) < together) fibers.emplace_back();
   if (__tsan_get_current_fiber) main_tsan = __tsan_get_current_fiber();
   ++counts.launches;
   counts.shared = std::max<uint64_t>(counts.shared, shared);
+  counts.cluster = std::max<uint64_t>(counts.cluster, cluster);
 
   std::mt19937 random(config.seed);
-  std::vector<int> order(threads);
-  for (int i = 0; i < threads; ++i) order[i] = config.order == descending ? threads - 1 - i : i;
-  const size_t count = size_t(grid.x) * grid.y * grid.z;
-  std::vector<size_t> blocks(count);
-  for (size_t i = 0; i < count; ++i) blocks[i] = config.order == descending ? count - 1 - i : i;
-  if (config.order == shuffled) std::shuffle(blocks.begin(), blocks.end(), random);
-  for (size_t i : blocks) {
-    ++counts.blocks;
-    // Exactly as many bytes as were asked for, so that AddressSanitizer sees an overrun; NaN, so that what nobody wrote shows.
-    char* memory = static_cast<char*>(malloc(shared + 16));
-    char* first = __sanitizer_start_switch_fiber ? memory : memory + (16 - reinterpret_cast<uintptr_t>(memory) % 16) % 16;
-    if (__sanitizer_start_switch_fiber) free(memory), first = memory = static_cast<char*>(malloc(shared));
-    memset(first, 0xff, shared);
-    dynamic = first;
-    for (Meeting& w : warps) w.arrived = 0;
-    block_meeting.arrived = 0;
-    uint3 at = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
-    for (int t = 0; t < threads; ++t) start(fibers[t], t, at, grid, block);
-    run_block(random, order);
-    free(memory);
-    if (!error.empty()) {
-      error = "block (" + std::to_string(at.x) + ", " + std::to_string(at.y) + "): " + error;
-      return error.c_str();
+  std::vector<int> order(together);
+  for (int i = 0; i < together; ++i) order[i] = config.order == descending ? together - 1 - i : i;
+  const size_t count = size_t(grid.x) * grid.y * grid.z / cluster;
+  std::vector<size_t> clusters(count);
+  for (size_t i = 0; i < count; ++i) clusters[i] = config.order == descending ? count - 1 - i : i;
+  if (config.order == shuffled) std::shuffle(clusters.begin(), clusters.end(), random);
+  for (size_t i : clusters) {
+    blocks.assign(cluster, Block());
+    cluster_meeting.arrived = 0;
+    for (unsigned rank = 0; rank < cluster; ++rank) {
+      Block& b = blocks[rank];
+      ++counts.blocks;
+      b.warps.assign((threads + warp_lanes - 1) / warp_lanes, Meeting());
+      // Exactly as many bytes as were asked for, so that AddressSanitizer sees an overrun; NaN, so that what nobody wrote shows.
+      const size_t slack = __sanitizer_start_switch_fiber ? 0 : 16;
+      b.memory = static_cast<char*>(malloc(shared + slack));
+      b.dynamic = slack ? b.memory + (16 - reinterpret_cast<uintptr_t>(b.memory) % 16) % 16 : b.memory;
+      memset(b.dynamic, 0xff, shared);
+      const size_t number = i * cluster + rank;
+      uint3 at = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y), unsigned(number / grid.x / grid.y)};
+      for (int t = 0; t < threads; ++t) start(fibers[rank * threads + t], int(rank), t, at, grid, block);
     }
+    run_blocks(random, order);
+    for (Block& b : blocks) free(b.memory);
+    if (!error.empty()) return error.c_str();
   }
   return nullptr;
 }
 
-void* dynamic_shared() { return dynamic; }
+void* dynamic_shared() { return blocks[running->rank].dynamic; }
+
+void cluster_arrive(const char* file, int line) {
+  const Place place{file, line};
+  if (running->arrived) fail("a thread arrives at a cluster barrier before it waited for the last: " + place.text());
+  running->ticket = arrive(cluster_meeting, int(blocks.size()) * threads, 0, place, "cluster barrier", 0, 0, -1, true);
+  running->arrived = true, running->place = place;
+}
+
+void cluster_wait(const char* file, int line) {
+  const Place place{file, line};
+  if (!running->arrived) fail("a thread waits for a cluster barrier that it didn't arrive at: " + place.text());
+  await(cluster_meeting, running->ticket, place, true);
+  running->arrived = false;
+}
+
+const float* peer(const float* mine, int64_t rank) {
+  if (rank < 0 || rank >= int64_t(blocks.size())) fail("a cluster has no block " + std::to_string(rank));
+  Block& other = blocks[rank];
+  if (other.ended) fail("a thread reads the memory of a peer that may have ended");
+  other.read_until = std::max(other.read_until, (running->arrived ? running->ticket : cluster_meeting.generation) + (running->arrived ? 2 : 1));
+  return reinterpret_cast<const float*>(other.dynamic + (reinterpret_cast<const char*>(mine) - blocks[running->rank].dynamic));
+}
 
 int barrier(int value, const char* file, int line) {
-  Meeting& m = block_meeting;
+  Meeting& m = blocks[running->rank].meeting;
   return m.sum[meet(m, threads, 0, {file, line}, "barrier", value, 0, -1, true)];
 }
 
@@ -280,9 +331,45 @@ uint64_t shuffle_xor(unsigned mask, uint64_t value, int lanes, const char* file,
   const Place place{file, line};
   if (mask & ~present || !(mask >> lane & 1)) fail("a shuffle's mask names lanes that aren't there, or not its own, at " + place.text());
   if (!(mask >> other & 1)) fail("a shuffle reads a lane outside its mask at " + place.text());
-  Meeting& m = warps[warp];
+  Meeting& m = blocks[running->rank].warps[warp];
   const int parity = meet(m, __builtin_popcount(mask), mask, place, "shuffle", 0, value, lane, false);   // orders no memory
   return m.value[parity][other];
+}
+
+namespace {
+Meeting& whole_warp(Place place) {
+  if (threads % warp_lanes) fail("an operation of whole warps in a block that isn't made of them, at " + place.text());
+  return blocks[running->rank].warps[running->index / warp_lanes];
+}
+}  // namespace
+
+int lane() { return running->index % warp_lanes; }
+
+void warp_barrier(const char* file, int line) {
+  meet(whole_warp({file, line}), warp_lanes, ~0u, {file, line}, "warp barrier", 0, 0, -1, true);
+}
+
+const Fragments* exchange(const Fragments& mine, const char* kind, const char* file, int line) {
+  Meeting& m = whole_warp({file, line});
+  m.fragments[m.generation & 1][lane()] = mine;
+  return m.fragments[meet(m, warp_lanes, ~0u, {file, line}, kind, 0, 0, -1, false)];
+}
+
+void load_matrices(uint32_t* to, const void* row, bool transposed, const char* file, int line) {
+  const Place place{file, line};
+  if (reinterpret_cast<uintptr_t>(row) % 16) fail("a matrix's row isn't aligned at " + place.text());
+  Meeting& m = whole_warp(place);
+  const int parity = meet(m, warp_lanes, ~0u, place, "load of matrices", 0, reinterpret_cast<uintptr_t>(row), lane(), false);
+  const void* rows[8];
+  int at[8];
+  uint16_t found[8];
+  for (int i = 0; i < 8; ++i) {                    // matrix i / 2, the lane's first or second element of it
+    const int along = lane() / 4, across = 2 * (lane() % 4) + i % 2;
+    rows[i] = reinterpret_cast<const void*>(m.value[parity][i / 2 * 8 + (transposed ? across : along)]);
+    at[i] = transposed ? along : across;
+  }
+  read_halves(found, rows, at, 8);
+  for (int i = 0; i < 4; ++i) to[i] = found[2 * i] | uint32_t(found[2 * i + 1]) << 16;
 }
 
 namespace {
@@ -313,12 +400,13 @@ void copy_wait(int pending) {
 
 // For those who load the emulator as a shared object.
 extern "C" {
-__attribute__((visibility("default"))) void emulator_configure(int order, unsigned seed, int late_copies, int64_t shared, int64_t processors) {
-  emulator::config = {order, seed, late_copies != 0, shared, processors};
+__attribute__((visibility("default"))) void emulator_configure(int order, unsigned seed, int late_copies, int64_t shared, int64_t processors,
+                                                               int64_t cluster) {
+  emulator::config = {order, seed, late_copies != 0, shared, processors, cluster};
 }
-__attribute__((visibility("default"))) void emulator_counts(uint64_t* five, int reset) {
+__attribute__((visibility("default"))) void emulator_counts(uint64_t* six, int reset) {
   const emulator::Counts& c = emulator::counts;
-  five[0] = c.loaded, five[1] = c.stored, five[2] = c.launches, five[3] = c.blocks, five[4] = c.shared;
+  six[0] = c.loaded, six[1] = c.stored, six[2] = c.launches, six[3] = c.blocks, six[4] = c.shared, six[5] = c.cluster;
   if (reset) emulator::counts = {};
 }
 }

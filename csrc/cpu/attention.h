@@ -1,0 +1,229 @@
+// What attention over heads shares: how queries are cut into tiles and tiles shared out, which tokens take part, softmax over the rows
+// of a tile of scores, and sums over tiles that several threads have parts of.
+#pragma once
+#include <new>
+#include <type_traits>
+
+#include "../parallel.h"
+#include "../tensor.h"
+#include "gemm.h"
+#include "softmax.h"
+
+namespace mmk {
+namespace {
+
+// Scratch, aligned to cache lines; operator new lives in the C++ library, so no template of it is compiled for this instruction set.
+template <class C> struct Scratch {
+  C* data;
+  explicit Scratch(int64_t count) : data(static_cast<C*>(::operator new(sizeof(C) * (count > 0 ? count : 1), std::align_val_t(64)))) {}
+  ~Scratch() { ::operator delete(data, std::align_val_t(64)); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+};
+
+// A head's rows, i.e. [N, C] of a [B, H, N, C] tensor.
+template <class T> struct Head {
+  T* data;
+  int64_t n, c;
+  T* row(int64_t i) const { return data + i * n; }
+  explicit operator bool() const { return data; }
+};
+template <class T> inline Head<T> head(const HeadRows& t, int64_t b, int64_t h) {
+  return {t.data ? static_cast<T*>(t.data) + b * t.b + h * t.h : nullptr, t.n, t.c};
+}
+
+constexpr int64_t tile_rows = 96;                   // of queries: every element of a packed panel is used so many times while it is close
+
+// Queries of all heads in tiles of about the same height, shared out to the threads in one piece each: a thread prepares keys and
+// values of every head that it meets once. One head of one sample uses all threads, and so do many.
+struct Tiles {
+  int64_t heads, rows, height, per_head, parts;
+
+  Tiles(int64_t heads, int64_t rows, int64_t most, int64_t flops_per_row, const Parallel& parallel) : heads(heads), rows(rows) {
+    int64_t count = (rows + most - 1) / most;
+    height = count ? (rows + count - 1) / count : 0;
+    height = (height + 11) / 12 * 12;              // whole blocks of every kind
+    per_head = height ? (rows + height - 1) / height : 0;
+    parts = parallel.threads < heads * per_head ? parallel.threads : heads * per_head;
+    if (heads * rows * flops_per_row < 1 << 20) parts = parts < 1 ? parts : 1;   // not worth waking another thread
+  }
+  int64_t begin(int64_t part) const { return heads * per_head * part / parts; }
+
+  // f(part) for every part, on its thread.
+  template <class F> void run(const Parallel& parallel, F f) const {
+    if (parts == 0) return;
+    Parallel limited{int(parts), parallel.run};
+    parallel_for(limited, parts, [&](int64_t first, int64_t last) {
+      for (int64_t p = first; p < last; ++p) f(p);
+      fence();
+    });
+  }
+  // f(head, first tile, last tile + 1): a part's heads, and its tiles in each.
+  template <class F> void of_part(int64_t p, F f) const {
+    for (int64_t tile = begin(p), end = begin(p + 1); tile < end;) {
+      int64_t h = tile / per_head, next = (h + 1) * per_head < end ? (h + 1) * per_head : end;
+      f(h, tile - h * per_head, next - h * per_head);
+      tile = next;
+    }
+  }
+  int64_t first_row(int64_t tile) const { return tile * height; }
+  int64_t count(int64_t tile) const { return rows - tile * height < height ? rows - tile * height : height; }
+};
+
+// The tokens of a head: those that take part in front, as only they are multiplied, and behind them the others where they are wanted, too.
+struct Order {
+  Scratch<int32_t> index;
+  int64_t count = 0;                                // how many take part
+
+  explicit Order(int64_t tokens) : index(tokens) {}
+  void find(const bool* mask, int64_t step, int64_t tokens, bool others) {
+    count = 0;
+    for (int64_t t = 0; t < tokens; ++t)
+      if (!mask || mask[t * step]) index.data[count++] = int32_t(t);
+    if (!others || count == tokens) return;
+    for (int64_t t = 0, i = count; t < tokens; ++t)
+      if (!mask[t * step]) index.data[i++] = int32_t(t);
+  }
+  int64_t operator[](int64_t i) const { return index.data[i]; }
+};
+
+template <class C> constexpr C log2_e = C(1.44269504088896340736);
+template <class C> constexpr C ln_2 = C(0.69314718055994530942);
+
+// Tokens whose scores are in the works at a time: a tile of them stays in the second-level cache. More are taken block by block.
+// A multiple of every vector's lanes and of every block's rows: no block of tokens reaches into the next.
+constexpr int64_t token_block = 528;
+
+inline int64_t blocks(int64_t tokens) { return (tokens + token_block - 1) / token_block; }
+inline int64_t block_tokens(int64_t tokens, int64_t block) {
+  const int64_t rest = tokens - block * token_block;
+  return rest < 0 ? 0 : rest < token_block ? rest : token_block;
+}
+
+// Rows of tokens, packed block by block: as columns, B[channel, token] at k * token_block * channels, or as rows, B[token, channel] at
+// k * token_block * padded(channels). Either takes packed_size elements.
+template <class C> inline int64_t packed_size(int64_t tokens, int64_t channels) {
+  return padded<C>(tokens) * channels + (tokens + 1) * padded<C>(channels);
+}
+template <class T, class C>
+inline void pack_columns(Head<T> from, const Order& order, int64_t tokens, int64_t channels, C factor, C* to) {
+  for (int64_t k = 0; k < blocks(tokens); ++k)
+    pack_transposed<T>(channels, block_tokens(tokens, k), [&](int64_t i) { return from.row(order[k * token_block + i]); }, from.c, factor,
+                       to + k * token_block * channels);
+}
+template <class T, class C> inline void pack_rows(Head<T> from, const Order& order, int64_t tokens, int64_t channels, C* to) {
+  for (int64_t k = 0; k < blocks(tokens); ++k)
+    pack<T>(block_tokens(tokens, k), channels, [&](int64_t i) { return from.row(order[k * token_block + i]); }, from.c, C(1),
+            to + k * token_block * padded<C>(channels));
+}
+
+// Queries as they can be multiplied: where they lie, or a converted copy. Rows that a block reads too much must exist.
+template <class T, class C> inline const C* queries(Head<T> from, int64_t first, int64_t count, int64_t channels, C* copy, int64_t& step) {
+  if constexpr (std::is_same<T, C>::value)
+    if (from.c == 1 && count % 12 == 0) return step = from.n, from.row(first);
+  step = padded<C>(channels);
+  read_rows<T>(count, channels, [&](int64_t r) { return from.row(first + r); }, from.c, copy);
+  return copy;
+}
+
+template <class C> inline C log_2(C x) {
+  if constexpr (sizeof(C) == 4) return __builtin_log2f(x);
+  else return __builtin_log2(x);
+}
+
+// -Inf in the lanes of the last vector that belong to no token.
+template <class C> inline vec<C> padding(int64_t count) {
+  vec<C> v = {};
+  for (int64_t i = 0; i < lanes<C>; ++i) v[i] = vectors<C>(count) * lanes<C> - lanes<C> + i < count ? C(0) : -infinity<C>;
+  return v;
+}
+
+// Rows of scores (base 2) -> exp2(score - top), top and total brought up to date: top is the largest score so far, total the sum of
+// the exponentials. `factor` is what sums before this block are to be multiplied by. First block: top = -Inf, total = 0.
+template <class C>
+inline void softmax_rows(C* scores, int64_t rows, int64_t step, int64_t count, C* top, C* total, C* factor) {
+  const int64_t last = vectors<C>(count) * lanes<C> - lanes<C>;
+  const vec<C> none = padding<C>(count);
+  for (int64_t r = 0; r < rows; ++r) {
+    C* s = scores + r * step;
+    vec<C> end = load(s + last);
+    end = none == vec<C>{} ? end : none;            // not a sum: a query with NaN or Inf has NaN behind the last token
+    vec<C> most = end;
+    for (int64_t i = 0; i < last; i += lanes<C>) most = maximum<C>(most, load(s + i));
+    const C before = top[r], now = maximum(before, max<C>(most)), base = now == -infinity<C> ? C(0) : now;
+    vec<C> sum = exp2(end - base);
+    store(s + last, sum);
+    for (int64_t i = 0; i < last; i += lanes<C>) {
+      vec<C> e = exp2(load(s + i) - base);
+      store(s + i, e);
+      sum += e;
+    }
+    factor[r] = before == -infinity<C> ? C(0) : exp2(before - base);
+    total[r] = total[r] * factor[r] + mmk::sum<C>(sum);
+    top[r] = now;
+  }
+}
+
+template <class C> inline void scale_rows(C* x, int64_t rows, int64_t step, int64_t count, const C* factor) {
+  for (int64_t r = 0; r < rows; ++r)
+    if (factor[r] != 1)
+      for (int64_t i = 0; i < count; i += lanes<C>) store(x + r * step + i, load(x + r * step + i) * factor[r]);
+}
+
+// to = sums * factor, converted; sums null: zeros.
+template <class T, class C> inline void write_row(const C* sums, int64_t columns, C factor, T* to, int64_t step) {
+  int64_t c = 0;
+  if (!sums) {
+    for (; c < columns; ++c) to[c * step] = from_acc<T>(C(0));
+    return;
+  }
+  if (step == 1) for (; c + lanes<C> <= columns; c += lanes<C>) store(to + c, load(sums + c) * factor);
+  for (; c < columns; ++c) to[c * step] = from_acc<T>(sums[c] * factor);
+}
+
+// A head's gradient from the sums of its tokens, in their order; those without a sum get zeros.
+template <class T, class C>
+inline void write_tokens(const C* sums, int64_t step, int64_t columns, C factor, const Order& order, int64_t summed, int64_t tokens, Head<T> to) {
+  if (summed < tokens) for (int64_t t = 0; t < tokens; ++t) write_row<T, C>(nullptr, columns, factor, to.row(t), to.c);
+  for (int64_t i = 0; i < summed; ++i) write_row<T>(sums + i * step, columns, factor, to.row(order[i]), to.c);
+}
+
+// f of a zero of the dtype's type.
+template <class F> inline void with_type(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::float32: return f(float{});
+    case Dtype::bfloat16: return f(bf16{});
+    case Dtype::float16: return f(f16{});
+    case Dtype::float64: return f(double{});
+  }
+}
+
+// Sums over the queries of a head when the tiles of a head may be shared by several parts: each leaves what it has of its first and of its
+// last head here, and they are added in the order of the parts.
+template <class C> struct Shares {
+  const Tiles& tiles;
+  int64_t size;
+  Scratch<C> data;
+  Shares(const Tiles& tiles, int64_t size) : tiles(tiles), size(size), data(tiles.parts > 1 ? 2 * tiles.parts * size : 0) {}
+
+  // Where a part puts its share of a head; null if no other part has one.
+  C* of(int64_t part, int64_t head) const {
+    const int64_t begin = tiles.begin(part), end = tiles.begin(part + 1);
+    const bool starts = head * tiles.per_head >= begin, ends = (head + 1) * tiles.per_head <= end;
+    return starts && ends ? nullptr : data.data + (2 * part + (starts ? 1 : 0)) * size;
+  }
+  // f(head, shares, count) for every head that was shared.
+  template <class F> void merge(F f) const {
+    Scratch<C*> found(tiles.parts);
+    for (int64_t p = 0; p < tiles.parts; ++p) {
+      const int64_t head = (tiles.begin(p + 1) - 1) / tiles.per_head, next = (head + 1) * tiles.per_head;    // the part's last
+      if (head * tiles.per_head < tiles.begin(p) || next <= tiles.begin(p + 1)) continue;                    // doesn't start here, or isn't shared
+      int64_t count = 0;
+      for (int64_t q = p; q < tiles.parts && tiles.begin(q) < next; ++q) found.data[count++] = of(q, head);
+      f(head, found.data, count);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace mmk

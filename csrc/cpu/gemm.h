@@ -1,0 +1,149 @@
+// Small matrix products for tiles of attention: C[m, n] = (or +=) sum_k A[m, k] B[k, n], with d, T of 16 to 256, where a library
+// reaches a third of its own peak. A block of rows x vectors of C stays in registers while k runs: per k one load a vector of B and
+// one broadcast a row of A. B comes in panels, so that what a block reads of it is contiguous and stays in the first-level cache.
+// Rows of A beyond m up to the block's height are read, and rows of C written: both need `slack` rows behind the last.
+#pragma once
+#include "simd.h"
+
+namespace mmk {
+namespace {
+
+// Registers: 32 of 64 bytes, else 16. The widest panel in vectors, and a block's rows for each width.
+constexpr int panel_vectors = MMK_VECTOR_BYTES == 64 ? 4 : 3;
+constexpr int block_rows(int vectors) {
+  return MMK_VECTOR_BYTES == 64 ? (vectors <= 2 ? 12 : vectors == 3 ? 8 : 6) : (vectors == 1 ? 8 : vectors == 2 ? 6 : 4);
+}
+constexpr int64_t slack = 12;
+
+template <class C> constexpr int64_t vectors(int64_t n) { return (n + lanes<C> - 1) / lanes<C>; }
+template <class C> constexpr int64_t padded(int64_t n) { return vectors<C>(n) * lanes<C>; }
+
+// The width of the next panel when `left` vectors are left: none too narrow to keep the multipliers busy, if it can be helped.
+inline int64_t next_panel(int64_t left) {
+  if constexpr (panel_vectors == 4) return left == 5 || left == 6 ? 3 : left < 4 ? left : 4;
+  else return left == 3 ? 3 : left < 2 ? left : 2;
+}
+
+// One block. Columns: A is stored [k, m], lda apart; else [m, k]. I counts the rows, J the vectors: constants from the start, so that
+// the sums never leave their registers.
+template <class C, bool Columns, class Rows, class Vectors> struct Block;
+template <class C, bool Columns, size_t... I, size_t... J>
+struct Block<C, Columns, std::index_sequence<I...>, std::index_sequence<J...>> {
+  static constexpr size_t width = sizeof...(J);
+
+  template <size_t R> static MMK_INLINE void multiply(vec<C>* sum, C a, const vec<C>* b) {
+    const vec<C> x = splat(a);
+    ((sum[R * width + J] += x * b[J]), ...);
+  }
+  template <size_t R> static MMK_INLINE void write(const vec<C>* sum, C* c, bool add) {
+    if (add) (store(c + J * lanes<C>, load(c + J * lanes<C>) + sum[R * width + J]), ...);
+    else (store(c + J * lanes<C>, sum[R * width + J]), ...);
+  }
+  static __attribute__((noinline)) void run(int64_t depth, const C* a, int64_t lda, const C* b, int64_t ldb, C* c, int64_t ldc, bool add) {
+    vec<C> sum[sizeof...(I) * width] = {};
+    for (int64_t k = 0; k < depth; ++k, b += ldb) {
+      const vec<C> row[width] = {load(b + J * lanes<C>)...};
+      (multiply<I>(sum, Columns ? a[k * lda + int64_t(I)] : a[int64_t(I) * lda + k], row), ...);
+    }
+    (write<I>(sum, c + int64_t(I) * ldc, add), ...);
+  }
+};
+
+template <class C> using BlockFunction = void (*)(int64_t, const C*, int64_t, const C*, int64_t, C*, int64_t, bool);
+
+// The block of at most `left` rows (at most two below that), and its height.
+template <class C, bool Columns, int Vectors> inline BlockFunction<C> block(int64_t left, int64_t& rows) {
+  constexpr int full = block_rows(Vectors), half = full / 2;
+  auto make = [](auto count) { return &Block<C, Columns, std::make_index_sequence<count.value>, std::make_index_sequence<Vectors>>::run; };
+  if (left <= 2) return rows = 2, make(std::integral_constant<int, 2>{});
+  if (left <= half) return rows = half, make(std::integral_constant<int, half>{});
+  return rows = full, make(std::integral_constant<int, full>{});
+}
+
+template <class C, bool Columns> inline BlockFunction<C> block(int64_t vectors, int64_t left, int64_t& rows) {
+  switch (vectors) {
+    case 1: return block<C, Columns, 1>(left, rows);
+    case 2: return block<C, Columns, 2>(left, rows);
+    case 3: return block<C, Columns, 3>(left, rows);
+    default: return block<C, Columns, panel_vectors>(left, rows);
+  }
+}
+
+// B: [depth, n], rows `step` apart (n then padded to whole vectors), or in panels one behind the other (step 0).
+template <class C> struct Matrix {
+  const C* data;
+  int64_t step;
+};
+
+// C[m, n] (ldc apart, n padded to whole vectors) = or += A B.
+template <class C, bool Columns>
+inline void multiply(int64_t m, int64_t n, int64_t depth, const C* a, int64_t lda, Matrix<C> b, C* c, int64_t ldc, bool add) {
+  constexpr int64_t most = MMK_VECTOR_BYTES == 64 ? 128 : 256;     // of k at a time: a panel of B is at most 32 KiB
+  const int64_t all = vectors<C>(n);
+  for (int64_t v = 0, width; v < all; v += width) {
+    width = next_panel(all - v);
+    const int64_t first = v * lanes<C>, step = b.step ? b.step : width * lanes<C>;
+    const C* panel = b.data + (b.step ? first : first * depth);
+    int64_t pieces = (depth + most - 1) / most, piece = pieces ? (depth + pieces - 1) / pieces : 0;
+    if (!depth && !add)
+      for (int64_t i = 0; i < m; ++i) memset(c + i * ldc + first, 0, width * lanes<C> * sizeof(C));
+    for (int64_t k = 0; k < depth; k += piece) {
+      const int64_t count = depth - k < piece ? depth - k : piece;
+      for (int64_t i = 0, rows; i < m; i += rows) {
+        auto run = block<C, Columns>(width, m - i, rows);
+        run(count, Columns ? a + k * lda + i : a + i * lda + k, lda, panel + k * step, step, c + i * ldc + first, ldc, add || k);
+      }
+    }
+  }
+}
+
+// Packing: B in panels, converted, multiplied by `factor`, padded with zeros to whole vectors. `row(i)` gives the i-th of the source's
+// rows, its elements `step` apart.
+template <class T, class C, class Row>
+inline void pack(int64_t rows, int64_t columns, Row row, int64_t step, C factor, C* to) {          // B[k, n] = row(k)[n]
+  const int64_t all = vectors<C>(columns);
+  for (int64_t v = 0, width; v < all; v += width) {
+    width = next_panel(all - v);
+    const int64_t first = v * lanes<C>, count = columns - first < width * lanes<C> ? columns - first : width * lanes<C>;
+    for (int64_t k = 0; k < rows; ++k, to += width * lanes<C>) {
+      const T* from = row(k) + first * step;
+      int64_t i = 0;
+      if (step == 1) for (; i + lanes<C> <= count; i += lanes<C>) store(to + i, load(from + i) * factor);
+      for (; i < count; ++i) to[i] = to_acc(from[i * step]) * factor;
+      for (; i < width * lanes<C>; ++i) to[i] = 0;
+    }
+  }
+}
+template <class T, class C, class Row>
+inline void pack_transposed(int64_t rows, int64_t columns, Row row, int64_t step, C factor, C* to) {   // B[k, n] = row(n)[k]
+  const int64_t all = vectors<C>(columns);
+  for (int64_t v = 0, width; v < all; v += width) {
+    width = next_panel(all - v);
+    const int64_t size = width * lanes<C>, first = v * lanes<C>;
+    for (int64_t n = 0; n < size; ++n)
+      if (first + n < columns) {
+        const T* from = row(first + n);
+        for (int64_t k = 0; k < rows; ++k) to[k * size + n] = to_acc(from[k * step]) * factor;
+      } else {
+        for (int64_t k = 0; k < rows; ++k) to[k * size + n] = 0;
+      }
+    to += rows * size;
+  }
+}
+
+// A tile of rows as it is multiplied: [rows, padded(columns)], converted, the padding 0. `row(i)` null: a row of zeros.
+template <class T, class C, class Row> inline void read_rows(int64_t rows, int64_t columns, Row row, int64_t step, C* to) {
+  const int64_t size = padded<C>(columns);
+  for (int64_t r = 0; r < rows; ++r, to += size) {
+    const T* from = row(r);
+    int64_t i = 0;
+    if (from) {
+      if (step == 1) for (; i + lanes<C> <= columns; i += lanes<C>) store(to + i, load(from + i));
+      for (; i < columns; ++i) to[i] = to_acc(from[i * step]);
+    }
+    for (; i < size; ++i) to[i] = 0;
+  }
+}
+
+}  // namespace
+}  // namespace mmk

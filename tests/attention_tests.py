@@ -1,0 +1,30 @@
+"""What both attentions over heads are tested for, on every backend that can run here."""
+
+import torch
+
+from mmkernels import tolerance
+
+
+def assert_right(operation, function, case, dtype, device, backend):
+    verdicts = tolerance.Standard(operation, case, dtype, device).test(function, backend=backend)
+    wrong = [str(verdict) for verdict in verdicts if not verdict.passed]
+    assert not wrong, "\n".join(wrong)
+
+
+def draw(*shape, dtype=torch.float32, device="cpu", seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
+def gradients(function, tensors, **options):
+    """The results, and the gradients of their weighted sum."""
+    tensors = [t.detach().clone().requires_grad_() for t in tensors]
+    results = function(*tensors, **options)
+    results = results if isinstance(results, tuple) else (results,)
+    upstream = [draw(*r.shape, dtype=r.dtype, device=r.device, seed=9 + i) for i, r in enumerate(results)]
+    return *(r.detach() for r in results), *torch.autograd.grad(results, tensors, upstream)
+
+
+def assert_close(actual, expected, rtol=1e-4, atol=1e-5):
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected):
+        torch.testing.assert_close(a, e, rtol=rtol, atol=atol)

@@ -1,0 +1,110 @@
+"""bidirectional_attention: the same tests on every backend that can run here."""
+
+import functools
+
+import pytest
+import torch
+from attention_tests import assert_close, assert_right, draw, gradients
+from conftest import runnable, runnable_cases
+
+import mmkernels as mmk
+from mmkernels import cases
+
+OPERATION = "bidirectional_attention"
+on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
+on_every_backend_and_dtype = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, cases.DTYPES))
+in_float64 = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, [torch.float64]))
+
+
+def inputs(dtype=torch.float32, device="cpu", shape=(2, 3, 13, 11, 8, 6)):
+    b, h, n, t, d, dv = shape
+    sizes = ((b, h, n, d), (b, h, t, d), (b, h, n, dv), (b, h, t, dv))
+    return [draw(*size, dtype=dtype, device=device, seed=i) for i, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
+def test_case(backend, device, dtype, case):
+    assert_right(OPERATION, mmk.bidirectional_attention, case, dtype, device, backend)
+
+
+@in_float64
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradcheck(backend, device, dtype, masked):
+    """First and second derivatives against differences of values."""
+    tensors = [t.requires_grad_() for t in inputs(dtype, device, (2, 2, 4, 3, 3, 2))]
+    masks = {"image_mask": torch.arange(8, device=device).view(2, 4) % 3 > 0, "text_mask": torch.arange(6, device=device).view(2, 3) % 3 > 0} if masked else {}
+    run = functools.partial(mmk.bidirectional_attention, backend=backend, **masks)
+    assert torch.autograd.gradcheck(run, tensors)
+    assert torch.autograd.gradgradcheck(run, tensors)
+
+
+@on_every_backend_and_dtype
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_masked_values_reach_nothing(backend, device, dtype, poison):
+    """The same as zeros at what is masked out."""
+    query, key, image_value, text_value = inputs(dtype, device)
+    masks = {"image_mask": torch.arange(26, device=device).view(2, 13) % 3 > 0, "text_mask": torch.arange(22, device=device).view(2, 11) % 4 > 0}
+    image, text = (~m[:, None, :, None] for m in masks.values())
+    run = functools.partial(mmk.bidirectional_attention, backend=backend, **masks)
+    dirty, clean = (gradients(run, (query.masked_fill(image, value), key.masked_fill(text, value), image_value.masked_fill(image, value),
+                                    text_value.masked_fill(text, value))) for value in (poison, 0))
+    for i, hidden in enumerate((None, None, image, text, image, text)):     # what a masked query or key is told of itself is its own affair
+        a, e = (t if hidden is None else t.masked_fill(hidden, 0) for t in (dirty[i], clean[i]))
+        assert torch.equal(a, e) and bool(a.isfinite().all())
+
+
+@on_every_backend_and_dtype
+def test_nothing_to_attend_to(backend, device, dtype):
+    """Exactly 0 where the other side is masked completely."""
+    tensors = inputs(dtype, device)
+    image_mask, text_mask = torch.ones(2, 13, dtype=torch.bool, device=device), torch.ones(2, 11, dtype=torch.bool, device=device)
+    image_mask[0], text_mask[1] = False, False
+    image_out, text_out, *grads = gradients(functools.partial(mmk.bidirectional_attention, image_mask=image_mask, text_mask=text_mask, backend=backend), tensors)
+    assert not image_out[1].any() and image_out[0].any() and not text_out[0].any() and text_out[1].any()
+    assert all(bool(t.isfinite().all()) for t in (image_out, text_out, *grads)) and not grads[2][0].any() and not grads[3][1].any()
+
+
+@on_every_backend
+def test_function_vmap_and_twice(backend, device, dtype):
+    tensors = inputs(dtype, device)
+    run = functools.partial(mmk.bidirectional_attention, scale=0.3, backend=backend)
+    first, second = gradients(run, tensors), gradients(run, tensors)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    apply = lambda *t: mmk.BidirectionalAttentionFunction.apply(*t, None, None, 0.3, backend)[:2]
+    assert_close(gradients(apply, tensors), first)
+    stacked = [torch.stack([t, t + 1]) for t in tensors]
+    for mapped, one, two in zip(torch.func.vmap(run)(*stacked), run(*tensors), run(*(t + 1 for t in tensors))):
+        torch.testing.assert_close(mapped, torch.stack([one, two]), rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+def test_compile(backend, device, dtype):
+    """One graph without a break; one compilation serves every size."""
+    run = functools.partial(mmk.bidirectional_attention, backend=backend)
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for shape in ((2, 3, 13, 11, 8, 6), (3, 3, 29, 17, 8, 6)):
+            assert_close(gradients(compiled, inputs(dtype, device, shape)), gradients(run, inputs(dtype, device, shape)))
+
+
+def test_opcheck(extension):
+    torch.library.opcheck(torch.ops.mmkernels.bidirectional_attention.default, (*(t.requires_grad_() for t in inputs()), None, None, 0.5))
+
+
+def test_module(extension):
+    torch.manual_seed(0)
+    fused, plain = (mmk.BidirectionalAttention(24, 10, 12, 3, backend=backend) for backend in (None, "reference"))
+    plain.load_state_dict(fused.state_dict())
+    image, text = draw(2, 30, 24), draw(2, 7, 10, seed=1)
+    masks = {"image_mask": torch.arange(60).view(2, 30) % 4 > 0, "text_mask": torch.arange(14).view(2, 7) % 4 > 0}
+    assert_close(fused(image, text, **masks), plain(image, text, **masks))
+
+
+@pytest.mark.parametrize("name, change, exception", [
+    ("text_key", lambda t: t[..., :-1], ValueError), ("image_value", lambda t: t.double(), ValueError), ("text_value", lambda t: t[:, :, :-1], ValueError),
+    ("image_query", lambda t: t.long(), ValueError), ("text_key", lambda t: t.tolist(), TypeError)])
+def test_message(name, change, exception):
+    arguments = dict(zip(("image_query", "text_key", "image_value", "text_value"), inputs()))
+    with pytest.raises(exception, match=f"^{name} must"):
+        mmk.bidirectional_attention(**arguments | {name: change(arguments[name])})

@@ -1,0 +1,190 @@
+"""gated_cross_attention: the same tests on every backend that can run here."""
+
+import functools
+
+import pytest
+import torch
+from attention_tests import assert_close, assert_right, draw, gradients
+from conftest import runnable, runnable_cases
+
+import mmkernels as mmk
+from mmkernels import cases, reference
+
+OPERATION = "gated_cross_attention"
+on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
+on_every_backend_and_dtype = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, cases.DTYPES))
+in_float64 = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, [torch.float64]))
+
+
+def inputs(dtype=torch.float32, device="cpu", shape=(2, 3, 13, 11, 8, 6)):
+    b, h, n, t, d, dv = shape
+    sizes = ((b, h, n, d), (b, h, t, d), (b, h, t, dv), (b, h, n, dv))
+    return [draw(*size, dtype=dtype, device=device, seed=i) for i, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
+def test_case(backend, device, dtype, case):
+    assert_right(OPERATION, mmk.gated_cross_attention, case, dtype, device, backend)
+
+
+@in_float64
+@pytest.mark.parametrize("mask", [None, "BT", "BHNT", "float"])
+@pytest.mark.parametrize("gated", [True, False])
+def test_gradcheck(backend, device, dtype, mask, gated):
+    """First and second derivatives against differences of values."""
+    tensors = [t.requires_grad_() for t in inputs(dtype, device, (2, 2, 4, 3, 3, 2))]
+    masks = {None: None, "BT": torch.tensor([[True, False, True], [True, True, False]], device=device),
+             "BHNT": torch.arange(48, device=device).view(2, 2, 4, 3) % 3 > 0, "float": draw(4, 3, dtype=dtype, device=device).requires_grad_()}
+    run = lambda q, k, v, g, *m: mmk.gated_cross_attention(q, k, v, g if gated else None, attn_mask=m[0] if m else masks[mask], backend=backend) + 0 * g
+    arguments = (*tensors, *((masks[mask],) if mask == "float" else ()))
+    assert torch.autograd.gradcheck(run, arguments)
+    assert torch.autograd.gradgradcheck(run, arguments)
+
+
+@on_every_backend_and_dtype
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_masked_tokens_reach_nothing(backend, device, dtype, poison):
+    """The same bits whatever a token holds that nobody attends to; its own gradient is 0."""
+    query, key, value, gate = inputs(dtype, device)
+    mask = torch.arange(11, device=device).expand(2, 11) % 3 > 0
+    hidden = ~mask[:, None, :, None]
+    run = functools.partial(mmk.gated_cross_attention, attn_mask=mask, backend=backend)
+    dirty = gradients(run, (query, key.masked_fill(hidden, poison), value.masked_fill(hidden, poison), gate))
+    clean = gradients(run, (query, key.masked_fill(hidden, 0), value.masked_fill(hidden, 0), gate))
+    assert all(torch.equal(a, e) for a, e in zip(dirty, clean))
+    assert not dirty[2].masked_select(hidden).any() and not dirty[3].masked_select(hidden).any()
+
+
+@on_every_backend_and_dtype
+def test_nothing_to_attend_to(backend, device, dtype):
+    """Exactly 0, gradients too, though the query and its gate are NaN."""
+    query, key, value, gate = inputs(dtype, device)
+    mask = torch.ones(2, 1, 13, 11, dtype=torch.bool, device=device)
+    mask[1, :, 4] = False
+    query[1, :, 4], gate[1, :, 4] = float("nan"), float("nan")
+    found = gradients(functools.partial(mmk.gated_cross_attention, attn_mask=mask, backend=backend), (query, key, value, gate))
+    assert all(bool(t.isfinite().all()) for t in found)
+    result, grad_query, _, _, grad_gate = found
+    assert not result[1, :, 4].any() and not grad_query[1, :, 4].any() and not grad_gate[1, :, 4].any() and result[1, :, 3].any()
+
+
+@on_every_backend
+def test_mask_forms(backend, device, dtype):
+    """bool, the same expanded, and the same as -Inf."""
+    tensors = inputs(dtype, device)
+    mask = torch.arange(22, device=device).view(2, 11) % 3 > 0
+    first = gradients(functools.partial(mmk.gated_cross_attention, attn_mask=mask, backend=backend), tensors)
+    for other in (mask[:, None, None].expand(2, 3, 13, 11), torch.zeros(2, 1, 1, 11, device=device).masked_fill(~mask[:, None, None], float("-inf"))):
+        assert_close(gradients(functools.partial(mmk.gated_cross_attention, attn_mask=other, backend=backend), tensors), first)
+
+
+@on_every_backend
+def test_views_of_projections(backend, device, dtype):
+    """The result of views of [B, N, H * d] is one again."""
+    query, key, value, gate = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in inputs(dtype, device))
+    result = mmk.gated_cross_attention(query, key, value, gate, backend=backend)
+    if backend != "reference":
+        assert result.transpose(1, 2).is_contiguous()
+    torch.testing.assert_close(result, reference.gated_cross_attention(query, key, value, gate), rtol=1e-4, atol=1e-5)
+
+
+@on_every_backend
+def test_need_weights(backend, device, dtype):
+    tensors, mask = inputs(dtype, device), draw(2, 11, device=device) > 0
+    run = lambda function, **options: gradients(lambda *t: function(*t, attn_mask=mask, need_weights=True, **options), tensors)
+    assert_close(run(mmk.gated_cross_attention, backend=backend), run(reference.gated_cross_attention))
+
+
+@on_every_backend
+def test_function(backend, device, dtype):
+    tensors = inputs(dtype, device)
+    apply = lambda *t: mmk.GatedCrossAttentionFunction.apply(*t, None, None, None, 0.3, True, backend)[0]
+    for a, e in zip(gradients(apply, tensors), gradients(mmk.gated_cross_attention, tensors, scale=0.3, backend=backend)):
+        torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-7)
+
+
+@on_every_backend
+def test_vmap(backend, device, dtype):
+    tensors = [torch.stack([t, t + 1, t * 2]) for t in inputs(dtype, device)]
+    run = functools.partial(mmk.gated_cross_attention, backend=backend)
+    torch.testing.assert_close(torch.func.vmap(run)(*tensors), torch.stack([run(*t) for t in zip(*tensors)]), rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+def test_compile(backend, device, dtype):
+    """One graph without a break; one compilation serves every size."""
+    run = functools.partial(mmk.gated_cross_attention, backend=backend)
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for shape in ((2, 3, 13, 11, 8, 6), (3, 3, 29, 17, 8, 6)):
+            assert_close(gradients(compiled, inputs(dtype, device, shape)), gradients(run, inputs(dtype, device, shape)))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_opcheck(extension, gated):
+    query, key, value, gate = (t.requires_grad_() for t in inputs())
+    torch.library.opcheck(torch.ops.mmkernels.gated_cross_attention.default,
+                          (query, key, value, gate if gated else None, None, None, None, 0.5, gated))
+
+
+@on_every_backend
+def test_same_bits_twice(backend, device, dtype):
+    first, second = (gradients(mmk.gated_cross_attention, inputs(dtype, device), backend=backend) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_long_image_takes_no_score_matrix(extension):
+    """100,000 positions, 77 tokens, no temporary that grows with them but the rows' sums."""
+    tensors = inputs(shape=(1, 1, 100_000, 77, 16, 16))
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        result = mmk.gated_cross_attention(*tensors, backend="cpu")
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profiler.events())
+    assert allocated < 1.2 * result.nbytes
+    assert_close([result[:, :, -50:]], [reference.gated_cross_attention(tensors[0][:, :, -50:], *tensors[1:3], tensors[3][:, :, -50:])])
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_module(extension, norm):
+    torch.manual_seed(0)
+    fused = mmk.GatedCrossAttention(24, 10, 3, norm=torch.nn.LayerNorm(24) if norm else None)
+    plain = mmk.GatedCrossAttention(24, 10, 3, norm=torch.nn.LayerNorm(24) if norm else None, backend="reference")
+    plain.load_state_dict(fused.state_dict())
+    image, text, mask = draw(2, 30, 24), draw(2, 7, 10, seed=1), torch.arange(14).view(2, 7) % 4 > 0
+    assert_close(fused(image, text, mask=mask, need_weights=True), plain(image, text, mask=mask, need_weights=True))
+    with pytest.raises(ValueError, match="num_heads must be at least 1 and divide embed_dim 24, got 5"):
+        mmk.GatedCrossAttention(24, 10, 5)
+
+
+QUERY, KEY, VALUE, GATE = inputs()
+MISTAKES = {
+    "query a list": ({"query": [1.0]}, TypeError, "query must be a torch.Tensor, got list"),
+    "query of integers": ({"query": QUERY.long()}, ValueError, "query must be float32"),
+    "query flat": ({"query": QUERY[0]}, ValueError, r"query must have shape \[B, H, N, d\]"),
+    "key of another width": ({"key": KEY[..., :-1]}, ValueError, r"key must have shape .*2, 3, any, 8.*got \[2, 3, 11, 7\]"),
+    "key of another dtype": ({"key": KEY.double()}, ValueError, "key must have query's dtype"),
+    "value too short": ({"value": VALUE[:, :, :-1]}, ValueError, r"value must have shape .*got \[2, 3, 10, 6\]"),
+    "gate too short": ({"gate": GATE[:, :, :-1]}, ValueError, r"gate must have shape .*got \[2, 3, 12, 6\]"),
+    "gate elsewhere": ({"gate": GATE.to("meta")}, ValueError, "gate must be on query's device"),
+    "mask of integers": ({"attn_mask": torch.ones(2, 11).long()}, ValueError, "attn_mask must be bool .* or floating point"),
+    "mask too short": ({"attn_mask": torch.ones(2, 10) > 0}, ValueError, r"attn_mask must have shape \[B, T\] = \[2, 11\].*got \[2, 10\]"),
+    "scale a string": ({"scale": "1"}, TypeError, "scale must be a number"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_message(name):
+    changes, exception, message = MISTAKES[name]
+    with pytest.raises(exception, match=message):
+        mmk.gated_cross_attention(**{"query": QUERY, "key": KEY, "value": VALUE, "gate": GATE} | changes)
+
+
+@pytest.mark.parametrize("wrong", [{1: KEY[..., :-1]}, {2: VALUE[:1]}, {3: GATE.double()}, {0: QUERY[0]}, {4: torch.ones(2, 3, 10) > 0},
+                                   {5: torch.ones(2, 3, 13, 11) > 0}, {6: torch.ones(2, 3, 13, 10)}])
+def test_operation_refuses(extension, wrong):
+    """A RuntimeError, never a crash."""
+    arguments = [QUERY, KEY, VALUE, GATE, None, None, None, 1.0, True]
+    for i, value in wrong.items():
+        arguments[i] = value
+    with pytest.raises(RuntimeError):
+        torch.ops.mmkernels.gated_cross_attention(*arguments)
