@@ -199,15 +199,18 @@ def table(rows):
     lines = ["# What the Triton kernels need", "",
              "Written by `python tests/test_triton_compile.py docs/triton.md`: each kernel as the operation launches it in its first",
              "configuration, compiled without a GPU. Registers a thread (AMD: vector registers); shared memory in bytes a program;",
-             "spills: bytes of local memory (AMD: registers). `block`: positions (merge: chunks) x channels that a program holds.", ""]
+             "spills: bytes of memory that registers were spilled to (AMD's scalar registers spill into vector registers, and aren't counted).",
+             "`block`: positions (merge: chunks) x channels that a program holds. Attention over heads: rows x columns of a score tile x",
+             "channels multiplied at once (queries', values') x channels of a gradient that a program holds (queries', values');",
+             "`differentiate` comes once for each side whose gradients it writes, `attend` (bidirectional) for each side's result.", ""]
     for operation in dict.fromkeys(row["operation"] for row in rows):
         lines += [f"## {operation}", "", "| problem | kernel | block | warps | " + " | ".join(f"{t}: registers, shared, spills" for t in TARGETS) + " |",
                   "|---|---|---|---|" + "---|" * len(TARGETS)]
         for problem in PROBLEMS[operation]:
             group = [row for row in rows if row["problem"] == problem]
-            for row in group:
+            for place, row in enumerate(group):
                 if row["target"] == next(iter(TARGETS)):
-                    same = [next(r for r in group if (r["kernel"], r["target"]) == (row["kernel"], t)) for t in TARGETS]
+                    same = [[r for r in group if r["target"] == t][place] for t in TARGETS]
                     lines.append(f"| {problem} | {row['kernel']} | {' x '.join(map(str, row['block']))} | {row['warps']} | "
                                  + " | ".join(f"{r['registers']}, {r['shared']}, {r['spills']}" for r in same) + " |")
         lines.append("")

@@ -191,7 +191,7 @@ def finish(rows, gate, result, attended, m, total, acc, b, h, head, n, c, V: tl.
     inside, some = n < rows.size, total != 0
     acc = tl.where(some[:, None], acc / tl.where(some, total, 1.0)[:, None], 0.0)
     if tl.program_id(1) == 0:
-        tl.store(rows.log_sum + head * rows.size + n, tl.where(some, m + tl.log2(total), float("inf")), inside)
+        tl.store(rows.log_sum + head * rows.size + n, tl.where(some, m + tl.log2(tl.where(some, total, 1.0)), float("inf")), inside)
     if attended is not None:
         store_tile(attended, acc, b, h, n, c, inside, V)
     if gate is not None:
