@@ -18,10 +18,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
-# Shared memory is all that a program of one of these kernels may take and leave room for four on a multiprocessor.
-SHARED_BUDGET = 32 << 10
+# Shared memory that a program may take: room for four on a multiprocessor; attention's tiles: all that gfx942 has.
+SHARED_BUDGET = {"spatial_attention": 32 << 10, "gated_cross_attention": 64 << 10, "bidirectional_attention": 64 << 10}
 
-# operation -> {problem: (image's shape, dtype, options)}; the options of spatial_attention, and `bags` for packed ones.
+# operation -> {problem: (shape, dtype, options)}. Spatial attention: image's shape, its options, and `bags` for packed ones;
+# attention over heads: B, H, N, T, d, dv.
 PROBLEMS = {
     "spatial_attention": {
         "one sample of 100,000 x 512, bf16": ((1, 100_000, 512), "bfloat16", {"masked": True}),
@@ -29,6 +30,19 @@ PROBLEMS = {
         "bags, 1024 channels, bf16, pool": ((100_000, 1024), "bfloat16", {"bags": 8, "pool": True, "masked": True}),
         "bdhw 64 x 54 x 54, fp32": ((32, 64, 54, 54), "float32", {}),
         "bdhw 2048 x 7 x 7, fp16, pool": ((64, 2048, 7, 7), "float16", {"pool": True}),
+    },
+    "gated_cross_attention": {
+        "8 x 12 heads of 64, 576 x 77, bf16": ((8, 12, 576, 77, 64, 64), "bfloat16", {"mask": "tokens"}),
+        "4 heads of 256, 22,000 x 256, fp16": ((1, 4, 22_000, 256, 256, 256), "float16", {"gated": False}),
+        "1 head of 40, 4,096 x 77, bf16, bias": ((1, 1, 4096, 77, 40, 40), "bfloat16", {"mask": "bias"}),
+        "8 heads of 64, 1,600 x 20, fp32": ((4, 8, 1600, 20, 64, 64), "float32", {"mask": "tokens"}),
+        "1 head of 512, 49 x 5,000, fp32, pairs": ((1, 1, 49, 5000, 512, 512), "float32", {"mask": "pairs"}),
+    },
+    "bidirectional_attention": {
+        "4 heads of 256, 17,821 x 256, bf16": ((1, 4, 17_821, 256, 256, 256), "bfloat16", {"masked": True}),
+        "8 heads of 64, 2,916 x 40, fp16": ((8, 8, 2916, 40, 64, 64), "float16", {"masked": True}),
+        "4 heads of 256, 17,821 x 256, fp32": ((1, 4, 17_821, 256, 256, 256), "float32", {"masked": True}),
+        "1 head of 40 and 24, 100,000 x 77, fp32": ((1, 1, 100_000, 77, 40, 24), "float32", {}),
     },
 }
 
@@ -43,6 +57,31 @@ def spatial_attention(torch, module, shape, dtype, masked=False, bags=None, num_
     options = (mask, offsets, 1.0, num_heads, pool, False)
     result, weights = module.forward(image, text, *options)
     module.backward(result, weights, image, text, weights, *options, True, True)
+
+
+def heads_of(torch, dtype, batch, heads):
+    """A view of [B, N, H * C], as a projection gives it."""
+    return lambda rows, channels: torch.empty(batch, rows, heads, channels, dtype=getattr(torch, dtype)).transpose(1, 2)
+
+
+def gated_cross_attention(torch, module, shape, dtype, mask=None, gated=True):
+    B, H, N, T, d, dv = shape
+    draw = heads_of(torch, dtype, B, H)
+    tokens = torch.empty(B, 1, T, dtype=torch.bool).expand(B, H, T) if mask in ("tokens", "pairs") else None
+    pairs = torch.empty(1, 1, N, T, dtype=torch.bool).expand(B, H, N, T) if mask == "pairs" else None
+    bias = torch.empty(1, H, N, T).expand(B, H, N, T) if mask == "bias" else None
+    inputs = (draw(N, d), draw(T, d), draw(T, dv), draw(N, dv) if gated else None, tokens, pairs, bias)
+    result, _, log_sum = module.forward(*inputs, 1.0, True)
+    module.backward(result, *inputs, result, log_sum, 1.0, True, True, True, True, True, True)
+
+
+def bidirectional_attention(torch, module, shape, dtype, masked=False):
+    B, H, N, T, d, dv = shape
+    draw = heads_of(torch, dtype, B, H)
+    masks = [torch.empty(B, size, dtype=torch.bool) if masked else None for size in (N, T)]
+    inputs = (draw(N, d), draw(T, d), draw(N, dv), draw(T, dv), *masks)
+    image_out, text_out, *sums = module.forward(*inputs, 1.0)
+    module.backward(image_out, text_out, *inputs, image_out, text_out, *sums, 1.0, True, True, True, True)
 
 
 def compile_all(operations, targets, every_configuration):
@@ -70,6 +109,8 @@ def compile_all(operations, targets, every_configuration):
 
     for operation in operations:
         module = importlib.import_module(f"mmkernels.triton.{operation}")
+        launching = module if hasattr(module, "launch") else importlib.import_module("mmkernels.triton.attention")
+        launching.processors = lambda tensor: 132
         for index, target in enumerate(targets):
             driver.set_active(Driver(index, TARGETS[target]))
             for problem, (shape, dtype, options) in PROBLEMS[operation].items():
@@ -80,14 +121,14 @@ def compile_all(operations, targets, every_configuration):
                     if all(grid):
                         compiled = kernel.warmup(*arguments, grid=grid, **options)
                         rows.append({"operation": operation, "kernel": kernel.__name__, "problem": problem, "target": target,
-                                     "block": [options.get("BLOCK_N", options.get("BLOCK_K")), options["BLOCK_C"]],
+                                     "block": blocks(options),
                                      "warps": options["num_warps"], "shared": compiled.metadata.shared, **resources(compiled)})
 
                 def tuned(key, configurations, tensor, run):
                     chosen[1:] = [max([len(configurations), *chosen[1:]])]       # forward and backward have as many as they have
                     return configurations[min(chosen[0], len(configurations) - 1)]
 
-                module.launch, module.tuned = launch, tuned
+                launching.launch, module.tuned = launch, tuned
                 while True:
                     globals()[operation](torch, module, shape, dtype, **options)
                     chosen[0] += 1
@@ -96,12 +137,18 @@ def compile_all(operations, targets, every_configuration):
     return rows
 
 
+def blocks(options):
+    """Rows (or chunks) x columns x channels, those that a kernel has."""
+    return [options[name] for name in ("BLOCK_N", "BLOCK_K", "BLOCK_T", "BLOCK_D", "BLOCK_V", "BLOCK_C", "OUT_D", "OUT_V") if name in options]
+
+
 def resources(compiled):
-    """Registers a thread, and what was spilled: bytes of local memory (NVIDIA), or registers (AMD)."""
+    """Registers a thread, and what was spilled to memory: bytes (NVIDIA), or vector registers (AMD; scalar registers spill into
+    lanes of vector registers, and are no memory's traffic)."""
     if "hsaco" in compiled.asm:
-        found = re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s*(\d+)", compiled.asm["amdgcn"])
+        found = re.findall(r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s*(\d+)", compiled.asm["amdgcn"])
         numbers = {name: int(value) for name, value in found}
-        return {"registers": numbers["vgpr_count"], "spills": numbers["vgpr_spill_count"] + numbers["sgpr_spill_count"]}
+        return {"registers": numbers["vgpr_count"], "spills": max(numbers["vgpr_spill_count"], numbers["private_segment_fixed_size"])}
     from triton.knobs import nvidia
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -121,13 +168,15 @@ def in_own_process(*arguments):
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-def check(rows, kernels):
-    assert {row["kernel"] for row in rows} == kernels
-    wrong = [row for row in rows if row["spills"] or row["shared"] > SHARED_BUDGET or row["registers"] == 0]
+def check(rows, operation):
+    assert {row["kernel"] for row in rows} == KERNELS[operation]
+    wrong = [row for row in rows if row["spills"] or row["shared"] > SHARED_BUDGET[operation] or row["registers"] == 0]
     assert not wrong, "\n".join(map(str, wrong))
 
 
-KERNELS = {"spatial_attention": {f"{way}_{kernel}" for way in ("forward", "backward") for kernel in ("whole", "chunks", "merge", "apply")}}
+KERNELS = {"spatial_attention": {f"{way}_{kernel}" for way in ("forward", "backward") for kernel in ("whole", "chunks", "merge", "apply")},
+           **dict.fromkeys(("gated_cross_attention", "bidirectional_attention"),
+                           {"attend", "merge_attend", "prepare", "differentiate", "merge_gradients"})}
 by_operation_and_target = [pytest.param(operation, target, id=f"{operation}-{target}") for operation in PROBLEMS for target in TARGETS]
 
 
@@ -135,7 +184,7 @@ by_operation_and_target = [pytest.param(operation, target, id=f"{operation}-{tar
 @pytest.mark.slow
 @pytest.mark.parametrize("operation, target", by_operation_and_target)
 def test_no_spills(operation, target):
-    check(in_own_process("--json", operation, target), KERNELS[operation])
+    check(in_own_process("--json", operation, target), operation)
 
 
 @needs_triton
@@ -143,22 +192,25 @@ def test_no_spills(operation, target):
 @pytest.mark.parametrize("operation, target", by_operation_and_target)
 def test_no_spills_in_any_configuration(operation, target):
     """Whatever a GPU finds fastest."""
-    check(in_own_process("--json", operation, target, "--all"), KERNELS[operation])
+    check(in_own_process("--json", operation, target, "--all"), operation)
 
 
 def table(rows):
     lines = ["# What the Triton kernels need", "",
              "Written by `python tests/test_triton_compile.py docs/triton.md`: each kernel as the operation launches it in its first",
              "configuration, compiled without a GPU. Registers a thread (AMD: vector registers); shared memory in bytes a program;",
-             "spills: bytes of local memory (AMD: registers). `block`: positions (merge: chunks) x channels that a program holds.", ""]
+             "spills: bytes of memory that registers were spilled to (AMD's scalar registers spill into vector registers, and aren't counted).",
+             "`block`: positions (merge: chunks) x channels that a program holds. Attention over heads: rows x columns of a score tile x",
+             "channels multiplied at once (queries', values') x channels of a gradient that a program holds (queries', values');",
+             "`differentiate` comes once for each side whose gradients it writes, `attend` (bidirectional) for each side's result.", ""]
     for operation in dict.fromkeys(row["operation"] for row in rows):
         lines += [f"## {operation}", "", "| problem | kernel | block | warps | " + " | ".join(f"{t}: registers, shared, spills" for t in TARGETS) + " |",
                   "|---|---|---|---|" + "---|" * len(TARGETS)]
         for problem in PROBLEMS[operation]:
             group = [row for row in rows if row["problem"] == problem]
-            for row in group:
+            for place, row in enumerate(group):
                 if row["target"] == next(iter(TARGETS)):
-                    same = [next(r for r in group if (r["kernel"], r["target"]) == (row["kernel"], t)) for t in TARGETS]
+                    same = [[r for r in group if r["target"] == t][place] for t in TARGETS]
                     lines.append(f"| {problem} | {row['kernel']} | {' x '.join(map(str, row['block']))} | {row['warps']} | "
                                  + " | ".join(f"{r['registers']}, {r['shared']}, {r['spills']}" for r in same) + " |")
         lines.append("")

@@ -12,7 +12,7 @@ keys and values. What is moved:
     merge_*          where a side is too short to fill the device, its columns are split into chunks: the partial sums
 
 Two softmaxes of one score matrix (bidirectional attention) have one backward: a tile's scores feed both.
-Logarithms and exponentials are of base 2. Every sum has a fixed order: no atomics. Indices are 64 bits wide.
+Logarithms and exponentials are of base 2. Every sum has a fixed order: no atomics. Addresses are 64 bits wide.
 """
 
 from typing import Any, NamedTuple
@@ -79,20 +79,22 @@ def swapped(pairs):
 
 @triton.jit
 def arange(start, BLOCK: tl.constexpr):
-    return start + tl.arange(0, BLOCK).to(tl.int64)
+    """Positions and channels are 32 bits wide, and 64 where a stride multiplies them."""
+    return start + tl.arange(0, BLOCK)
 
 
 @triton.jit
 def program(H, size, splits, BLOCK_N: tl.constexpr):
     """Blocks of rows of one head follow each other, so that they find its columns in the cache."""
-    pid, blocks = tl.program_id(0).to(tl.int64), tl.cdiv(size, BLOCK_N)
+    pid, blocks = tl.program_id(0), tl.cdiv(size, BLOCK_N)         # 64-bit divisions are calls, with a stack
     split, head = pid // blocks % splits, pid // blocks // splits
-    return head // H, head % H, head, split, arange(pid % blocks * BLOCK_N, BLOCK_N)
+    b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
+    return b, h, head.to(tl.int64), split, arange(pid % blocks * BLOCK_N, BLOCK_N)
 
 
 @triton.jit
 def tile(x, b, h, n, c):
-    return x.data + b * x.b + h * x.h + n[:, None] * x.n + c[None, :] * x.c
+    return x.data + b * x.b + h * x.h + n.to(tl.int64)[:, None] * x.n + c.to(tl.int64)[None, :] * x.c
 
 
 @triton.jit
@@ -120,7 +122,7 @@ def store_tile(x, values, b, h, n, c, inside, C: tl.constexpr, EXACT: tl.constex
 def taking_part(side, b, h, n):
     keep = n < side.size
     if side.mask is not None:
-        keep = keep & (tl.load(side.mask.data + b * side.mask.b + h * side.mask.h + n * side.mask.n, keep, 0) != 0)
+        keep = keep & (tl.load(side.mask.data + b * side.mask.b + h * side.mask.h + n.to(tl.int64) * side.mask.n, keep, 0) != 0)
     return keep
 
 
@@ -189,7 +191,7 @@ def finish(rows, gate, result, attended, m, total, acc, b, h, head, n, c, V: tl.
     inside, some = n < rows.size, total != 0
     acc = tl.where(some[:, None], acc / tl.where(some, total, 1.0)[:, None], 0.0)
     if tl.program_id(1) == 0:
-        tl.store(rows.log_sum + head * rows.size + n, tl.where(some, m + tl.log2(total), float("inf")), inside)
+        tl.store(rows.log_sum + head * rows.size + n, tl.where(some, m + tl.log2(tl.where(some, total, 1.0)), float("inf")), inside)
     if attended is not None:
         store_tile(attended, acc, b, h, n, c, inside, V)
     if gate is not None:
@@ -304,6 +306,13 @@ def gradient_product(grad, value, g, v, b, h, n, t, row_keep, col_keep, V: tl.co
 
 
 @triton.jit
+def mean(p, dp, axis: tl.constexpr):
+    """log_sum is rounded, so that p add up to almost 1: what dp has in common has to cancel all the same."""
+    total = tl.sum(p, axis)
+    return tl.sum(p * dp, axis) / tl.where(total != 0, total, 1.0)
+
+
+@triton.jit
 def write_gradients(rows, to_query, to_value, dq, dv, scale, b, h, n, keep, live, part, D: tl.constexpr, V: tl.constexpr,
                     BOTH: tl.constexpr, OUT_D: tl.constexpr, OUT_V: tl.constexpr):
     """Exact zeros where nothing takes part, and where a NaN counted as 0."""
@@ -333,7 +342,7 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
     ALL_ROWS, ALL_COLS: a tile holds them all, so that delta is known exactly, where `prepare` had a rounded result.
     """
     b, h, head, split, n = program(H, rows.size, splits, BLOCK_N)
-    part = tl.program_id(1).to(tl.int64)
+    part = tl.program_id(1)
     out_d, out_v = arange(part * OUT_D, OUT_D), arange(part * OUT_V, OUT_V)
     d, c = arange(0, BLOCK_D), arange(0, BLOCK_V)
     row_keep = taking_part(rows, b, h, n)
@@ -376,7 +385,7 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
                 v = load_tile(cols.value, b, h, t, c, col_keep, V, DOT)
             dp = gradient_product(rows.grad, cols.value, row_g, v, b, h, n, t, row_live, col_keep, V, BLOCK_V, DOT, PRECISION)
             if ALL_COLS:
-                row_delta = tl.sum(p * dp, 1)
+                row_delta = mean(p, dp, 1)
             ds += p * (dp - row_delta[:, None])
         if cols.grad is not None:
             p = tl.exp2(tl.where(row_keep[:, None], s, float("-inf")) - col_sum[None, :])
@@ -386,7 +395,7 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
             if to_query is not None:
                 dp = gradient_product(rows.value, cols.grad, row_v, g, b, h, n, t, row_keep, col_live, V, BLOCK_V, DOT, PRECISION)
                 if ALL_ROWS:
-                    col_delta = tl.sum(p * dp, 0)
+                    col_delta = mean(p, dp, 0)
                 else:
                     col_delta = tl.load(cols.delta + head * cols.size + t, col_live, 0)
                 ds += p * (dp - col_delta[None, :])
@@ -425,7 +434,7 @@ def merge_gradients(rows, to_query, to_value, partial_query, partial_value, H, s
                     BOTH: tl.constexpr, BLOCK_N: tl.constexpr, OUT_D: tl.constexpr, OUT_V: tl.constexpr):
     """A program for each block of rows and OUT_D and OUT_V channels: adds the chunks' sums up, one after another."""
     b, h, head, _, n = program(H, rows.size, 1, BLOCK_N)
-    part = tl.program_id(1).to(tl.int64)
+    part = tl.program_id(1)
     live = n < rows.size
     if rows.grad is not None:
         _, live = load_sums(rows, head, n)
@@ -449,13 +458,21 @@ class Configuration(NamedTuple):
     stages: int
 
 
-FORWARD = (Configuration(64, 32, 128, 128, 4, 2),)
-BACKWARD = (Configuration(32, 32, 64, 64, 4, 2),)
+# float32 has no tensor cores unless the user allows TF32: small tiles, since each thread multiplies whole rows of them. Backward,
+# both softmaxes have five products to the other's three. One rule for all widths: these spill nowhere.
+FORWARD = {torch.float32: (Configuration(64, 16, 32, 64, 4, 1), Configuration(32, 16, 32, 64, 4, 1)),
+           torch.bfloat16: (Configuration(64, 32, 64, 128, 4, 2), Configuration(128, 32, 64, 128, 8, 2), Configuration(32, 32, 64, 128, 4, 2))}
+BACKWARD = {torch.float32: (Configuration(16, 32, 32, 32, 4, 1), Configuration(16, 16, 32, 64, 4, 1)),
+            torch.bfloat16: (Configuration(32, 32, 64, 64, 4, 2), Configuration(64, 32, 64, 64, 8, 2), Configuration(16, 32, 64, 64, 4, 2))}
+BACKWARD_BOTH = {torch.float32: (Configuration(16, 32, 32, 32, 4, 1), Configuration(16, 16, 32, 64, 4, 1)),
+                 torch.bfloat16: (Configuration(16, 32, 64, 64, 4, 2), Configuration(32, 16, 64, 64, 4, 2))}
 MERGE = {"BLOCK_N": 16, "num_warps": 4}
 
 
-def configurations(dtype, backward):
-    return BACKWARD if backward else FORWARD
+def compiler_options():
+    """ptxas would rather spill a little and fit one more program on a multiprocessor; only it knows the option."""
+    nvidia = not INTERPRETED and triton.runtime.driver.active.get_current_target().backend == "cuda"
+    return {"maxnreg": 255} if nvidia else {}
 
 
 def block(size, most):
@@ -468,6 +485,7 @@ class Heads:
 
     def __init__(self, query, channels, scale, both):
         self.like, self.scale = query, scale
+        self.dtype = torch.float32 if query.dtype == torch.float32 else torch.bfloat16       # what configurations are listed by
         self.B, self.H, _, self.D = query.shape
         self.V = channels
         dot = tl.float32 if query.dtype == torch.float32 or INTERPRETED and query.dtype == torch.bfloat16 else \
@@ -498,7 +516,7 @@ class Heads:
             partial = self.scratch(self.B * self.H * splits * rows.size, self.V)
         launch(attend, (blocks * splits, parts), rows, cols, pairs, bias, gate, result, attended, stats, partial, self.H, splits,
                chunk, self.scale, **self.options, **self.dots, BLOCK_N=block_n, BLOCK_T=block_t, BLOCK_D=block_d, BLOCK_V=block_v,
-               num_warps=configuration.warps, num_stages=configuration.stages)
+               num_warps=configuration.warps, num_stages=configuration.stages, **compiler_options())
         if splits > 1:
             block_v = block(self.V, 64)
             launch(merge_attend, (triton.cdiv(rows.size, MERGE["BLOCK_N"]) * self.B * self.H, triton.cdiv(self.V, block_v)), rows, gate,
@@ -524,7 +542,7 @@ class Heads:
         launch(differentiate, (blocks * splits, parts), rows, cols, pairs, bias, grad_bias, to_query, to_value, *partial, self.H,
                splits, chunk, self.scale, **self.options, **self.dots, BLOCK_N=block_n, BLOCK_T=block_t, **inner, **outer,
                ALL_ROWS=rows.size <= block_n, ALL_COLS=cols.size <= block_t, num_warps=configuration.warps,
-               num_stages=configuration.stages)
+               num_stages=configuration.stages, **compiler_options())
         if splits > 1 and any(p is not None for p in partial):
             outer = {"OUT_D": block(self.D, 64), "OUT_V": block(self.V, 64)}
             launch(merge_gradients, (triton.cdiv(rows.size, MERGE["BLOCK_N"]) * self.B * self.H, self.parts(to_query, to_value, outer)),

@@ -10,7 +10,7 @@ import triton
 
 from ..ops.bidirectional_attention import OPERATION
 from ..ops.common import empty_heads
-from .attention import Heads, Side, configurations, head_rows, tokens
+from .attention import BACKWARD_BOTH, FORWARD, Heads, Side, head_rows, tokens
 from .common import define, on_device, require, tuned
 
 
@@ -52,7 +52,7 @@ def forward(image_query, text_key, image_value, text_value, image_mask, text_mas
         problem.heads.attend(configuration, text, image, head_rows(text_out))
 
     with on_device(image_query):
-        run(tuned(("bidirectional forward", *problem.key), configurations(image_query.dtype, backward=False), image_query, run))
+        run(tuned(("bidirectional forward", *problem.key), FORWARD[problem.heads.dtype], image_query, run))
     return image_out, text_out, image_log_sum, text_log_sum
 
 
@@ -89,7 +89,7 @@ def backward(grad_image_out, grad_text_out, image_query, text_key, image_value, 
 
     with on_device(image_query):
         run(tuned(("bidirectional backward", grad_image_out is None, grad_text_out is None, *needs, *problem.key),
-                  configurations(image_query.dtype, backward=True), image_query, run))
+                  BACKWARD_BOTH[problem.heads.dtype], image_query, run))
     return tuple(grads)
 
 

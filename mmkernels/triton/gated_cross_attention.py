@@ -9,7 +9,7 @@ import triton
 
 from ..ops.common import empty_heads
 from ..ops.gated_cross_attention import OPERATION
-from .attention import Heads, Side, configurations, head_rows, swapped, tokens
+from .attention import BACKWARD, FORWARD, Heads, Side, head_rows, swapped, tokens
 from .common import define, on_device, require, tuned
 
 
@@ -57,7 +57,7 @@ def forward(query, key, value, gate, mask, pairs, bias, scale, need_attended):
                              attended=head_rows(attended) if need_attended else None, **problem.pairs)
 
     with on_device(query):
-        run(tuned(("gated forward", need_attended, *problem.key), configurations(query.dtype, backward=False), query, run))
+        run(tuned(("gated forward", need_attended, *problem.key), FORWARD[problem.heads.dtype], query, run))
     return result, attended, log_sum
 
 
@@ -91,7 +91,7 @@ def backward(grad_result, query, key, value, gate, mask, pairs, bias, attended, 
 
     with on_device(query):
         run(tuned(("gated backward", need_query_grad, need_key_grad, need_value_grad, need_bias_grad, *problem.key),
-                  configurations(query.dtype, backward=True), query, run))
+                  BACKWARD[problem.heads.dtype], query, run))
     return (*grads, grad_bias)
 
 

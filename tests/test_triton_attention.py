@@ -1,0 +1,326 @@
+"""Gated cross-attention and bidirectional attention in Triton, interpreted: what the cases of all backends don't reach.
+
+Runs in a process of its own where mmkernels was imported without TRITON_INTERPRET=1; see test_triton.py.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+import torch
+
+import mmkernels as mmk
+from mmkernels import backends, reference
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+OPERATIONS = ("gated_cross_attention", "bidirectional_attention")
+interpreted = pytest.mark.skipif(not backends.INTERPRETED, reason="runs in a process of its own")
+on_both = pytest.mark.parametrize("operation", OPERATIONS)
+on_every_dtype = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=lambda d: str(d).removeprefix("torch."))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(backends.INTERPRETED, reason="it is the interpreter's process")
+def test_all_of_this_file():
+    root = Path(__file__).parent.parent
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-m", "pytest", __file__, "-m", "not slow"], capture_output=True, text=True, cwd=root,
+                          env={**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"})
+    assert done.returncode == 0, done.stdout
+
+
+def draw(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
+
+
+def inputs(operation, shape, dtype=torch.float32):
+    """query, key, value, gate; or image_query, text_key, image_value, text_value."""
+    B, H, N, T, d, dv = shape
+    last = ((N, dv), (T, dv)) if operation == "bidirectional_attention" else ((T, dv), (N, dv))
+    return [draw(B, H, rows, width, dtype=dtype, seed=i) for i, (rows, width) in enumerate(((N, d), (T, d), *last))]
+
+
+def masks(operation, shape, share=0.3):
+    B, H, N, T, *_ = shape
+    some = {"image_mask": torch.rand(B, N, generator=torch.Generator().manual_seed(1)) > share,
+            "text_mask": torch.rand(B, T, generator=torch.Generator().manual_seed(2)) > share}
+    return some if operation == "bidirectional_attention" else {"attn_mask": some["text_mask"]}
+
+
+def everything(function, tensors, **options):
+    """The results, and the gradients that flow back from them."""
+    tensors = [t.detach().requires_grad_() if t is not None else None for t in tensors]
+    found = function(*tensors, **options)
+    found = found if isinstance(found, tuple) else (found,)
+    grads = [draw(*f.shape, seed=5 + i).bfloat16().to(f.dtype) for i, f in enumerate(found)]
+    return *found, *torch.autograd.grad(found, [t for t in tensors if t is not None], grads)
+
+
+def check(operation, tensors, **options):
+    """Against the definition in float64, forward and backward."""
+    truth = everything(getattr(reference, operation), [None if t is None else t.double() for t in tensors], **{
+        name: o.double() if isinstance(o, torch.Tensor) and o.is_floating_point() else o for name, o in options.items()})
+    found = everything(functools.partial(getattr(mmk, operation), backend="triton"), tensors, **options)
+    eps = torch.finfo(tensors[0].dtype).eps
+    for i, (actual, expected) in enumerate(zip(found, truth)):
+        assert actual.shape == expected.shape and actual.dtype == tensors[0].dtype
+        size = float(expected.detach().abs().max()) if expected.numel() else 0
+        torch.testing.assert_close(actual.double(), expected, rtol=4 * eps, atol=(200 * 2 ** -23 + 8 * eps * (eps > 1e-5)) * (size + 1e-3),
+                                   msg=lambda m: f"{i}: {m}")
+    return found
+
+
+def processors(monkeypatch, count):
+    """A device of so many processors: short sides are split, and their parts merged."""
+    from mmkernels.triton import attention
+    monkeypatch.setattr(attention, "processors", lambda tensor: count)
+
+
+SHAPES = ((1, 1, 20, 1100, 24, 8), (1, 2, 75, 70, 40, 33), (1, 1, 35, 50, 300, 20), (1, 1, 20, 40, 20, 300), (1, 1, 600, 3, 8, 12))
+
+
+@interpreted
+@on_both
+@pytest.mark.parametrize("count", (1, 100), ids=("whole", "split"))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sizes(operation, shape, count, monkeypatch):
+    """Many tiles, many chunks, channels in blocks of which one side has more."""
+    processors(monkeypatch, count)
+    check(operation, inputs(operation, shape), **masks(operation, shape))
+
+
+@interpreted
+@on_both
+@on_every_dtype
+def test_types(operation, dtype, monkeypatch):
+    processors(monkeypatch, 50)
+    shape = (1, 1, 75, 150, 40, 24)
+    check(operation, inputs(operation, shape, dtype), **masks(operation, shape))
+
+
+@interpreted
+@pytest.mark.parametrize("mask", ("pairs", "bias", "-inf", "rows", None))
+@pytest.mark.parametrize("gated", (True, False))
+def test_pairs_and_bias(mask, gated, monkeypatch):
+    processors(monkeypatch, 50)
+    shape = (2, 1, 20, 150, 12, 20)
+    query, key, value, gate = inputs("gated_cross_attention", shape)
+    bias = draw(20, 150)
+    attn_mask = {"pairs": bias > 0, "bias": bias, "-inf": bias.masked_fill(bias < 0, float("-inf")), "rows": draw(2, 1, 20, 1) > 0, None: None}[mask]
+    check("gated_cross_attention", (query, key, value, gate if gated else None), attn_mask=attn_mask)
+
+
+@interpreted
+@pytest.mark.parametrize("count", (1, 50), ids=("whole", "split"))
+def test_gradient_of_the_bias(count, monkeypatch):
+    processors(monkeypatch, count)
+    tensors = (*inputs("gated_cross_attention", (1, 1, 20, 150, 12, 70)), draw(1, 1, 20, 150))
+    for only in (False, True):
+        run = lambda function: lambda q, k, v, g, b: function(*((t.detach() for t in (q, k, v, g)) if only else (q, k, v, g)), attn_mask=b)
+        grads = [torch.autograd.grad(run(f)(*used).double().square().sum(), used[4:] if only else used) for f in (
+            functools.partial(mmk.gated_cross_attention, backend="triton"), reference.gated_cross_attention)
+            for used in ([t.detach().requires_grad_() for t in tensors],)]
+        for actual, expected in zip(*grads):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@interpreted
+@on_both
+@pytest.mark.parametrize("view", ("rows apart", "channels apart", "transposed", "expanded", "projection", "unaligned"))
+def test_views(operation, view, monkeypatch):
+    processors(monkeypatch, 50)
+    shape = (2, 1, 20, 135, 12, 12)
+    change = {"rows apart": lambda t: t.repeat_interleave(2, 2)[:, :, ::2], "channels apart": lambda t: t.repeat_interleave(2, 3)[..., 1::2],
+              "transposed": lambda t: t.mT.contiguous().mT, "expanded": lambda t: t[:1].expand(t.shape),
+              "projection": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
+              "unaligned": lambda t: torch.cat([torch.zeros(1), t.flatten()])[1:].view(t.shape)}[view]
+    check(operation, [change(t) for t in inputs(operation, shape)], **masks(operation, shape))
+
+
+@interpreted
+@on_both
+@pytest.mark.parametrize("poison", (float("nan"), float("inf")))
+def test_masked_out_reaches_nothing(operation, poison, monkeypatch):
+    """The same bits whatever is there; the gradient of what counted as 0 is 0."""
+    processors(monkeypatch, 50)
+    shape = (1, 1, 135, 70, 12, 40)
+    tensors, some = inputs(operation, shape), masks(operation, shape)
+    text = some.get("text_mask", some.get("attn_mask"))
+    hidden = {name: ~mask[:, None, :, None] for name, mask in (("image", some.get("image_mask")), ("text", text)) if mask is not None}
+    where = ("image", "text", "image", "text") if operation == "bidirectional_attention" else (None, "text", "text", None)
+    fill = lambda value: [t.masked_fill(hidden[side], value) if side else t for t, side in zip(tensors, where)]
+    run = functools.partial(getattr(mmk, operation), backend="triton", **some)
+    dirty, clean = everything(run, fill(poison)), everything(run, fill(0))
+    gradients = len(dirty) - 4
+    for i, (a, b) in enumerate(zip(dirty, clean)):
+        side = where[i - gradients] if i >= gradients else None
+        if side:
+            assert not a.masked_select(hidden[side]).any()
+            a, b = a.masked_fill(hidden[side], 0), b.masked_fill(hidden[side], 0)
+        assert torch.equal(a, b)
+
+
+@interpreted
+@on_both
+@pytest.mark.parametrize("count", (1, 50), ids=("whole", "split"))
+def test_nothing_takes_part(operation, count, monkeypatch):
+    """Zeros, exactly, in the sample that has nothing; the other one isn't touched."""
+    processors(monkeypatch, count)
+    shape = (2, 1, 70, 66, 12, 8)
+    some = {name: mask & torch.tensor([[False], [True]]) for name, mask in masks(operation, shape).items()}
+    found = check(operation, inputs(operation, shape), **some)
+    assert all(not f[0].any() and f[1].any() for f in found)
+
+
+@interpreted
+@pytest.mark.parametrize("count", (1, 50), ids=("whole", "split"))
+def test_log_sum(count, monkeypatch):
+    processors(monkeypatch, count)
+    query, key, value, gate = inputs("gated_cross_attention", (1, 2, 9, 140, 12, 8))
+    mmk.gated_cross_attention(query, key, value, backend="triton")
+    pairs = draw(1, 2, 9, 140) > 0
+    pairs[:, :, 3] = False
+    result, attended, log_sum = torch.ops.mmkernels.gated_cross_attention_triton(query, key, value, gate, pairs.any(2), pairs, None, 0.7, True)
+    scores = (0.7 * query @ key.mT).masked_fill(~pairs, float("-inf"))
+    expected = scores.logsumexp(3) / torch.tensor(2.0).log()
+    expected[:, :, 3] = float("inf")
+    torch.testing.assert_close(log_sum, expected)
+    torch.testing.assert_close(attended * gate, result)
+    assert not attended[:, :, 3].any()
+
+
+@interpreted
+@on_both
+def test_same_bits_every_time(operation, monkeypatch):
+    processors(monkeypatch, 50)
+    shape = (1, 1, 135, 70, 12, 8)
+    run = functools.partial(getattr(mmk, operation), backend="triton", **masks(operation, shape))
+    first, second = (everything(run, inputs(operation, shape)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+@interpreted
+@on_both
+@pytest.mark.parametrize("count", (1, 50), ids=("whole", "split"))
+def test_nothing_is_written_beside_a_tensor(operation, count, monkeypatch):
+    """Results, gradients and scratch: every tensor that the operation allocates lies between guards."""
+    shape = (1, 2, 75, 70, 13, 37)
+    tensors, some = inputs(operation, shape), masks(operation, shape)
+    getattr(mmk, operation)(*tensors, backend="triton")                       # brings the operations
+    processors(monkeypatch, count)
+    allocated = []
+
+    def guarded(size, dtype):
+        room = torch.Size(size).numel()
+        base = torch.full((room + 64,), 77.0, dtype=dtype)
+        allocated.append((base, room))
+        return base[32:32 + room].view(size)
+
+    module = importlib.import_module(f"mmkernels.triton.{operation}")
+    monkeypatch.setattr(module, "empty_heads", lambda like, channels: guarded((*like.shape[:3], channels), like.dtype))
+    monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: guarded(size[0] if isinstance(size[0], (tuple, list)) else size, dtype))
+    operations = torch.ops.mmkernels
+    if operation == "gated_cross_attention":
+        arguments = (*tensors, some["attn_mask"][:, None].expand(1, 2, 70), None, None, 0.3)
+        result, attended, log_sum = operations.gated_cross_attention_triton(*arguments, True)
+        grads = operations.gated_cross_attention_triton_backward(result, *arguments[:7], attended, log_sum, 0.3, True, *(True,) * 5)[:4]
+        produced = (result, attended, log_sum)
+    else:
+        arguments = (*tensors, some["image_mask"], some["text_mask"])
+        produced = operations.bidirectional_attention_triton(*arguments, 0.3)
+        grads = operations.bidirectional_attention_triton_backward(*produced[:2], *arguments, *produced, 0.3, *(True,) * 4)
+    assert len(allocated) >= 7
+    for base, room in allocated:
+        assert bool((base[:32] == 77).all()) and bool((base[32 + room:] == 77).all())
+    for tensor in (*produced, *grads):
+        assert not (tensor == 77).any()
+
+
+@interpreted
+@on_both
+@pytest.mark.parametrize("wanted", range(4))
+def test_one_gradient_alone(operation, wanted):
+    """What isn't wanted isn't computed; bidirectional: also where only one result has a gradient."""
+    tensors = inputs(operation, (1, 2, 40, 21, 12, 8))
+    tensors[wanted].requires_grad_()
+    for flows in (0, 1) if operation == "bidirectional_attention" else (0,):
+        found = []
+        for function in (functools.partial(getattr(mmk, operation), backend="triton"), getattr(reference, operation)):
+            result = function(*tensors)
+            result = result if isinstance(result, torch.Tensor) else result[flows]
+            found.append(torch.autograd.grad(result, tensors[wanted], draw(*result.shape, seed=3), allow_unused=True, materialize_grads=True)[0]
+                         if result.requires_grad else torch.zeros_like(tensors[wanted]))      # a value has part in one result only
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@interpreted
+@on_both
+@pytest.mark.slow
+@on_every_dtype
+def test_every_configuration_gives_the_same(operation, dtype, monkeypatch):
+    """Whatever a GPU finds fastest."""
+    shape = (1, 1, 70, 40, 70, 20)
+    tensors, some = inputs(operation, shape, dtype), masks(operation, shape)
+    module = importlib.import_module(f"mmkernels.triton.{operation}")
+    processors(monkeypatch, 20)
+    for i in range(3):
+        monkeypatch.setattr(module, "tuned", lambda key, configurations, tensor, run: configurations[i % len(configurations)])
+        check(operation, tensors, **some)
+
+
+@interpreted
+@on_both
+@pytest.mark.skipif(backends.extension is None, reason="the C++ operations aren't built")
+@pytest.mark.parametrize("suffix", ("", "_backward"))
+def test_schema_is_that_of_the_other_backends(operation, suffix):
+    getattr(mmk, operation)(*inputs(operation, (1, 1, 1, 1, 1, 1)), backend="triton")
+    schema = lambda name: str(getattr(torch.ops.mmkernels, name + suffix).default._schema).replace(name, operation)
+    assert schema(f"{operation}_triton") == schema(operation)
+
+
+@interpreted
+@on_both
+@pytest.mark.slow
+def test_opcheck(operation):
+    shape = (2, 2, 7, 5, 6, 4)
+    tensors, some = [t.requires_grad_() for t in inputs(operation, shape)], masks(operation, shape)
+    getattr(mmk, operation)(*tensors, backend="triton")
+    run, back = (getattr(torch.ops.mmkernels, f"{operation}_triton{suffix}").default for suffix in ("", "_backward"))
+    if operation == "gated_cross_attention":
+        arguments = (*tensors, None, None, draw(2, 2, 7, 5).requires_grad_())
+        torch.library.opcheck(run, (*arguments, 0.3, True))
+        result, *kept = (t.detach() for t in run(*arguments, 0.3, True))
+        torch.library.opcheck(back, (result, *arguments, *kept, 0.3, True, *(True,) * 5))
+    else:
+        arguments = (*tensors, *some.values())
+        torch.library.opcheck(run, (*arguments, 0.3))
+        kept = [t.detach() for t in run(*arguments, 0.3)]
+        torch.library.opcheck(back, (*kept[:2], *arguments, *kept, 0.3, *(True,) * 4))
+
+
+@interpreted
+@on_both
+@pytest.mark.parametrize("wrong", range(1, 4))
+def test_operation_refuses_what_would_not_be_safe(operation, wrong):
+    tensors = inputs(operation, (1, 2, 7, 5, 6, 4))
+    getattr(mmk, operation)(*tensors, backend="triton")
+    tensors[wrong] = tensors[wrong][:, :, :-1] if wrong != 1 else tensors[wrong][..., :-1]
+    rest = (None, None, None, 0.3, True) if operation == "gated_cross_attention" else (None, None, 0.3)
+    with pytest.raises(RuntimeError, match="must be"):
+        getattr(torch.ops.mmkernels, f"{operation}_triton")(*tensors, *rest)
+
+
+@interpreted
+@on_both
+def test_float64_is_refused(operation):
+    with pytest.raises(mmk.BackendError, match="triton: it has no float64"):
+        getattr(mmk, operation)(*inputs(operation, (1, 1, 2, 2, 2, 2), torch.float64), backend="triton")
