@@ -31,6 +31,18 @@ struct HeadRows {
   int64_t b = 0, h = 0, n = 0, c = 0;
 };
 
+// Rows of a sample, [B, N, C].
+struct Rows {
+  void* data = nullptr;
+  int64_t b = 0, n = 0, c = 0;
+};
+
+// A layer's weight, [out, in].
+struct Projection {
+  const void* data = nullptr;
+  int64_t row = 0, column = 0;
+};
+
 // True = takes part, [B, H, T]; null = all do.
 struct Tokens {
   const bool* data = nullptr;

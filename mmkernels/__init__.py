@@ -3,12 +3,14 @@
 from . import functional, reference
 from .backends import BackendError
 from .functional import *  # noqa: F403
-from .modules import BidirectionalAttention, GatedCrossAttention, SpatialAttention
+from .modules import AdditiveAttention, BidirectionalAttention, ChannelAttention, GatedCrossAttention, SpatialAttention
+from .ops.additive_attention import AdditiveAttentionFunction
 from .ops.bidirectional_attention import BidirectionalAttentionFunction
+from .ops.channel_attention import ChannelAttentionFunction
 from .ops.gated_cross_attention import GatedCrossAttentionFunction
 from .ops.spatial_attention import SpatialAttentionFunction
 
 __version__ = "0.1.0"
-__all__ = ["BackendError", "BidirectionalAttention", "BidirectionalAttentionFunction", "GatedCrossAttention",
-           "GatedCrossAttentionFunction", "SpatialAttention", "SpatialAttentionFunction", "functional", "reference",
-           *functional.__all__]
+__all__ = ["AdditiveAttention", "AdditiveAttentionFunction", "BackendError", "BidirectionalAttention", "BidirectionalAttentionFunction",
+           "ChannelAttention", "ChannelAttentionFunction", "GatedCrossAttention", "GatedCrossAttentionFunction", "SpatialAttention",
+           "SpatialAttentionFunction", "functional", "reference", *functional.__all__]

@@ -1,7 +1,9 @@
 """The operations as functions."""
 
+from .ops.additive_attention import additive_attention
 from .ops.bidirectional_attention import bidirectional_attention
+from .ops.channel_attention import channel_attention
 from .ops.gated_cross_attention import gated_cross_attention
 from .ops.spatial_attention import spatial_attention
 
-__all__ = ["bidirectional_attention", "gated_cross_attention", "spatial_attention"]
+__all__ = ["additive_attention", "bidirectional_attention", "channel_attention", "gated_cross_attention", "spatial_attention"]

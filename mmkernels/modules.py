@@ -143,6 +143,75 @@ class BidirectionalAttention(nn.Module):
                 f"backend={self.backend!r}")
 
 
+class ChannelAttention(nn.Module):
+    """Weighs the channels of every image position by image and text together: the article's ``softmax(W_a [X, Y])``, multiplied.
+
+    Args:
+        image_dim: D, channels of the image features.
+        text_dim: E, size of the text vector.
+        bias: whether the scores have one.
+        backend: as in :func:`mmkernels.channel_attention`.
+
+    Shape:
+        image ``[B, N, D]`` or ``[B, D]``, text ``[B, E]`` -> like image.
+    """
+
+    def __init__(self, image_dim, text_dim, *, bias=True, backend=None, device=None, dtype=None):
+        super().__init__()
+        self.image_dim, self.text_dim, self.backend = image_dim, text_dim, backend
+        self.score_projection = nn.Linear(image_dim + text_dim, image_dim, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, image, text, *, need_weights=False):
+        return functional.channel_attention(image, text, self.score_projection.weight, self.score_projection.bias,
+                                            need_weights=need_weights, backend=self.backend)
+
+    def extra_repr(self):
+        return f"image_dim={self.image_dim}, text_dim={self.text_dim}, backend={self.backend!r}"
+
+
+class AdditiveAttention(nn.Module):
+    """Attention whose scores come from a small network: over image regions for a question (SAN, bottom-up-top-down), or over the
+    patches of a slide without any query (attention-based multiple-instance learning, CLAM).
+
+    Args:
+        image_dim: D, channels of the image features.
+        hidden_dim: A, size of the hidden vector.
+        query_dim: E, size of the query; None: no query.
+        num_queries: K, attention maps.
+        activation: ``"tanh"``, ``"relu"`` or ``"gelu"``.
+        gated: whether a second projection gates the hidden vector by a sigmoid.
+        combine: ``"pool"`` or ``"multiply"`` (one map only), as in :func:`mmkernels.additive_attention`.
+        bias: whether the projections have one.
+        backend: as in :func:`mmkernels.additive_attention`.
+
+    Shape:
+        image ``[B, N, D]`` (packed: ``[rows, D]`` with ``offsets``), query ``[B, E]`` -> ``[B, K, D]``, or like image (``"multiply"``).
+    """
+
+    def __init__(self, image_dim, hidden_dim, query_dim=None, num_queries=1, activation="tanh", gated=False, *, combine="pool", bias=True,
+                 backend=None, device=None, dtype=None):
+        super().__init__()
+        self.image_dim, self.hidden_dim, self.query_dim, self.num_queries = image_dim, hidden_dim, query_dim, num_queries
+        self.activation, self.gated, self.combine, self.backend = activation, gated, combine, backend
+        options = {"device": device, "dtype": dtype}
+        self.image_projection = nn.Linear(image_dim, hidden_dim, bias=bias, **options)
+        self.query_projection = None if query_dim is None else nn.Linear(query_dim, hidden_dim, bias=False, **options)
+        self.gate_projection = nn.Linear(image_dim, hidden_dim, bias=bias, **options) if gated else None
+        self.score_projection = nn.Linear(hidden_dim, num_queries, bias=False, **options)     # a bias would cancel in the softmax
+
+    def forward(self, image, query=None, *, mask=None, offsets=None, need_weights=False):
+        gate = self.gate_projection
+        return functional.additive_attention(
+            image, query, self.image_projection.weight, None if self.query_projection is None else self.query_projection.weight,
+            self.score_projection.weight, bias=self.image_projection.bias, w_gate=None if gate is None else gate.weight,
+            bias_gate=None if gate is None else gate.bias, activation=self.activation, mask=mask, offsets=offsets, combine=self.combine,
+            need_weights=need_weights, backend=self.backend)
+
+    def extra_repr(self):
+        return (f"image_dim={self.image_dim}, hidden_dim={self.hidden_dim}, query_dim={self.query_dim}, num_queries={self.num_queries}, "
+                f"activation={self.activation!r}, gated={self.gated}, combine={self.combine!r}, backend={self.backend!r}")
+
+
 def _check_heads(num_heads, **dims):
     for name, dim in dims.items():
         if num_heads < 1 or dim % num_heads:

@@ -5,8 +5,9 @@ their error as its measure. Same names and arguments as in :mod:`mmkernels.funct
 """
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
+from .reference.additive_attention import ACTIVATIONS
 from .reference.gated_cross_attention import full_mask
 
 
@@ -102,3 +103,44 @@ def bidirectional_attention_sdpa(image_query, text_key, image_value, text_value,
     over_image = None if image_mask is None else image_mask[:, None, None]
     return (scaled_dot_product_attention(image_query, text_key, text_value, attn_mask=over_text, scale=scale),
             scaled_dot_product_attention(text_key, image_query, image_value, attn_mask=over_image, scale=scale))
+
+
+def channel_attention(image, text, weight, bias=None, *, need_weights=False):
+    """Concatenation and one product, as the formula is written. Weights come in image's dtype."""
+    both = torch.cat([image, text if image.dim() == 2 else text[:, None].expand(-1, image.shape[1], -1)], -1)
+    weights = linear(both, weight, bias).softmax(-1)
+    return (image * weights, weights) if need_weights else image * weights
+
+
+def channel_attention_split(image, text, weight, bias=None, *, need_weights=False):
+    """The text's part of the product once a sample."""
+    of_text = linear(text, weight[:, image.shape[-1]:], bias)
+    weights = (linear(image, weight[:, :image.shape[-1]]) + (of_text if image.dim() == 2 else of_text[:, None])).softmax(-1)
+    return (image * weights, weights) if need_weights else image * weights
+
+
+def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=None, bias_gate=None, activation="tanh", mask=None,
+                       offsets=None, combine="pool", need_weights=False):
+    """Linear layers, activation, softmax, weighted sum. Weights come in image's dtype."""
+    network = {"v": v, "w_image": w_image, "w_gate": w_gate, "bias_gate": bias_gate, "activation": activation, "combine": combine}
+    shift = bias if query is None else linear(query, w_query, bias)
+    if offsets is None:
+        result, weights = _additive(image, None if shift is None else shift if shift.dim() == 1 else shift[:, None], mask, **network)
+    else:                                         # bags: one after another, as most code does
+        bounds = offsets.tolist()
+        bags = [_additive(image[None, start:stop], shift if shift is None or shift.dim() == 1 else shift[i:i + 1, None],
+                          None if mask is None else mask[None, start:stop], **network)
+                for i, (start, stop) in enumerate(zip(bounds, bounds[1:]))]
+        pool = combine == "pool"
+        result = torch.cat([r if pool else r[0] for r, _ in bags]) if bags else image.new_zeros((0, len(v), image.shape[1]) if pool else image.shape)
+        weights = torch.cat([w[0] for _, w in bags], -1) if bags else image.new_zeros(len(v), 0)
+    return (result, weights) if need_weights else result
+
+
+def _additive(image, shift, mask, *, v, w_image, w_gate, bias_gate, activation, combine):
+    hidden = linear(image, w_image)
+    hidden = ACTIVATIONS[activation](hidden if shift is None else hidden + shift)
+    if w_gate is not None:
+        hidden = hidden * torch.sigmoid(linear(image, w_gate, bias_gate))
+    weights = _masked_softmax(linear(hidden, v).mT, None if mask is None else mask[:, None])
+    return (weights @ image if combine == "pool" else weights.mT * image), weights

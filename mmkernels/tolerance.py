@@ -25,6 +25,7 @@ RESULT_EPS = 1
 SUM_EPS = {torch.float32: 32, torch.float64: 128}
 CEILING = 0.25
 CANCELLED = 1e-12
+PARAMETERS = {"weight", "bias", "w_image", "w_query", "v", "w_gate", "bias_gate"}      # all samples share them: judged whole
 OUTPUTS = {"bidirectional_attention": ("image_out", "text_out")}          # others: the result, and the weights
 
 
@@ -125,7 +126,10 @@ def _errors(standard, name, actual, truth, dtype):
     """(largest, root mean square) error, relative to the sample's magnitude, of the worst sample."""
     largest = square = 0.0
     quiet = max(torch.finfo(dtype).tiny, 1e-30)   # below, a dtype's own steps are coarser than its epsilon
-    samples = zip(*(_samples(name, tensor, standard.arguments) for tensor in (actual.double(), truth)), standard.silent)
+    if name.removesuffix(".grad") in PARAMETERS:
+        samples = [(actual.double(), truth, all(standard.silent))]
+    else:
+        samples = zip(*(_samples(name, tensor, standard.arguments) for tensor in (actual.double(), truth)), standard.silent)
     for part, true, nothing in samples:
         if true.numel() == 0:
             continue

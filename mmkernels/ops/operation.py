@@ -136,13 +136,15 @@ class Operation:
                      for i, need in zip(self.differentiable, needs))
 
     def _vmap(self, function, before=0):
-        """Folds the new dimension into the batch; where weights are vmapped, or want gradients, calls one after another."""
+        """Folds the new dimension into the batch; where weights are vmapped, or want gradients, or bags are packed, calls one
+        after another."""
         shared = {before + i for i in self.shared}
+        packed = before + self.names.index("offsets") if "offsets" in self.names else None
 
         def run(info, in_dims, *arguments):
             size = info.batch_size
             tensors = [i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)]
-            if shared and (before or any(in_dims[i] is not None for i in shared)):
+            if shared and (before or any(in_dims[i] is not None for i in shared) or packed in tensors):
                 calls = [function(*(a.select(in_dims[i], k) if i in tensors and in_dims[i] is not None else a
                                     for i, a in enumerate(arguments))) for k in range(size)]
                 return tuple(torch.stack(parts) for parts in zip(*calls)), (0,) * len(calls[0])

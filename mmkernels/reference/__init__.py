@@ -3,8 +3,10 @@
 Same names and arguments as in :mod:`mmkernels.functional`, without ``backend`` and ``out``.
 """
 
+from .additive_attention import additive_attention
 from .bidirectional_attention import bidirectional_attention
+from .channel_attention import channel_attention
 from .gated_cross_attention import gated_cross_attention
 from .spatial_attention import spatial_attention
 
-__all__ = ["bidirectional_attention", "gated_cross_attention", "spatial_attention"]
+__all__ = ["additive_attention", "bidirectional_attention", "channel_attention", "gated_cross_attention", "spatial_attention"]

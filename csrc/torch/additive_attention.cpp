@@ -1,0 +1,144 @@
+// torch.ops.mmkernels.additive_attention*: schema, checks, allocation, and the call of the device's launcher.
+#include "../additive_attention.h"
+
+#include <tuple>
+
+#include "rows.h"
+
+#if defined(MMK_CUDA) || defined(MMK_EMULATED)
+#include "cuda.h"
+#include "../cuda/additive_attention.h"
+#endif
+
+#ifdef MMK_EMULATED
+#define MMK_OPERATION "additive_attention_emulated"
+#else
+#define MMK_OPERATION "additive_attention"
+#endif
+
+namespace mmk::binding {
+namespace {
+
+Optional contiguous_if(const Optional& t) { return t ? Optional(torch::stable::contiguous(*t)) : t; }
+
+// The tensors as they were given; shifts contiguous.
+struct Operands {
+  Tensor image, w_image, v;
+  Optional shift, w_gate, shift_gate;
+};
+
+// What both directions check.
+struct Arguments {
+  AdditiveAttention a;
+  Operands operands;
+  std::vector<int64_t> result_shape, weights_shape;
+
+  Arguments(const Tensor& image, const Optional& shift, const Tensor& w_image, const Tensor& v, const Optional& w_gate,
+            const Optional& shift_gate, const Optional& mask, const Optional& offsets, int64_t activation, bool pool)
+      : operands{image, w_image, v, contiguous_if(shift), w_gate, contiguous_if(shift_gate)} {
+    a.dtype = dtype_of(image, "image");
+    const Anchor anchor(image);
+    STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == (offsets ? 2 : 3), "image must be [B, N, D], or [rows, D] with offsets");
+    STD_TORCH_CHECK(w_image.dim() == 2 && v.dim() == 2, "w_image and v must be [A, D] and [K, A]");
+    STD_TORCH_CHECK(activation >= 0 && activation <= 2, "activation must be 0, 1 or 2");
+    a.activation = Activation(activation), a.pool = pool;
+    a.N = image.size(image.dim() - 2), a.D = image.size(image.dim() - 1), a.A = w_image.size(0), a.K = v.size(0);
+    a.B = offsets ? -1 : image.size(0);
+    STD_TORCH_CHECK(a.D >= 1 && a.A >= 1 && a.K >= 1 && (pool || a.K == 1), "D, A and K must be at least 1, K 1 without pool");
+    if (offsets) {
+      STD_TORCH_CHECK(offsets->dim() == 1 && offsets->size(0) >= 1, "offsets must be [B + 1]");
+      anchor.check(*offsets, "offsets", ScalarType::Long, {offsets->size(0)});
+      STD_TORCH_CHECK(offsets->size(0) == 1 || offsets->stride(0) == 1, "offsets must be contiguous");
+      a.B = offsets->size(0) - 1, a.offsets = static_cast<const int64_t*>(offsets->data_ptr());
+      if (anchor.device == DeviceType::CPU) {
+        bool valid = a.offsets[0] == 0 && a.offsets[a.B] == a.N;
+        for (int64_t b = 0; valid && b < a.B; ++b) valid = a.offsets[b] <= a.offsets[b + 1];
+        STD_TORCH_CHECK(valid, "offsets must ascend from 0 to the number of rows of image");
+      }
+    }
+    anchor.check(w_image, "w_image", anchor.type, {a.A, a.D});
+    anchor.check(v, "v", anchor.type, {a.K, a.A});
+    a.image = rows(image), a.w_image = projection(w_image), a.v = projection(v);
+    if (shift) anchor.check(*shift, "shift", accumulate_type(a.dtype), {a.B, a.A}), a.shift = operands.shift->data_ptr();
+    if (w_gate) anchor.check(*w_gate, "w_gate", anchor.type, {a.A, a.D}), a.w_gate = projection(*w_gate);
+    STD_TORCH_CHECK(w_gate || !shift_gate, "shift_gate needs w_gate");
+    if (shift_gate) anchor.check(*shift_gate, "shift_gate", accumulate_type(a.dtype), {a.A}), a.shift_gate = operands.shift_gate->data_ptr();
+    if (mask) {
+      anchor.check(*mask, "mask", ScalarType::Bool, offsets ? std::vector<int64_t>{a.N} : std::vector<int64_t>{a.B, a.N});
+      a.mask = {static_cast<const bool*>(mask->data_ptr()), offsets ? 0 : mask->stride(0), 0, mask->stride(offsets ? 0 : 1)};
+    }
+    result_shape = pool ? std::vector<int64_t>{a.B, a.K, a.D} : sizes(image);
+    weights_shape = offsets ? std::vector<int64_t>{a.K, a.N} : std::vector<int64_t>{a.B, a.K, a.N};
+  }
+};
+
+template <auto Launch>
+std::tuple<Tensor, Tensor> forward(const Tensor& image, const Optional& shift, const Tensor& w_image, const Tensor& v, const Optional& w_gate,
+                                   const Optional& shift_gate, const Optional& mask, const Optional& offsets, int64_t activation, bool pool) {
+  Arguments all(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool);
+  AdditiveAttention& a = all.a;
+  Tensor result = torch::stable::new_empty(image, all.result_shape);
+  Tensor weights = torch::stable::new_empty(image, all.weights_shape, accumulate_type(a.dtype));
+  advise_huge_pages(result);
+  a.result = rows(result), a.weights = weights.mutable_data_ptr();
+  Launch(a, all.operands);
+  return {result, weights};
+}
+
+template <auto Launch>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Optional& grad_result, const Optional& grad_weights, const Tensor& image, const Optional& shift, const Tensor& w_image, const Tensor& v,
+    const Optional& w_gate, const Optional& shift_gate, const Optional& mask, const Optional& offsets, const Tensor& weights,
+    int64_t activation, bool pool, bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad,
+    bool need_shift_gate_grad) {
+  Arguments all(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool);
+  AdditiveAttentionBackward g;
+  const Anchor anchor(image);
+  const ScalarType accumulate = accumulate_type(all.a.dtype);
+  if (grad_result) anchor.check(*grad_result, "grad_result", anchor.type, all.result_shape), g.grad_result = rows(*grad_result);
+  Tensor kept = torch::stable::contiguous(weights);
+  anchor.check(weights, "weights", accumulate, all.weights_shape);
+  Optional of_weights = contiguous_if(grad_weights);
+  if (grad_weights) anchor.check(*grad_weights, "grad_weights", accumulate, all.weights_shape), g.grad_weights = of_weights->data_ptr();
+  all.a.weights = kept.mutable_data_ptr();
+  g.forward = all.a;
+  need_shift_grad = need_shift_grad && shift, need_w_gate_grad = need_w_gate_grad && w_gate;
+  need_shift_gate_grad = need_shift_gate_grad && shift_gate;
+  Tensor grad_image = gradient(image, need_image_grad), grad_w_image = gradient(w_image, need_w_image_grad), grad_v = gradient(v, need_v_grad);
+  Tensor grad_shift = gradient(shift ? *shift : image, need_shift_grad), grad_w_gate = gradient(w_gate ? *w_gate : image, need_w_gate_grad);
+  Tensor grad_shift_gate = gradient(shift_gate ? *shift_gate : image, need_shift_gate_grad);
+  if (need_image_grad) g.grad_image = rows(grad_image);
+  g.grad_shift = data_if(grad_shift, need_shift_grad), g.grad_w_image = data_if(grad_w_image, need_w_image_grad);
+  g.grad_v = data_if(grad_v, need_v_grad), g.grad_w_gate = data_if(grad_w_gate, need_w_gate_grad);
+  g.grad_shift_gate = data_if(grad_shift_gate, need_shift_gate_grad);
+  if (need_image_grad || need_shift_grad || need_w_image_grad || need_v_grad || need_w_gate_grad || need_shift_gate_grad) Launch(g, all.operands);
+  return {grad_image, grad_shift, grad_w_image, grad_v, grad_w_gate, grad_shift_gate};
+}
+
+#ifndef MMK_EMULATED
+void cpu_forward(const AdditiveAttention& a, const Operands&) { additive_attention_forward(a, torch_threads()); }
+void cpu_backward(const AdditiveAttentionBackward& g, const Operands&) { additive_attention_backward(g, torch_threads()); }
+
+constexpr auto cpu = &forward<cpu_forward>;
+constexpr auto cpu_back = &backward<cpu_backward>;
+#endif
+
+}  // namespace
+}  // namespace mmk::binding
+
+STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
+  m.def(MMK_OPERATION "(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? mask, "
+        "Tensor? offsets, int activation, bool pool) -> (Tensor, Tensor)");
+  m.def(MMK_OPERATION "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? shift, Tensor w_image, Tensor v, "
+        "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, int activation, bool pool, "
+        "bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad, "
+        "bool need_shift_gate_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+#ifndef MMK_EMULATED
+STABLE_TORCH_LIBRARY_IMPL(mmkernels, CPU, m) {
+  using namespace mmk::binding;
+  m.impl(MMK_OPERATION, TORCH_BOX(cpu));
+  m.impl(MMK_OPERATION "_backward", TORCH_BOX(cpu_back));
+}
+#endif

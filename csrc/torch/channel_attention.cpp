@@ -1,0 +1,91 @@
+// torch.ops.mmkernels.channel_attention*: schema, checks, allocation, and the call of the device's launcher.
+#include "../channel_attention.h"
+
+#include <tuple>
+
+#include "rows.h"
+
+#if defined(MMK_CUDA) || defined(MMK_EMULATED)
+#include "cuda.h"
+#include "../cuda/channel_attention.h"
+#endif
+
+#ifdef MMK_EMULATED
+#define MMK_OPERATION "channel_attention_emulated"
+#else
+#define MMK_OPERATION "channel_attention"
+#endif
+
+namespace mmk::binding {
+namespace {
+
+// What both directions check. The tensors that the kernels want contiguous are kept here.
+struct Arguments {
+  ChannelAttention a;
+  Tensor shift;
+
+  Arguments(const Tensor& image, const Tensor& given_shift, const Tensor& weight) : shift(torch::stable::contiguous(given_shift)) {
+    a.dtype = dtype_of(image, "image");
+    const Anchor anchor(image);
+    STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == 3, "image must be a dense [B, N, D] tensor");
+    a.B = image.size(0), a.N = image.size(1), a.D = image.size(2);
+    STD_TORCH_CHECK(a.D >= 1, "image must have at least one channel");
+    anchor.check(shift, "shift", accumulate_type(a.dtype), {a.B, a.D});
+    anchor.check(weight, "weight", anchor.type, {a.D, a.D});
+    a.image = rows(image), a.shift = shift.data_ptr(), a.weight = projection(weight);
+  }
+};
+
+template <auto Launch>
+std::tuple<Tensor, Tensor> forward(const Tensor& image, const Tensor& shift, const Tensor& weight, bool need_weights) {
+  Arguments all(image, shift, weight);
+  Tensor result = gradient(image, true), weights = gradient(image, need_weights);
+  all.a.result = rows(result);
+  if (need_weights) all.a.weights = rows(weights);
+  if (all.a.B * all.a.N) Launch(all.a, image, weight);
+  return {result, weights};
+}
+
+template <auto Launch>
+std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const Optional& grad_weights, const Tensor& image, const Tensor& shift,
+                                            const Tensor& weight, bool need_weights, bool need_image_grad, bool need_shift_grad,
+                                            bool need_weight_grad) {
+  Arguments all(image, shift, weight);
+  const Anchor anchor(image);
+  ChannelAttentionBackward g;
+  g.forward = all.a;
+  if (grad_result) anchor.check(*grad_result, "grad_result", anchor.type, sizes(image)), g.grad_result = rows(*grad_result);
+  if (need_weights && grad_weights)
+    anchor.check(*grad_weights, "grad_weights", anchor.type, sizes(image)), g.grad_weights = rows(*grad_weights);
+  Tensor grad_image = gradient(image, need_image_grad), grad_shift = gradient(all.shift, need_shift_grad),
+         grad_weight = gradient(weight, need_weight_grad);
+  if (need_image_grad) g.grad_image = rows(grad_image);
+  g.grad_shift = data_if(grad_shift, need_shift_grad), g.grad_weight = data_if(grad_weight, need_weight_grad);
+  if (need_image_grad || need_shift_grad || need_weight_grad) Launch(g, image, weight);
+  return {grad_image, grad_shift, grad_weight};
+}
+
+#ifndef MMK_EMULATED
+void cpu_forward(const ChannelAttention& a, const Tensor&, const Tensor&) { channel_attention_forward(a, torch_threads()); }
+void cpu_backward(const ChannelAttentionBackward& g, const Tensor&, const Tensor&) { channel_attention_backward(g, torch_threads()); }
+
+constexpr auto cpu = &forward<cpu_forward>;
+constexpr auto cpu_back = &backward<cpu_backward>;
+#endif
+
+}  // namespace
+}  // namespace mmk::binding
+
+STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
+  m.def(MMK_OPERATION "(Tensor image, Tensor shift, Tensor weight, bool need_weights) -> (Tensor, Tensor)");
+  m.def(MMK_OPERATION "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor shift, Tensor weight, bool need_weights, "
+        "bool need_image_grad, bool need_shift_grad, bool need_weight_grad) -> (Tensor, Tensor, Tensor)");
+}
+
+#ifndef MMK_EMULATED
+STABLE_TORCH_LIBRARY_IMPL(mmkernels, CPU, m) {
+  using namespace mmk::binding;
+  m.impl(MMK_OPERATION, TORCH_BOX(cpu));
+  m.impl(MMK_OPERATION "_backward", TORCH_BOX(cpu_back));
+}
+#endif

@@ -1,0 +1,30 @@
+// What the bindings of channel and additive attention share: rows of samples and layers' weights as the kernels' plain structs.
+#pragma once
+#include <utility>
+
+#include "common.h"
+
+namespace mmk::binding {
+
+using Optional = std::optional<Tensor>;
+
+inline Rows rows(const Tensor& t) {                  // [B, N, C], or packed [N, C]
+  return t.dim() == 2 ? Rows{t.data_ptr(), 0, t.stride(0), t.stride(1)} : Rows{t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
+}
+inline Projection projection(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
+
+inline std::vector<int64_t> sizes(const Tensor& t) {
+  std::vector<int64_t> all;
+  for (int64_t i = 0; i < t.dim(); ++i) all.push_back(t.size(i));
+  return all;
+}
+
+// A contiguous gradient, and where the kernel writes it: nowhere if it isn't needed.
+inline Tensor gradient(const Tensor& like, bool need) {
+  Tensor t = torch::stable::new_empty(like, need ? sizes(like) : std::vector<int64_t>{0});
+  if (need) advise_huge_pages(t);
+  return t;
+}
+inline void* data_if(const Tensor& t, bool need) { return need ? t.mutable_data_ptr() : nullptr; }
+
+}  // namespace mmk::binding

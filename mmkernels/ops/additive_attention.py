@@ -1,0 +1,137 @@
+"""Additive attention: the public function, and the operation as PyTorch sees it."""
+
+import torch
+from torch.nn.functional import linear
+
+from .. import backends, checks
+from ..reference.additive_attention import ACTIVATIONS, attend
+from .common import accumulate_dtype, autocast
+from .operation import Operation
+
+
+def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=None, bias_gate=None, activation="tanh",
+                       mask=None, offsets=None, combine="pool", need_weights=False, backend=None):
+    """Attention with a small network for its scores: ``softmax_n(v . act(w_image image_n + w_query query + bias))``.
+
+    With ``w_gate`` the hidden vector is multiplied by ``sigmoid(w_gate image_n + bias_gate)`` before ``v``. The ``N x A`` hidden
+    matrix never exists: a panel of positions goes through product, activation, gate and ``v`` while it is in cache, its scores
+    feed the softmax and the pooled sum, and the backward pass computes it again.
+
+    Args:
+        image: ``[B, N, D]``, or with ``offsets`` packed bags ``[rows, D]``; float32, bfloat16, float16 or float64, any strides.
+        query: ``[B, E]``, same dtype, or None: no query (attention-based pooling).
+        w_image: ``[A, D]``, same dtype.
+        w_query: ``[A, E]``, same dtype; None exactly where ``query`` is.
+        v: ``[K, A]``, same dtype: K attention maps.
+        bias: ``[A]``, same dtype, or None.
+        w_gate: ``[A, D]``, same dtype, or None: no gate.
+        bias_gate: ``[A]``, same dtype, or None; only with ``w_gate``.
+        activation: ``"tanh"``, ``"relu"`` or ``"gelu"`` (the exact one, by erf).
+        mask: bool ``[B, N]`` (``[rows]`` with ``offsets``), True = takes part.
+        offsets: int32 or int64 ``[B + 1]``, ascending, first 0, last = rows: bag b is rows ``offsets[b]:offsets[b+1]``.
+        combine: ``"pool"``: ``[B, K, D]``, the weighted sums. ``"multiply"`` (K = 1 only): like image, every position times its weight.
+        need_weights: also return the weights, ``[B, K, N]`` (packed: ``[K, rows]``), float32 (float64 for float64), differentiable.
+        backend: None picks the fastest that can run; ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"`` force one.
+
+    Returns:
+        The result in image's dtype, or ``(result, weights)``. Where nothing takes part (all masked, N = 0, an empty bag) result,
+        weights and gradients are 0. What a masked position holds, NaN included, reaches nothing.
+
+    Raises:
+        TypeError, ValueError: an argument's type, shape, dtype or device is wrong; the message names it.
+        BackendError: the backend that was forced can't run.
+
+    Source: Bahdanau et al. 2015 (arXiv:1409.0473); over image regions: SAN, Yang et al. 2016 (arXiv:1511.02274), and Anderson et al.
+    2018 (arXiv:1707.07998); gated, over bags: Ilse et al. 2018 (arXiv:1802.04712).
+    """
+    given = {"image": image, "query": query, "w_image": w_image, "w_query": w_query, "v": v, "bias": bias, "w_gate": w_gate, "bias_gate": bias_gate}
+    optional = ("query", "w_query", "bias", "w_gate", "bias_gate")
+    for name, tensor in given.items():
+        if tensor is not None or name not in optional:
+            checks.features(name, tensor)
+    given = dict(zip(given, autocast(*given.values())))
+    image, query, w_image, w_query, v, bias, w_gate, bias_gate = given.values()
+    _check(given, activation, mask, offsets, combine, need_weights)
+    batch, accumulate = image.shape[0] if offsets is None else offsets.shape[0] - 1, accumulate_dtype(image)
+    run = backends.choose("additive_attention", image, backend)
+    to = lambda tensor: None if tensor is None else tensor.to(accumulate)
+    with torch.autocast(image.device.type, enabled=False):
+        shift = to(bias) if query is None else linear(to(query), to(w_query), to(bias))
+    result, weights = run(image, None if shift is None else shift.expand(batch, -1), w_image, v, w_gate, to(bias_gate), mask,
+                          None if offsets is None else offsets.to(torch.int64), list(ACTIVATIONS).index(activation), combine == "pool")
+    return (result, weights) if need_weights else result
+
+
+def _check(given, activation, mask, offsets, combine, need_weights):
+    checks.choice("activation", activation, tuple(ACTIVATIONS))
+    checks.choice("combine", combine, ("pool", "multiply"))
+    checks.flag("need_weights", need_weights)
+    image, query, w_image, w_query, v, bias, w_gate, bias_gate = given.values()
+    if offsets is not None:
+        checks.shape("image", image, ("rows", None), ("D", None))
+        if isinstance(offsets, torch.Tensor):
+            checks.same_device("offsets", offsets, "image", image)
+        checks.bag_offsets("offsets", offsets, image.shape[0])
+        batch, grid = offsets.shape[0] - 1, (("rows", image.shape[0]),)
+    else:
+        checks.shape("image", image, ("B", None), ("N", None), ("D", None))
+        batch, grid = image.shape[0], (("B", image.shape[0]), ("N", image.shape[1]))
+    channels = image.shape[-1]
+    if channels == 0:
+        raise ValueError(f"image must have at least one channel (D), got shape {list(image.shape)}")
+    for name, tensor in given.items():
+        if tensor is not None and name != "image":
+            checks.like(name, tensor, "image", image)
+    checks.shape("w_image", w_image, ("A", None), ("D", channels))
+    hidden = w_image.shape[0]
+    if hidden == 0:
+        raise ValueError(f"w_image must have at least one row (A), got shape {list(w_image.shape)}")
+    if (query is None) != (w_query is None):
+        present, absent = ("query", "w_query") if w_query is None else ("w_query", "query")
+        raise ValueError(f"{absent} must be given with {present} (or both be None), got None")
+    if query is not None:
+        checks.shape("query", query, ("B", batch), ("E", None))
+        checks.shape("w_query", w_query, ("A", hidden), ("E", query.shape[1]))
+    checks.shape("v", v, ("K", None), ("A", hidden))
+    if v.shape[0] == 0:
+        raise ValueError(f"v must have at least one row (K), got shape {list(v.shape)}")
+    if combine == "multiply" and v.shape[0] != 1:
+        raise ValueError(f"v must have one row (K = 1) with combine='multiply', got shape {list(v.shape)}")
+    if bias is not None:
+        checks.shape("bias", bias, ("A", hidden))
+    if w_gate is not None:
+        checks.shape("w_gate", w_gate, ("A", hidden), ("D", channels))
+    if bias_gate is not None:
+        if w_gate is None:
+            raise ValueError("w_gate must be given with bias_gate, got None")
+        checks.shape("bias_gate", bias_gate, ("A", hidden))
+    if mask is not None:
+        checks.boolean_mask("mask", mask)
+        checks.same_device("mask", mask, "image", image)
+        checks.shape("mask", mask, *grid)
+
+
+# The operation. inputs: shift [B, A], the query's part of the hidden vector and the bias, and shift_gate [A], both float32 (float64);
+# offsets int64. options: activation, an index into ACTIVATIONS, and pool. The weights are kept.
+
+def _reference(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool):
+    return attend(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, list(ACTIVATIONS)[activation], pool)
+
+
+def _fake(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool):
+    batch, maps, channels = image.shape[0] if offsets is None else offsets.shape[0] - 1, v.shape[0], image.shape[-1]
+    shape = (batch, maps, image.shape[1]) if offsets is None else (maps, image.shape[0])
+    return image.new_empty((batch, maps, channels) if pool else image.shape), image.new_empty(shape, dtype=accumulate_dtype(image))
+
+
+OPERATION = Operation(
+    "additive_attention",
+    inputs=("image", "shift", "w_image", "v", "w_gate", "shift_gate", "mask", "offsets"),
+    differentiable=("image", "shift", "w_image", "v", "w_gate", "shift_gate"), shared=("w_image", "v", "w_gate", "shift_gate", "offsets"),
+    outputs=2, extras=0, kept=1, keep=lambda inputs, produced: (produced[1],),
+    reference=_reference, fake=_fake, fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape))
+AdditiveAttentionFunction = OPERATION.Function
+
+if backends.extension is not None:
+    OPERATION.register("additive_attention", "cpu", "cuda")
+backends.implement_lazily("triton", "additive_attention", "mmkernels.triton.additive_attention")

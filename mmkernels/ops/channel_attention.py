@@ -1,0 +1,93 @@
+"""Channel attention: the public function, and the operation as PyTorch sees it."""
+
+import torch
+from torch.nn.functional import linear
+
+from .. import backends, checks
+from .common import accumulate_dtype, autocast
+from .operation import Operation
+
+
+def channel_attention(image, text, weight, bias=None, *, need_weights=False, backend=None):
+    """``image * softmax(weight @ [image_n ; text_b] + bias, -1)``: the article's formula 4.2, ``softmax(W_a [X, Y])``.
+
+    The concatenation is never built: ``weight``'s last E columns act on the text once a sample, which shifts the scores of all its
+    positions. Scores turn into the result panel by panel while they are in cache, no ``[B, N, D]`` scores are kept.
+
+    The softmax runs over channels. Over positions it would cancel the text: the text adds the same number to the scores of all
+    positions of a channel, and softmax doesn't change when all its scores grow by the same number. Over channels every score gets a
+    number of its own, and the text decides which channels of a position count.
+
+    Args:
+        image: ``[B, N, D]`` or ``[B, D]``, float32, bfloat16, float16 or float64, any strides.
+        text: ``[B, E]``, same dtype.
+        weight: ``[D, D + E]``, same dtype; its first D columns act on the image.
+        bias: ``[D]``, same dtype, or None.
+        need_weights: also return the weights: shape and dtype of image, differentiable.
+        backend: None picks the fastest that can run; ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"`` force one.
+
+    Returns:
+        A tensor like image, contiguous, or ``(result, weights)``.
+
+    Raises:
+        TypeError, ValueError: an argument's type, shape, dtype or device is wrong; the message names it.
+        BackendError: the backend that was forced can't run.
+
+    Source: attention over concatenated features, Bahdanau et al. 2015 (arXiv:1409.0473), over channels as in Chen et al. 2017
+    (arXiv:1611.05594).
+    """
+    checks.features("image", image)
+    for name, tensor in (("text", text), ("weight", weight), *((("bias", bias),) if bias is not None else ())):
+        checks.features(name, tensor)
+    image, text, weight, bias = autocast(image, text, weight, bias)
+    _check(image, text, weight, bias, need_weights)
+    channels, accumulate = image.shape[-1], accumulate_dtype(image)
+    run = backends.choose("channel_attention", image, backend)
+    with torch.autocast(image.device.type, enabled=False):
+        shift = linear(text.to(accumulate), weight[:, channels:].to(accumulate), None if bias is None else bias.to(accumulate))
+    result, weights = run(image if image.dim() == 3 else image[:, None], shift, weight[:, :channels], need_weights)
+    if image.dim() == 2:
+        result, weights = result[:, 0], weights[:, 0] if need_weights else weights
+    return (result, weights) if need_weights else result
+
+
+def _check(image, text, weight, bias, need_weights):
+    checks.flag("need_weights", need_weights)
+    if image.dim() != 2:
+        checks.shape("image", image, ("B", None), ("N", None), ("D", None))
+    batch, channels = image.shape[0], image.shape[-1]
+    if channels == 0:
+        raise ValueError(f"image must have at least one channel (D), got shape {list(image.shape)}")
+    checks.like("text", text, "image", image)
+    checks.shape("text", text, ("B", batch), ("E", None))
+    checks.like("weight", weight, "image", image)
+    checks.shape("weight", weight, ("D", channels), ("D + E", channels + text.shape[1]))
+    if bias is not None:
+        checks.like("bias", bias, "image", image)
+        checks.shape("bias", bias, ("D", channels))
+
+
+# The operation. inputs: image [B, N, D]; shift [B, D], the text's part of the scores and the bias, float32 (float64); weight [D, D].
+# option: need_weights; without it weights are empty.
+
+def _reference(image, shift, weight, need_weights):
+    accumulate = accumulate_dtype(image)
+    x = image.to(accumulate)
+    weights = (x @ weight.to(accumulate).T + shift[:, None]).softmax(-1)
+    return (x * weights).to(image.dtype), weights.to(image.dtype) if need_weights else image.new_empty(0)
+
+
+def _fake(image, shift, weight, need_weights):
+    return image.new_empty(image.shape), image.new_empty(image.shape if need_weights else 0)
+
+
+OPERATION = Operation(
+    "channel_attention",
+    inputs=("image", "shift", "weight"), differentiable=("image", "shift", "weight"), shared=("weight",),
+    outputs=2, extras=0, kept=0, keep=lambda inputs, produced: (),
+    reference=_reference, fake=_fake, fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape))
+ChannelAttentionFunction = OPERATION.Function
+
+if backends.extension is not None:
+    OPERATION.register("channel_attention", "cpu", "cuda")
+backends.implement_lazily("triton", "channel_attention", "mmkernels.triton.channel_attention")
