@@ -8,17 +8,17 @@ namespace mmk {
 struct ChannelAttention {
   Dtype dtype = Dtype::float32;
   int64_t B = 0, N = 0, D = 0;
-  Rows image;                      // [B, N, D]
+  SampleRows image;                      // [B, N, D]
   const void* shift = nullptr;     // [B, D] contiguous, float (double): the text's part of the scores and the bias
   Projection weight;               // [D, D], what acts on the image
-  Rows result;                     // [B, N, D]
-  Rows weights;                    // [B, N, D]; data null = not wanted
+  SampleRows result;                     // [B, N, D]
+  SampleRows weights;                    // [B, N, D]; data null = not wanted
 };
 
 struct ChannelAttentionBackward {
   ChannelAttention forward;        // without result and weights: the scores are computed again
-  Rows grad_result, grad_weights;  // data null = no gradient
-  Rows grad_image;                 // data null = not wanted, here and below
+  SampleRows grad_result, grad_weights;  // data null = no gradient
+  SampleRows grad_image;                 // data null = not wanted, here and below
   void* grad_shift = nullptr;      // [B, D] contiguous, float (double)
   void* grad_weight = nullptr;     // [D, D] contiguous
 };

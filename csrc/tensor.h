@@ -32,7 +32,7 @@ struct HeadRows {
 };
 
 // Rows of a sample, [B, N, C].
-struct Rows {
+struct SampleRows {
   void* data = nullptr;
   int64_t b = 0, n = 0, c = 0;
 };

@@ -1,25 +1,16 @@
 // What attention over heads shares: how queries are cut into tiles and tiles shared out, which tokens take part, softmax over the rows
 // of a tile of scores, and sums over tiles that several threads have parts of.
 #pragma once
-#include <new>
 #include <type_traits>
 
 #include "../parallel.h"
 #include "../tensor.h"
 #include "gemm.h"
+#include "scratch.h"
 #include "softmax.h"
 
 namespace mmk {
 namespace {
-
-// Scratch, aligned to cache lines; operator new lives in the C++ library, so no template of it is compiled for this instruction set.
-template <class C> struct Scratch {
-  C* data;
-  explicit Scratch(int64_t count) : data(static_cast<C*>(::operator new(sizeof(C) * (count > 0 ? count : 1), std::align_val_t(64)))) {}
-  ~Scratch() { ::operator delete(data, std::align_val_t(64)); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-};
 
 // A head's rows, i.e. [N, C] of a [B, H, N, C] tensor.
 template <class T> struct Head {
@@ -55,7 +46,6 @@ struct Tiles {
     Parallel limited{int(parts), parallel.run};
     parallel_for(limited, parts, [&](int64_t first, int64_t last) {
       for (int64_t p = first; p < last; ++p) f(p);
-      fence();
     });
   }
   // f(head, first tile, last tile + 1): a part's heads, and its tiles in each.
@@ -88,7 +78,6 @@ struct Order {
 };
 
 template <class C> constexpr C log2_e = C(1.44269504088896340736);
-template <class C> constexpr C ln_2 = C(0.69314718055994530942);
 
 // Tokens whose scores are in the works at a time: a tile of them stays in the second-level cache. More are taken block by block.
 // A multiple of every vector's lanes and of every block's rows: no block of tokens reaches into the next.
@@ -170,32 +159,11 @@ template <class C> inline void scale_rows(C* x, int64_t rows, int64_t step, int6
       for (int64_t i = 0; i < count; i += lanes<C>) store(x + r * step + i, load(x + r * step + i) * factor[r]);
 }
 
-// to = sums * factor, converted; sums null: zeros.
-template <class T, class C> inline void write_row(const C* sums, int64_t columns, C factor, T* to, int64_t step) {
-  int64_t c = 0;
-  if (!sums) {
-    for (; c < columns; ++c) to[c * step] = from_acc<T>(C(0));
-    return;
-  }
-  if (step == 1) for (; c + lanes<C> <= columns; c += lanes<C>) store(to + c, load(sums + c) * factor);
-  for (; c < columns; ++c) to[c * step] = from_acc<T>(sums[c] * factor);
-}
-
 // A head's gradient from the sums of its tokens, in their order; those without a sum get zeros.
 template <class T, class C>
 inline void write_tokens(const C* sums, int64_t step, int64_t columns, C factor, const Order& order, int64_t summed, int64_t tokens, Head<T> to) {
   if (summed < tokens) for (int64_t t = 0; t < tokens; ++t) write_row<T, C>(nullptr, columns, factor, to.row(t), to.c);
   for (int64_t i = 0; i < summed; ++i) write_row<T>(sums + i * step, columns, factor, to.row(order[i]), to.c);
-}
-
-// f of a zero of the dtype's type.
-template <class F> inline void with_type(Dtype dtype, F f) {
-  switch (dtype) {
-    case Dtype::float32: return f(float{});
-    case Dtype::bfloat16: return f(bf16{});
-    case Dtype::float16: return f(f16{});
-    case Dtype::float64: return f(double{});
-  }
 }
 
 // Sums over the queries of a head when the tiles of a head may be shared by several parts: each leaves what it has of its first and of its

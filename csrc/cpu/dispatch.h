@@ -2,6 +2,8 @@
 // defines the entry point that picks one at run time.
 #pragma once
 #include "../isa.h"
+#include "../tensor.h"
+#include "simd.h"
 
 #if defined(__x86_64__)
 #define MMK_CPU_ENTRY(function, Arguments)                                        \
@@ -20,3 +22,19 @@
 #define MMK_CPU_ENTRY(function, Arguments) \
   namespace mmk { void function(const Arguments& a, const Parallel& p) { baseline::function(a, p); } }
 #endif
+
+namespace mmk {
+namespace {
+
+// f of a zero of the dtype's type.
+template <class F> inline void with_type(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::float32: return f(float{});
+    case Dtype::bfloat16: return f(bf16{});
+    case Dtype::float16: return f(f16{});
+    case Dtype::float64: return f(double{});
+  }
+}
+
+}  // namespace
+}  // namespace mmk

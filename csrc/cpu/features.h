@@ -1,5 +1,5 @@
 // The loops over image features that score -> softmax -> multiply operations are made of, for the two ways features lie:
-//   Rows    the channels of a position are neighbours ([B, N, D], channels_last): vectors run along the channels;
+//   Lines   the channels of a position are neighbours ([B, N, D], channels_last): vectors run along the channels;
 //   Planes  the positions of a channel are neighbours (contiguous [B, D, Y, X]):  vectors run along the positions.
 // Any other stride is right in both, gathered element by element. All calls work on a run: positions one stride apart.
 //
@@ -59,7 +59,7 @@ template <class F> MMK_INLINE void with_write(bool streamed, int64_t step, F f) 
   else f(std::integral_constant<Write, Write::cached>{});
 }
 
-struct Rows {
+struct Lines {
   static constexpr int64_t least_bytes = 16;       // at least a block of four rows
 
   // scores[h][i] = sum over head h's channels of x[i][d] * y[i][d]; y is a Run or Shared.

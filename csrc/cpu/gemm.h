@@ -97,13 +97,24 @@ inline void multiply(int64_t m, int64_t n, int64_t depth, const C* a, int64_t ld
   }
 }
 
+// Panels that n columns are packed into.
+template <class C> inline int64_t panels(int64_t n) {
+  int64_t count = 0;
+  for (int64_t v = 0; v < vectors<C>(n); v += next_panel(vectors<C>(n) - v)) ++count;
+  return count;
+}
+
 // Packing: B in panels, converted, multiplied by `factor`, padded with zeros to whole vectors. `row(i)` gives the i-th of the source's
-// rows, its elements `step` apart.
+// rows, its elements `step` apart. Several threads can each pack some of the panels, from `begin` to `end`.
 template <class T, class C, class Row>
-inline void pack(int64_t rows, int64_t columns, Row row, int64_t step, C factor, C* to) {          // B[k, n] = row(k)[n]
+inline void pack(int64_t rows, int64_t columns, Row row, int64_t step, C factor, C* to, int64_t begin = 0, int64_t end = INT64_MAX) {   // B[k, n] = row(k)[n]
   const int64_t all = vectors<C>(columns);
-  for (int64_t v = 0, width; v < all; v += width) {
+  for (int64_t v = 0, width, panel = 0; v < all && panel < end; v += width, ++panel) {
     width = next_panel(all - v);
+    if (panel < begin) {
+      to += rows * width * lanes<C>;
+      continue;
+    }
     const int64_t first = v * lanes<C>, count = columns - first < width * lanes<C> ? columns - first : width * lanes<C>;
     for (int64_t k = 0; k < rows; ++k, to += width * lanes<C>) {
       const T* from = row(k) + first * step;
@@ -115,18 +126,26 @@ inline void pack(int64_t rows, int64_t columns, Row row, int64_t step, C factor,
   }
 }
 template <class T, class C, class Row>
-inline void pack_transposed(int64_t rows, int64_t columns, Row row, int64_t step, C factor, C* to) {   // B[k, n] = row(n)[k]
+inline void pack_transposed(int64_t rows, int64_t columns, Row row, int64_t step, C factor, C* to, int64_t begin = 0, int64_t end = INT64_MAX) {   // B[k, n] = row(n)[k]
   const int64_t all = vectors<C>(columns);
-  for (int64_t v = 0, width; v < all; v += width) {
+  for (int64_t v = 0, width, panel = 0; v < all && panel < end; v += width, ++panel) {
     width = next_panel(all - v);
-    const int64_t size = width * lanes<C>, first = v * lanes<C>;
-    for (int64_t n = 0; n < size; ++n)
-      if (first + n < columns) {
-        const T* from = row(first + n);
-        for (int64_t k = 0; k < rows; ++k) to[k * size + n] = to_acc(from[k * step]) * factor;
-      } else {
-        for (int64_t k = 0; k < rows; ++k) to[k * size + n] = 0;
+    const int64_t size = width * lanes<C>;
+    for (int64_t n = 0; panel >= begin && n < size; n += lanes<C>) {       // a vector's columns at a time: whole vectors are written
+      const int64_t first = v * lanes<C> + n, count = columns - first < lanes<C> ? columns - first : lanes<C>;
+      const T* from[lanes<C>];
+      for (int64_t i = 0; i < count; ++i) from[i] = row(first + i);
+      for (int64_t k = 0; k < rows; ++k) {
+        C* out = to + k * size + n;
+        if (count == lanes<C>) {
+          vec<C> x;
+          for (int64_t i = 0; i < lanes<C>; ++i) x[i] = to_acc(from[i][k * step]);
+          store(out, x * factor);
+        } else {
+          for (int64_t i = 0; i < lanes<C>; ++i) out[i] = i < count ? to_acc(from[i][k * step]) * factor : C(0);
+        }
       }
+    }
     to += rows * size;
   }
 }
@@ -143,6 +162,17 @@ template <class T, class C, class Row> inline void read_rows(int64_t rows, int64
     }
     for (; i < size; ++i) to[i] = 0;
   }
+}
+
+// to = sums * factor, converted; sums null: zeros.
+template <class T, class C> inline void write_row(const C* sums, int64_t columns, C factor, T* to, int64_t step) {
+  int64_t c = 0;
+  if (!sums) {
+    for (; c < columns; ++c) to[c * step] = from_acc<T>(C(0));
+    return;
+  }
+  if (step == 1) for (; c + lanes<C> <= columns; c += lanes<C>) store(to + c, load(sums + c) * factor);
+  for (; c < columns; ++c) to[c * step] = from_acc<T>(sums[c] * factor);
 }
 
 }  // namespace

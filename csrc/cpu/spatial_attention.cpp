@@ -64,7 +64,7 @@ template <class T, class L> struct Forward : Common<T, L> {
   using Base = Common<T, L>;
   using C = typename Base::C;
   using Base::a, Base::heads, Base::split;
-  Buffer<C> text, maxima, sums, kept, partial;
+  Scratch<C> text, maxima, sums, kept, partial;
 
   Forward(const SpatialAttention& a, const Split& split)
       : Base(a, split), text(split.slots * a.D), maxima(split.chunk_slots * a.H), sums(split.chunk_slots * a.H),
@@ -140,7 +140,7 @@ template <class T, class L> struct Backward : Common<T, L> {
   using C = typename Base::C;
   using Base::a, Base::heads, Base::split;
   const SpatialAttentionBackward& g;
-  Buffer<C> text, pooled, means, masses, partial;
+  Scratch<C> text, pooled, means, masses, partial;
 
   Backward(const SpatialAttentionBackward& g, const Split& split)
       : Base(g.forward, split), g(g), text(split.slots * a.D), pooled(split.slots * a.D), means(split.chunk_slots * a.H),
@@ -274,16 +274,10 @@ void run(const SpatialAttention& a, const Arguments& arguments, const Parallel& 
 template <template <class, class> class Direction, class Arguments>
 void run(const SpatialAttention& a, const Arguments& arguments, const Parallel& parallel) {
   bool planes = a.image.x == 1 && (a.image.d != 1 || a.D == 1);
-  auto typed = [&](auto zero) {
+  with_type(a.dtype, [&](auto zero) {
     using T = decltype(zero);
-    planes ? run<T, Planes, Direction>(a, arguments, parallel) : run<T, Rows, Direction>(a, arguments, parallel);
-  };
-  switch (a.dtype) {
-    case Dtype::float32: return typed(float{});
-    case Dtype::bfloat16: return typed(bf16{});
-    case Dtype::float16: return typed(f16{});
-    case Dtype::float64: return typed(double{});
-  }
+    planes ? run<T, Planes, Direction>(a, arguments, parallel) : run<T, Lines, Direction>(a, arguments, parallel);
+  });
 }
 
 }  // namespace

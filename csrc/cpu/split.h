@@ -2,23 +2,13 @@
 // whatever the number of threads. Where samples fill the threads evenly, a thread takes whole samples and a sample's later
 // pass finds its features in cache; else (one large bag) every pass is spread over all chunks.
 #pragma once
-#include <new>
-
 #include "../parallel.h"
 #include "../tensor.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace mmk {
 namespace {
-
-// Scratch; operator new lives in the C++ library, so no template of it is compiled for this instruction set.
-template <class C> struct Buffer {
-  C* data;
-  explicit Buffer(int64_t count) : data(static_cast<C*>(::operator new(sizeof(C) * (count > 0 ? count : 1)))) {}
-  ~Buffer() { ::operator delete(data); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-};
 
 struct Sample {
   int64_t index, first, count;   // its number, its first row when packed (else 0), its positions
@@ -111,7 +101,7 @@ class Split {
   int64_t samples_, positions_;
   const int64_t* offsets_;
   Parallel parallel_;
-  Buffer<int64_t> chunk_start_, part_start_;
+  Scratch<int64_t> chunk_start_, part_start_;
   int64_t parts_, most_;
   bool whole_;
 

@@ -8,8 +8,8 @@ namespace mmk::binding {
 
 using Optional = std::optional<Tensor>;
 
-inline Rows rows(const Tensor& t) {                  // [B, N, C], or packed [N, C]
-  return t.dim() == 2 ? Rows{t.data_ptr(), 0, t.stride(0), t.stride(1)} : Rows{t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
+inline SampleRows rows(const Tensor& t) {                  // [B, N, C], or packed [N, C]
+  return t.dim() == 2 ? SampleRows{t.data_ptr(), 0, t.stride(0), t.stride(1)} : SampleRows{t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
 }
 inline Projection projection(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
 
