@@ -458,7 +458,7 @@ def additive_attention():
             batch, channels = (len(bags) if bags is not None else image[0]), image[-1]
             layer = lambda *size: make_weight(draw, *size) * size[1] ** -0.5
             arguments = {"image": make(draw, *image), "query": None, "w_image": layer(hidden, channels), "w_query": None,
-                         "v": make_weight(draw, maps, hidden) * gain, "combine": combine, **options}
+                         "v": layer(maps, hidden) * gain, "combine": combine, **options}
             if query:
                 arguments |= {"query": draw.normal(batch, query), "w_query": layer(hidden, query)}
             if bias:
@@ -502,7 +502,7 @@ def additive_attention():
     yield case("networks", "gate without bias", some, query=0, bias=False, gated=True)
     for maps in (2, 3, 8, 17):
         yield case("networks", f"{maps} maps", some, maps=maps, gated=maps % 2 == 0, need_weights=True)
-    yield case("networks", "large scores", (2, 65, 24, 16), gain=8, need_weights=True)
+    yield case("networks", "large scores", (2, 65, 24, 16), gain=12, need_weights=True)
     for make in DENSE:
         yield case("views", make.__name__, some, make=make, gated=True, maps=2, need_weights=True)
         yield case("views", f"{make.__name__} multiply", some, make=make, combine="multiply")

@@ -6,8 +6,9 @@ magnitude, and likewise the root mean square of the difference over that of the 
 
 Allowed is twice the error that the plain PyTorch peer makes in the same dtype (flash-attention's rule), plus a floor:
 one epsilon of the result's dtype, since a small case may round exactly by luck in the peer, and 32 epsilons of the
-dtype in which sums run, since the order of a sum is free (128 in float64, where the truth has such errors, too, and the
-peer has the very same). However bad the peer is, a quarter of the magnitude is too much.
+dtype in which sums run, since the order of a sum is free (128 in float64). In float64 the truth has errors, too, and the peer
+has the very same: what the peer makes in float32, times the ratio of the epsilons, stands for it there. However bad the peer
+is, a quarter of the magnitude is too much.
 
 What is exact is compared exactly: a sample where nothing takes part is 0 everywhere, gradients included; a shape, a
 dtype, and the places of NaN and Inf are the truth's.
@@ -89,6 +90,7 @@ class Standard:
         with _threads(1 if case.small else torch.get_num_threads()):      # waking the others costs more than it gives
             self.truth = evaluate(run, self.arguments, dtype=torch.float64, gradients=gradients, names=self.names)
             self.peer = evaluate(peer, self.arguments, gradients=gradients, names=self.names)
+            self.narrow = evaluate(peer, self.arguments, dtype=torch.float32, gradients=gradients, names=self.names) if dtype == torch.float64 else None
             outputs = evaluate(run, self.arguments, gradients=False, names=self.names)
         self.dtypes = {name: outputs[name].dtype if name in outputs else self.arguments[name.removesuffix(".grad")].dtype
                        for name in self.truth}
@@ -97,14 +99,14 @@ class Standard:
 
     def judge(self, actual):
         """Verdicts on what :func:`evaluate` returned for a backend, one a tensor."""
-        return [_judge(self, name, actual[name], self.truth[name], self.peer[name]) for name in self.truth]
+        return [_judge(self, name, actual[name], self.truth[name]) for name in self.truth]
 
     def test(self, function, **options):
         """Runs a backend's function on the case and judges it."""
         return self.judge(evaluate(function, self.arguments, gradients=self.gradients, names=self.names, **options))
 
 
-def _judge(standard, name, actual, truth, peer):
+def _judge(standard, name, actual, truth):
     if actual.shape != truth.shape:
         return Verdict(name, 0, 0, f"shape {list(actual.shape)}, expected {list(truth.shape)}")
     dtype = standard.dtypes[name]
@@ -115,9 +117,11 @@ def _judge(standard, name, actual, truth, peer):
                                    "where the truth isn't, or the other way round")
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     floor = RESULT_EPS * torch.finfo(dtype).eps + SUM_EPS[sums] * torch.finfo(sums).eps
-    errors = _errors(standard, name, actual, truth, dtype)
-    limits = [min(PEER * e + floor, CEILING) if e == e else CEILING       # a peer that overflowed sets no limit
-              for e in _errors(standard, name, peer, truth, dtype)]
+    errors, of_peer = (_errors(standard, name, t, truth, dtype) for t in (actual, standard.peer[name]))
+    if standard.narrow is not None:
+        ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        of_peer = [max(e, ratio * n) for e, n in zip(of_peer, _errors(standard, name, standard.narrow[name], truth, dtype))]
+    limits = [min(PEER * e + floor, CEILING) if e == e else CEILING for e in of_peer]       # a peer that overflowed sets no limit
     error, allowed = max(zip(errors, limits), key=lambda pair: pair[0] / pair[1])
     return Verdict(name, error, allowed)
 

@@ -1,5 +1,5 @@
-// The activations of additive attention and their derivatives. Float: polynomials of our own (minimax fits), absolute error below 4e-7,
-// tanh's relative error below 2^-22; tests/native checks them. Double: libm's, few are needed.
+// The activations of additive attention and their derivatives. Float: polynomials of our own (minimax fits), relative error of tanh
+// below 2^-22, absolute error of the others below 2^-22; tests/native checks them. Double: libm's, few are needed.
 #pragma once
 #include "../additive_attention.h"
 #include "simd.h"
@@ -22,21 +22,26 @@ MMK_INLINE vec<float> tanh(vec<float> x) {
   return absolute<float>(x) < 0.65f ? near : x < 0 ? -far : far;
 }
 
-MMK_INLINE vec<float> erf(vec<float> x) {
-  const vec<float> y = x > 4.f ? splat(4.f) : x < -4.f ? splat(-4.f) : x, z = y * y;
-  vec<float> p = splat(-0x1.d59658p-27f), q = splat(0x1.0c797p-14f);      // erf(x) / x = p / q in x^2
-  p = p * z + 0x1.40d10ep-18f;
-  p = p * z + 0x1.91482cp-12f;
-  p = p * z + 0x1.f7413ap-9f;
-  p = p * z + 0x1.bd17b8p-5f;
-  p = p * z + 0x1.7a496cp-3f;
-  p = p * z + 0x1.20dd76p0f;
-  q = q * z + 0x1.574c5ep-10f;
-  q = q * z + 0x1.fa617ep-7f;
-  q = q * z + 0x1.d23b8ap-4f;
-  q = q * z + 0x1.fcf52p-2f;
-  q = q * z + 1.f;
-  return y * p / q;
+// The normal distribution's cumulative function: both tails to a few last bits, as 1 + erf has not.
+MMK_INLINE vec<float> normal_cdf(vec<float> x) {
+  const vec<float> size = absolute<float>(x), y = size > 10.f ? splat(10.f) : size, z = x * x;
+  vec<float> p = splat(0x1.e62da2p-22f);           // (cdf(x) - 1/2) / x in x^2 for |x| < 1.3
+  p = p * z - 0x1.2c0ff2p-17f;
+  p = p * z + 0x1.e18d36p-14f;
+  p = p * z - 0x1.3724p-10f;
+  p = p * z + 0x1.46cf08p-7f;
+  p = p * z - 0x1.105832p-4f;
+  p = p * z + 0x1.988454p-2f;
+  vec<float> q = splat(-0x1.8874f6p-20f);          // log(cdf(-y)) for y from 1.3 to 10
+  q = q * y + 0x1.9131c2p-15f;
+  q = q * y - 0x1.6bb166p-11f;
+  q = q * y + 0x1.911a26p-8f;
+  q = q * y - 0x1.36d02cp-5f;
+  q = q * y - 0x1.44b6a2p-2f;
+  q = q * y - 0x1.98c720p-1f;
+  q = q * y - 0x1.62d854p-1f;
+  const vec<float> tail = exp(q), far = x < 0 ? tail : 1.f - tail;
+  return size < 1.3f ? x * p + 0.5f : x != x ? x : far;
 }
 
 MMK_INLINE vec<double> tanh(vec<double> x) {
@@ -44,16 +49,16 @@ MMK_INLINE vec<double> tanh(vec<double> x) {
   for (int64_t i = 0; i < lanes<double>; ++i) y[i] = __builtin_tanh(x[i]);
   return y;
 }
-MMK_INLINE vec<double> erf(vec<double> x) {
+MMK_INLINE vec<double> normal_cdf(vec<double> x) {
   vec<double> y;
-  for (int64_t i = 0; i < lanes<double>; ++i) y[i] = __builtin_erf(x[i]);
+  for (int64_t i = 0; i < lanes<double>; ++i) y[i] = 0.5 * __builtin_erfc(x[i] * -0.70710678118654752440);
   return y;
 }
 
 template <Activation F, class C> MMK_INLINE vec<C> activate(vec<C> x) {
   if constexpr (F == Activation::tanh) return tanh(x);
   else if constexpr (F == Activation::relu) return x <= 0 ? vec<C>{} : x;              // NaN stays
-  else return x * (erf(x * C(0.70710678118654752440)) + C(1)) * C(0.5);
+  else return x * normal_cdf(x);
 }
 
 // The value, and the derivative.
@@ -66,7 +71,7 @@ template <Activation F, class C> MMK_INLINE vec<C> activate(vec<C> x, vec<C>& sl
     slope = x > 0 ? splat(C(1)) : vec<C>{};
     return x <= 0 ? vec<C>{} : x;
   } else {
-    const vec<C> phi = (erf(x * C(0.70710678118654752440)) + C(1)) * C(0.5);
+    const vec<C> phi = normal_cdf(x);
     slope = phi + x * exp(x * x * C(-0.5)) * C(0.39894228040143267794);
     return x * phi;
   }

@@ -55,7 +55,7 @@ template <class T> void forward(const ChannelAttention& a, const Parallel& paral
     for (int64_t tile = tiles.begin(part); tile < tiles.begin(part + 1); ++tile) {
       const int64_t first = tiles.first(tile), count = tiles.size(tile);
       int64_t step;
-      const C* x = image_tile<T>(in.image, first, count, a.D, copy.data, step, [](int64_t) { return true; });
+      const C* x = image_tile<T>(in.image, first, count, a.B * a.N, a.D, copy.data, step, [](int64_t) { return true; });
       in.weigh(x, step, first, count, scores.data, share.data);
       for (int64_t r = 0; r < count; ++r) {
         const C* p = scores.data + r * in.width;
@@ -87,7 +87,7 @@ template <class T> struct Backward {
 
   void tile(int64_t first, int64_t count, int64_t slot) {
     int64_t step;
-    const C* x = image_tile<T>(in.image, first, count, a.D, copy.data, step, [](int64_t) { return true; });
+    const C* x = image_tile<T>(in.image, first, count, a.B * a.N, a.D, copy.data, step, [](int64_t) { return true; });
     C* scores = gradient.rows(slot);
     in.weigh(x, step, first, count, scores, share.data);
     if (grad_result) read_rows<T>(count, a.D, [&](int64_t r) { return grad_result.row(first + r); }, grad_result.c, upstream.data);
@@ -157,7 +157,7 @@ template <class T> void backward(const ChannelAttentionBackward& g, const Parall
       gradient.add(first, count, parallel, parts, [&](int64_t begin, int64_t end, const C* rows) {
         if (!grad_shift) return;
         in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) {
-          for (C* to = grad_shift + b * a.D; r < last; ++r) add_to(to, rows + (r - first) * in.width, begin, end);
+          add_rows(grad_shift + b * a.D, rows + (r - first) * in.width, last - r, in.width, begin, end);
         });
       });
   }

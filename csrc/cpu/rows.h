@@ -67,14 +67,15 @@ template <class F> inline void each_part(const Parallel& parallel, int64_t parts
   });
 }
 
-// A tile of image rows as it is multiplied, in place where it can be: whole vectors, and every row that a block reads. Rows that
-// keep(r) refuses are zeros.
+// A tile of image rows as it is multiplied: in place where every row that a block reads exists, of whole vectors. Rows that keep(r) refuses
+// are zeros. `rows` is how many there are in all.
 template <class T, class C, class Keep>
-inline const C* image_tile(const Source<const T>& image, int64_t first, int64_t count, int64_t channels, C* copy, int64_t& step, Keep keep) {
+inline const C* image_tile(const Source<const T>& image, int64_t first, int64_t count, int64_t rows, int64_t channels, C* copy, int64_t& step, Keep keep) {
   bool all = true;
   for (int64_t r = first; all && r < first + count; ++r) all = keep(r);
   if constexpr (std::is_same<T, C>::value)
-    if (all && image.c == 1 && count % 12 == 0 && channels % lanes<C> == 0 && image.even(first, count)) return step = image.n, image.row(first);
+    if (all && image.c == 1 && channels % lanes<C> == 0 && first + count + slack <= rows && image.even(first, count + slack))
+      return step = image.n, image.row(first);
   step = padded<C>(channels);
   read_rows<T>(count, channels, [&](int64_t r) -> const T* { return keep(first + r) ? image.row(first + r) : nullptr; }, image.c, copy);
   return copy;
@@ -98,11 +99,22 @@ inline void pack_weight(const Projection& w, int64_t out, int64_t in, C* to, con
   });
 }
 
-// to += from, from column `begin` to `end`.
-template <class C> inline void add_to(C* to, const C* from, int64_t begin, int64_t end) {
-  int64_t c = begin;
-  for (; c + lanes<C> <= end; c += lanes<C>) store(to + c, load(to + c) + load(from + c));
-  for (; c < end; ++c) to[c] += from[c];
+// to[c] += sum of rows[r][c] for columns from `begin` to `end`; tile by tile, which keeps long sums exact.
+template <class C> inline void add_rows(C* to, const C* rows, int64_t count, int64_t step, int64_t begin, int64_t end) {
+  for (int64_t first = 0; first < count; first += tile_rows) {
+    const int64_t last = count - first < tile_rows ? count : first + tile_rows;
+    int64_t c = begin;
+    for (; c + lanes<C> <= end; c += lanes<C>) {
+      vec<C> sum = {};
+      for (int64_t r = first; r < last; ++r) sum += load(rows + r * step + c);
+      store(to + c, load(to + c) + sum);
+    }
+    for (; c < end; ++c) {
+      C sum = 0;
+      for (int64_t r = first; r < last; ++r) sum += rows[r * step + c];
+      to[c] += sum;
+    }
+  }
 }
 
 // sum over rows of G[row]^T X[row]: the gradient of a weight from the scores' gradients and the layer's input, and sums of G alone, a
