@@ -1,0 +1,259 @@
+"""additive_attention: the same tests on every backend that can run here."""
+
+import functools
+
+import pytest
+import torch
+from attention_tests import assert_close, assert_right, draw, gradients
+from conftest import runnable, runnable_cases
+
+import mmkernels as mmk
+from mmkernels import cases, reference
+
+OPERATION = "additive_attention"
+on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
+on_every_backend_and_dtype = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, cases.DTYPES))
+in_float64 = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, [torch.float64]))
+NAMES = ("image", "query", "w_image", "w_query", "v", "bias", "w_gate", "bias_gate")
+
+
+def inputs(dtype=torch.float32, device="cpu", shape=(2, 13, 20), hidden=7, text=5, maps=1, bags=None):
+    """All tensors, by name."""
+    batch, channels = bags or shape[0], shape[-1]
+    sizes = (shape, (batch, text), (hidden, channels), (hidden, text), (maps, hidden), (hidden,), (hidden, channels), (hidden,))
+    return {name: draw(*size, dtype=dtype, device=device, seed=i) * (0.3 if name[0] == "w" else 1) for i, (name, size) in enumerate(zip(NAMES, sizes))}
+
+
+def run_of(backend, function=mmk.additive_attention, **options):
+    """The operation on tensors in their order."""
+    options = options if backend is None else {"backend": backend, **options}
+    return lambda *tensors: function(**dict(zip(NAMES, tensors)), **options)
+
+
+@pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
+def test_case(backend, device, dtype, case):
+    assert_right(OPERATION, mmk.additive_attention, case, dtype, device, backend)
+
+
+@in_float64
+@pytest.mark.parametrize("combine, maps", [("pool", 2), ("multiply", 1)])
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+def test_gradcheck(backend, device, dtype, combine, maps, activation):
+    """First and second derivatives against differences of values."""
+    tensors = [t.requires_grad_() for t in inputs(dtype, device, (2, 4, 3), hidden=3, text=2, maps=maps).values()]
+    mask = torch.tensor([[True, False, True, True], [True, True, False, True]], device=device)
+    run = run_of(backend, combine=combine, activation=activation, mask=mask, need_weights=True)
+    assert torch.autograd.gradcheck(run, tensors)
+    assert torch.autograd.gradgradcheck(run, tensors)
+
+
+@on_every_backend_and_dtype
+@pytest.mark.parametrize("combine", ["pool", "multiply"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_masked_positions_reach_nothing(backend, device, dtype, combine, poison):
+    """The same bits whatever a masked position holds, in the parameters' gradients, too; its own is 0."""
+    tensors = inputs(dtype, device)
+    mask = torch.arange(26, device=device).view(2, 13) % 3 > 0
+    run = run_of(backend, combine=combine, mask=mask, need_weights=True)
+    dirty, clean = (gradients(run, (tensors["image"].masked_fill(~mask[..., None], value), *list(tensors.values())[1:])) for value in (poison, 0))
+    assert all(torch.equal(a, e) for a, e in zip(dirty, clean))
+    assert all(bool(t.isfinite().all()) for t in dirty)
+    assert not dirty[2].masked_select(~mask[..., None]).any() and not dirty[1][:, 0].masked_select(~mask).any()
+
+
+@on_every_backend
+@pytest.mark.parametrize("combine", ["pool", "multiply"])
+def test_a_sample_alone(backend, device, dtype, combine):
+    """A masked sample gives 0 and gets no gradient, and doesn't change the other's."""
+    tensors = list(inputs(dtype, device).values())
+    mask = torch.ones(2, 13, dtype=torch.bool, device=device)
+    mask[1] = False
+    run = lambda tensors, mask: gradients(run_of(backend, combine=combine, mask=mask), tensors)
+    both, alone = run(tensors, mask), run([t[:1] if i < 2 else t for i, t in enumerate(tensors)], None)
+    assert not both[0][1].any() and not both[1][1].any() and not both[2][1].any()
+    torch.testing.assert_close(both[0][:1], alone[0], rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+@pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
+def test_packed_bags_are_samples(backend, device, dtype, combine, maps):
+    """Bags of the same size, packed: the same numbers as a batch."""
+    tensors = inputs(dtype, device, (3, 11, 20), maps=maps)
+    offsets = torch.arange(0, 34, 11, device=device)
+    batch = gradients(run_of(backend, combine=combine), tensors.values())
+    packed = gradients(run_of(backend, combine=combine, offsets=offsets), (tensors["image"].flatten(0, 1), *list(tensors.values())[1:]))
+    assert_close([p.view_as(b) for p, b in zip(packed, batch)], batch)
+
+
+@on_every_backend
+def test_against_multihead_pooling_of_one(backend, device, dtype):
+    """K maps are K calls with one."""
+    tensors = inputs(dtype, device, maps=4)
+    run = run_of(backend, need_weights=True)
+    result, weights = run(*tensors.values())
+    for k in range(4):
+        one = run(*{**tensors, "v": tensors["v"][k:k + 1]}.values())
+        assert_close((result[:, k:k + 1], weights[:, k:k + 1]), one)
+
+
+@on_every_backend
+def test_partial_gradients(backend, device, dtype):
+    """Each gradient alone is the same as all together."""
+    tensors = list(inputs(dtype, device).values())
+    _, *together = gradients(run_of(backend), tensors)
+    for i, whole in enumerate(together):
+        mine = [t.detach().clone().requires_grad_(j == i) for j, t in enumerate(tensors)]
+        result = run_of(backend)(*mine)
+        alone, = torch.autograd.grad(result, mine[i], draw(*result.shape, dtype=dtype, device=device, seed=9))
+        torch.testing.assert_close(alone, whole, rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+def test_function(backend, device, dtype):
+    t = inputs(dtype, device)
+    shift = t["query"] @ t["w_query"].T + t["bias"]
+    apply = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, backend)[0]
+    found = gradients(apply, (t["image"], shift, t["w_image"], t["v"], t["w_gate"], t["bias_gate"]))
+    expected = gradients(run_of(backend), t.values())
+    assert_close([found[i] for i in (0, 1, 3, 4, 5, 6)], [expected[i] for i in (0, 1, 3, 5, 7, 8)])
+
+
+@on_every_backend
+@pytest.mark.parametrize("dims", [(0, 0) + (None,) * 6, (0,) * 8])
+def test_vmap(backend, device, dtype, dims):
+    """Over samples, and over parameters, too."""
+    tensors = [t if d is None else torch.stack([t, t + 0.1, t * 2]) for t, d in zip(inputs(dtype, device).values(), dims)]
+    expected = torch.stack([run_of(backend)(*(t if d is None else t[i] for t, d in zip(tensors, dims))) for i in range(3)])
+    torch.testing.assert_close(torch.func.vmap(run_of(backend), dims)(*tensors), expected, rtol=1e-5, atol=1e-6)
+    grad = lambda run: torch.func.vmap(torch.func.grad(lambda *t: run(*t).square().sum(), tuple(range(8))), dims)(*tensors)
+    assert_close(grad(run_of(backend)), grad(run_of(None, reference.additive_attention)))
+
+
+@on_every_backend
+def test_vmap_packed(backend, device, dtype):
+    tensors = inputs(dtype, device, (13, 20), bags=2)
+    stacked = [torch.stack([t, t + 0.1]) if i < 2 else t for i, t in enumerate(tensors.values())]
+    run = run_of(backend, offsets=torch.tensor([0, 5, 13], device=device))
+    found = torch.func.vmap(run, (0, 0) + (None,) * 6)(*stacked)
+    assert_close(found, torch.stack([run(*(t[i] if j < 2 else t for j, t in enumerate(stacked))) for i in range(2)]))
+
+
+@on_every_backend
+def test_compile(backend, device, dtype):
+    """One graph without a break; one compilation serves every size."""
+    run = run_of(backend, need_weights=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for shape in ((2, 13, 20), (3, 29, 20)):
+            tensors = inputs(dtype, device, shape).values()
+            assert_close(gradients(compiled, tensors), gradients(run, tensors))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_opcheck(extension, packed):
+    t = inputs(shape=(13, 20) if packed else (2, 13, 20), bags=2, maps=2)
+    shift = (t["query"] @ t["w_query"].T).detach()
+    given = [x.requires_grad_() for x in (t["image"], shift, t["w_image"], t["v"], t["w_gate"], t["bias_gate"])]
+    torch.library.opcheck(torch.ops.mmkernels.additive_attention.default,
+                          (*given, None, torch.tensor([0, 5, 13]) if packed else None, 2, True))
+
+
+@on_every_backend
+def test_same_bits_twice(backend, device, dtype):
+    first, second = (gradients(run_of(backend), inputs(dtype, device, (3, 300, 40)).values()) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_no_hidden_matrix(extension):
+    """Training on a bag takes no memory that grows with its rows but the weights."""
+    t = inputs(shape=(1, 50_000, 64), hidden=64)
+    wanted = [t[name].requires_grad_() for name in NAMES[1:]]
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        result = run_of("cpu")(*t.values())
+        torch.autograd.grad(result, wanted, torch.ones_like(result))
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profiler.events())
+    assert allocated < 4 * 50_000 + 400_000           # the weights; eager would keep 12.8 MB
+
+
+@pytest.mark.parametrize("query_dim, gated", [(None, True), (9, False)])
+def test_module(extension, query_dim, gated):
+    torch.manual_seed(0)
+    make = functools.partial(mmk.AdditiveAttention, 24, 10, query_dim, num_queries=2, gated=gated)
+    fused, plain = make(), make(backend="reference")
+    plain.load_state_dict(fused.state_dict())
+    image, query, mask = draw(2, 30, 24), None if query_dim is None else draw(2, query_dim, seed=1), torch.arange(60).view(2, 30) % 4 > 0
+    assert_close(fused(image, query, mask=mask, need_weights=True), plain(image, query, mask=mask, need_weights=True))
+    pooled = fused(image.flatten(0, 1), query, offsets=torch.tensor([0, 30, 60]))
+    torch.testing.assert_close(pooled, fused(image, query), rtol=1e-4, atol=1e-5)
+
+
+GIVEN = inputs()
+IMAGE, MASK = GIVEN["image"], torch.ones(2, 13, dtype=torch.bool)
+MISTAKES = {
+    "image a list": ({"image": [1.0]}, TypeError, "image must be a torch.Tensor, got list"),
+    "image of integers": ({"image": IMAGE.long()}, ValueError, "image must be float32.*got torch.int64"),
+    "image flat": ({"image": IMAGE[0]}, ValueError, r"image must have shape \[B, N, D\].*got \[13, 20\]"),
+    "image without channels": ({"image": IMAGE[..., :0]}, ValueError, "image must have at least one channel"),
+    "image not packed": ({"offsets": torch.tensor([0, 2])}, ValueError, r"image must have shape \[rows, D\]"),
+    "query without w_query": ({"w_query": None}, ValueError, "w_query must be given with query"),
+    "w_query without query": ({"query": None}, ValueError, "query must be given with w_query"),
+    "query of another batch": ({"query": GIVEN["query"][:1]}, ValueError, r"query must have shape \[B, E\] = \[2, any\], got \[1, 5\]"),
+    "query of another dtype": ({"query": GIVEN["query"].double()}, ValueError, "query must have image's dtype torch.float32, got torch.float64"),
+    "w_image too narrow": ({"w_image": GIVEN["w_image"][:, 1:]}, ValueError, r"w_image must have shape \[A, D\] = \[any, 20\], got \[7, 19\]"),
+    "w_image without rows": ({"w_image": GIVEN["w_image"][:0]}, ValueError, r"w_image must have at least one row \(A\)"),
+    "w_query too short": ({"w_query": GIVEN["w_query"][1:]}, ValueError, r"w_query must have shape \[A, E\] = \[7, 5\], got \[6, 5\]"),
+    "v flat": ({"v": GIVEN["v"][0]}, ValueError, r"v must have shape \[K, A\] = \[any, 7\], got \[7\]"),
+    "v without rows": ({"v": GIVEN["v"][:0]}, ValueError, r"v must have at least one row \(K\)"),
+    "v of two maps": ({"v": GIVEN["v"].expand(2, -1), "combine": "multiply"}, ValueError, r"v must have one row \(K = 1\) with combine='multiply', got shape \[2, 7\]"),
+    "v elsewhere": ({"v": GIVEN["v"].to("meta")}, ValueError, "v must be on image's device cpu, got meta"),
+    "v None": ({"v": None}, TypeError, "v must be a torch.Tensor, got NoneType"),
+    "bias too long": ({"bias": torch.zeros(8)}, ValueError, r"bias must have shape \[A\] = \[7\], got \[8\]"),
+    "w_gate too short": ({"w_gate": GIVEN["w_gate"][1:]}, ValueError, r"w_gate must have shape \[A, D\] = \[7, 20\], got \[6, 20\]"),
+    "bias_gate alone": ({"w_gate": None}, ValueError, "w_gate must be given with bias_gate"),
+    "bias_gate a number": ({"bias_gate": 0.0}, TypeError, "bias_gate must be a torch.Tensor, got float"),
+    "activation unknown": ({"activation": "sigmoid"}, ValueError, "activation must be one of 'tanh', 'relu', 'gelu', got 'sigmoid'"),
+    "activation a function": ({"activation": torch.tanh}, TypeError, "activation must be a str"),
+    "combine unknown": ({"combine": "add"}, ValueError, "combine must be one of 'pool', 'multiply', got 'add'"),
+    "mask of floats": ({"mask": MASK.float()}, ValueError, "mask must be bool"),
+    "mask too short": ({"mask": MASK[:, 1:]}, ValueError, r"mask must have shape \[B, N\] = \[2, 13\], got \[2, 12\]"),
+    "offsets descend": ({"image": IMAGE[0], "offsets": torch.tensor([0, 14, 13])}, ValueError, "offsets must ascend"),
+    "offsets end early": ({"image": IMAGE[0], "offsets": torch.tensor([0, 5, 12])}, ValueError, "offsets must end with the number of rows of image, 13, got 12"),
+    "need_weights a number": ({"need_weights": 1}, TypeError, "need_weights must be a bool"),
+    "backend unknown": ({"backend": "gpu"}, ValueError, "backend must be None or one of"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_message(name):
+    changes, exception, message = MISTAKES[name]
+    with pytest.raises(exception, match=message):
+        mmk.additive_attention(**GIVEN | changes)
+
+
+SHIFT, OFFSETS = torch.randn(2, 7), torch.tensor([0, 5, 13])
+VALID = (IMAGE, SHIFT, GIVEN["w_image"], GIVEN["v"], GIVEN["w_gate"], GIVEN["bias_gate"], None, None, 0, True)
+WRONG = {
+    "image flat": {0: IMAGE[0]}, "image of integers": {0: IMAGE.long()}, "shift of another batch": {1: SHIFT[:1]}, "shift of another dtype": {1: SHIFT.half()},
+    "w_image too narrow": {2: VALID[2][:, 1:]}, "w_image of another size": {2: VALID[2][1:]}, "v too narrow": {3: VALID[3][:, 1:]}, "v flat": {3: VALID[3][0]},
+    "w_gate too short": {4: VALID[4][1:]}, "shift_gate alone": {4: None}, "shift_gate too long": {5: torch.zeros(9)}, "mask too short": {6: MASK[:, 1:]},
+    "mask of floats": {6: MASK.float()}, "offsets descend": {0: IMAGE[0], 7: torch.tensor([0, 99, 13])}, "offsets of int32": {0: IMAGE[0], 7: OFFSETS.int()},
+    "offsets with a batch": {7: OFFSETS}, "activation unknown": {8: 3}, "activation negative": {8: -1}, "two maps multiplied": {3: VALID[3].expand(2, -1), 9: False},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_operation_refuses(extension, name):
+    """A RuntimeError, never a crash."""
+    arguments = [WRONG[name].get(i, value) for i, value in enumerate(VALID)]
+    with pytest.raises(RuntimeError):
+        torch.ops.mmkernels.additive_attention(*arguments)
+    with pytest.raises(RuntimeError):
+        torch.ops.mmkernels.additive_attention_backward(torch.ones(2, 1, 20), None, *arguments[:8], torch.rand(2, 1, 13), *arguments[8:], *[True] * 6)
+
+
+@pytest.mark.parametrize("wrong", [(torch.ones(2, 20), None, torch.rand(2, 1, 13)), (torch.ones(2, 1, 20).double(), None, torch.rand(2, 1, 13)),
+                                   (None, torch.ones(2, 13), torch.rand(2, 1, 13)), (None, None, torch.rand(2, 1, 12)), (None, None, torch.rand(2, 1, 13).half())])
+def test_operation_refuses_gradients(extension, wrong):
+    with pytest.raises(RuntimeError):
+        torch.ops.mmkernels.additive_attention_backward(*wrong[:2], *VALID[:8], wrong[2], *VALID[8:], *[True] * 6)

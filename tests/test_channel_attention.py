@@ -1,0 +1,218 @@
+"""channel_attention: the same tests on every backend that can run here."""
+
+import functools
+
+import pytest
+import torch
+from attention_tests import assert_close, assert_right, draw, gradients
+from conftest import runnable, runnable_cases
+
+import mmkernels as mmk
+from mmkernels import cases, reference
+
+OPERATION = "channel_attention"
+on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
+on_every_backend_and_dtype = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, cases.DTYPES))
+in_float64 = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, [torch.float64]))
+
+
+def inputs(dtype=torch.float32, device="cpu", shape=(2, 13, 20, 7)):
+    """image, text, weight, bias."""
+    *image, channels, text = shape
+    sizes = ((*image, channels), (image[0], text), (channels, channels + text), (channels,))
+    return [draw(*size, dtype=dtype, device=device, seed=i) for i, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
+def test_case(backend, device, dtype, case):
+    assert_right(OPERATION, mmk.channel_attention, case, dtype, device, backend)
+
+
+@in_float64
+@pytest.mark.parametrize("shape", [(2, 3, 4, 2), (2, 4, 2)])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_gradcheck(backend, device, dtype, shape, need_weights):
+    """First and second derivatives against differences of values."""
+    tensors = [t.requires_grad_() for t in inputs(dtype, device, shape)]
+    run = functools.partial(mmk.channel_attention, need_weights=need_weights, backend=backend)
+    assert torch.autograd.gradcheck(run, tensors)
+    assert torch.autograd.gradgradcheck(run, tensors)
+
+
+@on_every_backend_and_dtype
+def test_weights_sum_to_one(backend, device, dtype):
+    image, text, weight, bias = inputs(dtype, device)
+    result, weights = mmk.channel_attention(image, text, weight, bias, need_weights=True, backend=backend)
+    assert weights.dtype == result.dtype == dtype and weights.shape == result.shape == image.shape
+    torch.testing.assert_close(weights.double().sum(-1), torch.ones(2, 13, device=device).double(), rtol=0, atol=20 * torch.finfo(dtype).eps)
+
+
+@on_every_backend
+def test_the_text_matters(backend, device, dtype):
+    """Over channels the text changes every position's weights; over positions it would cancel."""
+    image, text, weight, bias = inputs(dtype, device)
+    _, first = mmk.channel_attention(image, text, weight, bias, need_weights=True, backend=backend)
+    _, second = mmk.channel_attention(image, text + 1, weight, bias, need_weights=True, backend=backend)
+    assert ((first - second).abs().amax(-1) > 1e-3).all()
+
+
+@on_every_backend
+def test_one_sample_does_not_reach_another(backend, device, dtype):
+    """NaN and Inf stay in their sample; weight's gradient is everybody's."""
+    image, text, weight, bias = inputs(dtype, device)
+    clean = mmk.channel_attention(image, text, weight, bias, backend=backend)
+    image[1, 3], text[1] = float("nan"), float("inf")
+    dirty = mmk.channel_attention(image, text, weight, bias, backend=backend)
+    assert torch.equal(dirty[0], clean[0]) and dirty[1].isnan().all()
+
+
+@on_every_backend
+def test_partial_gradients(backend, device, dtype):
+    """Each gradient alone is the same as all together."""
+    tensors = inputs(dtype, device)
+    run = functools.partial(mmk.channel_attention, backend=backend)
+    _, *together = gradients(run, tensors)
+    for i, whole in enumerate(together):
+        mine = [t.detach().clone().requires_grad_(j == i) for j, t in enumerate(tensors)]
+        result = run(*mine)
+        alone, = torch.autograd.grad(result, mine[i], draw(*result.shape, dtype=dtype, device=device, seed=9))
+        torch.testing.assert_close(alone, whole, rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+def test_no_positions(backend, device, dtype):
+    """[B, D] is [B, 1, D]."""
+    image, text, weight, bias = inputs(dtype, device, (5, 1, 20, 7))
+    run = functools.partial(mmk.channel_attention, need_weights=True, backend=backend)
+    for flat, full in zip(run(image[:, 0], text, weight, bias), run(image, text, weight, bias)):
+        assert torch.equal(flat, full[:, 0])
+
+
+@on_every_backend
+def test_function(backend, device, dtype):
+    image, text, weight, _ = inputs(dtype, device)
+    shift, own = text @ weight[:, 20:].T, weight[:, :20].contiguous()
+    apply = lambda *t: mmk.ChannelAttentionFunction.apply(*t, False, backend)[0]
+    found = gradients(apply, (image, shift, own))
+    expected = gradients(lambda i, t, w: mmk.channel_attention(i, t, w, backend=backend), (image, text, weight))
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[3], expected[3][:, :20], rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+@pytest.mark.parametrize("dims", [(0, 0, None, None), (0, 0, 0, 0)])
+def test_vmap(backend, device, dtype, dims):
+    """Over samples, and over weights, too."""
+    tensors = [t if d is None else torch.stack([t, t + 1, t * 2]) for t, d in zip(inputs(dtype, device), dims)]
+    run = functools.partial(mmk.channel_attention, backend=backend)
+    expected = torch.stack([run(*(t if d is None else t[i] for t, d in zip(tensors, dims))) for i in range(3)])
+    torch.testing.assert_close(torch.func.vmap(run, dims)(*tensors), expected, rtol=1e-5, atol=1e-6)
+    assert_close(torch.func.vmap(torch.func.grad(lambda *t: run(*t).square().sum(), (0, 1, 2)), dims)(*tensors),
+                 torch.func.vmap(torch.func.grad(lambda *t: reference.channel_attention(*t).square().sum(), (0, 1, 2)), dims)(*tensors))
+
+
+@on_every_backend
+def test_compile(backend, device, dtype):
+    """One graph without a break; one compilation serves every size."""
+    run = functools.partial(mmk.channel_attention, need_weights=True, backend=backend)
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for shape in ((2, 13, 20, 7), (3, 29, 20, 7)):
+            assert_close(gradients(compiled, inputs(dtype, device, shape)), gradients(run, inputs(dtype, device, shape)))
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_opcheck(extension, need_weights):
+    image, text, weight, _ = inputs()
+    arguments = [t.requires_grad_() for t in (image, text @ weight[:, 20:].T, weight[:, :20].contiguous())]
+    torch.library.opcheck(torch.ops.mmkernels.channel_attention.default, (*(t.detach().requires_grad_() for t in arguments), need_weights))
+
+
+@on_every_backend
+def test_autocast(backend, device, dtype):
+    """As a Linear in its place: low precision in, low precision out."""
+    tensors = inputs(dtype, device)
+    with torch.autocast(device, torch.bfloat16):
+        result = mmk.channel_attention(*tensors, backend=backend)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.float(), reference.channel_attention(*tensors), rtol=0.1, atol=0.1)
+
+
+@on_every_backend
+def test_same_bits_twice(backend, device, dtype):
+    first, second = (gradients(functools.partial(mmk.channel_attention, backend=backend), inputs(dtype, device, (3, 700, 40, 7))) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_no_scores_are_kept(extension):
+    """No temporary of the image's size, forward or backward."""
+    tensors = [t.requires_grad_() for t in inputs(shape=(4, 20_000, 64, 8))]
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        result = mmk.channel_attention(*tensors, backend="cpu")
+        torch.autograd.grad(result, tensors, torch.ones(1).expand_as(result))
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profiler.events())
+    assert allocated < 2.2 * result.nbytes            # the result and the image's gradient
+
+
+def test_module(extension):
+    torch.manual_seed(0)
+    fused, plain = mmk.ChannelAttention(24, 10), mmk.ChannelAttention(24, 10, backend="reference")
+    plain.load_state_dict(fused.state_dict())
+    image, text = draw(2, 30, 24), draw(2, 10, seed=1)
+    assert_close(fused(image, text, need_weights=True), plain(image, text, need_weights=True))
+    article = image * torch.softmax(fused.score_projection(torch.cat([image, text[:, None].expand(-1, 30, -1)], -1)), -1)
+    torch.testing.assert_close(fused(image, text), article, rtol=1e-4, atol=1e-5)
+
+
+IMAGE, TEXT, WEIGHT, BIAS = inputs()
+MISTAKES = {
+    "image a list": ({"image": [1.0]}, TypeError, "image must be a torch.Tensor, got list"),
+    "image of integers": ({"image": IMAGE.long()}, ValueError, "image must be float32.*got torch.int64"),
+    "image too deep": ({"image": IMAGE[None]}, ValueError, r"image must have shape \[B, N, D\].*got \[1, 2, 13, 20\]"),
+    "image flat": ({"image": IMAGE[0, 0]}, ValueError, r"image must have shape \[B, N, D\].*got \[20\]"),
+    "image without channels": ({"image": IMAGE[..., :0]}, ValueError, r"image must have at least one channel \(D\), got shape \[2, 13, 0\]"),
+    "text of another batch": ({"text": TEXT[:1]}, ValueError, r"text must have shape \[B, E\] = \[2, any\], got \[1, 7\]"),
+    "text of another dtype": ({"text": TEXT.double()}, ValueError, "text must have image's dtype torch.float32, got torch.float64"),
+    "text elsewhere": ({"text": TEXT.to("meta")}, ValueError, "text must be on image's device cpu, got meta"),
+    "text None": ({"text": None}, TypeError, "text must be a torch.Tensor, got NoneType"),
+    "weight too narrow": ({"weight": WEIGHT[:, 1:]}, ValueError, r"weight must have shape \[D, D \+ E\] = \[20, 27\], got \[20, 26\]"),
+    "weight turned": ({"weight": WEIGHT.T}, ValueError, r"weight must have shape .*got \[27, 20\]"),
+    "weight sparse": ({"weight": WEIGHT.to_sparse()}, ValueError, "weight must be a dense"),
+    "bias too short": ({"bias": BIAS[1:]}, ValueError, r"bias must have shape \[D\] = \[20\], got \[19\]"),
+    "bias a number": ({"bias": 1.0}, TypeError, "bias must be a torch.Tensor, got float"),
+    "need_weights a number": ({"need_weights": 1}, TypeError, "need_weights must be a bool, got int"),
+    "backend unknown": ({"backend": "gpu"}, ValueError, "backend must be None or one of"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_message(name):
+    changes, exception, message = MISTAKES[name]
+    with pytest.raises(exception, match=message):
+        mmk.channel_attention(**{"image": IMAGE, "text": TEXT, "weight": WEIGHT, "bias": BIAS} | changes)
+
+
+SHIFT, OWN = torch.randn(2, 20), torch.randn(20, 20)
+WRONG = {
+    "image flat": {0: IMAGE[0]}, "image of integers": {0: IMAGE.long()}, "image without channels": {0: IMAGE[..., :0]},
+    "shift of another batch": {1: SHIFT[:1]}, "shift too short": {1: SHIFT[:, 1:]}, "shift of another dtype": {1: SHIFT.half()},
+    "weight too short": {2: OWN[1:]}, "weight too narrow": {2: OWN[:, 1:]}, "weight of another dtype": {2: OWN.double()}, "weight flat": {2: OWN[0]},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_operation_refuses(extension, name):
+    """A RuntimeError, never a crash."""
+    arguments = [WRONG[name].get(i, value) for i, value in enumerate((IMAGE, SHIFT, OWN))]
+    with pytest.raises(RuntimeError):
+        torch.ops.mmkernels.channel_attention(*arguments, False)
+    with pytest.raises(RuntimeError):
+        torch.ops.mmkernels.channel_attention_backward(torch.ones_like(arguments[0]), None, *arguments, False, True, True, True)
+
+
+@pytest.mark.parametrize("grads", [(IMAGE[:1], None), (IMAGE.double(), None), (None, IMAGE[:, 1:]), (IMAGE, SHIFT)])
+def test_operation_refuses_gradients(extension, grads):
+    with pytest.raises(RuntimeError):
+        torch.ops.mmkernels.channel_attention_backward(*grads, IMAGE, SHIFT, OWN, True, True, True, True)
