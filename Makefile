@@ -24,6 +24,7 @@ test-triton: install
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" -k triton tests/test_spatial_attention.py tests/test_triton.py
 
 bench: install
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,cli]"
 	$(BIN)/python -m mmkernels bench --json bench/results.json --plot bench/results.png
 
 # For a machine with a GPU and the CUDA build of torch in PYTHON's environment: builds the CUDA kernels into it, runs everything there,
