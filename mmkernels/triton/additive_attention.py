@@ -1,0 +1,380 @@
+"""Additive attention in Triton: a panel's products come from torch's library, its kernels make hidden vectors of them, and gradients.
+
+    activate         a panel: u, t -> h, in place; the library multiplies h by v
+    normalise        scores -> weights, a program a sample and map: two passes over its scores
+    pool, merge      weighted sums: a sample is split over programs, their sums are merged in order
+    spread           weights times image
+    of_weights       backward: the weights' gradient, <grad_result, image> and what arrived
+    of_scores        -> the scores' gradient, a program a sample and map
+    differentiate    a panel: u, t and h's gradient -> those of u and t in place, and h
+    combine          the image's gradient: what comes through the scores, plus the weights times grad_result
+Every sum has a fixed order: no atomics. Offsets are looked at by the kernels alone; every access stays within the rows there are.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..ops.additive_attention import OPERATION
+from .common import define, launch, on_device, processors, require
+from .rows import Rows, WeightGradient, product, sum_columns
+
+TANH, RELU, GELU = (tl.constexpr(i) for i in range(3))       # ops/additive_attention.py's order
+
+
+@triton.jit
+def range_of(bounds, b, rows):
+    """A sample's rows; confined, offsets on a device aren't checked."""
+    begin = tl.minimum(tl.maximum(tl.load(bounds + b), 0), rows)
+    return begin, tl.minimum(tl.maximum(tl.load(bounds + b + 1), begin), rows)
+
+
+@triton.jit
+def activation(x, F: tl.constexpr):
+    """(value, derivative)"""
+    if F == TANH:
+        e = tl.exp(-2.0 * tl.abs(x))
+        far = (1.0 - e) / (1.0 + e)
+        z = x * x
+        near = x + x * z * (-0.33333319 + z * (0.13330640 + z * (-0.05369470 + z * (0.02047323 - z * 0.00551277))))
+        y = tl.where(tl.abs(x) < 0.65, near, tl.where(x < 0, -far, far))
+        return y, 1.0 - y * y
+    elif F == RELU:
+        return tl.where(x <= 0, 0.0, x), tl.where(x > 0, 1.0, 0.0)
+    else:
+        phi = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+        return x * phi, phi + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+
+
+@triton.jit
+def hidden(u, t, shift, shift_gate, sample, r, c, inside, A, F: tl.constexpr, SHIFT: tl.constexpr, GATED: tl.constexpr,
+           SHIFT_GATE: tl.constexpr):
+    """(activation, its derivative, gate) of a panel's tile"""
+    at = r[:, None] * A + c[None, :]
+    x = tl.load(u + at, mask=inside, other=0.0)
+    if SHIFT:
+        x += tl.load(shift + sample[:, None].to(tl.int64) * A + c[None, :], mask=inside, other=0.0)
+    y, slope = activation(x, F)
+    s = tl.full(x.shape, 1.0, tl.float32)
+    if GATED:
+        z = tl.load(t + at, mask=inside, other=0.0)
+        if SHIFT_GATE:
+            z += tl.load(shift_gate + c, mask=c < A, other=0.0)[None, :]
+        s = 1.0 / (1.0 + tl.exp(-z))
+    return y, slope, s
+
+
+@triton.jit
+def activate(u, t, shift, shift_gate, sample, rows, A, F: tl.constexpr, SHIFT: tl.constexpr, GATED: tl.constexpr, SHIFT_GATE: tl.constexpr,
+             BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """A panel: u, t -> h, in place of u."""
+    r = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (r < rows)[:, None] & (c < A)[None, :]
+    b = tl.load(sample + r, mask=r < rows, other=0)
+    y, _, s = hidden(u, t, shift, shift_gate, b, r, c, inside, A, F, SHIFT, GATED, SHIFT_GATE)
+    tl.store(u + r[:, None] * A + c[None, :], y * s, mask=inside)
+
+
+@triton.jit
+def differentiate(u, t, up, shift, shift_gate, sample, rows, A, F: tl.constexpr, SHIFT: tl.constexpr, GATED: tl.constexpr,
+                  SHIFT_GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """A panel: u, t and h's gradient -> the gradients of u and t, in place; h, in place of its gradient."""
+    r = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (r < rows)[:, None] & (c < A)[None, :]
+    b = tl.load(sample + r, mask=r < rows, other=0)
+    y, slope, s = hidden(u, t, shift, shift_gate, b, r, c, inside, A, F, SHIFT, GATED, SHIFT_GATE)
+    at = r[:, None] * A + c[None, :]
+    dh = tl.load(up + at, mask=inside, other=0.0)
+    tl.store(up + at, y * s, mask=inside)
+    tl.store(u + at, dh * s * slope, mask=inside)
+    if GATED:
+        tl.store(t + at, dh * y * s * (1.0 - s), mask=inside)
+
+
+@triton.jit
+def normalise(scores, weights, mask, bounds, rows, K, w_b, w_k, PACKED: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
+    """scores [rows, K] -> weights, position n of sample b and map k at b * w_b + k * w_k + n."""
+    b, k = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    begin, end = range_of(bounds, b, rows)
+    m, total, count = float("-inf"), 0.0, 0
+    for n in range(begin, end, BLOCK):
+        r = n + tl.arange(0, BLOCK).to(tl.int64)
+        keep = r < end
+        if MASKED:
+            keep = keep & (tl.load(mask + r, mask=keep, other=0) != 0)
+        x = tl.load(scores + r * K + k, mask=keep, other=float("-inf")).to(tl.float32)
+        now = tl.maximum(m, tl.max(x, 0))
+        base = tl.where(now == float("-inf"), 0.0, now)
+        total = total * tl.exp(m - base) + tl.sum(tl.exp(x - base), 0)
+        m = now
+    base = tl.where(m == float("-inf"), 0.0, m)
+    share = tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))
+    to = weights + b * w_b + k * w_k
+    for n in range(begin, end, BLOCK):
+        r = n + tl.arange(0, BLOCK).to(tl.int64)
+        inside = r < end
+        keep = inside
+        if MASKED:
+            keep = keep & (tl.load(mask + r, mask=inside, other=0) != 0)
+        x = tl.load(scores + r * K + k, mask=keep, other=float("-inf")).to(tl.float32)
+        tl.store(to + (r if PACKED else r - begin), tl.where(keep, tl.exp(x - base) * share, 0.0), mask=inside)
+
+
+@triton.jit
+def split_of(begin, end, part, splits, BLOCK: tl.constexpr):
+    """A sample's piece for one of its programs: whole blocks."""
+    size = tl.cdiv(tl.cdiv(end - begin, splits), BLOCK) * BLOCK
+    first = tl.minimum(begin + part * size, end)
+    return first, tl.minimum(first + size, end)
+
+
+@triton.jit
+def pool(weights, image, i_b, i_n, i_c, bounds, partial, rows, K, C, w_b, w_k, splits, PACKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """partial [B, splits, K, C]: sums of weights times image over a piece of a sample."""
+    b, part = (tl.program_id(0) // splits).to(tl.int64), tl.program_id(0) % splits
+    c, k = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(2)
+    begin, end = range_of(bounds, b, rows)
+    first, last = split_of(begin, end, part, splits, BLOCK_N)
+    total = tl.zeros([BLOCK_C], tl.float32)
+    for n in range(first, last, BLOCK_N):
+        r = n + tl.arange(0, BLOCK_N).to(tl.int64)
+        w = tl.load(weights + b * w_b + k * w_k + (r if PACKED else r - begin), mask=r < last, other=0.0)
+        row = image + (r if PACKED else r - begin)[:, None] * i_n + b * i_b
+        # What doesn't take part isn't read: it may be NaN.
+        x = tl.load(row + c[None, :].to(tl.int64) * i_c, mask=(w != 0)[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
+        total += tl.sum(x * w[:, None], 0)
+    tl.store(partial + ((b * splits + part) * K + k) * C + c, total, mask=c < C)
+
+
+@triton.jit
+def spread(weights, image, i_b, i_n, i_c, sample, bounds, result, rows, C, w_b, first, PACKED: tl.constexpr, BLOCK_N: tl.constexpr,
+           BLOCK_C: tl.constexpr):
+    """result = weights * image, a panel's rows."""
+    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    r = first + n
+    b = tl.load(sample + n, mask=r < rows, other=0).to(tl.int64)
+    begin = tl.load(bounds + b)
+    inside = (r < rows)[:, None] & (c < C)[None, :]
+    w = tl.load(weights + (r if PACKED else b * w_b + r - begin), mask=r < rows, other=0.0)
+    row = image + (r if PACKED else r - begin)[:, None] * i_n + b[:, None] * i_b
+    x = tl.load(row + c[None, :].to(tl.int64) * i_c, mask=inside & (w != 0)[:, None], other=0.0).to(tl.float32)
+    tl.store(result + r[:, None] * C + c[None, :], (x * w[:, None]).to(result.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def of_weights(weights, image, i_b, i_n, i_c, grad, g_b, g_k, g_n, g_c, given, bounds, found, rows, K, C, w_b, w_k, splits,
+               PACKED: tl.constexpr, GRAD: tl.constexpr, GIVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """found [K, rows]: the weights' gradient; g_n is 0 where all positions of a sample share grad (pool)."""
+    b, part, k = (tl.program_id(0) // splits).to(tl.int64), tl.program_id(0) % splits, tl.program_id(1)
+    begin, end = range_of(bounds, b, rows)
+    first, last = split_of(begin, end, part, splits, BLOCK_N)
+    for n in range(first, last, BLOCK_N):
+        r = n + tl.arange(0, BLOCK_N).to(tl.int64)
+        at = b * w_b + k * w_k + (r if PACKED else r - begin)
+        keep = tl.load(weights + at, mask=r < last, other=0.0) != 0
+        total = tl.zeros([BLOCK_N], tl.float32)
+        if GRAD:
+            row = image + (r if PACKED else r - begin)[:, None] * i_n + b * i_b
+            up = grad + b * g_b + k * g_k + (r if PACKED else r - begin)[:, None] * g_n
+            for c0 in range(0, C, BLOCK_C):
+                c = c0 + tl.arange(0, BLOCK_C).to(tl.int64)
+                inside = keep[:, None] & (c < C)[None, :]
+                x = tl.load(row + c[None, :] * i_c, mask=inside, other=0.0).to(tl.float32)
+                total += tl.sum(x * tl.load(up + c[None, :] * g_c, mask=inside, other=0.0).to(tl.float32), 1)
+        if GIVEN:
+            total += tl.load(given + at, mask=keep, other=0.0)
+        tl.store(found + k.to(tl.int64) * rows + r, total, mask=r < last)
+
+
+@triton.jit
+def mean_of(weights, found, begin, end, base, BLOCK: tl.constexpr):
+    """sum w (x - base) / sum w, each piece summed on its own."""
+    total, mass = 0.0, 0.0
+    for n in range(begin, end, BLOCK):
+        r = n + tl.arange(0, BLOCK).to(tl.int64)
+        w = tl.load(weights + r, mask=r < end, other=0.0)
+        x = tl.load(found + r, mask=r < end, other=0.0)
+        total += tl.sum(tl.where(w != 0, w * (x - base), 0.0), 0)
+        mass += tl.sum(w, 0)
+    return total / tl.where(mass == 0.0, 1.0, mass)
+
+
+@triton.jit
+def of_scores(weights, found, bounds, rows, w_b, w_k, PACKED: tl.constexpr, BLOCK: tl.constexpr):
+    """found [K, rows]: the weights' gradient -> the scores'. The mean is found twice: what all have in common has to cancel."""
+    b, k = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    begin, end = range_of(bounds, b, rows)
+    own = weights + b * w_b + k * w_k + (0 if PACKED else -begin)
+    x = found + k * rows
+    mean = mean_of(own, x, begin, end, 0.0, BLOCK)
+    rest = mean_of(own, x, begin, end, mean, BLOCK)
+    for n in range(begin, end, BLOCK):
+        r = n + tl.arange(0, BLOCK).to(tl.int64)
+        w = tl.load(own + r, mask=r < end, other=0.0)
+        ds = tl.where(w != 0, w * (tl.load(x + r, mask=r < end, other=0.0) - mean - rest), 0.0)
+        tl.store(x + r, ds, mask=r < end)
+
+
+@triton.jit
+def combine(through, weights, grad, g_b, g_k, g_n, g_c, mask, sample, bounds, result, rows, K, C, w_b, w_k, first, PACKED: tl.constexpr,
+            GRAD: tl.constexpr, MASKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """A panel: result = through + sum over maps of weights * grad; 0 where masked."""
+    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
+    r = first + n
+    b = tl.load(sample + n, mask=r < rows, other=0).to(tl.int64)
+    begin = tl.load(bounds + b)
+    inside = (r < rows)[:, None] & (c < C)[None, :]
+    if MASKED:
+        inside_kept = inside & (tl.load(mask + r, mask=r < rows, other=0) != 0)[:, None]
+    else:
+        inside_kept = inside
+    total = tl.load(through + n[:, None] * C + c[None, :], mask=inside_kept, other=0.0).to(tl.float32)
+    if GRAD:
+        for k in range(0, K):
+            w = tl.load(weights + k * w_k + (r if PACKED else b * w_b + r - begin), mask=r < rows, other=0.0)
+            up = grad + b[:, None] * g_b + k * g_k + (r if PACKED else r - begin)[:, None] * g_n
+            total += w[:, None] * tl.load(up + c[None, :] * g_c, mask=inside_kept & (w != 0)[:, None], other=0.0).to(tl.float32)
+    tl.store(result + r[:, None] * C + c[None, :], total.to(result.dtype.element_ty), mask=inside)
+
+
+class Problem:
+    """The arguments of one call, checked."""
+
+    def __init__(self, image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool):
+        if image.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise RuntimeError(f"image must be float32, bfloat16 or float16, got {image.dtype}")
+        if image.dim() != (3 if offsets is None else 2) or w_image.dim() != 2 or v.dim() != 2 or activation not in (0, 1, 2):
+            raise RuntimeError("image must be [B, N, D], or [rows, D] with offsets; w_image [A, D], v [K, A], activation 0, 1 or 2")
+        if offsets is not None:
+            require(offsets, "offsets", image, (max(offsets.numel(), 1),), torch.int64)
+        self.rows = Rows(image, mask, None if offsets is None else offsets.contiguous())
+        batch, channels, (hidden, maps) = self.rows.samples, image.shape[-1], (w_image.shape[0], v.shape[0])
+        if min(channels, hidden, maps) < 1 or (not pool and maps != 1):
+            raise RuntimeError("D, A and K must be at least 1, K 1 without pool")
+        require(w_image, "w_image", image, (hidden, channels))
+        require(v, "v", image, (maps, hidden))
+        if shift_gate is not None and w_gate is None:
+            raise RuntimeError("shift_gate needs w_gate")
+        for t, name, shape, dtype in ((shift, "shift", (batch, hidden), torch.float32), (w_gate, "w_gate", (hidden, channels), None),
+                                      (shift_gate, "shift_gate", (hidden,), torch.float32), (mask, "mask", image.shape[:-1], torch.bool)):
+            if t is not None:
+                require(t, name, image, shape, dtype)
+        self.image, self.v, self.w_image, self.w_gate, self.pool, self.activation = image, v, w_image, w_gate, pool, activation
+        self.batch, self.channels, self.hidden, self.maps = batch, channels, hidden, maps
+        self.shift, self.shift_gate = (None if t is None else t.contiguous() for t in (shift, shift_gate))
+        self.mask = None if mask is None else self.rows.mask.view(torch.uint8)
+        self.bounds = self.rows.bounds()
+        self.packed = packed = offsets is not None
+        self.weights_shape = (maps, self.rows.count) if packed else (batch, maps, image.shape[1])
+        self.weights_strides = (0, self.rows.count) if packed else (maps * image.shape[1], image.shape[1])
+        self.image_strides = (0, *image.stride()) if packed else image.stride()
+        self.result_shape = (batch, maps, channels) if pool else tuple(image.shape)
+        self.block_c = min(64, triton.next_power_of_2(channels))
+        tiles = batch * maps * triton.cdiv(channels, self.block_c)
+        self.splits = max(1, min(64, 4 * processors(image) // max(tiles, 1), self.rows.count // 256))
+
+    def optional(self, t):
+        return self.image if t is None else t     # a pointer that isn't looked at
+
+    def panels(self):
+        """(first row, last row + 1, rows, u, t) of every panel."""
+        for first, last in self.rows.panels(self.hidden * (1 if self.w_gate is None else 2)):
+            x = self.rows.panel(first, last)
+            yield first, last, x, product(x, self.w_image), None if self.w_gate is None else product(x, self.w_gate)
+
+    def elementwise(self, kernel, u, t, *others, first, last, **options):
+        """Starts activate or differentiate on a panel."""
+        block_n, block_c = (16, 64) if self.hidden >= 64 else (64, triton.next_power_of_2(self.hidden))
+        launch(kernel, (triton.cdiv(last - first, block_n), triton.cdiv(self.hidden, block_c)), u, self.optional(t), *others,
+               self.optional(self.shift), self.optional(self.shift_gate), self.rows.sample(first, last), last - first, self.hidden,
+               F=self.activation, SHIFT=self.shift is not None, GATED=t is not None, SHIFT_GATE=self.shift_gate is not None, **options,
+               BLOCK_N=block_n, BLOCK_C=block_c)
+
+    def row_grid(self, first, last):
+        return triton.cdiv(last - first, 16), triton.cdiv(self.channels, self.block_c)
+
+
+def forward(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them):
+    p = Problem(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them)
+    result = image.new_empty(p.result_shape)
+    weights = torch.empty(p.weights_shape, dtype=torch.float32, device=image.device)
+    scores = torch.empty((p.rows.count, p.maps), dtype=torch.float32, device=image.device)
+    with on_device(image):
+        for first, last, _, u, t in p.panels():
+            p.elementwise(activate, u, t, first=first, last=last)
+            torch.mm(u, v.float().T, out=scores[first:last])
+        launch(normalise, (p.batch, p.maps), scores, weights, p.optional(p.mask), p.bounds, p.rows.count, p.maps, *p.weights_strides,
+               PACKED=p.packed, MASKED=p.mask is not None, BLOCK=1024)
+        if pool_them:
+            partial = torch.empty((p.batch, p.splits, p.maps, p.channels), dtype=torch.float32, device=image.device)
+            launch(pool, (p.batch * p.splits, triton.cdiv(p.channels, p.block_c), p.maps), weights, image, *p.image_strides, p.bounds, partial,
+                   p.rows.count, p.maps, p.channels, *p.weights_strides, p.splits, PACKED=p.packed, BLOCK_N=32, BLOCK_C=p.block_c)
+            result.copy_(partial.sum(1) if p.splits > 1 else partial[:, 0])
+        else:
+            for first, last in p.rows.panels(p.channels):
+                launch(spread, p.row_grid(first, last), weights, image, *p.image_strides, p.rows.sample(first, last), p.bounds, result,
+                       last, p.channels, p.weights_strides[0], first, PACKED=p.packed, BLOCK_N=16, BLOCK_C=p.block_c)
+    return result, weights
+
+
+def backward(grad_result, grad_weights, image, shift, w_image, v, w_gate, shift_gate, mask, offsets, weights, activation, pool_them,
+             need_image_grad, need_shift_grad, need_w_image_grad, need_v_grad, need_w_gate_grad, need_shift_gate_grad):
+    p = Problem(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them)
+    require(weights, "weights", image, p.weights_shape, torch.float32)
+    for name, grad, shape, dtype in (("grad_result", grad_result, p.result_shape, None), ("grad_weights", grad_weights, p.weights_shape, torch.float32)):
+        if grad is not None:
+            require(grad, name, image, shape, dtype)
+    need_shift_grad, need_shift_gate_grad = need_shift_grad and shift is not None, need_shift_gate_grad and shift_gate is not None
+    weights, given = weights.contiguous(), None if grad_weights is None else grad_weights.contiguous()
+    zeros = lambda shape, need: torch.zeros(shape if need else 0, dtype=torch.float32, device=image.device)
+    grad_image = image.new_empty(image.shape if need_image_grad else 0)
+    grad_shift = zeros((p.batch, p.hidden), need_shift_grad)
+    grad_shift_gate = zeros((1, p.hidden), need_shift_gate_grad)
+    grad_v = zeros(v.shape, need_v_grad)
+    of_image, of_gate = WeightGradient(w_image, need_w_image_grad), WeightGradient(w_image if w_gate is None else w_gate, need_w_gate_grad and w_gate is not None)
+    found = torch.empty((p.maps, p.rows.count), dtype=torch.float32, device=image.device)
+    up = p.optional(grad_result)
+    # b, k, n, c: of [B, K, D] all positions share a row, like image there is one map
+    up_strides = (0,) * 4 if grad_result is None else (*up.stride()[:2], 0, up.stride(2)) if pool_them else (0 if p.packed else up.stride(0), 0, *up.stride()[-2:])
+    everything = torch.tensor([0, p.rows.count], device=image.device)
+    with on_device(image):
+        launch(of_weights, (p.batch * p.splits, p.maps), weights, image, *p.image_strides, up, *up_strides, p.optional(given), p.bounds, found,
+               p.rows.count, p.maps, p.channels, *p.weights_strides, p.splits, PACKED=p.packed, GRAD=grad_result is not None, GIVEN=given is not None,
+               BLOCK_N=32, BLOCK_C=p.block_c)
+        launch(of_scores, (p.batch, p.maps), weights, found, p.bounds, p.rows.count, *p.weights_strides, PACKED=p.packed, BLOCK=1024)
+        for first, last, x, u, t in p.panels():
+            ds = found[:, first:last]
+            dh = ds.T @ v.float()
+            p.elementwise(differentiate, u, t, dh, first=first, last=last)
+            if need_v_grad:
+                grad_v.addmm_(ds, dh)
+            if need_shift_grad:                   # before they are rounded for the products: these sums cancel
+                sum_columns(grad_shift, u, p.bounds, first, last)
+            if need_shift_gate_grad:
+                sum_columns(grad_shift_gate, t, everything, first, last)
+            u, t = (None if y is None else y.to(image.dtype) for y in (u, t))
+            of_image.add(u, x)
+            if t is not None:
+                of_gate.add(t, x)
+            if need_image_grad:
+                through = product(u, w_image.T)
+                if t is not None:
+                    through += product(t, w_gate.T)
+                launch(combine, p.row_grid(first, last), through, weights, up, *up_strides, p.optional(p.mask), p.rows.sample(first, last), p.bounds,
+                       grad_image, last, p.maps, p.channels, *p.weights_strides, first, PACKED=p.packed, GRAD=grad_result is not None,
+                       MASKED=p.mask is not None, BLOCK_N=16, BLOCK_C=p.block_c)
+    return (grad_image, grad_shift, of_image.result(), grad_v.to(v.dtype) if need_v_grad else v.new_empty(0), of_gate.result(),
+            grad_shift_gate.view(-1) if need_shift_gate_grad else grad_shift_gate)
+
+
+define("additive_attention_triton(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? mask, "
+       "Tensor? offsets, int activation, bool pool) -> (Tensor, Tensor)", forward)
+define("additive_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? shift, Tensor w_image, Tensor v, "
+       "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, int activation, bool pool, bool need_image_grad, "
+       "bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad, bool need_shift_gate_grad) -> "
+       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", backward)
+OPERATION.register("additive_attention_triton", "triton")

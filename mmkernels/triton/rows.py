@@ -1,0 +1,116 @@
+"""What channel and additive attention in Triton share: all samples' rows as one matrix, which goes through the products panel by panel.
+
+A layer's product is torch's library's; a panel's scores or hidden vectors stay in the L2 cache until a kernel has turned them into
+what is kept. Nothing is summed by atomics: panels follow each other on the stream, and a sum over rows has one program a column.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .common import launch
+
+PANEL_BYTES = 4 << 20     # of scores in flight
+WIDEST = 2048             # channels that a program holds at most; more are walked
+
+
+class Rows:
+    """All rows of ``image`` [B, N, D], or packed [rows, D] with ``offsets``; masked ones may hold anything."""
+
+    def __init__(self, image, mask=None, offsets=None):
+        self.image, self.offsets = image, offsets
+        self.samples = image.shape[0] if offsets is None else offsets.shape[0] - 1
+        self.positions = image.shape[-2]
+        self.count = image.shape[:-1].numel()
+        self.channels = image.shape[-1]
+        self.flat = image.flatten(0, -2) if image.is_contiguous() else None
+        self.mask = None if mask is None else mask.flatten().contiguous()
+
+    def panels(self, width):
+        """(first row, last row + 1) of panels whose rows hold `width` scores."""
+        step = max(16, PANEL_BYTES // (width * 4) // 16 * 16)
+        return [(first, min(first + step, self.count)) for first in range(0, self.count, step)]
+
+    def panel(self, first, last):
+        """Rows as a matrix [rows, D], a view where it can be; masked rows are 0."""
+        if self.flat is not None or self.offsets is not None:
+            rows = (self.image if self.offsets is not None else self.flat)[first:last]
+        elif first // self.positions == (last - 1) // self.positions:
+            rows = self.image[first // self.positions, first % self.positions:first % self.positions + last - first]
+        else:
+            begin, end = first // self.positions, (last - 1) // self.positions + 1
+            rows = self.image[begin:end].flatten(0, 1)[first - begin * self.positions:last - begin * self.positions]
+        return rows if self.mask is None else rows.where(self.mask[first:last, None], 0)
+
+    def sample(self, first, last):
+        """Which sample each row belongs to, int32."""
+        number = torch.arange(first, last, device=self.image.device)
+        if self.offsets is None:
+            return (number // self.positions).to(torch.int32)
+        return torch.searchsorted(self.offsets, number, right=True, out_int32=True).sub_(1).clamp_(0, max(self.samples - 1, 0))
+
+    def bounds(self):
+        """Every sample's first row, and the last one's end, int64 [B + 1]."""
+        if self.offsets is not None:
+            return self.offsets
+        return torch.arange(0, self.count + 1, max(self.positions, 1), device=self.image.device) if self.positions else \
+            torch.zeros(self.samples + 1, dtype=torch.int64, device=self.image.device)
+
+
+def product(rows, weight):
+    """rows weight^T, not rounded: float32 whatever goes in."""
+    if rows.dtype == torch.float32:
+        return rows @ weight.T
+    if rows.is_cuda and torch.version.hip is None:
+        return torch.mm(rows, weight.T, out_dtype=torch.float32)
+    if rows.is_cuda:                              # ROCm's library has no such product
+        return (rows @ weight.T).float()
+    return rows.float() @ weight.float().T
+
+
+class WeightGradient:
+    """Sum over panels of ``upstream^T rows`` in float32, for a layer's weight."""
+
+    def __init__(self, weight, need):
+        self.weight, self.need = weight, need
+        self.sum = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if need else None
+
+    def add(self, upstream, rows):
+        if self.need and rows.dtype == torch.float32:
+            self.sum.addmm_(upstream.T, rows)
+        elif self.need:
+            self.sum.add_(product(upstream.T, rows.T))
+
+    def result(self):
+        return self.sum.to(self.weight.dtype) if self.need else self.weight.new_empty(0)
+
+
+def blocks(channels, elements=2048):
+    """(rows, channels) of a program's tile, and its warps."""
+    block = min(triton.next_power_of_2(channels), WIDEST)
+    return max(1, elements // block), block, 4
+
+
+@triton.jit
+def add_columns(to, upstream, bounds, first, last, step, C, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """to[b, c] += sum of a panel's rows of sample b; a program has one sample and some columns."""
+    b = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    begin = tl.maximum(tl.load(bounds + b), first)
+    end = tl.minimum(tl.load(bounds + b + 1), last)
+    total = tl.zeros([BLOCK_C], tl.float32)
+    for n in range(begin, end, BLOCK_N):
+        r = n + tl.arange(0, BLOCK_N).to(tl.int64)
+        x = tl.load(upstream + (r - first)[:, None] * step + c[None, :], mask=(r < end)[:, None] & (c < C)[None, :], other=0.0)
+        total += tl.sum(x.to(tl.float32), 0)
+    if begin < end:
+        at = to + b * C + c
+        tl.store(at, tl.load(at, mask=c < C, other=0.0) + total, mask=c < C)
+
+
+def sum_columns(to, upstream, bounds, first, last):
+    """to [B, C] += column sums of upstream [rows first to last, C], a sample each."""
+    samples, channels = to.shape
+    block = min(64, triton.next_power_of_2(channels))
+    launch(add_columns, (samples, triton.cdiv(channels, block)), to, upstream, bounds, first, last, upstream.stride(0), channels,
+           BLOCK_N=32, BLOCK_C=block)
