@@ -85,7 +85,7 @@ def kernel_jobs(mode="plain"):
 
 def operations():
     """Names of the operations that have CUDA kernels."""
-    return [path.stem for path in sorted(ROOT.glob("csrc/cuda/*.cu"))]
+    return [path.stem for path in sorted(ROOT.glob("csrc/cuda/*.cu")) if (ROOT / f"csrc/torch/{path.stem}.cpp").exists()]
 
 
 @functools.lru_cache(maxsize=None)

@@ -6,8 +6,8 @@
 #include "rows.h"
 
 #if defined(MMK_CUDA) || defined(MMK_EMULATED)
-#include "cuda.h"
 #include "../cuda/additive_attention.h"
+#include "panels.h"
 #endif
 
 #ifdef MMK_EMULATED
@@ -25,6 +25,11 @@ Optional contiguous_if(const Optional& t) { return t ? Optional(torch::stable::c
 struct Operands {
   Tensor image, w_image, v;
   Optional shift, w_gate, shift_gate;
+};
+
+// Gradients of weights, which a library's product may leave.
+struct WeightGradients {
+  Tensor w_image, v, w_gate;
 };
 
 // What both directions check.
@@ -111,16 +116,88 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   g.grad_shift = data_if(grad_shift, need_shift_grad), g.grad_w_image = data_if(grad_w_image, need_w_image_grad);
   g.grad_v = data_if(grad_v, need_v_grad), g.grad_w_gate = data_if(grad_w_gate, need_w_gate_grad);
   g.grad_shift_gate = data_if(grad_shift_gate, need_shift_gate_grad);
-  if (need_image_grad || need_shift_grad || need_w_image_grad || need_v_grad || need_w_gate_grad || need_shift_gate_grad) Launch(g, all.operands);
+  if (need_image_grad || need_shift_grad || need_w_image_grad || need_v_grad || need_w_gate_grad || need_shift_gate_grad) {
+    WeightGradients grads{grad_w_image, grad_v, grad_w_gate};
+    Launch(g, all.operands, grads);
+  }
   return {grad_image, grad_shift, grad_w_image, grad_v, grad_w_gate, grad_shift_gate};
 }
 
 #ifndef MMK_EMULATED
 void cpu_forward(const AdditiveAttention& a, const Operands&) { additive_attention_forward(a, torch_threads()); }
-void cpu_backward(const AdditiveAttentionBackward& g, const Operands&) { additive_attention_backward(g, torch_threads()); }
+void cpu_backward(const AdditiveAttentionBackward& g, const Operands&, WeightGradients&) { additive_attention_backward(g, torch_threads()); }
 
 constexpr auto cpu = &forward<cpu_forward>;
 constexpr auto cpu_back = &backward<cpu_backward>;
+#endif
+
+#if defined(MMK_CUDA) || defined(MMK_EMULATED)
+// f(panel, rows, u, t) of every panel; t is absent without a gate.
+template <class F> void each_panel(const AdditiveAttention& a, const Operands& operands, void* stream, F f) {
+  const Tensor columns = turned(operands.w_image);
+  const Optional gates = operands.w_gate ? Optional(turned(*operands.w_gate)) : std::nullopt;
+  Panels(operands.image, a.dtype, cuda::sampled_rows(a), a.mask, stream).each(gates ? 2 * a.A : a.A, [&](const cuda::Panel& panel, const Tensor& x) {
+    Tensor u = torch::stable::contiguous(product(x, columns));
+    Optional t;
+    if (gates) t = torch::stable::contiguous(product(x, *gates));
+    f(panel, x, u, t);
+  });
+}
+
+Tensor in_float(const Tensor& t) { return torch::stable::to(t, ScalarType::Float); }
+
+void cuda_forward(const AdditiveAttention& a, const Operands& operands) {
+  on_stream(operands.image, [&](void* stream) {
+    const int64_t rows = cuda::sampled_rows(a).rows;
+    Tensor scores = torch::stable::new_empty(operands.image, {rows, a.K}, ScalarType::Float), v = turned(in_float(operands.v));
+    each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor&, Tensor& u, Optional& t) {
+      check_launch(cuda::additive_attention_activate(a, panel, floats(u), t ? floats(*t) : nullptr, stream));
+      Tensor own = torch::stable::narrow(scores, 0, panel.first, panel.rows);
+      torch::stable::copy_(own, torch::stable::matmul(u, v));
+    });
+    Tensor partial = torch::stable::new_empty(scores, {cuda::additive_attention_scratch(a)});
+    check_launch(cuda::additive_attention_finish(a, floats(scores), floats(partial), stream));
+  });
+}
+
+void cuda_backward(const AdditiveAttentionBackward& g, const Operands& operands, WeightGradients& grads) {
+  const AdditiveAttention& a = g.forward;
+  on_stream(operands.image, [&](void* stream) {
+    const cuda::SampledRows samples = cuda::sampled_rows(a), all{1, samples.rows, samples.rows, nullptr};
+    const ScalarType type = operands.image.scalar_type();
+    float *grad_shift = static_cast<float*>(g.grad_shift), *grad_shift_gate = static_cast<float*>(g.grad_shift_gate);
+    if (grad_shift) check_launch(cuda::clear(grad_shift, a.B * a.A, stream));
+    if (grad_shift_gate) check_launch(cuda::clear(grad_shift_gate, a.A, stream));
+    const WeightSum of_image(operands.image, a.A, a.D, g.grad_w_image, stream), of_gate(operands.image, a.A, a.D, g.grad_w_gate, stream),
+        of_v(operands.image, a.K, a.A, g.grad_v, stream);
+    Tensor grad_scores = torch::stable::new_empty(operands.image, {a.K, samples.rows}, ScalarType::Float), v = in_float(operands.v);
+    check_launch(cuda::additive_attention_scores(g, floats(grad_scores), stream));
+    each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor& x, Tensor& u, Optional& t) {
+      Tensor ds = turned(torch::stable::narrow(grad_scores, 1, panel.first, panel.rows));            // [rows, K]
+      Tensor up = torch::stable::contiguous(torch::stable::matmul(ds, v));
+      check_launch(cuda::additive_attention_differentiate(a, panel, floats(u), t ? floats(*t) : nullptr, floats(up), stream));
+      of_v.add(ds, up);                              // up holds the hidden vectors now
+      // Before they are rounded for the products: these sums cancel.
+      if (grad_shift) check_launch(cuda::sum_columns(samples, panel.first, panel.rows, floats(u), a.A, grad_shift, stream));
+      if (grad_shift_gate) check_launch(cuda::sum_columns(all, panel.first, panel.rows, floats(*t), a.A, grad_shift_gate, stream));
+      Tensor du = torch::stable::to(u, type);
+      of_image.add(du, x);
+      Optional dt;
+      if (t) dt = torch::stable::to(*t, type), of_gate.add(*dt, x);
+      if (!g.grad_image.data) return;
+      Tensor through = torch::stable::contiguous(product(du, operands.w_image));
+      if (dt) {
+        Tensor more = torch::stable::contiguous(product(*dt, *operands.w_gate));
+        check_launch(cuda::accumulate(floats(through), floats(more), through.numel(), stream));
+      }
+      check_launch(cuda::additive_attention_write(g, panel, floats(through), stream));
+    });
+    of_image.write(grads.w_image), of_gate.write(grads.w_gate), of_v.write(grads.v);
+  });
+}
+
+constexpr auto gpu = &forward<cuda_forward>;
+constexpr auto gpu_back = &backward<cuda_backward>;
 #endif
 
 }  // namespace
@@ -140,5 +217,17 @@ STABLE_TORCH_LIBRARY_IMPL(mmkernels, CPU, m) {
   using namespace mmk::binding;
   m.impl(MMK_OPERATION, TORCH_BOX(cpu));
   m.impl(MMK_OPERATION "_backward", TORCH_BOX(cpu_back));
+}
+#endif
+
+#if defined(MMK_CUDA) || defined(MMK_EMULATED)
+#ifdef MMK_EMULATED
+STABLE_TORCH_LIBRARY_IMPL(mmkernels, CPU, m) {
+#else
+STABLE_TORCH_LIBRARY_IMPL(mmkernels, CUDA, m) {
+#endif
+  using namespace mmk::binding;
+  m.impl(MMK_OPERATION, TORCH_BOX(gpu));
+  m.impl(MMK_OPERATION "_backward", TORCH_BOX(gpu_back));
 }
 #endif

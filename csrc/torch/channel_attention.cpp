@@ -6,8 +6,8 @@
 #include "rows.h"
 
 #if defined(MMK_CUDA) || defined(MMK_EMULATED)
-#include "cuda.h"
 #include "../cuda/channel_attention.h"
+#include "panels.h"
 #endif
 
 #ifdef MMK_EMULATED
@@ -61,16 +61,56 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const O
          grad_weight = gradient(weight, need_weight_grad);
   if (need_image_grad) g.grad_image = rows(grad_image);
   g.grad_shift = data_if(grad_shift, need_shift_grad), g.grad_weight = data_if(grad_weight, need_weight_grad);
-  if (need_image_grad || need_shift_grad || need_weight_grad) Launch(g, image, weight);
+  if (need_image_grad || need_shift_grad || need_weight_grad) Launch(g, image, weight, grad_weight);
   return {grad_image, grad_shift, grad_weight};
 }
 
 #ifndef MMK_EMULATED
 void cpu_forward(const ChannelAttention& a, const Tensor&, const Tensor&) { channel_attention_forward(a, torch_threads()); }
-void cpu_backward(const ChannelAttentionBackward& g, const Tensor&, const Tensor&) { channel_attention_backward(g, torch_threads()); }
+void cpu_backward(const ChannelAttentionBackward& g, const Tensor&, const Tensor&, Tensor&) { channel_attention_backward(g, torch_threads()); }
 
 constexpr auto cpu = &forward<cpu_forward>;
 constexpr auto cpu_back = &backward<cpu_backward>;
+#endif
+
+#if defined(MMK_CUDA) || defined(MMK_EMULATED)
+cuda::SampledRows samples(const ChannelAttention& a) { return {a.B, a.N, a.B * a.N, nullptr}; }
+
+void cuda_forward(const ChannelAttention& a, const Tensor& image, const Tensor& weight) {
+  on_stream(image, [&](void* stream) {
+    const Tensor columns = turned(weight);
+    Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
+      Tensor scores = torch::stable::contiguous(product(x, columns));
+      check_launch(cuda::channel_attention_weigh(a, panel, floats(scores), stream));
+    });
+  });
+}
+
+void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const Tensor& weight, Tensor& grad_weight) {
+  const ChannelAttention& a = g.forward;
+  on_stream(image, [&](void* stream) {
+    const Tensor columns = turned(weight);
+    const WeightSum sum(image, a.D, a.D, g.grad_weight, stream);
+    if (g.grad_shift) check_launch(cuda::clear(static_cast<float*>(g.grad_shift), a.B * a.D, stream));
+    Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
+      Tensor scores = torch::stable::contiguous(product(x, columns));
+      Tensor direct = torch::stable::new_empty(scores, g.grad_image.data ? sizes(scores) : std::vector<int64_t>{0});
+      check_launch(cuda::channel_attention_differentiate(g, panel, floats(scores), g.grad_image.data ? floats(direct) : nullptr, stream));
+      // Before they are rounded for the products: this sum cancels.
+      if (g.grad_shift)
+        check_launch(cuda::sum_columns(samples(a), panel.first, panel.rows, floats(scores), a.D, static_cast<float*>(g.grad_shift), stream));
+      Tensor upstream = torch::stable::to(scores, image.scalar_type());
+      sum.add(upstream, x);
+      if (!g.grad_image.data) return;
+      Tensor through = torch::stable::contiguous(product(upstream, weight));
+      check_launch(cuda::channel_attention_write(g, panel, floats(direct), floats(through), stream));
+    });
+    sum.write(grad_weight);
+  });
+}
+
+constexpr auto gpu = &forward<cuda_forward>;
+constexpr auto gpu_back = &backward<cuda_backward>;
 #endif
 
 }  // namespace
@@ -87,5 +127,17 @@ STABLE_TORCH_LIBRARY_IMPL(mmkernels, CPU, m) {
   using namespace mmk::binding;
   m.impl(MMK_OPERATION, TORCH_BOX(cpu));
   m.impl(MMK_OPERATION "_backward", TORCH_BOX(cpu_back));
+}
+#endif
+
+#if defined(MMK_CUDA) || defined(MMK_EMULATED)
+#ifdef MMK_EMULATED
+STABLE_TORCH_LIBRARY_IMPL(mmkernels, CPU, m) {
+#else
+STABLE_TORCH_LIBRARY_IMPL(mmkernels, CUDA, m) {
+#endif
+  using namespace mmk::binding;
+  m.impl(MMK_OPERATION, TORCH_BOX(gpu));
+  m.impl(MMK_OPERATION "_backward", TORCH_BOX(gpu_back));
 }
 #endif

@@ -1,0 +1,28 @@
+// What channel and additive attention share on a GPU: rows of samples, and small kernels that put a panel of rows together and take sums
+// out of it. A panel's products are torch's library's; its scores and hidden vectors are float, [rows, columns], contiguous.
+#pragma once
+#include "../tensor.h"
+
+namespace mmk::cuda {
+
+// All samples' rows as one matrix. Offsets needn't be valid: every access stays within `rows`.
+struct SampledRows {
+  int64_t B = 0, N = 0, rows = 0;    // N positions a sample; packed: N = rows
+  const int64_t* offsets = nullptr;
+};
+
+// A panel's rows of a matrix: `first` counts among all rows.
+struct Panel {
+  int64_t first = 0, rows = 0;
+  const void* image = nullptr;       // [rows, D], strides n and c
+  int64_t n = 0, c = 0;
+};
+
+// [rows, D] contiguous out of image; rows that are masked out are 0.
+const char* gather_rows(Dtype, const SampledRows&, const SampleRows& image, const Mask& mask, int64_t first, int64_t count, int64_t D, void* to, void* stream);
+// to[b, c] += sum over a panel's rows of sample b; in order, no atomics.
+const char* sum_columns(const SampledRows&, int64_t first, int64_t count, const float* rows, int64_t C, float* to, void* stream);
+const char* clear(float* to, int64_t count, void* stream);
+const char* accumulate(float* to, const float* from, int64_t count, void* stream);
+
+}  // namespace mmk::cuda

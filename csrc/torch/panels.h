@@ -1,0 +1,80 @@
+// How the CUDA bindings of channel and additive attention walk an image: panel by panel of rows, whose products are torch's library's and
+// whose scores stay in the L2 cache until the kernels have used them.
+#pragma once
+#include "../cuda/rows.h"
+#include "cuda.h"
+#include "rows.h"
+
+namespace mmk::binding {
+
+inline void check_launch(const char* error) { STD_TORCH_CHECK(!error, error ? error : ""); }
+
+inline Tensor turned(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
+
+// a b in float, not rounded in between.
+inline Tensor product(const Tensor& a, const Tensor& b) {
+  if (a.scalar_type() == ScalarType::Float) return torch::stable::matmul(a, b);
+#ifdef MMK_EMULATED                                 // the CPU's library has no product of another dtype
+  return torch::stable::matmul(torch::stable::to(a, ScalarType::Float), torch::stable::to(b, ScalarType::Float));
+#else
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b), torch::stable::detail::from(ScalarType::Float)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+#endif
+}
+
+inline float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+
+struct Panels {
+  const Tensor& image;
+  const SampleRows rows;
+  const Mask mask;
+  const cuda::SampledRows samples;
+  const int64_t D;
+  const Dtype dtype;
+  void* const stream;
+  std::optional<Tensor> flat;                       // [rows, D], where that is a view of image and nothing is masked
+
+  Panels(const Tensor& image, Dtype dtype, const cuda::SampledRows& samples, const Mask& mask, void* stream)
+      : image(image), rows(binding::rows(image)), mask(mask), samples(samples), D(image.size(image.dim() - 1)), dtype(dtype), stream(stream) {
+    if (mask.data) return;
+    if (image.dim() == 2) flat = image;
+    else if (rows.b == samples.N * rows.n || samples.B == 1) flat = torch::stable::reshape(image, {samples.rows, D});
+  }
+
+  // f(panel, its rows [rows, D]); `width`: floats that a row has in the works.
+  template <class F> void each(int64_t width, F f) const {
+    const int64_t wanted = (4 << 20) / 4 / (width > 0 ? width : 1), size = wanted < 16 ? 16 : wanted / 16 * 16;
+    for (int64_t first = 0; first < samples.rows; first += size) {
+      const int64_t count = samples.rows - first < size ? samples.rows - first : size;
+      Tensor all = flat ? *flat : image;
+      Tensor x = flat ? torch::stable::narrow(all, 0, first, count) : torch::stable::new_empty(image, {count, D});
+      if (!flat) check_launch(cuda::gather_rows(dtype, samples, rows, mask, first, count, D, x.mutable_data_ptr(), stream));
+      f(cuda::Panel{first, count, x.data_ptr(), x.stride(0), x.stride(1)}, x);
+    }
+  }
+};
+
+// sum over panels of upstream^T rows in float, then the weight's gradient in its dtype.
+struct WeightSum {
+  Tensor sum;
+  void* stream;
+  bool wanted;
+  WeightSum(const Tensor& like, int64_t out, int64_t in, bool wanted, void* stream)
+      : sum(torch::stable::new_empty(like, wanted ? std::vector<int64_t>{out, in} : std::vector<int64_t>{0}, ScalarType::Float)), stream(stream), wanted(wanted) {
+    if (wanted) check_launch(cuda::clear(floats(sum), out * in, stream));
+  }
+  void add(const Tensor& upstream, const Tensor& x) const {
+    if (!wanted) return;
+    Tensor part = torch::stable::contiguous(product(turned(upstream), x));
+    check_launch(cuda::accumulate(floats(sum), floats(part), sum.numel(), stream));
+  }
+  void write(Tensor& to) const { if (wanted) torch::stable::copy_(to, sum); }
+};
+
+// run(stream) on the tensor's device and current stream.
+template <class Run> void on_stream(const Tensor& like, Run run) {
+  on_current_stream(like, [] { return int64_t(0); }, [&](float*, void* stream) -> const char* { run(stream); return nullptr; });
+}
+
+}  // namespace mmk::binding
