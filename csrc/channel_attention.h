@@ -9,18 +9,17 @@ struct ChannelAttention {
   Dtype dtype = Dtype::float32;
   int64_t B = 0, N = 0, D = 0;
   SampleRows image;                      // [B, N, D]
-  const void* shift = nullptr;     // [B, D] contiguous, float (double): the text's part of the scores and the bias
-  Projection weight;               // [D, D], what acts on the image
-  SampleRows result;                     // [B, N, D]
-  SampleRows weights;                    // [B, N, D]; data null = not wanted
+  const void* shift = nullptr;           // [B, D] contiguous, float (double): the text's part of the scores and the bias
+  Projection weight;                     // [D, D], what acts on the image
+  SampleRows result, weights;            // [B, N, D], channels 1 apart; data null = not wanted
 };
 
 struct ChannelAttentionBackward {
-  ChannelAttention forward;        // without result and weights: the scores are computed again
+  ChannelAttention forward;              // without result and weights: the scores are computed again
   SampleRows grad_result, grad_weights;  // data null = no gradient
-  SampleRows grad_image;                 // data null = not wanted, here and below
-  void* grad_shift = nullptr;      // [B, D] contiguous, float (double)
-  void* grad_weight = nullptr;     // [D, D] contiguous
+  SampleRows grad_image;                 // channels 1 apart; data null = not wanted, here and below
+  void* grad_shift = nullptr;            // [B, D] contiguous, float (double)
+  void* grad_weight = nullptr;           // [D, D] contiguous
 };
 
 void channel_attention_forward(const ChannelAttention&, const Parallel&);

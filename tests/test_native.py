@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmkernels import backends
+from mmkernels import backends, functional
 
 HERE = Path(__file__).parent / "native"
 FLAGS = {"baseline": ["-DMMK_VECTOR_BYTES=16"], "avx2": ["-DMMK_VECTOR_BYTES=32", "-mavx2", "-mfma", "-mf16c"],
@@ -38,17 +38,18 @@ def test_simd(tmp_path, isa):
 
 
 @pytest.mark.slow
-def test_exp_of_every_float(tmp_path):
+def test_functions_of_every_float(tmp_path):
     run_simd(tmp_path, backends.extension.cpu_best_isa, 1)
 
 
 @pytest.mark.slow
-def test_kernels_under_sanitizers(tmp_path):
+@pytest.mark.parametrize("operation", functional.__all__)
+def test_kernels_under_sanitizers(tmp_path, operation):
     """Random shapes, strides, masks and bags, in memory that ends where the tensors do."""
     program = tmp_path / "fuzz"
     isa = backends.extension.cpu_best_isa
     subprocess.run(["g++", "-O1", "-g1", "-std=c++17", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
-                    "-DMMK_ISA=baseline", *FLAGS[isa], HERE / "fuzz_spatial_attention.cpp", "-o", program], check=True)
+                    "-DMMK_ISA=baseline", *FLAGS[isa], HERE / f"fuzz_{operation}.cpp", "-o", program], check=True)
     found = subprocess.run([program, "500"], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
 

@@ -1,6 +1,7 @@
 """The reference, which is the truth everywhere else, against NumPy in float64, written from the formulas alone."""
 
 import inspect
+import math
 
 import numpy as np
 import pytest
@@ -59,11 +60,83 @@ def to_numpy(arguments):
     return {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
 
 
-@pytest.mark.parametrize("case", cases.selected("spatial_attention", small=True), ids=str)
-def test_spatial_attention(case):
+def softmax(scores, part):
+    """One vector's, over where `part` holds; 0 elsewhere."""
+    weights = np.zeros(len(scores))
+    if part.any():
+        powers = np.exp(scores[part] - scores[part].max())
+        weights[part] = powers / powers.sum()
+    return weights
+
+
+def numpy_gated_cross_attention(query, key, value, gate=None, attn_mask=None, scale=None, need_weights=False):
+    """Query by query: softmax over tokens of scale <q, k_t> (plus the mask), times the values, times the gate."""
+    batch, heads, positions, width = query.shape
+    tokens = key.shape[2]
+    if attn_mask is None:
+        attn_mask = np.ones((1, 1, 1, tokens), dtype=bool)
+    if attn_mask.shape == (batch, tokens):
+        attn_mask = attn_mask[:, None, None]
+    attn_mask = np.broadcast_to(attn_mask, (batch, heads, positions, tokens))
+    scale = 1 / np.sqrt(width) if scale is None else scale
+    result, weights = np.zeros((batch, heads, positions, value.shape[3])), np.zeros(attn_mask.shape)
+    for i in np.ndindex(batch, heads, positions):
+        scores = np.array([scale * np.dot(query[i], k) for k in key[i[:2]]])
+        mask = attn_mask[i]
+        weights[i] = softmax(scores, mask) if mask.dtype == bool else softmax(scores + mask, mask > -np.inf)
+        result[i] = sum((w * v for w, v in zip(weights[i], value[i[:2]])), np.zeros(value.shape[3]))
+    return (result if gate is None else gate * result), weights
+
+
+def numpy_bidirectional_attention(image_query, text_key, image_value, text_value, image_mask=None, text_mask=None, scale=None):
+    """Two attentions, each on its own."""
+    widen = lambda mask: None if mask is None else mask[:, None, None]
+    image_out, _ = numpy_gated_cross_attention(image_query, text_key, text_value, attn_mask=widen(text_mask), scale=scale)
+    text_out, _ = numpy_gated_cross_attention(text_key, image_query, image_value, attn_mask=widen(image_mask), scale=scale)
+    return image_out, text_out
+
+
+def numpy_channel_attention(image, text, weight, bias=None, need_weights=False):
+    """Position by position: softmax(W [x, y] + b), over channels."""
+    weights = np.zeros(image.shape)
+    for i in np.ndindex(image.shape[:-1]):
+        scores = weight @ np.concatenate([image[i], text[i[0]]]) + (0 if bias is None else bias)
+        weights[i] = softmax(scores, np.ones(len(scores), dtype=bool))
+    return image * weights, weights
+
+
+def numpy_additive_attention(image, query, w_image, w_query, v, bias=None, w_gate=None, bias_gate=None, activation="tanh", mask=None,
+                             offsets=None, combine="pool", need_weights=False):
+    """Position by position: the score of each map, v_k . h."""
+    act = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0), "gelu": lambda x: x * np.vectorize(lambda y: 0.5 * math.erfc(-y / math.sqrt(2)))(x)}[activation]
+    bags = [image[b] for b in range(len(image))] if offsets is None else [image[start:stop] for start, stop in zip(offsets, offsets[1:])]
+    masks = [None] * len(bags) if mask is None else list(mask) if offsets is None else [mask[start:stop] for start, stop in zip(offsets, offsets[1:])]
+    results, weights = [], []
+    for b, (rows, part) in enumerate(zip(bags, masks)):
+        part = np.ones(len(rows), dtype=bool) if part is None else part
+        scores = np.zeros((len(v), len(rows)))
+        for n in np.flatnonzero(part):
+            u = w_image @ rows[n] + (0 if query is None else w_query @ query[b]) + (0 if bias is None else bias)
+            t = None if w_gate is None else w_gate @ rows[n] + (0 if bias_gate is None else bias_gate)
+            scores[:, n] = v @ (act(u) if t is None else act(u) / (1 + np.exp(-t)))
+        w = np.array([softmax(s, part) for s in scores]).reshape(scores.shape)
+        kept = np.where(part[:, None], rows, 0)
+        results.append(w @ kept if combine == "pool" else w.T * kept)
+        weights.append(w)
+    if offsets is None:
+        shape = (0, len(v), image.shape[2]) if combine == "pool" else image.shape
+        return (np.stack(results) if bags else np.zeros(shape)), (np.stack(weights) if bags else np.zeros((0, len(v), image.shape[1])))
+    result = np.stack(results) if bags and combine == "pool" else np.concatenate(results) if bags else np.zeros((0, len(v), image.shape[1]))
+    return result, np.concatenate(weights, 1) if bags else np.zeros((len(v), 0))
+
+
+@pytest.mark.parametrize("operation, case", [pytest.param(operation, case, id=f"{operation} {case}")
+                                             for operation in functional.__all__ for case in cases.selected(operation, small=True)])
+def test_definition(operation, case):
     arguments = case.build(torch.float64)
-    result, weights = reference.spatial_attention(**arguments | {"need_weights": True})
-    for actual, expected in zip((result, weights), numpy_spatial_attention(**to_numpy(arguments))):
+    weights = {} if operation == "bidirectional_attention" else {"need_weights": True}
+    found = getattr(reference, operation)(**arguments | weights)
+    for actual, expected in zip(found, globals()[f"numpy_{operation}"](**to_numpy(arguments))):
         assert tuple(actual.shape) == expected.shape
         np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-11, atol=1e-13)
 

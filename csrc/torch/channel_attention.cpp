@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& image, const Tensor& shift, con
   Tensor result = gradient(image, true), weights = gradient(image, need_weights);
   all.a.result = rows(result);
   if (need_weights) all.a.weights = rows(weights);
-  if (all.a.B * all.a.N) Launch(all.a, image, weight);
+  if (all.a.B > 0 && all.a.N > 0) Launch(all.a, image, weight);
   return {result, weights};
 }
 

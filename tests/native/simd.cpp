@@ -1,10 +1,10 @@
-// Checks csrc/cpu/simd.h for the instruction set that it was compiled for: exp over the floats (every STEP-th), and the conversions of
-// bfloat16 and float16 in both directions. Prints what is wrong and exits with 1. argv[1]: STEP.
+// Checks csrc/cpu/simd.h and activation.h for the instruction set that they were compiled for: exp, exp2 and the activations over the floats
+// (every STEP-th), and the conversions of bfloat16 and float16 in both directions. Prints what is wrong and exits with 1. argv[1]: STEP.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
-#include "../../csrc/cpu/simd.h"
+#include "../../csrc/cpu/activation.h"
 
 using namespace mmk;
 
@@ -34,6 +34,51 @@ static void check_exp(uint64_t step) {
     }
   }
   std::printf("exp: relative error %.3g\n", worst);
+}
+
+static void check_exp2(uint64_t step) {
+  double worst = 0;
+  for (uint64_t u = 0; u < (1ull << 32); u += step * lanes<float>) {
+    vec<float> x;
+    for (int i = 0; i < lanes<float>; ++i) {
+      x[i] = bit_cast<float>(uint32_t(u + i * step));
+      if (x[i] >= 127) x[i] = -x[i];               // it is for x < 127
+    }
+    vec<float> y = exp2(x);
+    for (int i = 0; i < lanes<float>; ++i) {
+      float xi = x[i], yi = y[i];
+      if (xi != xi) { EXPECT(yi != yi, "exp2(NaN) = %g\n", yi); continue; }
+      if (xi < -126) { EXPECT(yi == 0, "exp2(%a) = %a, expected 0\n", xi, yi); continue; }
+      double truth = std::exp2(double(xi)), error = std::fabs(yi - truth) / truth;
+      worst = error > worst ? error : worst;
+      EXPECT(error < 0x1p-22, "exp2(%a) = %a, expected %a\n", xi, yi, truth);
+      EXPECT(xi != std::floor(xi) || yi == truth, "exp2(%a) = %a isn't exact\n", xi, yi);
+    }
+    EXPECT(same(exp2(float(x[0])), y[0]), "exp2(%a) of one float differs\n", float(x[0]));
+  }
+  std::printf("exp2: relative error %.3g\n", worst);
+}
+
+static void check_activations(uint64_t step) {
+  struct { double tanh = 0, sigmoid = 0, gelu = 0, slope = 0; } worst;
+  auto raise = [](double& most, double error) { most = error > most ? error : most; };
+  for (uint64_t u = 0; u < (1ull << 32); u += step * lanes<float>) {
+    vec<float> x, slope;
+    for (int i = 0; i < lanes<float>; ++i) x[i] = bit_cast<float>(uint32_t(u + i * step));
+    const vec<float> t = tanh(x), s = sigmoid<float>(x), g = activate<Activation::gelu, float>(x, slope);
+    for (int i = 0; i < lanes<float>; ++i) {
+      const double v = x[i];
+      if (v != v) { EXPECT(t[i] != t[i] && s[i] != s[i] && g[i] != g[i], "an activation of NaN isn't NaN\n"); continue; }
+      const double tail = 0.5 * std::erfc(-v * M_SQRT1_2), size = std::fabs(v);
+      if (std::isinf(v) || size > 1e4) { EXPECT(std::fabs(t[i]) == 1 && (s[i] == 0 || s[i] == 1), "tanh, sigmoid of %a are %a, %a\n", v, t[i], s[i]); continue; }
+      if (size > 1e-30) raise(worst.tanh, std::fabs(t[i] - std::tanh(v)) / std::fabs(std::tanh(v)));
+      raise(worst.sigmoid, std::fabs(s[i] - 1 / (1 + std::exp(-v))));
+      raise(worst.gelu, std::fabs(g[i] - v * tail) / (size > 1 ? size : 1));
+      raise(worst.slope, std::fabs(slope[i] - (tail + v * std::exp(-v * v / 2) * 0.3989422804014327)));
+    }
+  }
+  EXPECT(worst.tanh < 0x1p-22 && worst.sigmoid < 0x1p-22 && worst.gelu < 0x1p-22 && worst.slope < 0x1p-21, "an activation is off\n");
+  std::printf("tanh: relative error %.3g; sigmoid, gelu, its slope: error %.3g, %.3g, %.3g\n", worst.tanh, worst.sigmoid, worst.gelu, worst.slope);
 }
 
 static void check_vector(const float* values, int count) {   // vectors do as single elements do
@@ -96,6 +141,8 @@ int main(int argc, char** argv) {
   uint64_t step = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1;
   check_sums();
   check_exp(step);
+  check_exp2(step);
+  check_activations(step);
   check_conversions(step | 1);
   return failures != 0;
 }
