@@ -237,6 +237,50 @@ def test_what_attention_moves(operation, which, shape, launches, limit):
     assert minimum <= found.loaded + found.stored <= limit * minimum
 
 
+# Channel and additive attention: several panels of rows, samples that end inside of them, few and many blocks a sample.
+ROW_DEVICES = {"one processor": dict(processors=1, order="descending"), "many processors": dict(processors=500, order="shuffled", seed=2)}
+
+
+def _channels(batch, positions, channels, make=cases.contiguous):
+    def build(draw):
+        return {"image": make(draw, batch, positions, channels), "text": draw.normal(batch, 5), "weight": draw.normal(channels, channels + 5) * 0.1,
+                "need_weights": True}
+    return cases.Case(f"{batch}x{positions}x{channels} {make.__name__}", "cut", build, True)
+
+
+def _bags(bags, channels, hidden, maps, combine="pool", masked=False):
+    def build(draw):
+        rows = sum(bags)
+        image, mask = draw.normal(rows, channels), draw.mask(rows)
+        arguments = {"image": image, "query": draw.normal(len(bags), 3), "w_image": draw.normal(hidden, channels) * 0.1,
+                     "w_query": draw.normal(hidden, 3), "v": draw.normal(maps, hidden) * 0.1, "w_gate": draw.normal(hidden, channels) * 0.1,
+                     "activation": "gelu", "combine": combine, "offsets": torch.tensor([0, *torch.tensor(bags).cumsum(0).tolist()]), "need_weights": True}
+        return arguments | ({"mask": mask} if masked else {})
+    return cases.Case(f"{bags} {combine}", "cut", build, True)
+
+
+@needs_emulator
+@pytest.mark.parametrize("device", ROW_DEVICES)
+@pytest.mark.parametrize("operation, case", [
+    ("channel_attention", _channels(3, 700, 520)), ("channel_attention", _channels(3, 700, 520, cases.window)),
+    ("additive_attention", _bags((0, 1500, 3, 900), 24, 260, 2)), ("additive_attention", _bags((1500, 0, 900), 24, 260, 1, "multiply", masked=True))], ids=str)
+def test_rows_however_they_are_cut(operation, case, device):
+    assert_right(case, torch.float32, operation=operation, **ROW_DEVICES[device])
+
+
+@needs_emulator
+@pytest.mark.parametrize("operation, case", [("channel_attention", _channels(2, 90, 40)), ("additive_attention", _bags((700, 0, 300), 24, 20, 2))], ids=str)
+def test_rows_same_bits_in_any_order(operation, case):
+    arguments = case.build(torch.float32)
+    leaves = [a.requires_grad_() for a in arguments.values() if isinstance(a, torch.Tensor) and a.is_floating_point()]
+    found = []
+    for order in emulated.ORDERS:
+        with emulated.configured(order=order, processors=50):
+            results = getattr(mmk, operation)(**arguments, backend=BACKEND)
+            found.append((*results, *torch.autograd.grad(sum(r.square().sum() for r in results), leaves)))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
 @needs_emulator
 @pytest.mark.slow
 @pytest.mark.parametrize("program, mode, count", [("check", "plain", 400), ("check", "asan", 100), ("check", "tsan", 40),
@@ -274,6 +318,18 @@ def test_attention_resources(architecture, operation, kernels):
     found = gpu_table.resources(architecture, operation)
     assert len(found) == kernels
     wrong = {name: vars(r) for name, r in found.items() if r.registers > 255 or r.spilled or r.static or r.stack}
+    assert not wrong
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("file, kernels", [("channel_attention", 9), ("additive_attention", 23), ("rows", 5)])
+@pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
+def test_row_resources(architecture, file, kernels):
+    """No spills, no stack, registers for three blocks of 256 threads a processor."""
+    found = gpu_table.resources(architecture, file)
+    assert len(found) == kernels
+    wrong = {name: vars(r) for name, r in found.items() if r.registers > 80 or r.spilled or r.static or r.stack}
     assert not wrong
 
 

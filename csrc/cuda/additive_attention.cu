@@ -60,7 +60,7 @@ template <Activation F, class Each> MMK_DEVICE void hidden(const HiddenTask& t, 
   const float* shift = a.shift ? static_cast<const float*>(a.shift) + sample_of(rows_of(a), t.panel.first + r) * a.A : nullptr;
   for (int64_t c = threadIdx.x % 32; c < a.A; c += 32) {
     float slope, y = activate<F>(load(u + c) + (shift ? load(shift + c) : 0.f), slope), s = 1;
-    if (gates) s = 1 / (1 + exponential(-(load(gates + c) + (shift_gate ? load(shift_gate + c) : 0.f))));
+    if (gates) s = reciprocal(1 + exponential(-(load(gates + c) + (shift_gate ? load(shift_gate + c) : 0.f))));
     each(c, y, slope, s);
   }
 }
@@ -100,7 +100,7 @@ MMK_DEVICE void normalise(const FinishTask& t) {
   }
   const float all = over_block(top, scratch, Max()), base = all == -INFINITY ? 0 : all;
   total = over_block(top == -INFINITY ? total : total * exponential(top - base), scratch, Sum());
-  const float share = total == 0 ? 0 : 1 / total;                   // NaN stays
+  const float share = total == 0 ? 0 : reciprocal(total);                   // NaN stays
   float* to = static_cast<float*>(a.weights) + weight_at(a, b, begin) + k * a.N;
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x)
     store(to + r - begin, keeps(a, r) ? exponential(load(t.scores + r * a.K + k) - base) * share : 0.f);
@@ -115,13 +115,13 @@ template <class T> MMK_DEVICE void pool(const FinishTask& t) {
   if (c >= a.D) return;
   const int64_t first = least(begin + part * size, end_of(rows, b)), last = least(first + size, end_of(rows, b));
   const float* weights = static_cast<const float*>(a.weights) + weight_at(a, b, begin) + k * a.N;
-  const T* image = static_cast<const T*>(a.image.data);
+  const T* image = static_cast<const T*>(a.image.data) + (a.offsets ? 0 : b * a.image.b - begin * a.image.n) + c * a.image.c;
   float total = 0;
   for (int64_t piece = first; piece < last; piece += 64) {          // in pieces, which keeps long sums exact
     float sum = 0;
     for (int64_t r = piece; r < least(piece + 64, last); ++r) {
       const float w = load(weights + r - begin);
-      if (w != 0) sum += w * to_float(load(image + row_at(rows, a.image, r) + c * a.image.c));
+      if (w != 0) sum += w * to_float(load(image + r * a.image.n));
     }
     total += sum;
   }
@@ -188,7 +188,7 @@ MMK_DEVICE void center(const BackTask& t) {
       if (w != 0) total += w * (load(x + r) - mean[0]), mass += w;
     }
     total = over_block(total, scratch, Sum()), mass = over_block(mass, scratch, Sum());
-    mean[pass] = mass == 0 ? 0 : total / mass;
+    mean[pass] = mass == 0 ? 0 : total * reciprocal(mass);
   }
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x) {
     const float w = load(weights + r);
@@ -205,32 +205,33 @@ template <class T> MMK_DEVICE void write(const WriteTask& t) {
   const bool keep = keeps(a, row);
   const float* weights = static_cast<const float*>(a.weights) + weight_at(a, b, row);
   T* to = static_cast<T*>(t.g.grad_image.data) + row_at(rows, t.g.grad_image, row);
+  const T* up = upstream<T>(t.g, rows, b, 0, row);
+  const int64_t maps = keep && t.g.grad_result.data ? a.K : 0;
   for (int64_t c = threadIdx.x % 32; c < a.D; c += 32) {
     float total = keep ? load(t.through + r * a.D + c) : 0.f;
-    if (keep && t.g.grad_result.data)
-      for (int64_t k = 0; k < a.K; ++k) {
-        const float w = load(weights + k * a.N);
-        if (w != 0) total += w * to_float(load(upstream<T>(t.g, rows, b, k, row) + c * t.g.grad_result.c));
-      }
+    for (int64_t k = 0; k < maps; ++k) {
+      const float w = load(weights + k * a.N);
+      if (w != 0) total += w * to_float(load(up + k * t.g.grad_result.n + c * t.g.grad_result.c));
+    }
     store(to + c * t.g.grad_image.c, from_float<T>(total));
   }
 }
 
 #define MMK_HIDDEN(name) \
-  extern "C" __global__ void __launch_bounds__(256) additive_attention_activate_##name(const HiddenTask task) { forward_hidden<Activation::name>(task); } \
-  extern "C" __global__ void __launch_bounds__(256) additive_attention_differentiate_##name(const HiddenTask task) { backward_hidden<Activation::name>(task); }
+  extern "C" __global__ void __launch_bounds__(256, 1) additive_attention_activate_##name(const HiddenTask task) { forward_hidden<Activation::name>(task); } \
+  extern "C" __global__ void __launch_bounds__(256, 1) additive_attention_differentiate_##name(const HiddenTask task) { backward_hidden<Activation::name>(task); }
 MMK_HIDDEN(tanh)
 MMK_HIDDEN(relu)
 MMK_HIDDEN(gelu)
 #undef MMK_HIDDEN
-extern "C" __global__ void __launch_bounds__(256) additive_attention_normalise(const FinishTask task) { normalise(task); }
-extern "C" __global__ void __launch_bounds__(256) additive_attention_center(const BackTask task) { center(task); }
+extern "C" __global__ void __launch_bounds__(256, 1) additive_attention_normalise(const FinishTask task) { normalise(task); }
+extern "C" __global__ void __launch_bounds__(256, 1) additive_attention_center(const BackTask task) { center(task); }
 #define MMK_KERNELS(T, suffix) \
   extern "C" __global__ void __launch_bounds__(128) additive_attention_pool_##suffix(const FinishTask task) { pool<T>(task); } \
   extern "C" __global__ void __launch_bounds__(128) additive_attention_merge_##suffix(const FinishTask task) { merge<T>(task); } \
-  extern "C" __global__ void __launch_bounds__(256) additive_attention_spread_##suffix(const FinishTask task) { spread<T>(task); } \
-  extern "C" __global__ void __launch_bounds__(256) additive_attention_arrive_##suffix(const BackTask task) { arrive<T>(task); } \
-  extern "C" __global__ void __launch_bounds__(256) additive_attention_write_##suffix(const WriteTask task) { write<T>(task); }
+  extern "C" __global__ void __launch_bounds__(256, 1) additive_attention_spread_##suffix(const FinishTask task) { spread<T>(task); } \
+  extern "C" __global__ void __launch_bounds__(256, 1) additive_attention_arrive_##suffix(const BackTask task) { arrive<T>(task); } \
+  extern "C" __global__ void __launch_bounds__(256, 1) additive_attention_write_##suffix(const WriteTask task) { write<T>(task); }
 MMK_KERNELS(float, f32)
 MMK_KERNELS(bf16, bf16)
 MMK_KERNELS(f16, f16)

@@ -26,11 +26,11 @@ struct WriteTask {
 
 // A warp's row of a panel.
 struct Row {
-  int64_t r, row, sample, lane;      // in the panel, of all
+  int64_t r, lane;
+  Place place;
   bool there;
-  MMK_DEVICE Row(const ChannelAttention& a, const Panel& panel)
-      : r(warp_row()), row(panel.first + r), sample(row / a.N), lane(threadIdx.x % 32), there(r < panel.rows) {}
-  MMK_DEVICE int64_t at(const ChannelAttention& a, const SampleRows& t) const { return sample * t.b + row % a.N * t.n; }
+  MMK_DEVICE Row(const ChannelAttention& a, const Panel& panel) : r(warp_row()), lane(threadIdx.x % 32), place(panel, a.N, r), there(r < panel.rows) {}
+  MMK_DEVICE int64_t at(const SampleRows& t) const { return place.sample * t.b + place.position * t.n; }
 };
 
 // Softmax over a row's scores: exp(score - top) * share.
@@ -46,7 +46,7 @@ struct Softmax {
     top = over_lanes(largest, 32, Max());
     if (top == -INFINITY) top = 0;
     total = over_lanes(largest == -INFINITY ? total : total * exponential(largest - top), 32, Sum());
-    share = 1 / total;
+    share = reciprocal(total);
   }
   MMK_DEVICE float operator()(float score) const { return exponential(score - top) * share; }
 };
@@ -55,11 +55,11 @@ template <class T> MMK_DEVICE void weigh(const WeighTask& t) {
   const Row row(t.a, t.panel);
   if (!row.there) return;
   const int64_t D = t.a.D;
-  const float *scores = t.scores + row.r * D, *shift = static_cast<const float*>(t.a.shift) + row.sample * D;
+  const float *scores = t.scores + row.r * D, *shift = static_cast<const float*>(t.a.shift) + row.place.sample * D;
   const Softmax weight(scores, shift, D, row.lane);
   const T* image = static_cast<const T*>(t.panel.image) + row.r * t.panel.n;
-  T* result = static_cast<T*>(t.a.result.data) + row.at(t.a, t.a.result);
-  T* weights = t.a.weights.data ? static_cast<T*>(t.a.weights.data) + row.at(t.a, t.a.weights) : nullptr;
+  T* result = static_cast<T*>(t.a.result.data) + row.at(t.a.result);
+  T* weights = t.a.weights.data ? static_cast<T*>(t.a.weights.data) + row.at(t.a.weights) : nullptr;
   for (int64_t c = row.lane; c < D; c += 32) {
     const float w = weight(load(scores + c) + load(shift + c));
     store(result + c * t.a.result.c, from_float<T>(w * to_float(load(image + c * t.panel.c))));
@@ -73,12 +73,12 @@ template <class T> MMK_DEVICE void differentiate(const DifferentiateTask& t) {
   if (!row.there) return;
   const int64_t D = a.D;
   float* scores = t.scores + row.r * D;
-  const float* shift = static_cast<const float*>(a.shift) + row.sample * D;
+  const float* shift = static_cast<const float*>(a.shift) + row.place.sample * D;
   const Softmax weight(scores, shift, D, row.lane);
   const SampleRows &gr = t.g.grad_result, &gw = t.g.grad_weights;
   const T* image = static_cast<const T*>(t.panel.image) + row.r * t.panel.n;
-  const T* grad_result = gr.data ? static_cast<const T*>(gr.data) + row.at(a, gr) : nullptr;
-  const T* grad_weights = gw.data ? static_cast<const T*>(gw.data) + row.at(a, gw) : nullptr;
+  const T* grad_result = gr.data ? static_cast<const T*>(gr.data) + row.at(gr) : nullptr;
+  const T* grad_weights = gw.data ? static_cast<const T*>(gw.data) + row.at(gw) : nullptr;
   auto upstream = [&](int64_t c) { return grad_result ? to_float(load(grad_result + c * gr.c)) : 0.f; };
   auto arriving = [&](int64_t c, float up) {
     return (grad_result ? up * to_float(load(image + c * t.panel.c)) : 0.f) + (grad_weights ? to_float(load(grad_weights + c * gw.c)) : 0.f);
@@ -97,15 +97,15 @@ template <class T> MMK_DEVICE void write(const WriteTask& t) {
   const ChannelAttention& a = t.g.forward;
   const Row row(a, t.panel);
   if (!row.there) return;
-  T* to = static_cast<T*>(t.g.grad_image.data) + row.at(a, t.g.grad_image);
+  T* to = static_cast<T*>(t.g.grad_image.data) + row.at(t.g.grad_image);
   for (int64_t c = row.lane; c < a.D; c += 32)
     store(to + c * t.g.grad_image.c, from_float<T>(load(t.direct + row.r * a.D + c) + load(t.through + row.r * a.D + c)));
 }
 
 #define MMK_KERNELS(T, suffix) \
-  extern "C" __global__ void __launch_bounds__(256) channel_attention_weigh_##suffix(const WeighTask task) { weigh<T>(task); } \
-  extern "C" __global__ void __launch_bounds__(256) channel_attention_differentiate_##suffix(const DifferentiateTask task) { differentiate<T>(task); } \
-  extern "C" __global__ void __launch_bounds__(256) channel_attention_write_##suffix(const WriteTask task) { write<T>(task); }
+  extern "C" __global__ void __launch_bounds__(256, 1) channel_attention_weigh_##suffix(const WeighTask task) { weigh<T>(task); } \
+  extern "C" __global__ void __launch_bounds__(256, 1) channel_attention_differentiate_##suffix(const DifferentiateTask task) { differentiate<T>(task); } \
+  extern "C" __global__ void __launch_bounds__(256, 1) channel_attention_write_##suffix(const WriteTask task) { write<T>(task); }
 MMK_KERNELS(float, f32)
 MMK_KERNELS(bf16, bf16)
 MMK_KERNELS(f16, f16)
@@ -113,6 +113,7 @@ MMK_KERNELS(f16, f16)
 
 template <class Task> const char* run(Dtype dtype, void (*f32)(Task), void (*bf16)(Task), void (*f16)(Task), const Task& task, void* stream) {
   if (dtype == Dtype::float64) return "the CUDA kernels have no float64";
+  if (task.panel.position >= int64_t(1) << 31) return "the sizes are beyond the CUDA kernels";
   return launch(dtype == Dtype::float32 ? f32 : dtype == Dtype::bfloat16 ? bf16 : f16, row_blocks(task.panel.rows), 1, 1, row_threads, 0,
                 static_cast<Stream>(stream), task);
 }

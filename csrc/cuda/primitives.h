@@ -44,6 +44,7 @@ inline float load_peer(const float* mine, int64_t rank) { return emulator::peer_
 #define cluster_wait() ::emulator::cluster_wait(__FILE__, __LINE__)
 inline float exponential(float x) { return std::exp(x); }
 inline float exponential2(float x) { return std::exp2(x); }
+inline float reciprocal(float x) { return 1 / x; }
 template <bool Transposed> inline void load_matrices(uint32_t (&to)[4], const void* row, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   emulator::load_matrices(to, row, Transposed, file, line);
 }
@@ -127,6 +128,7 @@ MMK_DEVICE void cluster_wait() {}
 #endif
 
 MMK_DEVICE float exponential(float x) { return __expf(x); }
+MMK_DEVICE float reciprocal(float x) { return __fdividef(1.f, x); }   // two last bits, and no call
 MMK_DEVICE float exponential2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -24,6 +24,15 @@ MMK_DEVICE bool keeps(const SampledRows& s, const Mask& mask, int64_t row) {
   return !mask.data || load(mask.data + (s.offsets ? row * mask.x : row / s.N * mask.b + row % s.N * mask.x));
 }
 
+// Where a panel's row is, without a division of 64 bits. There are fewer than 2^31 positions.
+struct Place {
+  int64_t sample, position;
+  MMK_DEVICE Place(const Panel& panel, int64_t N, int64_t r) {
+    const uint32_t p = uint32_t(panel.position + r), past = p / uint32_t(N);
+    sample = panel.sample + past, position = p - past * uint32_t(N);
+  }
+};
+
 constexpr int row_threads = 256;                                     // eight warps
 MMK_DEVICE int64_t warp_row() { return int64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; }
 MMK_HOST_DEVICE int64_t row_blocks(int64_t rows) { return ceil_div(rows, row_threads / 32); }

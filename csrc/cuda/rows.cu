@@ -4,18 +4,19 @@ namespace mmk::cuda {
 namespace {
 
 struct GatherTask {
-  SampledRows samples;
+  int64_t N, D;
+  Panel panel;
   SampleRows image;
   Mask mask;
-  int64_t first, count, D;
   void* to;
 };
 
 template <class T> MMK_DEVICE void gather(const GatherTask& t) {
-  const int64_t r = warp_row(), row = t.first + r;
-  if (r >= t.count) return;
-  const bool keep = keeps(t.samples, t.mask, row);
-  const T* from = static_cast<const T*>(t.image.data) + row_at(t.samples, t.image, row);
+  const int64_t r = warp_row();
+  if (r >= t.panel.rows) return;
+  const Place at(t.panel, t.N, r);
+  const bool keep = !t.mask.data || load(t.mask.data + at.sample * t.mask.b + at.position * t.mask.x);
+  const T* from = static_cast<const T*>(t.image.data) + at.sample * t.image.b + at.position * t.image.n;
   T* to = static_cast<T*>(t.to) + r * t.D;
   for (int64_t c = threadIdx.x % 32; c < t.D; c += 32) store(to + c, keep ? load(from + c * t.image.c) : from_float<T>(0.f));
 }
@@ -52,18 +53,19 @@ MMK_DEVICE void add(const AddTask& t) {
   if (i < t.count) store(t.to + i, t.from ? load(t.to + i) + load(t.from + i) : 0.f);
 }
 
-extern "C" __global__ void __launch_bounds__(256) rows_gather_f32(const GatherTask task) { gather<float>(task); }
-extern "C" __global__ void __launch_bounds__(256) rows_gather_bf16(const GatherTask task) { gather<bf16>(task); }
-extern "C" __global__ void __launch_bounds__(256) rows_gather_f16(const GatherTask task) { gather<f16>(task); }
+extern "C" __global__ void __launch_bounds__(256, 1) rows_gather_f32(const GatherTask task) { gather<float>(task); }
+extern "C" __global__ void __launch_bounds__(256, 1) rows_gather_bf16(const GatherTask task) { gather<bf16>(task); }
+extern "C" __global__ void __launch_bounds__(256, 1) rows_gather_f16(const GatherTask task) { gather<f16>(task); }
 extern "C" __global__ void __launch_bounds__(128) rows_columns(const ColumnsTask task) { columns(task); }
-extern "C" __global__ void __launch_bounds__(256) rows_add(const AddTask task) { add(task); }
+extern "C" __global__ void __launch_bounds__(256, 1) rows_add(const AddTask task) { add(task); }
 
 }  // namespace
 
-const char* gather_rows(Dtype dtype, const SampledRows& samples, const SampleRows& image, const Mask& mask, int64_t first, int64_t count, int64_t D,
-                        void* to, void* stream) {
+const char* gather_rows(Dtype dtype, const SampledRows& samples, const Panel& panel, const SampleRows& image, const Mask& mask, int64_t D, void* to,
+                        void* stream) {
+  if (samples.N >= int64_t(1) << 31) return "the sizes are beyond the CUDA kernels";
   auto kernel = dtype == Dtype::float32 ? rows_gather_f32 : dtype == Dtype::bfloat16 ? rows_gather_bf16 : rows_gather_f16;
-  return launch(kernel, row_blocks(count), 1, 1, row_threads, 0, static_cast<Stream>(stream), GatherTask{samples, image, mask, first, count, D, to});
+  return launch(kernel, row_blocks(panel.rows), 1, 1, row_threads, 0, static_cast<Stream>(stream), GatherTask{samples.N, D, panel, image, mask, to});
 }
 const char* sum_columns(const SampledRows& samples, int64_t first, int64_t count, const float* rows, int64_t C, float* to, void* stream) {
   return launch(rows_columns, samples.B, ceil_div(C, 128), 1, 128, 0, static_cast<Stream>(stream), ColumnsTask{samples, first, count, C, rows, to});

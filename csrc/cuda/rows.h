@@ -11,15 +11,20 @@ struct SampledRows {
   const int64_t* offsets = nullptr;
 };
 
-// A panel's rows of a matrix: `first` counts among all rows.
+// A panel's rows of a matrix: `first` counts among all rows, and is that position of that sample (packed: of the one that all are).
 struct Panel {
   int64_t first = 0, rows = 0;
+  int64_t sample = 0, position = 0;
   const void* image = nullptr;       // [rows, D], strides n and c
   int64_t n = 0, c = 0;
 };
 
-// [rows, D] contiguous out of image; rows that are masked out are 0.
-const char* gather_rows(Dtype, const SampledRows&, const SampleRows& image, const Mask& mask, int64_t first, int64_t count, int64_t D, void* to, void* stream);
+inline Panel panel_of(const SampledRows& s, int64_t first, int64_t rows) {
+  return s.offsets ? Panel{first, rows, 0, first} : Panel{first, rows, first / s.N, first % s.N};
+}
+
+// A panel [rows, D] contiguous out of image; rows that are masked out are 0.
+const char* gather_rows(Dtype, const SampledRows&, const Panel&, const SampleRows& image, const Mask& mask, int64_t D, void* to, void* stream);
 // to[b, c] += sum over a panel's rows of sample b; in order, no atomics.
 const char* sum_columns(const SampledRows&, int64_t first, int64_t count, const float* rows, int64_t C, float* to, void* stream);
 const char* clear(float* to, int64_t count, void* stream);

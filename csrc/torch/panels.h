@@ -49,8 +49,10 @@ struct Panels {
       const int64_t count = samples.rows - first < size ? samples.rows - first : size;
       Tensor all = flat ? *flat : image;
       Tensor x = flat ? torch::stable::narrow(all, 0, first, count) : torch::stable::new_empty(image, {count, D});
-      if (!flat) check_launch(cuda::gather_rows(dtype, samples, rows, mask, first, count, D, x.mutable_data_ptr(), stream));
-      f(cuda::Panel{first, count, x.data_ptr(), x.stride(0), x.stride(1)}, x);
+      cuda::Panel panel = cuda::panel_of(samples, first, count);
+      if (!flat) check_launch(cuda::gather_rows(dtype, samples, panel, rows, mask, D, x.mutable_data_ptr(), stream));
+      panel.image = x.data_ptr(), panel.n = x.stride(0), panel.c = x.stride(1);
+      f(panel, x);
     }
   }
 };
