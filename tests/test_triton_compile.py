@@ -19,10 +19,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 # Shared memory that a program may take: room for four on a multiprocessor; attention's tiles: all that gfx942 has.
-SHARED_BUDGET = {"spatial_attention": 32 << 10, "gated_cross_attention": 64 << 10, "bidirectional_attention": 64 << 10}
+SHARED_BUDGET = {"spatial_attention": 32 << 10, "gated_cross_attention": 64 << 10, "bidirectional_attention": 64 << 10,
+                 "channel_attention": 32 << 10, "additive_attention": 32 << 10}
 
 # operation -> {problem: (shape, dtype, options)}. Spatial attention: image's shape, its options, and `bags` for packed ones;
-# attention over heads: B, H, N, T, d, dv.
+# attention over heads: B, H, N, T, d, dv; channel attention: image's shape; additive: image's shape and A. Few rows: the libraries' products run.
 PROBLEMS = {
     "spatial_attention": {
         "one sample of 100,000 x 512, bf16": ((1, 100_000, 512), "bfloat16", {"masked": True}),
@@ -43,6 +44,16 @@ PROBLEMS = {
         "8 heads of 64, 2,916 x 40, fp16": ((8, 8, 2916, 40, 64, 64), "float16", {"masked": True}),
         "4 heads of 256, 17,821 x 256, fp32": ((1, 4, 17_821, 256, 256, 256), "float32", {"masked": True}),
         "1 head of 40 and 24, 100,000 x 77, fp32": ((1, 1, 100_000, 77, 40, 24), "float32", {}),
+    },
+    "channel_attention": {
+        "196 x 768, bf16": ((2, 196, 768), "bfloat16", {}),
+        "49 x 64, fp32, weights": ((2, 49, 64), "float32", {"need_weights": True}),
+        "49 x 5,000, fp16": ((1, 49, 5000), "float16", {}),
+    },
+    "additive_attention": {
+        "a bag of 1024 channels, A = 256, gated, bf16": ((1, 2000, 1024, 256), "bfloat16", {"gated": True, "masked": True}),
+        "packed bags of 512 channels, A = 128, gelu, 4 maps, fp16": ((2000, 512, 128), "float16", {"bags": 8, "activation": 2, "maps": 4}),
+        "36 x 2048, A = 512, relu, multiplied, fp32": ((4, 36, 2048, 512), "float32", {"activation": 1, "pool": False}),
     },
 }
 
@@ -84,6 +95,25 @@ def bidirectional_attention(torch, module, shape, dtype, masked=False):
     module.backward(image_out, text_out, *inputs, image_out, text_out, *sums, 1.0, True, True, True, True)
 
 
+def channel_attention(torch, module, shape, dtype, need_weights=False):
+    image = torch.zeros(shape, dtype=getattr(torch, dtype))
+    inputs = (image, torch.zeros(shape[0], shape[2]), image.new_zeros(shape[2], shape[2]), need_weights)
+    result, weights = module.forward(*inputs)
+    module.backward(result, weights if need_weights else None, *inputs, True, True, True)
+
+
+def additive_attention(torch, module, shape, dtype, bags=None, gated=False, masked=False, activation=0, maps=1, pool=True):
+    *image, hidden = shape
+    image = torch.zeros(image, dtype=getattr(torch, dtype))
+    layer = lambda rows, columns: image.new_zeros(rows, columns)
+    mask = torch.ones(image.shape[:-1], dtype=torch.bool) if masked else None
+    offsets = torch.linspace(0, len(image), bags + 1).long() if bags else None
+    inputs = (image, torch.zeros(bags or len(image), hidden), layer(hidden, image.shape[-1]), layer(maps, hidden),
+              layer(hidden, image.shape[-1]) if gated else None, torch.zeros(hidden) if gated else None, mask, offsets)
+    result, weights = module.forward(*inputs, activation, pool)
+    module.backward(result, weights, *inputs, weights, activation, pool, *[True] * 6)
+
+
 def compile_all(operations, targets, every_configuration):
     """A row for each launch: compiled with the arguments' own strides, alignment and constants."""
     import torch
@@ -109,8 +139,10 @@ def compile_all(operations, targets, every_configuration):
 
     for operation in operations:
         module = importlib.import_module(f"mmkernels.triton.{operation}")
-        launching = module if hasattr(module, "launch") else importlib.import_module("mmkernels.triton.attention")
-        launching.processors = lambda tensor: 132
+        shared = "rows" if operation in ("channel_attention", "additive_attention") else "attention"
+        launching = [m for m in (module, importlib.import_module(f"mmkernels.triton.{shared}")) if hasattr(m, "launch")]
+        for place in launching:
+            place.processors = lambda tensor: 132
         for index, target in enumerate(targets):
             driver.set_active(Driver(index, TARGETS[target]))
             for problem, (shape, dtype, options) in PROBLEMS[operation].items():
@@ -122,13 +154,15 @@ def compile_all(operations, targets, every_configuration):
                         compiled = kernel.warmup(*arguments, grid=grid, **options)
                         rows.append({"operation": operation, "kernel": kernel.__name__, "problem": problem, "target": target,
                                      "block": blocks(options),
-                                     "warps": options["num_warps"], "shared": compiled.metadata.shared, **resources(compiled)})
+                                     "warps": options.get("num_warps", 4), "shared": compiled.metadata.shared, **resources(compiled)})
 
                 def tuned(key, configurations, tensor, run):
                     chosen[1:] = [max([len(configurations), *chosen[1:]])]       # forward and backward have as many as they have
                     return configurations[min(chosen[0], len(configurations) - 1)]
 
-                launching.launch, module.tuned = launch, tuned
+                module.tuned = tuned
+                for place in launching:
+                    place.launch = launch
                 while True:
                     globals()[operation](torch, module, shape, dtype, **options)
                     chosen[0] += 1
@@ -139,7 +173,7 @@ def compile_all(operations, targets, every_configuration):
 
 def blocks(options):
     """Rows (or chunks) x columns x channels, those that a kernel has."""
-    return [options[name] for name in ("BLOCK_N", "BLOCK_K", "BLOCK_T", "BLOCK_D", "BLOCK_V", "BLOCK_C", "OUT_D", "OUT_V") if name in options]
+    return [options[name] for name in ("BLOCK_N", "BLOCK_K", "BLOCK_T", "BLOCK_D", "BLOCK_V", "BLOCK_C", "BLOCK", "OUT_D", "OUT_V") if name in options]
 
 
 def resources(compiled):
@@ -176,7 +210,9 @@ def check(rows, operation):
 
 KERNELS = {"spatial_attention": {f"{way}_{kernel}" for way in ("forward", "backward") for kernel in ("whole", "chunks", "merge", "apply")},
            **dict.fromkeys(("gated_cross_attention", "bidirectional_attention"),
-                           {"attend", "merge_attend", "prepare", "differentiate", "merge_gradients"})}
+                           {"attend", "merge_attend", "prepare", "differentiate", "merge_gradients"}),
+           "channel_attention": {"weigh", "differentiate", "add_columns"},
+           "additive_attention": {"activate", "normalise", "pool", "spread", "of_weights", "of_scores", "differentiate", "combine", "add_columns"}}
 by_operation_and_target = [pytest.param(operation, target, id=f"{operation}-{target}") for operation in PROBLEMS for target in TARGETS]
 
 
@@ -202,6 +238,7 @@ def table(rows):
              "spills: bytes of memory that registers were spilled to (AMD's scalar registers spill into vector registers, and aren't counted).",
              "`block`: positions (merge: chunks) x channels that a program holds. Attention over heads: rows x columns of a score tile x",
              "channels multiplied at once (queries', values') x channels of a gradient that a program holds (queries', values');",
+             "Channel and additive attention: rows x channels of a program, or scores of a block.",
              "`differentiate` comes once for each side whose gradients it writes, `attend` (bidirectional) for each side's result.", ""]
     for operation in dict.fromkeys(row["operation"] for row in rows):
         lines += [f"## {operation}", "", "| problem | kernel | block | warps | " + " | ".join(f"{t}: registers, shared, spills" for t in TARGETS) + " |",

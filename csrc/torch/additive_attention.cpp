@@ -109,9 +109,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   g.forward = all.a;
   need_shift_grad = need_shift_grad && shift, need_w_gate_grad = need_w_gate_grad && w_gate;
   need_shift_gate_grad = need_shift_gate_grad && shift_gate;
-  Tensor grad_image = gradient(image, need_image_grad), grad_w_image = gradient(w_image, need_w_image_grad), grad_v = gradient(v, need_v_grad);
-  Tensor grad_shift = gradient(shift ? *shift : image, need_shift_grad), grad_w_gate = gradient(w_gate ? *w_gate : image, need_w_gate_grad);
-  Tensor grad_shift_gate = gradient(shift_gate ? *shift_gate : image, need_shift_gate_grad);
+  Tensor grad_image = dense_gradient(image, need_image_grad), grad_w_image = dense_gradient(w_image, need_w_image_grad), grad_v = dense_gradient(v, need_v_grad);
+  Tensor grad_shift = dense_gradient(shift ? *shift : image, need_shift_grad), grad_w_gate = dense_gradient(w_gate ? *w_gate : image, need_w_gate_grad);
+  Tensor grad_shift_gate = dense_gradient(shift_gate ? *shift_gate : image, need_shift_gate_grad);
   if (need_image_grad) g.grad_image = rows(grad_image);
   g.grad_shift = data_if(grad_shift, need_shift_grad), g.grad_w_image = data_if(grad_w_image, need_w_image_grad);
   g.grad_v = data_if(grad_v, need_v_grad), g.grad_w_gate = data_if(grad_w_gate, need_w_gate_grad);

@@ -20,7 +20,7 @@ inline std::vector<int64_t> sizes(const Tensor& t) {
 }
 
 // A contiguous gradient, and where the kernel writes it: nowhere if it isn't needed.
-inline Tensor gradient(const Tensor& like, bool need) {
+inline Tensor dense_gradient(const Tensor& like, bool need) {
   Tensor t = torch::stable::new_empty(like, need ? sizes(like) : std::vector<int64_t>{0});
   if (need) advise_huge_pages(t);
   return t;
