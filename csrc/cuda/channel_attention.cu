@@ -103,9 +103,9 @@ template <class T> MMK_DEVICE void write(const WriteTask& t) {
 }
 
 #define MMK_KERNELS(T, suffix) \
-  extern "C" __global__ void __launch_bounds__(256, 1) channel_attention_weigh_##suffix(const WeighTask task) { weigh<T>(task); } \
-  extern "C" __global__ void __launch_bounds__(256, 1) channel_attention_differentiate_##suffix(const DifferentiateTask task) { differentiate<T>(task); } \
-  extern "C" __global__ void __launch_bounds__(256, 1) channel_attention_write_##suffix(const WriteTask task) { write<T>(task); }
+  extern "C" __global__ void __launch_bounds__(256, 4) channel_attention_weigh_##suffix(const WeighTask task) { weigh<T>(task); } \
+  extern "C" __global__ void __launch_bounds__(256, 4) channel_attention_differentiate_##suffix(const DifferentiateTask task) { differentiate<T>(task); } \
+  extern "C" __global__ void __launch_bounds__(256, 4) channel_attention_write_##suffix(const WriteTask task) { write<T>(task); }
 MMK_KERNELS(float, f32)
 MMK_KERNELS(bf16, bf16)
 MMK_KERNELS(f16, f16)
