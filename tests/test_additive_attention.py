@@ -119,6 +119,21 @@ def test_function(backend, device, dtype):
 
 
 @on_every_backend
+def test_autocast(backend, device, dtype):
+    """Low precision in, low precision out; what comes in float32 isn't rounded on the way, backward neither."""
+    t = inputs(dtype, device)
+    with torch.autocast(device, torch.bfloat16):
+        result = run_of(backend)(*t.values())
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.float(), run_of(None, reference.additive_attention)(*t.values()), rtol=0.1, atol=0.1)
+    run = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, backend)[0]
+    tensors = (t["image"], t["query"] @ t["w_query"].T, t["w_image"], t["v"], t["w_gate"], t["bias_gate"])
+    plain = gradients(run, tensors)
+    with torch.autocast(device, torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(gradients(run, tensors), plain)) or backend == "reference"
+
+
+@on_every_backend
 @pytest.mark.parametrize("dims", [(0, 0) + (None,) * 6, (0,) * 8])
 def test_vmap(backend, device, dtype, dims):
     """Over samples, and over parameters, too."""

@@ -141,6 +141,17 @@ def test_autocast(backend, device, dtype):
 
 
 @on_every_backend
+def test_autocast_changes_nothing_inside(backend, device, dtype):
+    """What comes in float32 isn't rounded on the way: the same bits, and the same gradients when autocast is on backward."""
+    image, text, weight, _ = inputs(dtype, device)
+    run = lambda *t: mmk.ChannelAttentionFunction.apply(*t, False, backend)[0]
+    tensors = (image, text @ weight[:, 20:].T, weight[:, :20].contiguous())
+    plain = gradients(run, tensors)
+    with torch.autocast(device, torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(gradients(run, tensors), plain)) or backend == "reference"
+
+
+@on_every_backend
 def test_same_bits_twice(backend, device, dtype):
     first, second = (gradients(functools.partial(mmk.channel_attention, backend=backend), inputs(dtype, device, (3, 700, 40, 7))) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))

@@ -137,9 +137,9 @@ template <class F> void each_panel(const AdditiveAttention& a, const Operands& o
   const Tensor columns = turned(operands.w_image);
   const Optional gates = operands.w_gate ? Optional(turned(*operands.w_gate)) : std::nullopt;
   Panels(operands.image, a.dtype, cuda::sampled_rows(a), a.mask, stream).each(gates ? 2 * a.A : a.A, [&](const cuda::Panel& panel, const Tensor& x) {
-    Tensor u = torch::stable::contiguous(product(x, columns));
+    Tensor u = product(x, columns);
     Optional t;
-    if (gates) t = torch::stable::contiguous(product(x, *gates));
+    if (gates) t = product(x, *gates);
     f(panel, x, u, t);
   });
 }
@@ -153,7 +153,7 @@ void cuda_forward(const AdditiveAttention& a, const Operands& operands) {
     each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor&, Tensor& u, Optional& t) {
       check_launch(cuda::additive_attention_activate(a, panel, floats(u), t ? floats(*t) : nullptr, stream));
       Tensor own = torch::stable::narrow(scores, 0, panel.first, panel.rows);
-      torch::stable::copy_(own, torch::stable::matmul(u, v));
+      torch::stable::copy_(own, product(u, v));
     });
     Tensor partial = torch::stable::new_empty(scores, {cuda::additive_attention_scratch(a)});
     check_launch(cuda::additive_attention_finish(a, floats(scores), floats(partial), stream));
@@ -174,7 +174,7 @@ void cuda_backward(const AdditiveAttentionBackward& g, const Operands& operands,
     check_launch(cuda::additive_attention_scores(g, floats(grad_scores), stream));
     each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor& x, Tensor& u, Optional& t) {
       Tensor ds = turned(torch::stable::narrow(grad_scores, 1, panel.first, panel.rows));            // [rows, K]
-      Tensor up = torch::stable::contiguous(torch::stable::matmul(ds, v));
+      Tensor up = product(ds, v);
       check_launch(cuda::additive_attention_differentiate(a, panel, floats(u), t ? floats(*t) : nullptr, floats(up), stream));
       of_v.add(ds, up);                              // up holds the hidden vectors now
       // Before they are rounded for the products: these sums cancel.
@@ -185,9 +185,9 @@ void cuda_backward(const AdditiveAttentionBackward& g, const Operands& operands,
       Optional dt;
       if (t) dt = torch::stable::to(*t, type), of_gate.add(*dt, x);
       if (!g.grad_image.data) return;
-      Tensor through = torch::stable::contiguous(product(du, operands.w_image));
+      Tensor through = product(du, operands.w_image);
       if (dt) {
-        Tensor more = torch::stable::contiguous(product(*dt, *operands.w_gate));
+        Tensor more = product(*dt, *operands.w_gate);
         check_launch(cuda::accumulate(floats(through), floats(more), through.numel(), stream));
       }
       check_launch(cuda::additive_attention_write(g, panel, floats(through), stream));

@@ -80,7 +80,7 @@ void cuda_forward(const ChannelAttention& a, const Tensor& image, const Tensor& 
   on_stream(image, [&](void* stream) {
     const Tensor columns = turned(weight);
     Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
-      Tensor scores = torch::stable::contiguous(product(x, columns));
+      Tensor scores = product(x, columns);
       check_launch(cuda::channel_attention_weigh(a, panel, floats(scores), stream));
     });
   });
@@ -93,7 +93,7 @@ void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const
     const WeightSum sum(image, a.D, a.D, g.grad_weight, stream);
     if (g.grad_shift) check_launch(cuda::clear(static_cast<float*>(g.grad_shift), a.B * a.D, stream));
     Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
-      Tensor scores = torch::stable::contiguous(product(x, columns));
+      Tensor scores = product(x, columns);
       Tensor direct = torch::stable::new_empty(scores, g.grad_image.data ? sizes(scores) : std::vector<int64_t>{0});
       check_launch(cuda::channel_attention_differentiate(g, panel, floats(scores), g.grad_image.data ? floats(direct) : nullptr, stream));
       // Before they are rounded for the products: this sum cancels.
@@ -102,7 +102,7 @@ void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const
       Tensor upstream = torch::stable::to(scores, image.scalar_type());
       sum.add(upstream, x);
       if (!g.grad_image.data) return;
-      Tensor through = torch::stable::contiguous(product(upstream, weight));
+      Tensor through = product(upstream, weight);
       check_launch(cuda::channel_attention_write(g, panel, floats(direct), floats(through), stream));
     });
     sum.write(grad_weight);

@@ -11,16 +11,20 @@ inline void check_launch(const char* error) { STD_TORCH_CHECK(!error, error ? er
 
 inline Tensor turned(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
 
-// a b in float, not rounded in between.
+// a b in float, not rounded in between; contiguous. As an `out` variant: autocast, which may be on around us, leaves those alone.
 inline Tensor product(const Tensor& a, const Tensor& b) {
-  if (a.scalar_type() == ScalarType::Float) return torch::stable::matmul(a, b);
-#ifdef MMK_EMULATED                                 // the CPU's library has no product of another dtype
-  return torch::stable::matmul(torch::stable::to(a, ScalarType::Float), torch::stable::to(b, ScalarType::Float));
-#else
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b), torch::stable::detail::from(ScalarType::Float)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  using torch::stable::detail::from;
+  Tensor to = torch::stable::new_empty(a, {a.size(0), b.size(1)}, ScalarType::Float);
+#ifndef MMK_EMULATED                                // the CPU's library has no product of another dtype
+  if (a.scalar_type() != ScalarType::Float) {
+    std::array<StableIValue, 4> stack{from(a), from(b), from(ScalarType::Float), from(to)};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
+    return torch::stable::detail::to<Tensor>(stack[0]);
+  }
 #endif
+  std::array<StableIValue, 3> stack{from(torch::stable::to(a, ScalarType::Float)), from(torch::stable::to(b, ScalarType::Float)), from(to)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 inline float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
@@ -68,7 +72,7 @@ struct WeightSum {
   }
   void add(const Tensor& upstream, const Tensor& x) const {
     if (!wanted) return;
-    Tensor part = torch::stable::contiguous(product(turned(upstream), x));
+    Tensor part = product(turned(upstream), x);
     check_launch(cuda::accumulate(floats(sum), floats(part), sum.numel(), stream));
   }
   void write(Tensor& to) const { if (wanted) torch::stable::copy_(to, sum); }

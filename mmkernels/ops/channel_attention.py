@@ -4,6 +4,7 @@ import torch
 from torch.nn.functional import linear
 
 from .. import backends, checks
+from ..reference.precision import without_autocast
 from .common import accumulate_dtype, autocast
 from .operation import Operation
 
@@ -70,6 +71,7 @@ def _check(image, text, weight, bias, need_weights):
 # The operation. inputs: image [B, N, D]; shift [B, D], the text's part of the scores and the bias, float32 (float64); weight [D, D].
 # option: need_weights; without it weights are empty.
 
+@without_autocast
 def _reference(image, shift, weight, need_weights):
     accumulate = accumulate_dtype(image)
     x = image.to(accumulate)

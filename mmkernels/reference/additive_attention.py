@@ -21,6 +21,7 @@ def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=N
     return (result, weights) if need_weights else result
 
 
+@without_autocast
 def attend(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool):
     """(result, weights), where ``shift`` ``[B, A]`` holds the query's part of the hidden vector and the bias, or is None."""
     if offsets is not None:

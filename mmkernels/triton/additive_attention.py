@@ -17,7 +17,7 @@ import triton.language as tl
 
 from ..ops.additive_attention import OPERATION
 from .common import define, launch, on_device, processors, require
-from .rows import Rows, WeightGradient, product, sum_columns
+from .rows import Rows, WeightGradient, product, sum_columns, without_autocast
 
 TANH, RELU, GELU = (tl.constexpr(i) for i in range(3))       # ops/additive_attention.py's order
 
@@ -298,6 +298,7 @@ class Problem:
         return triton.cdiv(last - first, 16), triton.cdiv(self.channels, self.block_c)
 
 
+@without_autocast
 def forward(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them):
     p = Problem(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them)
     result = image.new_empty(p.result_shape)
@@ -321,6 +322,7 @@ def forward(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activat
     return result, weights
 
 
+@without_autocast
 def backward(grad_result, grad_weights, image, shift, w_image, v, w_gate, shift_gate, mask, offsets, weights, activation, pool_them,
              need_image_grad, need_shift_grad, need_w_image_grad, need_v_grad, need_w_gate_grad, need_shift_gate_grad):
     p = Problem(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them)

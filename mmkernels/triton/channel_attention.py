@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ..ops.channel_attention import OPERATION
 from .common import define, launch, on_device, require
-from .rows import Rows, WeightGradient, blocks, product, sum_columns
+from .rows import Rows, WeightGradient, blocks, product, sum_columns, without_autocast
 
 
 @triton.jit
@@ -103,6 +103,7 @@ def check(image, shift, weight):
     require(weight, "weight", image, (channels, channels))
 
 
+@without_autocast
 def forward(image, shift, weight, need_weights):
     check(image, shift, weight)
     result = image.new_empty(image.shape)
@@ -118,6 +119,7 @@ def forward(image, shift, weight, need_weights):
     return result, weights
 
 
+@without_autocast
 def backward(grad_result, grad_weights, image, shift, weight, need_weights, need_image_grad, need_shift_grad, need_weight_grad):
     check(image, shift, weight)
     grad_weights = grad_weights if need_weights else None
