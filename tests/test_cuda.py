@@ -285,7 +285,8 @@ def test_rows_same_bits_in_any_order(operation, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("program, mode, count", [("check", "plain", 400), ("check", "asan", 100), ("check", "tsan", 40),
                                                   ("check_attention", "plain", 400), ("check_attention", "asan", 100),
-                                                  ("check_attention", "tsan", 30)])
+                                                  ("check_attention", "tsan", 30),
+                                                  ("check_rows", "plain", 600), ("check_rows", "asan", 600), ("check_rows", "tsan", 60)])
 def test_random_arguments(program, mode, count):
     """Against plain loops in double; also offsets that are no offsets, which must stay inside of all memory."""
     flags = [*emulated.KERNEL, *emulated.MODES[mode]]
@@ -294,7 +295,7 @@ def test_random_arguments(program, mode, count):
     environment = os.environ | {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "exitcode=66:detect_leaks=0"}
     done = subprocess.run([program, "1", str(count)], capture_output=True, text=True, env=environment, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert int(done.stdout.split()[-3]) > count // 20     # so many in clusters
+    assert int(done.stdout.split()[-3]) > count // 20     # so many in clusters, or in several panels
 
 
 @needs_nvcc

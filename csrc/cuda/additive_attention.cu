@@ -272,7 +272,7 @@ int64_t additive_attention_scratch(const AdditiveAttention& a) { return a.pool ?
 const char* additive_attention_finish(const AdditiveAttention& a, const float* scores, float* partial, void* stream) {
   const FinishTask task{a, scores, partial, splits_of(a)};
   if (const char* error = run(a.dtype, additive_attention_normalise, a.B, a.K, row_threads, block_scratch, task, stream)) return error;
-  if (!a.pool) return run(a.dtype, MMK_PICK(a.dtype, additive_attention_spread), row_blocks(a.offsets ? a.N : a.B * a.N), 1, row_threads, 0, task, stream);
+  if (!a.pool) return run(a.dtype, MMK_PICK(a.dtype, additive_attention_spread), row_blocks(sampled_rows(a).rows), 1, row_threads, 0, task, stream);
   const int64_t slabs = a.K * ceil_div(a.D, columns);
   if (const char* error = run(a.dtype, MMK_PICK(a.dtype, additive_attention_pool), a.B * task.splits, slabs, columns, 0, task, stream)) return error;
   return run(a.dtype, MMK_PICK(a.dtype, additive_attention_merge), a.B, slabs, columns, 0, task, stream);
@@ -281,7 +281,7 @@ const char* additive_attention_finish(const AdditiveAttention& a, const float* s
 const char* additive_attention_scores(const AdditiveAttentionBackward& g, float* grad_scores, void* stream) {
   const AdditiveAttention& a = g.forward;
   const BackTask task{g, grad_scores};
-  if (const char* error = run(a.dtype, MMK_PICK(a.dtype, additive_attention_arrive), row_blocks(a.offsets ? a.N : a.B * a.N), a.K, row_threads, 0, task, stream))
+  if (const char* error = run(a.dtype, MMK_PICK(a.dtype, additive_attention_arrive), row_blocks(sampled_rows(a).rows), a.K, row_threads, 0, task, stream))
     return error;
   return run(a.dtype, additive_attention_center, a.B, a.K, row_threads, block_scratch, task, stream);
 }

@@ -6,7 +6,8 @@
 
 namespace mmk::cuda {
 
-inline SampledRows sampled_rows(const AdditiveAttention& a) { return {a.B, a.N, a.offsets ? a.N : a.B * a.N, a.offsets}; }
+// Without bags no row takes part, whatever offsets say: there is no sample whose tensors it could read.
+inline SampledRows sampled_rows(const AdditiveAttention& a) { return {a.B, a.N, a.offsets && a.B ? a.N : a.B * a.N, a.offsets}; }
 
 // A panel: u, t (null: no gate) -> h, in place of u.
 const char* additive_attention_activate(const AdditiveAttention&, const Panel&, float* u, const float* t, void* stream);
