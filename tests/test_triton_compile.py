@@ -146,7 +146,7 @@ def compile_all(operations, targets, every_configuration):
         for index, target in enumerate(targets):
             driver.set_active(Driver(index, TARGETS[target]))
             for problem, (shape, dtype, options) in PROBLEMS[operation].items():
-                chosen = [0]
+                chosen = [0, 0]
 
                 def launch(kernel, programs, *arguments, **options):
                     grid = programs if isinstance(programs, tuple) else (programs,)
