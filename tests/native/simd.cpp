@@ -142,7 +142,7 @@ int main(int argc, char** argv) {
   check_sums();
   check_exp(step);
   check_exp2(step);
-  check_activations(step);
+  check_activations(step == 1 ? 16 : step);        // libm takes its time
   check_conversions(step | 1);
   return failures != 0;
 }
