@@ -35,23 +35,28 @@ class Rows:
         self.positions = image.shape[-2]
         self.count = image.shape[:-1].numel()
         self.channels = image.shape[-1]
-        self.flat = image.flatten(0, -2) if image.is_contiguous() else None
+        # One matrix, where samples follow each other with the rows' stride
+        matrix = image.dim() == 2 or 1 in image.shape[:2] or image.stride(0) == self.positions * image.stride(1)
+        self.flat = image.flatten(0, -2) if matrix else None
         self.mask = None if mask is None else mask.flatten().contiguous()
 
     def panels(self, width):
         """(first row, last row + 1) of panels whose rows hold `width` scores."""
         step = max(16, PANEL_BYTES // (width * 4) // 16 * 16)
-        return [(first, min(first + step, self.count)) for first in range(0, self.count, step)]
+        count = self.count if self.samples else 0            # rows of no bag: only where nobody has looked at the offsets
+        return [(first, min(first + step, count)) for first in range(0, count, step)]
 
     def panel(self, first, last):
-        """Rows as a matrix [rows, D], a view where it can be; masked rows are 0."""
-        if self.flat is not None or self.offsets is not None:
-            rows = (self.image if self.offsets is not None else self.flat)[first:last]
-        elif first // self.positions == (last - 1) // self.positions:
-            rows = self.image[first // self.positions, first % self.positions:first % self.positions + last - first]
-        else:
-            begin, end = first // self.positions, (last - 1) // self.positions + 1
-            rows = self.image[begin:end].flatten(0, 1)[first - begin * self.positions:last - begin * self.positions]
+        """Rows as a matrix [rows, D], a view where it can be, never a copy of more; masked rows are 0."""
+        size = self.positions
+        if self.flat is not None:
+            rows = self.flat[first:last]
+        elif first // size == (last - 1) // size:
+            rows = self.image[first // size, first % size:first % size + last - first]
+        else:                                     # the end of a sample, whole ones, the beginning of another
+            begin, end = triton.cdiv(first, size), last // size
+            parts = (self.image[begin - 1:begin, first - (begin - 1) * size:], self.image[begin:end], self.image[end:end + 1, :last - end * size])
+            rows = torch.cat([part.flatten(0, 1) for part in parts if part.numel()])
         return rows if self.mask is None else rows.where(self.mask[first:last, None], 0)
 
     def sample(self, first, last):
