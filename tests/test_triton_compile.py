@@ -166,7 +166,7 @@ def compile_all(operations, targets, every_configuration):
                 while True:
                     globals()[operation](torch, module, shape, dtype, **options)
                     chosen[0] += 1
-                    if not every_configuration or chosen[0] >= chosen[1]:
+                    if not every_configuration or chosen[0] >= max(chosen[1:], default=1):
                         break
     return rows
 

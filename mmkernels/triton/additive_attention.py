@@ -96,9 +96,9 @@ def differentiate(u, t, up, shift, shift_gate, sample, rows, A, F: tl.constexpr,
 @triton.jit
 def normalise(scores, weights, mask, bounds, rows, K, w_b, w_k, PACKED: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
     """scores [rows, K] -> weights, position n of sample b and map k at b * w_b + k * w_k + n."""
-    b, k = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    b, k = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     begin, end = range_of(bounds, b, rows)
-    m, total, count = float("-inf"), 0.0, 0
+    m, total, count = tl.full([], float("-inf"), tl.float32), tl.full([], 0, tl.float32), tl.full([], 0, tl.int32)
     for n in range(begin, end, BLOCK):
         r = n + tl.arange(0, BLOCK).to(tl.int64)
         keep = r < end
@@ -108,9 +108,10 @@ def normalise(scores, weights, mask, bounds, rows, K, w_b, w_k, PACKED: tl.const
         now = tl.maximum(m, tl.max(x, 0))
         base = tl.where(now == float("-inf"), 0.0, now)
         total = total * tl.exp(m - base) + tl.sum(tl.exp(x - base), 0)
+        count += tl.sum(keep.to(tl.int32), 0)
         m = now
     base = tl.where(m == float("-inf"), 0.0, m)
-    share = tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))
+    share = tl.where(count > 0, 1.0 / tl.where(count > 0, total, 1.0), 0.0)     # scores all -Inf: 0 * Inf = NaN, as the definition has it
     to = weights + b * w_b + k * w_k
     for n in range(begin, end, BLOCK):
         r = n + tl.arange(0, BLOCK).to(tl.int64)
@@ -134,7 +135,7 @@ def split_of(begin, end, part, splits, BLOCK: tl.constexpr):
 def pool(weights, image, i_b, i_n, i_c, bounds, partial, rows, K, C, w_b, w_k, splits, PACKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
     """partial [B, splits, K, C]: sums of weights times image over a piece of a sample."""
     b, part = (tl.program_id(0) // splits).to(tl.int64), tl.program_id(0) % splits
-    c, k = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(2)
+    c, k = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(2).to(tl.int64)
     begin, end = range_of(bounds, b, rows)
     first, last = split_of(begin, end, part, splits, BLOCK_N)
     total = tl.zeros([BLOCK_C], tl.float32)
@@ -168,7 +169,7 @@ def spread(weights, image, i_b, i_n, i_c, sample, bounds, result, rows, C, w_b, 
 def of_weights(weights, image, i_b, i_n, i_c, grad, g_b, g_k, g_n, g_c, given, bounds, found, rows, K, C, w_b, w_k, splits,
                PACKED: tl.constexpr, GRAD: tl.constexpr, GIVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
     """found [K, rows]: the weights' gradient; g_n is 0 where all positions of a sample share grad (pool)."""
-    b, part, k = (tl.program_id(0) // splits).to(tl.int64), tl.program_id(0) % splits, tl.program_id(1)
+    b, part, k = (tl.program_id(0) // splits).to(tl.int64), tl.program_id(0) % splits, tl.program_id(1).to(tl.int64)
     begin, end = range_of(bounds, b, rows)
     first, last = split_of(begin, end, part, splits, BLOCK_N)
     for n in range(first, last, BLOCK_N):
@@ -186,7 +187,7 @@ def of_weights(weights, image, i_b, i_n, i_c, grad, g_b, g_k, g_n, g_c, given, b
                 total += tl.sum(x * tl.load(up + c[None, :] * g_c, mask=inside, other=0.0).to(tl.float32), 1)
         if GIVEN:
             total += tl.load(given + at, mask=keep, other=0.0)
-        tl.store(found + k.to(tl.int64) * rows + r, total, mask=r < last)
+        tl.store(found + k * rows + r, total, mask=r < last)
 
 
 @triton.jit
@@ -234,10 +235,13 @@ def combine(through, weights, grad, g_b, g_k, g_n, g_c, mask, sample, bounds, re
         inside_kept = inside
     total = tl.load(through + n[:, None] * C + c[None, :], mask=inside_kept, other=0.0).to(tl.float32)
     if GRAD:
+        at = r if PACKED else b * w_b + r - begin            # 64 bits, from map to map
+        up = grad + b[:, None] * g_b + (r if PACKED else r - begin)[:, None] * g_n + c[None, :] * g_c
         for k in range(0, K):
-            w = tl.load(weights + k * w_k + (r if PACKED else b * w_b + r - begin), mask=r < rows, other=0.0)
-            up = grad + b[:, None] * g_b + k * g_k + (r if PACKED else r - begin)[:, None] * g_n
-            total += w[:, None] * tl.load(up + c[None, :] * g_c, mask=inside_kept & (w != 0)[:, None], other=0.0).to(tl.float32)
+            w = tl.load(weights + at, mask=r < rows, other=0.0)
+            total += w[:, None] * tl.load(up, mask=inside_kept & (w != 0)[:, None], other=0.0).to(tl.float32)
+            at += w_k
+            up += g_k
     tl.store(result + r[:, None] * C + c[None, :], total.to(result.dtype.element_ty), mask=inside)
 
 
@@ -281,8 +285,9 @@ class Problem:
         return self.image if t is None else t     # a pointer that isn't looked at
 
     def panels(self):
-        """(first row, last row + 1, rows, u, t) of every panel."""
-        for first, last in self.rows.panels(self.hidden * (1 if self.w_gate is None else 2)):
+        """(first row, last row + 1, rows, u, t) of every panel. A copy of masked rows and their gradient are as wide as image: up to
+        eight times a panel's bytes, since few rows are slow to multiply."""
+        for first, last in self.rows.panels(max(self.channels // 8, self.hidden * (1 if self.w_gate is None else 2))):
             x = self.rows.panel(first, last)
             yield first, last, x, product(x, self.w_image), None if self.w_gate is None else product(x, self.w_gate)
 
@@ -342,7 +347,7 @@ def backward(grad_result, grad_weights, image, shift, w_image, v, w_gate, shift_
     up = p.optional(grad_result)
     # b, k, n, c: of [B, K, D] all positions share a row, like image there is one map
     up_strides = (0,) * 4 if grad_result is None else (*up.stride()[:2], 0, up.stride(2)) if pool_them else (0 if p.packed else up.stride(0), 0, *up.stride()[-2:])
-    everything = torch.tensor([0, p.rows.count], device=image.device)
+    everything = torch.arange(2, device=image.device) * p.rows.count           # made there: nothing waits, and a CUDA graph can have it
     with on_device(image):
         launch(of_weights, (p.batch * p.splits, p.maps), weights, image, *p.image_strides, up, *up_strides, p.optional(given), p.bounds, found,
                p.rows.count, p.maps, p.channels, *p.weights_strides, p.splits, PACKED=p.packed, GRAD=grad_result is not None, GIVEN=given is not None,
