@@ -127,22 +127,21 @@ def backward(grad_result, grad_weights, image, shift, weight, need_weights, need
         if grad is not None:
             require(grad, name, image, image.shape)
     rows, channels, shift = Rows(image), image.shape[2], shift.contiguous()
-    flat = lambda grad: image.new_empty(1, channels) if grad is None else grad.reshape(-1, channels)
-    up, up_weights = flat(grad_result), flat(grad_weights)
+    ups = [None if grad is None else Rows(grad) for grad in (grad_result, grad_weights)]
     grad_image = image.new_empty(image.shape if need_image_grad else 0)
     grad_shift = torch.zeros(shift.shape if need_shift_grad else 0, dtype=torch.float32, device=image.device)
     of_weight, bounds = WeightGradient(weight, need_weight_grad), rows.bounds()
     block_n, block_c, warps = blocks(channels, 1024)
-    part = lambda grad, given, first, last: given if grad is None else given[first:last]
     with on_device(image):
         for first, last in rows.panels(channels):
             x = rows.panel(first, last)
             scores = product(x, weight)
             direct = torch.empty((last - first, channels) if need_image_grad else (1, 1), dtype=torch.float32, device=image.device)
-            launch(differentiate, triton.cdiv(last - first, block_n), scores, shift, rows.sample(first, last), x, *x.stride(),
-                   part(grad_result, up, first, last), part(grad_weights, up_weights, first, last), direct, last - first, channels,
-                   RESULT=grad_result is not None, WEIGHTS=grad_weights is not None, DIRECT=need_image_grad, BLOCK_N=block_n,
-                   BLOCK_C=block_c, num_warps=warps)
+            # Copied where they lie otherwise: sum() sends one number back, expanded. None: a pointer that isn't looked at.
+            up = [x if up is None else up.panel(first, last).contiguous() for up in ups]
+            launch(differentiate, triton.cdiv(last - first, block_n), scores, shift, rows.sample(first, last), x, *x.stride(), *up, direct,
+                   last - first, channels, RESULT=grad_result is not None, WEIGHTS=grad_weights is not None, DIRECT=need_image_grad,
+                   BLOCK_N=block_n, BLOCK_C=block_c, num_warps=warps)
             if need_shift_grad:                   # before they are rounded for the products: this sum cancels
                 sum_columns(grad_shift, scores, bounds, first, last)
             scores = scores.to(image.dtype)
