@@ -21,7 +21,7 @@ test-slow: install
 
 # The same cases on the Triton kernels, run by Triton's interpreter.
 test-triton: install
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" -k triton tests/test_*_attention.py tests/test_triton.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" -k triton tests/test_*_attention.py tests/test_triton.py tests/test_triton_rows.py
 
 bench: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,cli]"
