@@ -28,3 +28,16 @@ def assert_close(actual, expected, rtol=1e-4, atol=1e-5):
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected):
         torch.testing.assert_close(a, e, rtol=rtol, atol=atol)
+
+
+def assert_upstream_may_lie_anyhow(function, tensors):
+    """Gradients that come expanded (what sum() sends back), strided or turned give what contiguous ones give."""
+    tensors = [t.detach().clone().requires_grad_() for t in tensors]
+    results = function(*tensors)
+    results = results if isinstance(results, tuple) else (results,)
+    plain = [draw(*r.shape, dtype=r.dtype, device=r.device, seed=9 + i) for i, r in enumerate(results)]
+    layouts = [[torch.ones_like(t[(0,) * t.dim()]).expand_as(t) for t in plain], [t[:, :1].expand_as(t) for t in plain],
+               [torch.stack([t, t.new_full(t.shape, float("nan"))], -1)[..., 0] for t in plain], [t.mT.contiguous().mT for t in plain]]
+    for upstream in layouts:
+        found, expected = (torch.autograd.grad(results, tensors, up, retain_graph=True) for up in (upstream, [up.contiguous() for up in upstream]))
+        assert_close(found, expected)

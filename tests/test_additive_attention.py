@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, draw, gradients
+from attention_tests import assert_close, assert_right, assert_upstream_may_lie_anyhow, draw, gradients
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -106,6 +106,12 @@ def test_partial_gradients(backend, device, dtype):
         result = run_of(backend)(*mine)
         alone, = torch.autograd.grad(result, mine[i], draw(*result.shape, dtype=dtype, device=device, seed=9))
         torch.testing.assert_close(alone, whole, rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+@pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
+def test_upstream_gradients(backend, device, dtype, combine, maps):
+    assert_upstream_may_lie_anyhow(run_of(backend, combine=combine, need_weights=True), inputs(dtype, device, maps=maps).values())
 
 
 @on_every_backend

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, draw, gradients
+from attention_tests import assert_close, assert_right, assert_upstream_may_lie_anyhow, draw, gradients
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -75,6 +75,11 @@ def test_function_vmap_and_twice(backend, device, dtype):
     stacked = [torch.stack([t, t + 1]) for t in tensors]
     for mapped, one, two in zip(torch.func.vmap(run)(*stacked), run(*tensors), run(*(t + 1 for t in tensors))):
         torch.testing.assert_close(mapped, torch.stack([one, two]), rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+def test_upstream_gradients(backend, device, dtype):
+    assert_upstream_may_lie_anyhow(functools.partial(mmk.bidirectional_attention, backend=backend), inputs(dtype, device))
 
 
 @on_every_backend

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, draw, gradients
+from attention_tests import assert_close, assert_right, assert_upstream_may_lie_anyhow, draw, gradients
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -77,6 +77,11 @@ def test_partial_gradients(backend, device, dtype):
         result = run(*mine)
         alone, = torch.autograd.grad(result, mine[i], draw(*result.shape, dtype=dtype, device=device, seed=9))
         torch.testing.assert_close(alone, whole, rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+def test_upstream_gradients(backend, device, dtype):
+    assert_upstream_may_lie_anyhow(functools.partial(mmk.channel_attention, need_weights=True, backend=backend), inputs(dtype, device))
 
 
 @on_every_backend

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, draw, gradients
+from attention_tests import assert_close, assert_right, assert_upstream_may_lie_anyhow, draw, gradients
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -101,6 +101,11 @@ def test_function(backend, device, dtype):
     apply = lambda *t: mmk.GatedCrossAttentionFunction.apply(*t, None, None, None, 0.3, True, backend)[0]
     for a, e in zip(gradients(apply, tensors), gradients(mmk.gated_cross_attention, tensors, scale=0.3, backend=backend)):
         torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-7)
+
+
+@on_every_backend
+def test_upstream_gradients(backend, device, dtype):
+    assert_upstream_may_lie_anyhow(functools.partial(mmk.gated_cross_attention, backend=backend), inputs(dtype, device))
 
 
 @on_every_backend
