@@ -127,22 +127,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
         "bool need_image_value_grad, bool need_text_value_grad) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
-#ifndef MMK_EMULATED
-STABLE_TORCH_LIBRARY_IMPL(mmkernels, CPU, m) {
-  using namespace mmk::binding;
-  m.impl(MMK_OPERATION, TORCH_BOX(cpu));
-  m.impl(MMK_OPERATION "_backward", TORCH_BOX(cpu_back));
-}
-#endif
-
-#if defined(MMK_CUDA) || defined(MMK_EMULATED)
-#ifdef MMK_EMULATED
-STABLE_TORCH_LIBRARY_IMPL(mmkernels, CPU, m) {
-#else
-STABLE_TORCH_LIBRARY_IMPL(mmkernels, CUDA, m) {
-#endif
-  using namespace mmk::binding;
-  m.impl(MMK_OPERATION, TORCH_BOX(gpu));
-  m.impl(MMK_OPERATION "_backward", TORCH_BOX(gpu_back));
-}
-#endif
+MMK_IMPLEMENT_CPU("", cpu)
+MMK_IMPLEMENT_CPU("_backward", cpu_back)
+MMK_IMPLEMENT_GPU("", gpu)
+MMK_IMPLEMENT_GPU("_backward", gpu_back)

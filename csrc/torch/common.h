@@ -88,3 +88,18 @@ inline Parallel torch_threads() {
 }
 
 }  // namespace mmk::binding
+
+// Implements MMK_OPERATION with a suffix ("_backward"), one line a function; nothing where the build has no such device. The tests' emulated
+// operations are on the CPU, in place of the kernels for it.
+#define MMK_IMPLEMENT(key, suffix, function) \
+  STABLE_TORCH_LIBRARY_IMPL(mmkernels, key, m) { m.impl(MMK_OPERATION suffix, TORCH_BOX(mmk::binding::function)); }
+#if defined(MMK_EMULATED)
+#define MMK_IMPLEMENT_CPU(suffix, function)
+#define MMK_IMPLEMENT_GPU(suffix, function) MMK_IMPLEMENT(CPU, suffix, function)
+#elif defined(MMK_CUDA)
+#define MMK_IMPLEMENT_CPU(suffix, function) MMK_IMPLEMENT(CPU, suffix, function)
+#define MMK_IMPLEMENT_GPU(suffix, function) MMK_IMPLEMENT(CUDA, suffix, function)
+#else
+#define MMK_IMPLEMENT_CPU(suffix, function) MMK_IMPLEMENT(CPU, suffix, function)
+#define MMK_IMPLEMENT_GPU(suffix, function)
+#endif

@@ -7,8 +7,6 @@
 
 namespace mmk::binding {
 
-inline void check_launch(const char* error) { STD_TORCH_CHECK(!error, error ? error : ""); }
-
 inline Tensor turned(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
 
 // a b in float, not rounded in between; contiguous. As an `out` variant: autocast, which may be on around us, leaves those alone.
@@ -77,10 +75,5 @@ struct WeightSum {
   }
   void write(Tensor& to) const { if (wanted) torch::stable::copy_(to, sum); }
 };
-
-// run(stream) on the tensor's device and current stream.
-template <class Run> void on_stream(const Tensor& like, Run run) {
-  on_current_stream(like, [] { return int64_t(0); }, [&](float*, void* stream) -> const char* { run(stream); return nullptr; });
-}
 
 }  // namespace mmk::binding
