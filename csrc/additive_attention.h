@@ -12,7 +12,7 @@ struct AdditiveAttention {
   Dtype dtype = Dtype::float32;
   Activation activation = Activation::tanh;
   int64_t B = 0, N = 0, D = 0, A = 0, K = 0;
-  SampleRows image;                        // [B, N, D]; packed [N, D] with b = 0, N = rows
+  SampleRows image;                  // [B, N, D]; packed [N, D] with b = 0, N = rows
   const int64_t* offsets = nullptr;  // packed: [B + 1]
   const void* shift = nullptr;       // [B, A] contiguous, float (double), or null
   Projection w_image;                // [A, D]
@@ -21,15 +21,15 @@ struct AdditiveAttention {
   Projection v;                      // [K, A]
   Mask mask;                         // [B, N], y = 0; packed: b = 0
   bool pool = true;
-  SampleRows result;                       // pool: [B, K, D], else like image (K = 1)
+  SampleRows result;                 // pool: [B, K, D], else like image (K = 1)
   void* weights = nullptr;           // [B, K, N] contiguous (packed: [K, N]), float (double); forward writes, backward reads
 };
 
 struct AdditiveAttentionBackward {
   AdditiveAttention forward;
-  SampleRows grad_result;                     // data null = no gradient
+  SampleRows grad_result;               // data null = no gradient
   const void* grad_weights = nullptr;   // like weights, or null
-  SampleRows grad_image;                      // data null = not wanted, here and below
+  SampleRows grad_image;                // data null = not wanted, here and below
   void* grad_shift = nullptr;           // [B, A] contiguous, float (double)
   void* grad_w_image = nullptr;         // [A, D] contiguous, in dtype
   void* grad_v = nullptr;               // [K, A] contiguous, in dtype

@@ -109,3 +109,15 @@ def bag_offsets(name, value, rows):
     if bool((value[1:] < value[:-1]).any()):
         bag = int((value[1:] < value[:-1]).nonzero()[0])
         raise ValueError(f"{name} must ascend, got {int(value[bag])} before {int(value[bag + 1])} at index {bag}")
+
+
+def image_rows(image, offsets):
+    """``image`` is [B, N, D], or packed [rows, D] with valid offsets: (batch, channels, its rows as :func:`shape` expects them of a mask)."""
+    if offsets is None:
+        shape("image", image, ("B", None), ("N", None), ("D", None))
+        return image.shape[0], image.shape[2], (("B", image.shape[0]), ("N", image.shape[1]))
+    shape("image", image, ("rows", None), ("D", None))
+    if isinstance(offsets, torch.Tensor):
+        same_device("offsets", offsets, "image", image)
+    bag_offsets("offsets", offsets, image.shape[0])
+    return offsets.shape[0] - 1, image.shape[1], (("rows", image.shape[0]),)

@@ -55,12 +55,6 @@ MMK_INLINE vec<double> normal_cdf(vec<double> x) {
   return y;
 }
 
-template <Activation F, class C> MMK_INLINE vec<C> activate(vec<C> x) {
-  if constexpr (F == Activation::tanh) return tanh(x);
-  else if constexpr (F == Activation::relu) return x <= 0 ? vec<C>{} : x;              // NaN stays
-  else return x * normal_cdf(x);
-}
-
 // The value, and the derivative.
 template <Activation F, class C> MMK_INLINE vec<C> activate(vec<C> x, vec<C>& slope) {
   if constexpr (F == Activation::tanh) {
@@ -69,12 +63,17 @@ template <Activation F, class C> MMK_INLINE vec<C> activate(vec<C> x, vec<C>& sl
     return y;
   } else if constexpr (F == Activation::relu) {
     slope = x > 0 ? splat(C(1)) : vec<C>{};
-    return x <= 0 ? vec<C>{} : x;
+    return x <= 0 ? vec<C>{} : x;                   // NaN stays
   } else {
     const vec<C> phi = normal_cdf(x);
     slope = phi + x * exp(x * x * C(-0.5)) * C(0.39894228040143267794);
     return x * phi;
   }
+}
+
+template <Activation F, class C> MMK_INLINE vec<C> activate(vec<C> x) {
+  vec<C> unused;
+  return activate<F, C>(x, unused);
 }
 
 // f of an integral constant.

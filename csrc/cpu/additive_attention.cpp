@@ -22,18 +22,19 @@ template <class C> inline vec<C> load_some(const C* p, int64_t count) {
   return v;
 }
 
+inline Samples samples_of(const AdditiveAttention& a) { return {a.B, a.N, a.offsets}; }
+
 // What both directions know, and the packed layers.
 template <class T> struct Inputs {
   using C = acc_t<T>;
   const AdditiveAttention& a;
   const Samples samples;
-  const int64_t rows;                               // of all samples
   const Source<const T> image;
   const int64_t width, maps;                        // of hidden vectors and scores, padded
   Scratch<C> weight, gate, v;                       // B[D, A], B[D, A], B[A, K]
 
   Inputs(const AdditiveAttention& a, const Parallel& parallel, int64_t parts)
-      : a(a), samples{a.B, a.N, a.offsets}, rows(a.offsets ? a.N : a.B * a.N), image(a.image, a.N), width(padded<C>(a.A)), maps(padded<C>(a.K)),
+      : a(a), samples(samples_of(a)), image(a.image, a.N), width(padded<C>(a.A)), maps(padded<C>(a.K)),
         weight(a.D * width), gate(a.w_gate.data ? a.D * width : 0), v(a.A * maps) {
     pack_weight_transposed<T>(a.w_image, a.A, a.D, weight.data, parallel, parts);
     if (a.w_gate.data) pack_weight_transposed<T>(a.w_gate, a.A, a.D, gate.data, parallel, parts);
@@ -43,7 +44,7 @@ template <class T> struct Inputs {
 
   bool keeps(int64_t row) const { return !a.mask.data || a.mask.data[row / a.N * a.mask.b + row % a.N * a.mask.x]; }
   const C* tile(int64_t first, int64_t count, C* copy, int64_t& step) const {
-    return image_tile<T>(image, first, count, rows, a.D, copy, step, [&](int64_t r) { return keeps(r); });
+    return image_tile<T>(image, first, count, samples.rows(), a.D, copy, step, [&](int64_t r) { return keeps(r); });
   }
   // Where a sample's row of [B, K, N] (packed: [K, rows]) is, for the first map; the others are a.N apart.
   int64_t at(int64_t b, int64_t row) const { return a.offsets ? row : b * a.K * a.N + row - b * a.N; }
@@ -183,7 +184,8 @@ template <class T> struct Forward {
 
   void merge(int64_t parts) {
     C* first = nullptr;
-    for (int64_t i = 0, before = -1; i < 2 * parts; ++i) {
+    int64_t before = -1;
+    for (int64_t i = 0; i < 2 * parts; ++i) {
       const int64_t b = shared.data[i];
       if (b < 0) continue;
       C* own = states.data + i * size();
@@ -192,18 +194,13 @@ template <class T> struct Forward {
         if (first) finish(before, State<C>(first, in.maps));
         first = own, before = b;
       }
-      if (i == 2 * parts - 1 || last_shared(i + 1, parts)) finish(b, State<C>(first, in.maps)), first = nullptr;
     }
+    if (first) finish(before, State<C>(first, in.maps));
     if (!a.pool) return;
     for (int64_t b = 0; b < a.B; ++b)               // samples without rows
       if (in.samples.begin(b) == in.samples.end(b))
         for (int64_t k = 0; k < a.K; ++k) write_row<T, C>(nullptr, a.D, 0, result.row(b * a.K + k), result.c);
   }
-  bool last_shared(int64_t i, int64_t parts) const {
-    for (; i < 2 * parts; ++i) if (shared.data[i] >= 0) return false;
-    return true;
-  }
-
   // Scores -> weights, and the product with the image.
   void weigh(int64_t first, int64_t count) const {
     in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) {
@@ -225,14 +222,13 @@ template <class T> struct Forward {
 };
 
 template <class T> void forward(const AdditiveAttention& a, const Parallel& parallel) {
-  const int64_t rows = a.offsets ? a.N : a.B * a.N;
-  const RowTiles tiles(rows, 2 * a.D * a.A, parallel);
+  const RowTiles tiles(samples_of(a).rows(), 2 * a.D * a.A, parallel);
   const Inputs<T> in(a, parallel, tiles.parts);
   Forward<T> work(in, tiles.parts);
-  auto end = [&](int64_t p) { const int64_t row = tiles.begin(p + 1) * tile_rows; return row < rows ? row : rows; };
-  each_part(parallel, tiles.parts, [&](int64_t p) { work.part(p, tiles.begin(p) * tile_rows, end(p)); });
+  auto begin = [&](int64_t p) { return tiles.first(tiles.begin(p)); };
+  each_part(parallel, tiles.parts, [&](int64_t p) { work.part(p, begin(p), begin(p + 1)); });
   work.merge(tiles.parts);
-  each_part(parallel, tiles.parts, [&](int64_t p) { work.weigh(tiles.begin(p) * tile_rows, end(p) - tiles.begin(p) * tile_rows); });
+  each_part(parallel, tiles.parts, [&](int64_t p) { work.weigh(begin(p), begin(p + 1) - begin(p)); });
 }
 
 template <class T> struct Backward {
@@ -250,7 +246,7 @@ template <class T> struct Backward {
 
   Backward(const AdditiveAttentionBackward& g, const Inputs<T>& in, const Parallel& parallel, int64_t parts)
       : g(g), a(g.forward), in(in), grad_result(g.grad_result, a.pool ? a.K : a.N), grad_image(g.grad_image, a.N),
-        weights(static_cast<const C*>(a.weights)), channels(padded<C>(a.D)), grad_scores(in.rows * a.K), weight_rows(grad_image ? a.A * channels : 0),
+        weights(static_cast<const C*>(a.weights)), channels(padded<C>(a.D)), grad_scores(in.samples.rows() * a.K), weight_rows(grad_image ? a.A * channels : 0),
         gate_rows(grad_image && a.w_gate.data ? a.A * channels : 0), v_rows(a.K * in.width), grad_v(g.grad_v ? parts * v_size() : 0) {
     const T* v = static_cast<const T*>(a.v.data);
     pack<T>(a.K, a.A, [&](int64_t k) { return v + k * a.v.row; }, a.v.column, C(1), v_rows.data);
@@ -388,13 +384,11 @@ template <class T> struct Backward {
 template <class T> void backward(const AdditiveAttentionBackward& g, const Parallel& parallel) {
   using C = acc_t<T>;
   const AdditiveAttention& a = g.forward;
-  const int64_t rows = a.offsets ? a.N : a.B * a.N;
-  const RowTiles tiles(rows, 6 * a.D * a.A, parallel);
+  const RowTiles tiles(samples_of(a).rows(), 6 * a.D * a.A, parallel);
   const int64_t parts = tiles.parts < 1 ? 1 : tiles.parts;
   const Inputs<T> in(a, parallel, parts);
   const Backward<T> work(g, in, parallel, parts);
-  auto row = [&](int64_t tile) { return tile * tile_rows < rows ? tile * tile_rows : rows; };
-  each_part(parallel, parts, [&](int64_t p) { work.of_weights(row(tiles.count * p / parts), row(tiles.count * (p + 1) / parts)); });
+  each_part(parallel, parts, [&](int64_t p) { work.of_weights(tiles.first(tiles.count * p / parts), tiles.first(tiles.count * (p + 1) / parts)); });
   each_part(parallel, parts, [&](int64_t p) { work.of_scores(a.B * a.K * p / parts, a.B * a.K * (p + 1) / parts); });
 
   C *grad_shift = static_cast<C*>(g.grad_shift), *grad_shift_gate = static_cast<C*>(g.grad_shift_gate);
@@ -403,7 +397,7 @@ template <class T> void backward(const AdditiveAttentionBackward& g, const Paral
   const int64_t out = a.w_gate.data ? in.width + a.A : a.A, panel = WeightGradient<C>::panel(tiles, out, a.D);
   const WeightGradient<C> gradient(out, a.D, panel, g.grad_w_image || g.grad_w_gate);
   for (int64_t start = 0; start < tiles.count; start += panel) {
-    const int64_t end = tiles.count - start < panel ? tiles.count : start + panel, size = end - start, first = row(start), count = row(end) - first;
+    const int64_t end = tiles.count - start < panel ? tiles.count : start + panel, size = end - start, first = tiles.first(start), count = tiles.first(end) - first;
     each_part(parallel, parts, [&](int64_t p) { work.panel(p, start, start + size * p / parts, start + size * (p + 1) / parts, tiles, gradient); });
     gradient.add(first, count, parallel, parts, [&](int64_t begin, int64_t last, const C* du) {
       auto within = [](int64_t x, int64_t most) { return x < 0 ? int64_t(0) : x < most ? x : most; };

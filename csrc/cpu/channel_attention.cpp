@@ -147,8 +147,7 @@ template <class T> void backward(const ChannelAttentionBackward& g, const Parall
   const int64_t panel = WeightGradient<C>::panel(tiles, a.D, a.D);
   const WeightGradient<C> gradient(a.D, a.D, panel, g.grad_weight);
   for (int64_t start = 0; start < tiles.count; start += panel) {
-    const int64_t size = tiles.count - start < panel ? tiles.count - start : panel, first = tiles.first(start);
-    const int64_t count = tiles.rows - first < size * tile_rows ? tiles.rows - first : size * tile_rows;
+    const int64_t size = tiles.count - start < panel ? tiles.count - start : panel, first = tiles.first(start), count = tiles.first(start + size) - first;
     each_part(parallel, parts, [&](int64_t part) {
       Backward<T> work(g, in, gradient, weight_rows.data);
       for (int64_t t = size * part / parts; t < size * (part + 1) / parts; ++t) work.tile(tiles.first(start + t), tiles.size(start + t), t);

@@ -55,8 +55,8 @@ struct RowTiles {
     if (rows * flops_per_row < 1 << 20) parts = parts < 1 ? parts : 1;     // not worth waking another thread
   }
   int64_t begin(int64_t part) const { return count * part / parts; }
-  int64_t first(int64_t tile) const { return tile * tile_rows; }
-  int64_t size(int64_t tile) const { return rows - first(tile) < tile_rows ? rows - first(tile) : tile_rows; }
+  int64_t first(int64_t tile) const { return tile * tile_rows < rows ? tile * tile_rows : rows; }    // of the tile behind the last: the end
+  int64_t size(int64_t tile) const { return first(tile + 1) - first(tile); }
 };
 
 // f(part) on a thread for every part.

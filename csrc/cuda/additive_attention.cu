@@ -14,29 +14,31 @@ namespace {
 
 struct HiddenTask {
   AdditiveAttention a;
+  SampledRows rows;
   Panel panel;
   float *u, *t, *up;
 };
 struct FinishTask {
   AdditiveAttention a;
+  SampledRows rows;
   const float* scores;
   float* partial;
   int64_t splits;
 };
 struct BackTask {
   AdditiveAttentionBackward g;
+  SampledRows rows;
   float* grad_scores;
 };
 struct WriteTask {
   AdditiveAttentionBackward g;
+  SampledRows rows;
   Panel panel;
   const float* through;
 };
 
-MMK_DEVICE SampledRows rows_of(const AdditiveAttention& a) { return {a.B, a.N, a.offsets ? a.N : a.B * a.N, a.offsets}; }
 // Where a sample's row is in [B, K, N] (packed: [K, rows]) for the first map; the others are N apart.
 MMK_DEVICE int64_t weight_at(const AdditiveAttention& a, int64_t b, int64_t row) { return a.offsets ? row : b * a.K * a.N + row - b * a.N; }
-MMK_DEVICE bool keeps(const AdditiveAttention& a, int64_t row) { return keeps(rows_of(a), a.mask, row); }
 
 template <Activation F> MMK_DEVICE float activate(float x, float& slope) {
   if constexpr (F == Activation::tanh) {
@@ -57,7 +59,7 @@ template <Activation F> MMK_DEVICE float activate(float x, float& slope) {
 template <Activation F, class Each> MMK_DEVICE void hidden(const HiddenTask& t, int64_t r, Each each) {
   const AdditiveAttention& a = t.a;
   const float *u = t.u + r * a.A, *gates = t.t ? t.t + r * a.A : nullptr, *shift_gate = static_cast<const float*>(a.shift_gate);
-  const float* shift = a.shift ? static_cast<const float*>(a.shift) + sample_of(rows_of(a), t.panel.first + r) * a.A : nullptr;
+  const float* shift = a.shift ? static_cast<const float*>(a.shift) + sample_of(t.rows, t.panel.first + r) * a.A : nullptr;
   for (int64_t c = threadIdx.x % 32; c < a.A; c += 32) {
     float slope, y = activate<F>(load(u + c) + (shift ? load(shift + c) : 0.f), slope), s = 1;
     if (gates) s = reciprocal(1 + exponential(-(load(gates + c) + (shift_gate ? load(shift_gate + c) : 0.f))));
@@ -89,11 +91,11 @@ MMK_DEVICE void normalise(const FinishTask& t) {
   MMK_DYNAMIC_SHARED(memory);
   float* scratch = reinterpret_cast<float*>(memory);
   const AdditiveAttention& a = t.a;
-  const SampledRows rows = rows_of(a);
+  const SampledRows& rows = t.rows;
   const int64_t b = blockIdx.x, k = blockIdx.y, begin = begin_of(rows, b), end = end_of(rows, b);
   float top = -INFINITY, total = 0;
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x) {
-    if (!keeps(a, r)) continue;
+    if (!keeps(rows, a.mask, r)) continue;
     const float s = load(t.scores + r * a.K + k), now = fmaxf(top, s);
     total = now == -INFINITY ? total : total * exponential(top - now) + exponential(s - now);
     top = now;
@@ -103,13 +105,13 @@ MMK_DEVICE void normalise(const FinishTask& t) {
   const float share = total == 0 ? 0 : reciprocal(total);                   // NaN stays
   float* to = static_cast<float*>(a.weights) + weight_at(a, b, begin) + k * a.N;
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x)
-    store(to + r - begin, keeps(a, r) ? exponential(load(t.scores + r * a.K + k) - base) * share : 0.f);
+    store(to + r - begin, keeps(rows, a.mask, r) ? exponential(load(t.scores + r * a.K + k) - base) * share : 0.f);
 }
 
 // partial [B, splits, K, D]
 template <class T> MMK_DEVICE void pool(const FinishTask& t) {
   const AdditiveAttention& a = t.a;
-  const SampledRows rows = rows_of(a);
+  const SampledRows& rows = t.rows;
   const int64_t b = blockIdx.x / t.splits, part = blockIdx.x % t.splits, slabs = ceil_div(a.D, blockDim.x), k = blockIdx.y / slabs;
   const int64_t c = blockIdx.y % slabs * blockDim.x + threadIdx.x, begin = begin_of(rows, b), size = ceil_div(end_of(rows, b) - begin, t.splits);
   if (c >= a.D) return;
@@ -139,14 +141,14 @@ template <class T> MMK_DEVICE void merge(const FinishTask& t) {
 
 template <class T> MMK_DEVICE void spread(const FinishTask& t) {
   const AdditiveAttention& a = t.a;
-  const SampledRows rows = rows_of(a);
+  const SampledRows& rows = t.rows;
   const int64_t row = warp_row();
   if (row >= rows.rows) return;
   const float w = load(static_cast<const float*>(a.weights) + row);                                  // one map: [B, N]
   const T* image = static_cast<const T*>(a.image.data) + row_at(rows, a.image, row);
   T* result = static_cast<T*>(a.result.data) + row_at(rows, a.result, row);
   for (int64_t c = threadIdx.x % 32; c < a.D; c += 32)
-    store(result + c * a.result.c, from_float<T>(w != 0 || keeps(a, row) ? w * to_float(load(image + c * a.image.c)) : 0.f));
+    store(result + c * a.result.c, from_float<T>(w != 0 || keeps(rows, a.mask, row) ? w * to_float(load(image + c * a.image.c)) : 0.f));
 }
 
 // A row's upstream gradient: its sample's for map k, or its own.
@@ -156,7 +158,7 @@ template <class T> MMK_DEVICE const T* upstream(const AdditiveAttentionBackward&
 
 template <class T> MMK_DEVICE void arrive(const BackTask& t) {
   const AdditiveAttention& a = t.g.forward;
-  const SampledRows rows = rows_of(a);
+  const SampledRows& rows = t.rows;
   const int64_t row = warp_row(), k = blockIdx.y;
   if (row >= rows.rows) return;
   const int64_t b = sample_of(rows, row), at = weight_at(a, b, row) + k * a.N;
@@ -177,7 +179,7 @@ MMK_DEVICE void center(const BackTask& t) {
   MMK_DYNAMIC_SHARED(memory);
   float* scratch = reinterpret_cast<float*>(memory);
   const AdditiveAttention& a = t.g.forward;
-  const SampledRows rows = rows_of(a);
+  const SampledRows& rows = t.rows;
   const int64_t b = blockIdx.x, k = blockIdx.y, begin = begin_of(rows, b), end = end_of(rows, b);
   const float* weights = static_cast<const float*>(a.weights) + weight_at(a, b, begin) + k * a.N - begin;
   float *x = t.grad_scores + k * rows.rows, mean[2] = {0, 0};
@@ -198,11 +200,11 @@ MMK_DEVICE void center(const BackTask& t) {
 
 template <class T> MMK_DEVICE void write(const WriteTask& t) {
   const AdditiveAttention& a = t.g.forward;
-  const SampledRows rows = rows_of(a);
+  const SampledRows& rows = t.rows;
   const int64_t r = warp_row(), row = t.panel.first + r;
   if (r >= t.panel.rows) return;
   const int64_t b = sample_of(rows, row);
-  const bool keep = keeps(a, row);
+  const bool keep = keeps(rows, a.mask, row);
   const float* weights = static_cast<const float*>(a.weights) + weight_at(a, b, row);
   T* to = static_cast<T*>(t.g.grad_image.data) + row_at(rows, t.g.grad_image, row);
   const T* up = upstream<T>(t.g, rows, b, 0, row);
@@ -237,15 +239,8 @@ MMK_KERNELS(bf16, bf16)
 MMK_KERNELS(f16, f16)
 #undef MMK_KERNELS
 
-#define MMK_PICK(dtype, kernel) ((dtype) == Dtype::float32 ? kernel##_f32 : (dtype) == Dtype::bfloat16 ? kernel##_bf16 : kernel##_f16)
 #define MMK_ACTIVATION(a, kernel) \
   ((a).activation == Activation::tanh ? kernel##_tanh : (a).activation == Activation::relu ? kernel##_relu : kernel##_gelu)
-
-template <class Task> const char* run(Dtype dtype, void (*kernel)(Task), int64_t x, int64_t y, int threads, int64_t shared, const Task& task, void* stream) {
-  if (dtype == Dtype::float64) return "the CUDA kernels have no float64";
-  if (x >= int64_t(1) << 31 || y >= 1 << 16) return "the sizes are beyond the CUDA kernels";
-  return x && y ? launch(kernel, x, y, 1, threads, shared, static_cast<Stream>(stream), task) : nullptr;
-}
 
 constexpr int columns = 128;                                          // threads of pool and merge, a channel each
 constexpr int64_t block_scratch = row_threads / 32 * int64_t(sizeof(float));
@@ -260,19 +255,18 @@ int64_t splits_of(const AdditiveAttention& a) {
 }  // namespace
 
 const char* additive_attention_activate(const AdditiveAttention& a, const Panel& panel, float* u, const float* t, void* stream) {
-  return run(a.dtype, MMK_ACTIVATION(a, additive_attention_activate), row_blocks(panel.rows), 1, row_threads, 0,
-             HiddenTask{a, panel, u, const_cast<float*>(t), nullptr}, stream);
+  return run(a.dtype, MMK_ACTIVATION(a, additive_attention_activate), panel, HiddenTask{a, sampled_rows(a), panel, u, const_cast<float*>(t), nullptr}, stream);
 }
 const char* additive_attention_differentiate(const AdditiveAttention& a, const Panel& panel, float* u, float* t, float* up, void* stream) {
-  return run(a.dtype, MMK_ACTIVATION(a, additive_attention_differentiate), row_blocks(panel.rows), 1, row_threads, 0, HiddenTask{a, panel, u, t, up}, stream);
+  return run(a.dtype, MMK_ACTIVATION(a, additive_attention_differentiate), panel, HiddenTask{a, sampled_rows(a), panel, u, t, up}, stream);
 }
 
 int64_t additive_attention_scratch(const AdditiveAttention& a) { return a.pool ? a.B * splits_of(a) * a.K * a.D : 0; }
 
 const char* additive_attention_finish(const AdditiveAttention& a, const float* scores, float* partial, void* stream) {
-  const FinishTask task{a, scores, partial, splits_of(a)};
+  const FinishTask task{a, sampled_rows(a), scores, partial, splits_of(a)};
   if (const char* error = run(a.dtype, additive_attention_normalise, a.B, a.K, row_threads, block_scratch, task, stream)) return error;
-  if (!a.pool) return run(a.dtype, MMK_PICK(a.dtype, additive_attention_spread), row_blocks(sampled_rows(a).rows), 1, row_threads, 0, task, stream);
+  if (!a.pool) return run(a.dtype, MMK_PICK(a.dtype, additive_attention_spread), row_blocks(task.rows.rows), 1, row_threads, 0, task, stream);
   const int64_t slabs = a.K * ceil_div(a.D, columns);
   if (const char* error = run(a.dtype, MMK_PICK(a.dtype, additive_attention_pool), a.B * task.splits, slabs, columns, 0, task, stream)) return error;
   return run(a.dtype, MMK_PICK(a.dtype, additive_attention_merge), a.B, slabs, columns, 0, task, stream);
@@ -280,15 +274,15 @@ const char* additive_attention_finish(const AdditiveAttention& a, const float* s
 
 const char* additive_attention_scores(const AdditiveAttentionBackward& g, float* grad_scores, void* stream) {
   const AdditiveAttention& a = g.forward;
-  const BackTask task{g, grad_scores};
-  if (const char* error = run(a.dtype, MMK_PICK(a.dtype, additive_attention_arrive), row_blocks(sampled_rows(a).rows), a.K, row_threads, 0, task, stream))
+  const BackTask task{g, sampled_rows(a), grad_scores};
+  if (const char* error = run(a.dtype, MMK_PICK(a.dtype, additive_attention_arrive), row_blocks(task.rows.rows), a.K, row_threads, 0, task, stream))
     return error;
   return run(a.dtype, additive_attention_center, a.B, a.K, row_threads, block_scratch, task, stream);
 }
 
 const char* additive_attention_write(const AdditiveAttentionBackward& g, const Panel& panel, const float* through, void* stream) {
-  const Dtype dtype = g.forward.dtype;
-  return run(dtype, MMK_PICK(dtype, additive_attention_write), row_blocks(panel.rows), 1, row_threads, 0, WriteTask{g, panel, through}, stream);
+  const AdditiveAttention& a = g.forward;
+  return run(a.dtype, MMK_PICK(a.dtype, additive_attention_write), panel, WriteTask{g, sampled_rows(a), panel, through}, stream);
 }
 
 }  // namespace mmk::cuda

@@ -111,24 +111,24 @@ MMK_KERNELS(bf16, bf16)
 MMK_KERNELS(f16, f16)
 #undef MMK_KERNELS
 
-template <class Task> const char* run(Dtype dtype, void (*f32)(Task), void (*bf16)(Task), void (*f16)(Task), const Task& task, void* stream) {
-  if (dtype == Dtype::float64) return "the CUDA kernels have no float64";
+// Place counts positions in 32 bits.
+template <class Task> const char* run_panel(Dtype dtype, void (*kernel)(Task), const Task& task, void* stream) {
   if (task.panel.position >= int64_t(1) << 31) return "the sizes are beyond the CUDA kernels";
-  return launch(dtype == Dtype::float32 ? f32 : dtype == Dtype::bfloat16 ? bf16 : f16, row_blocks(task.panel.rows), 1, 1, row_threads, 0,
-                static_cast<Stream>(stream), task);
+  return run(dtype, kernel, task.panel, task, stream);
 }
 
 }  // namespace
 
-#define MMK_ALL(kernel) kernel##_f32, kernel##_bf16, kernel##_f16
 const char* channel_attention_weigh(const ChannelAttention& a, const Panel& panel, const float* scores, void* stream) {
-  return run(a.dtype, MMK_ALL(channel_attention_weigh), WeighTask{a, panel, scores}, stream);
+  return run_panel(a.dtype, MMK_PICK(a.dtype, channel_attention_weigh), WeighTask{a, panel, scores}, stream);
 }
 const char* channel_attention_differentiate(const ChannelAttentionBackward& g, const Panel& panel, float* scores, float* direct, void* stream) {
-  return run(g.forward.dtype, MMK_ALL(channel_attention_differentiate), DifferentiateTask{g, panel, scores, direct}, stream);
+  const Dtype dtype = g.forward.dtype;
+  return run_panel(dtype, MMK_PICK(dtype, channel_attention_differentiate), DifferentiateTask{g, panel, scores, direct}, stream);
 }
 const char* channel_attention_write(const ChannelAttentionBackward& g, const Panel& panel, const float* direct, const float* through, void* stream) {
-  return run(g.forward.dtype, MMK_ALL(channel_attention_write), WriteTask{g, panel, direct, through}, stream);
+  const Dtype dtype = g.forward.dtype;
+  return run_panel(dtype, MMK_PICK(dtype, channel_attention_write), WriteTask{g, panel, direct, through}, stream);
 }
 
 }  // namespace mmk::cuda

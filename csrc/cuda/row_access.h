@@ -37,4 +37,17 @@ constexpr int row_threads = 256;                                     // eight wa
 MMK_DEVICE int64_t warp_row() { return int64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; }
 MMK_HOST_DEVICE int64_t row_blocks(int64_t rows) { return ceil_div(rows, row_threads / 32); }
 
+// The kernel of a dtype; and its start.
+#define MMK_PICK(dtype, kernel) ((dtype) == Dtype::float32 ? kernel##_f32 : (dtype) == Dtype::bfloat16 ? kernel##_bf16 : kernel##_f16)
+
+template <class Task> const char* run(Dtype dtype, void (*kernel)(Task), int64_t x, int64_t y, int threads, int64_t shared, const Task& task, void* stream) {
+  if (dtype == Dtype::float64) return "the CUDA kernels have no float64";
+  if (x >= int64_t(1) << 31 || y >= 1 << 16) return "the sizes are beyond the CUDA kernels";
+  return x && y ? launch(kernel, x, y, 1, threads, shared, static_cast<Stream>(stream), task) : nullptr;
+}
+// A kernel with a warp a row of a panel.
+template <class Task> const char* run(Dtype dtype, void (*kernel)(Task), const Panel& panel, const Task& task, void* stream) {
+  return run(dtype, kernel, row_blocks(panel.rows), 1, row_threads, 0, task, stream);
+}
+
 }  // namespace mmk::cuda

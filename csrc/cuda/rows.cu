@@ -64,8 +64,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) rows_add(const AddTask task
 const char* gather_rows(Dtype dtype, const SampledRows& samples, const Panel& panel, const SampleRows& image, const Mask& mask, int64_t D, void* to,
                         void* stream) {
   if (samples.N >= int64_t(1) << 31) return "the sizes are beyond the CUDA kernels";
-  auto kernel = dtype == Dtype::float32 ? rows_gather_f32 : dtype == Dtype::bfloat16 ? rows_gather_bf16 : rows_gather_f16;
-  return launch(kernel, row_blocks(panel.rows), 1, 1, row_threads, 0, static_cast<Stream>(stream), GatherTask{samples.N, D, panel, image, mask, to});
+  return run(dtype, MMK_PICK(dtype, rows_gather), panel, GatherTask{samples.N, D, panel, image, mask, to}, stream);
 }
 const char* sum_columns(const SampledRows& samples, int64_t first, int64_t count, const float* rows, int64_t C, float* to, void* stream) {
   return launch(rows_columns, samples.B, ceil_div(C, 128), 1, 128, 0, static_cast<Stream>(stream), ColumnsTask{samples, first, count, C, rows, to});

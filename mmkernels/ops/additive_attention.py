@@ -67,16 +67,7 @@ def _check(given, activation, mask, offsets, combine, need_weights):
     checks.choice("combine", combine, ("pool", "multiply"))
     checks.flag("need_weights", need_weights)
     image, query, w_image, w_query, v, bias, w_gate, bias_gate = given.values()
-    if offsets is not None:
-        checks.shape("image", image, ("rows", None), ("D", None))
-        if isinstance(offsets, torch.Tensor):
-            checks.same_device("offsets", offsets, "image", image)
-        checks.bag_offsets("offsets", offsets, image.shape[0])
-        batch, grid = offsets.shape[0] - 1, (("rows", image.shape[0]),)
-    else:
-        checks.shape("image", image, ("B", None), ("N", None), ("D", None))
-        batch, grid = image.shape[0], (("B", image.shape[0]), ("N", image.shape[1]))
-    channels = image.shape[-1]
+    batch, channels, grid = checks.image_rows(image, offsets)
     if channels == 0:
         raise ValueError(f"image must have at least one channel (D), got shape {list(image.shape)}")
     for name, tensor in given.items():

@@ -61,22 +61,14 @@ def _check(image, text, mask, offsets, scale, num_heads, combine, rescale, layou
     if scale is not None:
         checks.number("scale", scale)
 
-    if offsets is not None:
-        if layout != "bnd":
-            raise ValueError(f"layout must be 'bnd' with offsets (image is packed [rows, D]), got {layout!r}")
-        checks.shape("image", image, ("rows", None), ("D", None))
-        checks.same_device("offsets", offsets, "image", image) if isinstance(offsets, torch.Tensor) else None
-        checks.bag_offsets("offsets", offsets, image.shape[0])
-        batch, channels = offsets.shape[0] - 1, image.shape[1]
-        grid = (("rows", image.shape[0]),)
-    elif layout == "bdhw":
+    if offsets is not None and layout != "bnd":
+        raise ValueError(f"layout must be 'bnd' with offsets (image is packed [rows, D]), got {layout!r}")
+    if layout == "bdhw":
         checks.shape("image", image, ("B", None), ("D", None), ("Y", None), ("X", None))
         batch, channels = image.shape[:2]
         grid = (("B", batch), ("Y", image.shape[2]), ("X", image.shape[3]))
     else:
-        checks.shape("image", image, ("B", None), ("N", None), ("D", None))
-        batch, channels = image.shape[0], image.shape[2]
-        grid = (("B", batch), ("N", image.shape[1]))
+        batch, channels, grid = checks.image_rows(image, offsets)
     if channels == 0:
         raise ValueError(f"image must have at least one channel (D), got shape {list(image.shape)}")
     checks.like("text", text, "image", image)

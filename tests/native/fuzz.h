@@ -50,6 +50,8 @@ template <class T> struct Tensor {
   }
 };
 
+template <class T> HeadRows head_rows(Tensor<T>& t) { return {t.data(), t.stride[0], t.stride[1], t.stride[2], t.stride[3]}; }
+
 static std::vector<unsigned char> random_mask(int64_t count) {
   std::vector<unsigned char> mask(count);
   for (auto& m : mask) m = draw(0, 3) > 0;

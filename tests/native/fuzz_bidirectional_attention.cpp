@@ -1,8 +1,6 @@
 #include "../../csrc/cpu/bidirectional_attention.cpp"
 #include "fuzz.h"
 
-template <class V> static HeadRows rows(V& t) { return {t.data(), t.stride[0], t.stride[1], t.stride[2], t.stride[3]}; }
-
 template <class T> static void round(Dtype dtype) {
   using C = acc_t<T>;
   BidirectionalAttention a;
@@ -15,20 +13,20 @@ template <class T> static void round(Dtype dtype) {
       grad_text_value(text_v, false);
   Tensor<C> image_sums({a.B, a.H, a.N}, false, true), text_sums({a.B, a.H, a.T}, false, true);
   auto positions = random_mask(a.B * a.N), tokens = random_mask(a.B * a.T);
-  a.image_query = rows(query), a.text_key = rows(key), a.image_value = rows(image_value), a.text_value = rows(text_value);
-  a.image_out = rows(image_out), a.text_out = rows(text_out), a.image_log_sum = image_sums.data(), a.text_log_sum = text_sums.data();
+  a.image_query = head_rows(query), a.text_key = head_rows(key), a.image_value = head_rows(image_value), a.text_value = head_rows(text_value);
+  a.image_out = head_rows(image_out), a.text_out = head_rows(text_out), a.image_log_sum = image_sums.data(), a.text_log_sum = text_sums.data();
   if (draw(0, 1)) a.image_mask = {reinterpret_cast<bool*>(positions.data()), a.N, 0, 1};
   if (draw(0, 1)) a.text_mask = {reinterpret_cast<bool*>(tokens.data()), a.T, 0, 1};
   baseline::bidirectional_attention_forward(a, three);
   image_out.check("image_out"), text_out.check("text_out");
   BidirectionalAttentionBackward g;
   g.forward = a;
-  if (draw(0, 3)) g.grad_image_out = rows(grad_image_out);
-  if (draw(0, 3) || !g.grad_image_out.data) g.grad_text_out = rows(grad_text_out);
-  if (draw(0, 3)) g.grad_image_query = rows(grad_query);
-  if (draw(0, 3)) g.grad_text_key = rows(grad_key);
-  if (draw(0, 3)) g.grad_image_value = rows(grad_image_value);
-  if (draw(0, 3)) g.grad_text_value = rows(grad_text_value);
+  if (draw(0, 3)) g.grad_image_out = head_rows(grad_image_out);
+  if (draw(0, 3) || !g.grad_image_out.data) g.grad_text_out = head_rows(grad_text_out);
+  if (draw(0, 3)) g.grad_image_query = head_rows(grad_query);
+  if (draw(0, 3)) g.grad_text_key = head_rows(grad_key);
+  if (draw(0, 3)) g.grad_image_value = head_rows(grad_image_value);
+  if (draw(0, 3)) g.grad_text_value = head_rows(grad_text_value);
   baseline::bidirectional_attention_backward(g, three);
   if (g.grad_image_query.data) grad_query.check("grad_image_query");
   if (g.grad_text_key.data) grad_key.check("grad_text_key");

@@ -1,8 +1,6 @@
 #include "../../csrc/cpu/gated_cross_attention.cpp"
 #include "fuzz.h"
 
-template <class V> static HeadRows rows(V& t) { return {t.data(), t.stride[0], t.stride[1], t.stride[2], t.stride[3]}; }
-
 template <class T> static void round(Dtype dtype) {
   using C = acc_t<T>;
   GatedCrossAttention a;
@@ -15,10 +13,10 @@ template <class T> static void round(Dtype dtype) {
       grad_gate({a.B, a.H, a.N, a.dv}, false);
   Tensor<C> log_sum({a.B, a.H, a.N}, false, true), bias({a.B, a.H, a.N, a.T}, true), grad_bias({a.B, a.H, a.N, a.T}, false, true);
   auto tokens = random_mask(a.B * a.T), pairs = random_mask(a.N * a.T);
-  a.query = rows(query), a.key = rows(key), a.value = rows(value), a.result = rows(result), a.log_sum = log_sum.data();
+  a.query = head_rows(query), a.key = head_rows(key), a.value = head_rows(value), a.result = head_rows(result), a.log_sum = log_sum.data();
   const bool gated = draw(0, 1);
-  if (gated) a.gate = rows(gate);
-  a.attended = rows(attended);
+  if (gated) a.gate = head_rows(gate);
+  a.attended = head_rows(attended);
   const int64_t mask = draw(0, 3);
   if (mask == 1 || mask == 2) a.tokens = {reinterpret_cast<bool*>(tokens.data()), a.T, 0, 1};
   if (mask == 2) a.pairs = {reinterpret_cast<bool*>(pairs.data()), 0, 0, a.T, 1};
@@ -26,11 +24,11 @@ template <class T> static void round(Dtype dtype) {
   baseline::gated_cross_attention_forward(a, three);
   result.check("result"), attended.check("attended");
   GatedCrossAttentionBackward g;
-  g.forward = a, g.grad_result = rows(grad);
-  if (draw(0, 3)) g.grad_query = rows(grad_query);
-  if (draw(0, 3)) g.grad_key = rows(grad_key);
-  if (draw(0, 3)) g.grad_value = rows(grad_value);
-  if (gated && draw(0, 3)) g.grad_gate = rows(grad_gate);
+  g.forward = a, g.grad_result = head_rows(grad);
+  if (draw(0, 3)) g.grad_query = head_rows(grad_query);
+  if (draw(0, 3)) g.grad_key = head_rows(grad_key);
+  if (draw(0, 3)) g.grad_value = head_rows(grad_value);
+  if (gated && draw(0, 3)) g.grad_gate = head_rows(grad_gate);
   if (mask == 3 && draw(0, 1)) g.grad_bias = grad_bias.data();
   baseline::gated_cross_attention_backward(g, three);
   if (g.grad_query.data) grad_query.check("grad_query");

@@ -1,19 +1,8 @@
 // Runs the CPU kernels of spatial attention on random shapes, strides, masks and bags, in memory that ends where the tensors do, for
 // AddressSanitizer and UndefinedBehaviourSanitizer to watch; the forward result is compared with plain loops in double.
 // argv: number of rounds, seed.
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <random>
-#include <vector>
-
 #include "../../csrc/cpu/spatial_attention.cpp"
-
-using namespace mmk;
-
-static std::mt19937 source;
-static int64_t draw(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(source); }
+#include "fuzz.h"
 
 // A [B, Y, X, D] tensor in memory of its own: dimensions in random order, random gaps, nothing behind the last element.
 template <class T> struct Block {
@@ -69,10 +58,6 @@ template <class T> static void round(Dtype dtype) {
   auto vectors = [](const Block<T>& v) { return Vectors{v.f.data, v.f.b, v.f.d}; };
   a.text = vectors(text), a.pooled = vectors(pooled);
   if (draw(0, 1)) a.mask = {reinterpret_cast<const bool*>(mask.data()), packed ? 0 : N, a.X, 1};
-  const Parallel three{3, [](int64_t count, void (*body)(void*, int64_t, int64_t), void* context) {
-    for (int64_t part = 2; part >= 0; --part)
-      if (count * part / 3 < count * (part + 1) / 3) body(context, count * part / 3, count * (part + 1) / 3);
-  }};
   baseline::spatial_attention_forward(a, three);
 
   for (int64_t b = 0; b < a.B; ++b)
@@ -124,14 +109,4 @@ template <class T> static void round(Dtype dtype) {
       if (!std::isfinite(grad_text.at(b, 0, 0, d))) std::printf("a text gradient isn't finite\n"), std::exit(1);
 }
 
-int main(int argc, char** argv) {
-  const int rounds = argc > 1 ? std::atoi(argv[1]) : 1000;
-  source.seed(argc > 2 ? std::atoi(argv[2]) : 0);
-  for (int i = 0; i < rounds; ++i) {
-    round<float>(Dtype::float32);
-    round<bf16>(Dtype::bfloat16);
-    round<f16>(Dtype::float16);
-    round<double>(Dtype::float64);
-  }
-  std::printf("%d rounds\n", rounds);
-}
+FUZZ_MAIN
