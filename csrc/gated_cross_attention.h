@@ -10,6 +10,7 @@ struct GatedCrossAttention {
   Dtype dtype = Dtype::float32;
   int64_t B = 0, H = 0, N = 0, T = 0, d = 0, dv = 0;   // samples, heads, queries, tokens, channels of query and key, of value
   double scale = 1;
+  bool stream = false;          // results are too large for the cache: write past it
 
   HeadRows query;               // [B, H, N, d]
   HeadRows key;                 // [B, H, T, d]

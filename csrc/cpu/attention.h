@@ -106,6 +106,18 @@ template <class T, class C> inline void pack_rows(Head<T> from, const Order& ord
             to + k * token_block * padded<C>(channels));
 }
 
+// Rows of tokens as the left side of a product: [tokens, padded(channels)].
+template <class T, class C> inline void read_tokens(Head<T> from, const Order& order, int64_t tokens, int64_t channels, C* to) {
+  read_rows<T>(tokens, channels, [&](int64_t i) -> const T* { return from.row(order[i]); }, from.c, to);
+}
+// Rows of a tile of transposed scores, [token, query].
+inline int64_t score_rows(int64_t tokens) { return (tokens < token_block ? tokens : token_block) + slack; }
+
+// Rows to be fetched; none where channels lie apart: too many lines.
+template <class T> inline void fetch_rows(Fetch& fetch, Head<T> from, int64_t first, int64_t rows, int64_t channels) {
+  if (from && from.c == 1) fetch.add(from.row(first), from.n, channels, rows);
+}
+
 // Queries as they can be multiplied: where they lie, or a converted copy. Rows that a block reads too much must exist.
 template <class T, class C> inline const C* queries(Head<T> from, int64_t first, int64_t count, int64_t channels, C* copy, int64_t& step) {
   if constexpr (std::is_same<T, C>::value)
@@ -113,11 +125,6 @@ template <class T, class C> inline const C* queries(Head<T> from, int64_t first,
   step = padded<C>(channels);
   read_rows<T>(count, channels, [&](int64_t r) { return from.row(first + r); }, from.c, copy);
   return copy;
-}
-
-template <class C> inline C log_2(C x) {
-  if constexpr (sizeof(C) == 4) return __builtin_log2f(x);
-  else return __builtin_log2(x);
 }
 
 // -Inf in the lanes of the last vector that belong to no token.
@@ -150,6 +157,30 @@ inline void softmax_rows(C* scores, int64_t rows, int64_t step, int64_t count, C
     factor[r] = before == -infinity<C> ? C(0) : exp2(before - base);
     total[r] = total[r] * factor[r] + mmk::sum<C>(sum);
     top[r] = now;
+  }
+}
+
+// Softmax along the columns of a tile, brought up to date as softmax_rows does: scores -> exp2(score - top of the column), 0 in rows that
+// don't take part.
+template <class C, class Keeps>
+inline void softmax_columns(C* scores, int64_t rows, int64_t step, int64_t count, Keeps keeps, C* top, C* total, C* factor) {
+  for (int64_t i = 0; i < count; i += lanes<C>) {
+    const vec<C> before = load(top + i), none = splat(-infinity<C>);
+    vec<C> now = before;
+    for (int64_t r = 0; r < rows; ++r)
+      if (keeps(r)) now = maximum<C>(now, load(scores + r * step + i));
+    const vec<C> base = now == none ? vec<C>{} : now;
+    vec<C> sum = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      vec<C> e = {};
+      if (keeps(r)) e = exp2(load(scores + r * step + i) - base);
+      store(scores + r * step + i, e);
+      sum += e;
+    }
+    const vec<C> f = before == none ? vec<C>{} : exp2(before - base);
+    store(factor + i, f);
+    store(total + i, load(total + i) * f + sum);
+    store(top + i, now);
   }
 }
 

@@ -67,30 +67,6 @@ template <class T> struct HeadInputs {
   int64_t taking_part(int64_t block) const { return block_tokens(order.count, block); }
 };
 
-// Softmax along the columns of a tile, brought up to date as softmax_rows does: scores -> exp2(score - top of the column), 0 in rows that
-// don't take part.
-template <class C, class Keeps>
-inline void softmax_columns(C* scores, int64_t rows, int64_t step, int64_t count, Keeps keeps, C* top, C* total, C* factor) {
-  for (int64_t i = 0; i < count; i += lanes<C>) {
-    const vec<C> before = load(top + i), none = splat(-infinity<C>);
-    vec<C> now = before;
-    for (int64_t r = 0; r < rows; ++r)
-      if (keeps(r)) now = maximum<C>(now, load(scores + r * step + i));
-    const vec<C> base = now == none ? vec<C>{} : now;
-    vec<C> sum = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      vec<C> e = {};
-      if (keeps(r)) e = exp2(load(scores + r * step + i) - base);
-      store(scores + r * step + i, e);
-      sum += e;
-    }
-    const vec<C> f = before == none ? vec<C>{} : exp2(before - base);
-    store(factor + i, f);
-    store(total + i, load(total + i) * f + sum);
-    store(top + i, now);
-  }
-}
-
 // What the text side has so far, of one head: per token the largest score, the sum of exponentials, and the weighted sum of values.
 template <class C> struct TextSums {
   C *top, *total, *values;
@@ -115,7 +91,7 @@ template <class C> struct TextSums {
     for (int64_t i = 0; i < tokens; ++i) {
       const int64_t t = in.order[i];
       const bool any = total[i] != 0;
-      in.text_log_sum[t] = any ? top[i] + log_2(total[i]) : infinity<C>;
+      in.text_log_sum[t] = any ? top[i] + mmk::log2(total[i]) : infinity<C>;
       write_row<T>(any ? values + i * width : nullptr, in.a.dv, any ? 1 / total[i] : C(0), in.text_out.row(t), in.text_out.c);
     }
   }
@@ -167,7 +143,7 @@ template <class T> struct Forward {
     }
     for (int64_t r = 0; r < count; ++r) {
       const bool any = total.data[r] != 0;
-      in.image_log_sum[first + r] = any ? top.data[r] + log_2(total.data[r]) : infinity<C>;
+      in.image_log_sum[first + r] = any ? top.data[r] + mmk::log2(total.data[r]) : infinity<C>;
       write_row<T>(any ? sums.data + r * value_width : nullptr, a.dv, any ? 1 / total.data[r] : C(0), in.image_out.row(first + r), in.image_out.c);
     }
   }

@@ -1,10 +1,12 @@
 // Gated cross-attention on the CPU. What must move: query, key, value and gate once, the result once; never an N x T matrix.
-// Keys and values of a head are packed once, by every thread that has queries of it; a tile of queries then makes its scores, their
+// Keys and values of a head are copied once, by every thread that has queries of it; a tile of queries then makes its scores, their
 // softmax and the weighted sum of values in the second-level cache, and the gate is multiplied as the tile is written. More than
 // `token_block` tokens are taken in blocks with an online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867).
+// Scores are made transposed, [token, query]: vectors lie along the queries, so that a softmax needs no sum within a vector, short texts
+// no padding, and all five products find their operands as they lie.
 // Backward, with P = weights, A = P value, G = grad_result * gate: the scores are recomputed from log_sum, then
 //   dP = G value^T;  dS = P (dP - rowsum(G A));  dquery = scale dS key;  dkey = scale dS^T query;  dvalue = P^T G;  dgate = grad_result A.
-// Scores are kept in base 2: keys are packed times scale / ln 2.
+// Scores are kept in base 2: queries are transposed times scale / ln 2.
 #include "../gated_cross_attention.h"
 
 #include "attention.h"
@@ -36,19 +38,14 @@ template <class T> struct HeadInputs {
     row = index * a.N;
     order.find(a.tokens.data ? a.tokens.data + b * a.tokens.b + h * a.tokens.h : nullptr, a.tokens.t, a.T, false);
   }
-  // Adds the bias to a tile of scores, and takes out the pairs that don't attend.
+  // Adds the bias to a tile of scores, [token, query], and takes out the pairs that don't attend.
   void mask(C* scores, int64_t step, int64_t first, int64_t count, int64_t block) const {
     const int64_t n = block_tokens(order.count, block), t0 = block * token_block;
-    for (int64_t r = 0; r < count; ++r) {
-      C* s = scores + r * step;
-      if (bias) {
-        const C* add = bias.row(first + r);
-        for (int64_t i = 0; i < n; ++i) s[i] += add[order[t0 + i] * bias.c] * log2_e<C>;
-      }
-      if (pairs) {
-        const bool* keep = pairs.row(first + r);
-        for (int64_t i = 0; i < n; ++i) s[i] = keep[order[t0 + i] * pairs.c] ? s[i] : -infinity<C>;
-      }
+    for (int64_t i = 0; i < n; ++i) {
+      C* s = scores + i * step;
+      const int64_t t = order[t0 + i];
+      if (bias) for (int64_t r = 0; r < count; ++r) s[r] += bias.row(first + r)[t * bias.c] * log2_e<C>;
+      if (pairs) for (int64_t r = 0; r < count; ++r) s[r] = pairs.row(first + r)[t * pairs.c] ? s[r] : -infinity<C>;
     }
   }
   bool masked() const { return pairs || bias; }
@@ -60,62 +57,89 @@ template <class T> struct Forward {
   const Tiles& tiles;
   HeadInputs<T> in;
   Head<T> result{};
-  const int64_t width, rows, value_width;           // of a tile of scores, of any tile, of a tile of results
-  Scratch<C> keys, values, copy, scores, sums, top, total, factor;
+  const int64_t width, key_width, value_width;      // of tiles: of scores, of keys, of results
+  Scratch<C> keys, values, query, scores, sums, top, total, factor;
 
   Forward(const GatedCrossAttention& a, const Tiles& tiles)
-      : a(a), tiles(tiles), in(a), width(padded<C>(a.T < token_block ? a.T : token_block)), rows(tiles.height + slack), value_width(padded<C>(a.dv)),
-        keys(packed_size<C>(a.T, a.d)), values(packed_size<C>(a.T, a.dv)), copy(rows * padded<C>(a.d)), scores(rows * width), sums(rows * value_width),
-        top(rows), total(rows), factor(rows) {}
+      : a(a), tiles(tiles), in(a), width(padded<C>(tiles.height)), key_width(padded<C>(a.d)), value_width(padded<C>(a.dv)),
+        keys((a.T + slack) * key_width), values(packed_size<C>(a.T, a.dv)), query(a.d * width), scores(score_rows(a.T) * width + slack),
+        sums((tiles.height + slack) * value_width), top(width), total(width), factor(width) {}
 
   void start(int64_t index) {
     in.set(index);
     result = head<T>(a.result, index / a.H, index % a.H);
-    pack_columns(in.key, in.order, in.order.count, a.d, C(a.scale) * log2_e<C>, keys.data);
+    read_tokens(in.key, in.order, in.order.count, a.d, keys.data);
     pack_rows(in.value, in.order, in.order.count, a.dv, values.data);
   }
 
   void tile(int64_t first, int64_t count) {
-    int64_t step;
-    const C* q = queries<T, C>(in.query, first, count, a.d, copy.data, step);
-    for (int64_t r = 0; r < count; ++r) top.data[r] = -infinity<C>, total.data[r] = 0;
+    const int64_t whole = padded<C>(count);
+    pack_transposed<T>(a.d, count, [&](int64_t r) { return in.query.row(first + r); }, in.query.c, C(a.scale) * log2_e<C>, query.data);
+    for (int64_t r = 0; r < whole; ++r) top.data[r] = -infinity<C>, total.data[r] = 0;
+    Fetch fetch;
+    fetch_rows(fetch, in.gate, first, count, a.dv);
+    ahead(fetch, first + count);
     for (int64_t k = 0; k < blocks(in.order.count); ++k) {
-      const int64_t n = block_tokens(in.order.count, k);
-      multiply<C, false>(count, n, a.d, q, step, {keys.data + k * a.d * token_block, 0}, scores.data, width, false);
+      const int64_t n = block_tokens(in.order.count, k), t = k * token_block;
+      multiply<C, false>(n, count, a.d, keys.data + t * key_width, key_width, {query.data, 0}, scores.data, width, false, fetch);
       if (in.masked()) in.mask(scores.data, width, first, count, k);
-      softmax_rows(scores.data, count, width, n, top.data, total.data, factor.data);
+      softmax_columns(scores.data, n, width, whole, [](int64_t) { return true; }, top.data, total.data, factor.data);
       if (k) scale_rows(sums.data, count, value_width, a.dv, factor.data);
-      multiply<C, false>(count, a.dv, n, scores.data, width, {values.data + k * token_block * value_width, 0}, sums.data, value_width, k != 0);
+      multiply<C, true>(count, a.dv, n, scores.data, width, {values.data + t * value_width, 0}, sums.data, value_width, k != 0, fetch);
     }
     write(first, count);
   }
 
+  // What the next tile needs: the head's next queries, or the next head.
+  void ahead(Fetch& fetch, int64_t first) const {
+    if (first < a.N) return fetch_rows(fetch, in.query, first, tiles.height < a.N - first ? tiles.height : a.N - first, a.d);
+    const int64_t index = in.row / a.N + 1, b = index / a.H, h = index % a.H;
+    if (b == a.B) return;
+    fetch_rows(fetch, head<T>(a.key, b, h), 0, a.T, a.d);
+    fetch_rows(fetch, head<T>(a.value, b, h), 0, a.T, a.dv);
+    fetch_rows(fetch, head<T>(a.query, b, h), 0, tiles.height < a.N ? tiles.height : a.N, a.d);
+  }
+
   void write(int64_t first, int64_t count) {
+    for (int64_t r = 0; r < count; r += lanes<C>) {
+      const vec<C> sum = load(total.data + r), none = {};
+      store(top.data + r, sum == none ? splat(infinity<C>) : load(top.data + r) + log2(sum));
+      store(total.data + r, sum == none ? none : C(1) / sum);
+    }
+    memcpy(in.log_sum + first, top.data, count * sizeof(C));
     const bool unit = result.c == 1 && (!in.gate || in.gate.c == 1) && (!in.attended || in.attended.c == 1);
     for (int64_t r = 0; r < count; ++r) {
-      const int64_t n = first + r;
-      const C share = total.data[r] != 0 ? 1 / total.data[r] : C(0);
-      in.log_sum[n] = total.data[r] != 0 ? top.data[r] + log_2(total.data[r]) : infinity<C>;
       const C* sum = sums.data + r * value_width;
-      T *to = result.row(n), *before = in.attended ? in.attended.row(n) : nullptr;
-      const T* gate = in.gate ? in.gate.row(n) : nullptr;
-      if (share == 0) {                             // nothing to attend to: 0, whatever the gate is
-        for (int64_t c = 0; c < a.dv; ++c) to[c * result.c] = from_acc<T>(C(0));
-        if (before) for (int64_t c = 0; c < a.dv; ++c) before[c * in.attended.c] = from_acc<T>(C(0));
-        continue;
-      }
-      int64_t c = 0;
-      if (unit)
-        for (; c + lanes<C> <= a.dv; c += lanes<C>) {
-          const vec<C> x = load(sum + c) * share;
-          if (before) store(before + c, x);
-          store(to + c, gate ? x * load(gate + c) : x);
+      T *to = result.row(first + r), *before = in.attended ? in.attended.row(first + r) : nullptr;
+      const T* gate = in.gate ? in.gate.row(first + r) : nullptr;
+      if (total.data[r] == 0) {                     // nothing to attend to: 0, whatever the gate is
+        write_row<T, C>(nullptr, a.dv, 0, to, result.c);
+        if (before) write_row<T, C>(nullptr, a.dv, 0, before, in.attended.c);
+      } else if (unit && a.stream && whole_lines(to, a.dv) && (!before || whole_lines(before, a.dv))) {
+        write<true>(sum, total.data[r], gate, before, to);
+      } else if (unit) {
+        write<false>(sum, total.data[r], gate, before, to);
+      } else {
+        for (int64_t c = 0; c < a.dv; ++c) {
+          const C x = sum[c] * total.data[r];
+          if (before) before[c * in.attended.c] = from_acc<T>(x);
+          to[c * result.c] = from_acc<T>(gate ? x * to_acc(gate[c * in.gate.c]) : x);
         }
-      for (; c < a.dv; ++c) {
-        const C x = sum[c] * share;
-        if (before) before[c * in.attended.c] = from_acc<T>(x);
-        to[c * result.c] = from_acc<T>(gate ? x * to_acc(gate[c * in.gate.c]) : x);
       }
+    }
+    if (a.stream) fence();
+  }
+  template <bool Stream> void write(const C* sum, C share, const T* gate, T* before, T* to) const {
+    int64_t c = 0;
+    for (; c + lanes<C> <= a.dv; c += lanes<C>) {
+      const vec<C> x = load(sum + c) * share;
+      if (before) store_or_stream<Stream>(before + c, x);
+      store_or_stream<Stream>(to + c, gate ? x * load(gate + c) : x);
+    }
+    for (; c < a.dv; ++c) {
+      const C x = sum[c] * share;
+      if (before) before[c] = from_acc<T>(x);
+      to[c] = from_acc<T>(gate ? x * to_acc(gate[c]) : x);
     }
   }
 };
@@ -127,17 +151,17 @@ template <class T> struct Backward {
   const Tiles& tiles;
   HeadInputs<T> in;
   Head<T> grad_result{}, grad_query{}, grad_gate{};
-  const int64_t width, rows, query_width, value_width;
+  const int64_t width, query_width, value_width;
   const bool scores_matter;                         // anything but grad_value and grad_gate
-  Scratch<C> key_columns, key_rows, value_columns, query, upstream, weights, grad_scores, sums, mean, tokens;
+  Scratch<C> keys, key_panels, values, query, query_columns, upstream, upstream_columns, weights, grad_scores, sums, mean, log_sum, tokens;
 
   Backward(const GatedCrossAttentionBackward& g, const Tiles& tiles)
-      : g(g), a(g.forward), tiles(tiles), in(a), width(padded<C>(a.T < token_block ? a.T : token_block)), rows(tiles.height + slack),
-        query_width(padded<C>(a.d)), value_width(padded<C>(a.dv)),
-        scores_matter(g.grad_query.data || g.grad_key.data || g.grad_bias),
-        key_columns(packed_size<C>(a.T, a.d)), key_rows(g.grad_query.data ? packed_size<C>(a.T, a.d) : 0), value_columns(packed_size<C>(a.T, a.dv)),
-        query(rows * query_width), upstream(rows * value_width), weights(rows * width + slack), grad_scores(rows * width + slack),
-        sums(rows * query_width), mean(rows), tokens(size(a)) {}
+      : g(g), a(g.forward), tiles(tiles), in(a), width(padded<C>(tiles.height)), query_width(padded<C>(a.d)), value_width(padded<C>(a.dv)),
+        scores_matter(g.grad_query.data || g.grad_key.data || g.grad_bias), keys((a.T + slack) * query_width),
+        key_panels(g.grad_query.data ? packed_size<C>(a.T, a.d) : 0), values(scores_matter ? (a.T + slack) * value_width : 0), query(width * query_width),
+        query_columns(a.d * width), upstream(width * value_width), upstream_columns(scores_matter ? a.dv * width : 0),
+        weights(score_rows(a.T) * width + slack), grad_scores(score_rows(a.T) * width + slack), sums((tiles.height + slack) * query_width), mean(width),
+        log_sum(width), tokens(size(a)) {}
 
   // Sums for the tokens of a head: of dkey, then of dvalue.
   static int64_t size(const GatedCrossAttention& a) { return (a.T + slack) * (padded<C>(a.d) + padded<C>(a.dv)); }
@@ -148,9 +172,9 @@ template <class T> struct Backward {
     const int64_t b = index / a.H, h = index % a.H;
     in.set(index);
     grad_result = head<T>(g.grad_result, b, h), grad_query = head<T>(g.grad_query, b, h), grad_gate = head<T>(g.grad_gate, b, h);
-    pack_columns(in.key, in.order, in.order.count, a.d, C(a.scale) * log2_e<C>, key_columns.data);
-    if (scores_matter) pack_columns(in.value, in.order, in.order.count, a.dv, C(1), value_columns.data);
-    if (grad_query) pack_rows(in.key, in.order, in.order.count, a.d, key_rows.data);
+    read_tokens(in.key, in.order, in.order.count, a.d, keys.data);
+    if (scores_matter) read_tokens(in.value, in.order, in.order.count, a.dv, values.data);
+    if (grad_query) pack_rows(in.key, in.order, in.order.count, a.d, key_panels.data);
     memset(tokens.data, 0, size(a) * sizeof(C));
   }
 
@@ -158,20 +182,34 @@ template <class T> struct Backward {
     // A query that attends to nothing (log_sum is Inf) may hold NaN: it is read as 0.
     auto attends = [&](int64_t r) { return in.log_sum[first + r] != infinity<C>; };
     read_rows<T>(count, a.d, [&](int64_t r) -> const T* { return attends(r) ? in.query.row(first + r) : nullptr; }, in.query.c, query.data);
+    pack_transposed<C>(a.d, count, [&](int64_t r) { return query.data + r * query_width; }, 1, C(a.scale) * log2_e<C>, query_columns.data);
     for (int64_t r = 0; r < count; ++r) read_upstream(first, r, attends(r));
+    if (scores_matter) pack_transposed<C>(a.dv, count, [&](int64_t r) { return upstream.data + r * value_width; }, 1, C(1), upstream_columns.data);
+    for (int64_t r = 0; r < padded<C>(count); ++r) log_sum.data[r] = r < count ? in.log_sum[first + r] : infinity<C>;
+    for (int64_t r = count; r < padded<C>(count); ++r) mean.data[r] = 0;
+    Fetch fetch;
+    ahead(fetch, first + count);
     for (int64_t k = 0; k < blocks(in.order.count); ++k) {
       const int64_t n = block_tokens(in.order.count, k), t = k * token_block;
       C *p = weights.data, *ds = grad_scores.data;
-      multiply<C, false>(count, n, a.d, query.data, query_width, {key_columns.data + t * a.d, 0}, p, width, false);
+      multiply<C, false>(n, count, a.d, keys.data + t * query_width, query_width, {query_columns.data, 0}, p, width, false, fetch);
       if (in.masked()) in.mask(p, width, first, count, k);
-      if (scores_matter) multiply<C, false>(count, n, a.dv, upstream.data, value_width, {value_columns.data + t * a.dv, 0}, ds, width, false);
-      recover(first, count, n);
-      if (g.grad_value.data) multiply<C, true>(n, a.dv, count, p, width, {upstream.data, value_width}, value_sums() + t * value_width, value_width, true);
+      if (scores_matter) multiply<C, false>(n, count, a.dv, values.data + t * value_width, value_width, {upstream_columns.data, 0}, ds, width, false, fetch);
+      recover(padded<C>(count), n);
+      if (g.grad_value.data) multiply<C, false>(n, a.dv, count, p, width, {upstream.data, value_width}, value_sums() + t * value_width, value_width, true, fetch);
       if (g.grad_bias) write_bias(first, count, k);
-      if (grad_query) multiply<C, false>(count, a.d, n, ds, width, {key_rows.data + t * query_width, 0}, sums.data, query_width, k != 0);
-      if (g.grad_key.data) multiply<C, true>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width, query_width, true);
+      if (grad_query) multiply<C, true>(count, a.d, n, ds, width, {key_panels.data + t * query_width, 0}, sums.data, query_width, k != 0, fetch);
+      if (g.grad_key.data) multiply<C, false>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width, query_width, true, fetch);
     }
     if (grad_query) write_query(first, count);
+  }
+  // What the head's next tile needs.
+  void ahead(Fetch& fetch, int64_t first) const {
+    const int64_t rows = tiles.height < a.N - first ? tiles.height : a.N - first;
+    fetch_rows(fetch, in.query, first, rows, a.d);
+    fetch_rows(fetch, grad_result, first, rows, a.dv);
+    fetch_rows(fetch, in.attended, first, rows, a.dv);
+    fetch_rows(fetch, in.gate, first, rows, a.dv);
   }
 
   // G = grad_result * gate, its product with A, and the gate's gradient.
@@ -190,13 +228,16 @@ template <class T> struct Backward {
     vec<C> total = {};
     C rest = 0;
     int64_t c = 0;
-    if (unit)
+    auto along = [&](auto stream) {
       for (; c + lanes<C> <= a.dv; c += lanes<C>) {
         const vec<C> up = load(from + c), x = load(before + c), scaled = gate ? up * load(gate + c) : up;
-        if (of_gate) store(of_gate + c, up * x);
+        if (of_gate) store_or_stream<stream.value>(of_gate + c, up * x);
         store(to + c, scaled);
         total += scaled * x;
       }
+    };
+    if (unit && of_gate && a.stream && whole_lines(of_gate, a.dv)) along(std::true_type{});
+    else if (unit) along(std::false_type{});
     for (; c < a.dv; ++c) {
       const C up = to_acc(from[c * grad_result.c]), x = to_acc(before[c * in.attended.c]);
       const C scaled = gate ? up * to_acc(gate[c * in.gate.c]) : up;
@@ -209,31 +250,29 @@ template <class T> struct Backward {
   }
 
   // Scores -> weights, and their gradient -> scale times that of the scores.
-  void recover(int64_t first, int64_t count, int64_t n) {
-    const vec<C> none = padding<C>(n);
-    const int64_t last = vectors<C>(n) * lanes<C> - lanes<C>;
-    for (int64_t r = 0; r < count; ++r) {
-      C *p = weights.data + r * width, *ds = grad_scores.data + r * width;
-      const C log_sum = in.log_sum[first + r], m = mean.data[r];
-      store(p + last, load(p + last) + none);
-      for (int64_t i = 0; i <= last; i += lanes<C>) {
-        const vec<C> w = exp2(load(p + i) - log_sum);
-        store(p + i, w);
-        if (scores_matter) store(ds + i, w * (load(ds + i) - m));
+  void recover(int64_t count, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+      C *p = weights.data + i * width, *ds = grad_scores.data + i * width;
+      for (int64_t r = 0; r < count; r += lanes<C>) {
+        const vec<C> w = exp2(load(p + r) - load(log_sum.data + r));
+        store(p + r, w);
+        if (scores_matter) store(ds + r, w * (load(ds + r) - load(mean.data + r)));
       }
     }
   }
 
   void write_bias(int64_t first, int64_t count, int64_t block) {
+    const int64_t n = block_tokens(in.order.count, block);
     for (int64_t r = 0; r < count; ++r) {
       C* to = static_cast<C*>(g.grad_bias) + (in.row + first + r) * a.T + block * token_block;     // with a bias all tokens take part
-      memcpy(to, grad_scores.data + r * width, block_tokens(in.order.count, block) * sizeof(C));
+      for (int64_t i = 0; i < n; ++i) to[i] = grad_scores.data[i * width + r];
     }
   }
 
   void write_query(int64_t first, int64_t count) {
     for (int64_t r = 0; r < count; ++r)
-      write_row<T>(in.order.count ? sums.data + r * query_width : nullptr, a.d, C(a.scale), grad_query.row(first + r), grad_query.c);
+      write_row<T>(in.order.count ? sums.data + r * query_width : nullptr, a.d, C(a.scale), grad_query.row(first + r), grad_query.c, a.stream);
+    if (a.stream) fence();
   }
 };
 

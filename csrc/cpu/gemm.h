@@ -21,7 +21,7 @@ template <class C> constexpr int64_t padded(int64_t n) { return vectors<C>(n) * 
 // The width of the next panel when `left` vectors are left: none too narrow to keep the multipliers busy, if it can be helped.
 inline int64_t next_panel(int64_t left) {
   if constexpr (panel_vectors == 4) return left == 5 || left == 6 ? 3 : left < 4 ? left : 4;
-  else return left == 3 ? 3 : left < 2 ? left : 2;
+  else return left % 3 == 0 ? 3 : left < 2 ? left : 2;
 }
 
 // One block. Columns: A is stored [k, m], lda apart; else [m, k]. I counts the rows, J the vectors: constants from the start, so that
@@ -75,9 +75,38 @@ template <class C> struct Matrix {
   int64_t step;
 };
 
+// What a product does between its blocks: nothing, or fetch rows that are needed next into the second-level cache, a few lines at a time,
+// so that memory and multipliers work side by side.
+struct Nothing {
+  void operator()() const {}
+};
+class Fetch {
+ public:
+  template <class T> void add(const T* first, int64_t step, int64_t columns, int64_t rows) {         // of rows, `step` elements apart
+    if (first && rows > 0 && columns > 0) parts_[count_++] = {reinterpret_cast<const char*>(first), step * int64_t(sizeof(T)), columns * int64_t(sizeof(T)), rows};
+  }
+  void operator()() {
+    for (int lines = 24; at_ < count_ && lines > 0; --lines) {
+      Rows& rows = parts_[at_];
+      __builtin_prefetch(rows.data + byte_, 0, 2);
+      if ((byte_ += 64) < rows.bytes) continue;
+      byte_ = 0, rows.data += rows.step;
+      if (--rows.count == 0) ++at_;
+    }
+  }
+
+ private:
+  struct Rows {
+    const char* data;
+    int64_t step, bytes, count;
+  } parts_[4];
+  int count_ = 0, at_ = 0;
+  int64_t byte_ = 0;
+};
+
 // C[m, n] (ldc apart, n padded to whole vectors) = or += A B.
-template <class C, bool Columns>
-inline void multiply(int64_t m, int64_t n, int64_t depth, const C* a, int64_t lda, Matrix<C> b, C* c, int64_t ldc, bool add) {
+template <class C, bool Columns, class Between = Nothing>
+inline void multiply(int64_t m, int64_t n, int64_t depth, const C* a, int64_t lda, Matrix<C> b, C* c, int64_t ldc, bool add, Between&& between = {}) {
   constexpr int64_t most = MMK_VECTOR_BYTES == 64 ? 128 : 256;     // of k at a time: a panel of B is at most 32 KiB
   const int64_t all = vectors<C>(n);
   for (int64_t v = 0, width; v < all; v += width) {
@@ -92,6 +121,7 @@ inline void multiply(int64_t m, int64_t n, int64_t depth, const C* a, int64_t ld
       for (int64_t i = 0, rows; i < m; i += rows) {
         auto run = block<C, Columns>(width, m - i, rows);
         run(count, Columns ? a + k * lda + i : a + i * lda + k, lda, panel + k * step, step, c + i * ldc + first, ldc, add || k);
+        between();
       }
     }
   }
@@ -135,7 +165,15 @@ inline void pack_transposed(int64_t rows, int64_t columns, Row row, int64_t step
       const int64_t first = v * lanes<C> + n, count = columns - first < lanes<C> ? columns - first : lanes<C>;
       const T* from[lanes<C>];
       for (int64_t i = 0; i < count; ++i) from[i] = row(first + i);
-      for (int64_t k = 0; k < rows; ++k) {
+      int64_t k = 0;
+      if (step == 1 && count == lanes<C>)
+        for (; k + lanes<C> <= rows; k += lanes<C>) {
+          vec<C> square[lanes<C>];
+          for (int64_t i = 0; i < lanes<C>; ++i) square[i] = load(from[i] + k);
+          transpose<C>(square);
+          for (int64_t i = 0; i < lanes<C>; ++i) store(to + (k + i) * size + n, square[i] * factor);
+        }
+      for (; k < rows; ++k) {
         C* out = to + k * size + n;
         if (count == lanes<C>) {
           vec<C> x;
@@ -164,13 +202,23 @@ template <class T, class C, class Row> inline void read_rows(int64_t rows, int64
   }
 }
 
-// to = sums * factor, converted; sums null: zeros.
-template <class T, class C> inline void write_row(const C* sums, int64_t columns, C factor, T* to, int64_t step) {
+// Whether a row can be written past the cache.
+template <class T> inline bool whole_lines(const T* row, int64_t columns) {
+  return columns * sizeof(T) % 64 == 0 && reinterpret_cast<uintptr_t>(row) % 64 == 0;
+}
+template <bool Stream, class T> MMK_INLINE void store_or_stream(T* p, vec<acc_t<T>> v) {
+  if constexpr (Stream) stream(p, v);
+  else store(p, v);
+}
+
+// to = sums * factor, converted; sums null: zeros. stream: past the cache, if it can be; end with fence().
+template <class T, class C> inline void write_row(const C* sums, int64_t columns, C factor, T* to, int64_t step, bool stream = false) {
   int64_t c = 0;
   if (!sums) {
     for (; c < columns; ++c) to[c * step] = from_acc<T>(C(0));
     return;
   }
+  if (stream && step == 1 && whole_lines(to, columns)) for (; c < columns; c += lanes<C>) store_or_stream<true>(to + c, load(sums + c) * factor);
   if (step == 1) for (; c + lanes<C> <= columns; c += lanes<C>) store(to + c, load(sums + c) * factor);
   for (; c < columns; ++c) to[c * step] = from_acc<T>(sums[c] * factor);
 }

@@ -157,6 +157,21 @@ template <class T> MMK_INLINE void scatter(T* p, int64_t stride, vec<acc_t<T>> v
   for (int64_t i = 0; i < lanes<acc_t<T>>; ++i) p[i * stride] = from_acc<T>(v[i]);
 }
 
+// A square of vectors, transposed: in each step neighbours `Distance` apart exchange the halves of their parts. Recursion: the indices
+// have to be constants.
+template <int64_t Distance, class V, size_t... I> MMK_INLINE void exchange(V& a, V& b, std::index_sequence<I...>) {
+  constexpr int64_t n = sizeof...(I);
+  const V low = __builtin_shufflevector(a, b, (int64_t(I) & Distance ? int64_t(I) - Distance + n : int64_t(I))...);
+  b = __builtin_shufflevector(a, b, (int64_t(I) & Distance ? int64_t(I) + n : int64_t(I) + Distance)...);
+  a = low;
+}
+template <class C, int64_t Distance = lanes<C> / 2> MMK_INLINE void transpose(vec<C>* square) {
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < lanes<C>; ++i)
+    if (!(i & Distance)) exchange<Distance>(square[i], square[i + Distance], std::make_index_sequence<lanes<C>>{});
+  if constexpr (Distance > 1) transpose<C, Distance / 2>(square);
+}
+
 // Reductions: halves are added, always in the same order. -----------------------------------------------------------------
 
 // a and b cut into parts of `Part` lanes: the even parts of both plus their odd parts. Half of the lanes are then a's, half b's.
@@ -251,6 +266,26 @@ MMK_INLINE vec<double> exp2(vec<double> x) {
   for (int64_t i = 0; i < lanes<double>; ++i) y[i] = __builtin_exp2(x[i]);
   return y;
 }
+// log2(x) of normal x > 0: x = 2^e m, m around 1; log2(m) is 2 / ln 2 artanh((m - 1) / (m + 1)), by its series. Relative error below
+// 2^-21.5. Inf and NaN stay. What the sums of softmax need; tests/native checks every float.
+MMK_INLINE vec<float> log2(vec<float> x) {
+  const vec<int32_t> bits = bit_cast<vec<int32_t>>(x), e = (bits - 0x3f3504f3) >> 23;       // m from sqrt(1/2) to sqrt(2)
+  const vec<float> m = bit_cast<vec<float>>(bits - (e << 23)), s = (m - 1.f) / (m + 1.f), z = s * s;
+  vec<float> p = splat(0x1.484b14p-2f);            // 2 / ln 2 over 9, 7, 5, 3
+  p = p * z + 0x1.a61762p-2f;
+  p = p * z + 0x1.2776c6p-1f;
+  p = p * z + 0x1.ec709ep-1f;
+  const vec<float> y = __builtin_convertvector(e, vec<float>) + (s * z * p + s * 0x1.715476p1f);
+  return x - x == 0 ? y : x;
+}
+MMK_INLINE vec<double> log2(vec<double> x) {
+  vec<double> y;
+  for (int64_t i = 0; i < lanes<double>; ++i) y[i] = __builtin_log2(x[i]);
+  return y;
+}
+
+MMK_INLINE double log2(double x) { return __builtin_log2(x); }
+MMK_INLINE float log2(float x) { return log2(splat(x))[0]; }
 MMK_INLINE double exp2(double x) { return __builtin_exp2(x); }
 MMK_INLINE float exp2(float x) { return exp2(splat(x))[0]; }
 

@@ -53,7 +53,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& query, const Tensor& ke
   Tensor log_sum = torch::stable::new_empty(query, {a.B, a.H, a.N}, accumulate_type(a.dtype));
   a.result = head_rows(result);
   if (need_attended && gate) a.attended = head_rows(attended);
-  a.log_sum = log_sum.mutable_data_ptr();
+  a.log_sum = log_sum.mutable_data_ptr(), a.stream = too_large_for_cache(result);
   Launch(a, query);
   return {result, attended, log_sum};
 }
@@ -73,6 +73,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   anchor.check(log_sum, "log_sum", accumulate_type(a.dtype), {a.B, a.H, a.N});
   Tensor sums = torch::stable::contiguous(log_sum);
   g.grad_result = head_rows(*grad_result), a.attended = head_rows(attended), a.log_sum = sums.mutable_data_ptr();
+  a.stream = too_large_for_cache(attended);
   auto [grad_query, to_query] = gradient(query, need_query_grad);
   auto [grad_key, to_key] = gradient(key, need_key_grad);
   auto [grad_value, to_value] = gradient(value, need_value_grad);

@@ -59,6 +59,24 @@ static void check_exp2(uint64_t step) {
   std::printf("exp2: relative error %.3g\n", worst);
 }
 
+static void check_log2(uint64_t step) {
+  double worst = 0;
+  for (uint64_t u = 0; u <= 0x7f800000u; u += step * lanes<float>) {
+    vec<float> x;
+    for (int i = 0; i < lanes<float>; ++i) x[i] = bit_cast<float>(uint32_t(u + i * step));
+    const vec<float> y = log2(x);
+    for (int i = 0; i < lanes<float>; ++i) {
+      if (x[i] - x[i] != 0) { EXPECT(same(y[i], x[i]), "log2(%a) is %a\n", x[i], y[i]); continue; }
+      if (x[i] < 0x1p-126f) continue;
+      const double expected = std::log2(double(x[i])), error = std::fabs(y[i] - expected);
+      EXPECT(expected != 0 || y[i] == 0, "log2(1) is %a\n", y[i]);
+      if (expected != 0) worst = std::max(worst, error / std::fabs(expected));
+    }
+  }
+  EXPECT(worst < 0x1p-21, "log2 is off\n");
+  std::printf("log2: relative error %.3g\n", worst);
+}
+
 static void check_activations(uint64_t step) {
   struct { double tanh = 0, sigmoid = 0, gelu = 0, slope = 0; } worst;
   auto raise = [](double& most, double error) { most = error > most ? error : most; };
@@ -142,6 +160,7 @@ int main(int argc, char** argv) {
   check_sums();
   check_exp(step);
   check_exp2(step);
+  check_log2(step);
   check_activations(step == 1 ? 16 : step);        // libm takes its time
   check_conversions(step | 1);
   return failures != 0;
