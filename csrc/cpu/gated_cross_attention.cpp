@@ -79,6 +79,7 @@ template <class T> struct Forward {
     Fetch fetch;
     fetch_rows(fetch, in.gate, first, count, a.dv);
     ahead(fetch, first + count);
+    fetch.spread(count * in.order.count * (a.d + a.dv));
     for (int64_t k = 0; k < blocks(in.order.count); ++k) {
       const int64_t n = block_tokens(in.order.count, k), t = k * token_block;
       multiply<C, false>(n, count, a.d, keys.data + t * key_width, key_width, {query.data, 0}, scores.data, width, false, fetch);
@@ -115,7 +116,7 @@ template <class T> struct Forward {
       if (total.data[r] == 0) {                     // nothing to attend to: 0, whatever the gate is
         write_row<T, C>(nullptr, a.dv, 0, to, result.c);
         if (before) write_row<T, C>(nullptr, a.dv, 0, before, in.attended.c);
-      } else if (unit && a.stream && whole_lines(to, a.dv) && (!before || whole_lines(before, a.dv))) {
+      } else if (unit && a.stream && streamable(to, a.dv, result.n) && (!before || streamable(before, a.dv, in.attended.n))) {
         write<true>(sum, total.data[r], gate, before, to);
       } else if (unit) {
         write<false>(sum, total.data[r], gate, before, to);
@@ -189,6 +190,7 @@ template <class T> struct Backward {
     for (int64_t r = count; r < padded<C>(count); ++r) mean.data[r] = 0;
     Fetch fetch;
     ahead(fetch, first + count);
+    fetch.spread(count * in.order.count * 2 * (a.d + a.dv));
     for (int64_t k = 0; k < blocks(in.order.count); ++k) {
       const int64_t n = block_tokens(in.order.count, k), t = k * token_block;
       C *p = weights.data, *ds = grad_scores.data;
@@ -236,7 +238,7 @@ template <class T> struct Backward {
         total += scaled * x;
       }
     };
-    if (unit && of_gate && a.stream && whole_lines(of_gate, a.dv)) along(std::true_type{});
+    if (unit && of_gate && a.stream && streamable(of_gate, a.dv, grad_gate.n)) along(std::true_type{});
     else if (unit) along(std::false_type{});
     for (; c < a.dv; ++c) {
       const C up = to_acc(from[c * grad_result.c]), x = to_acc(before[c * in.attended.c]);
@@ -270,8 +272,9 @@ template <class T> struct Backward {
   }
 
   void write_query(int64_t first, int64_t count) {
+    const bool stream = a.stream && grad_query.c == 1 && streamable(grad_query.row(first), a.d, grad_query.n);
     for (int64_t r = 0; r < count; ++r)
-      write_row<T>(in.order.count ? sums.data + r * query_width : nullptr, a.d, C(a.scale), grad_query.row(first + r), grad_query.c, a.stream);
+      write_row<T>(in.order.count ? sums.data + r * query_width : nullptr, a.d, C(a.scale), grad_query.row(first + r), grad_query.c, stream);
     if (a.stream) fence();
   }
 };

@@ -75,18 +75,22 @@ template <class C> struct Matrix {
   int64_t step;
 };
 
-// What a product does between its blocks: nothing, or fetch rows that are needed next into the second-level cache, a few lines at a time,
-// so that memory and multipliers work side by side.
+// What a product does between its blocks: nothing, or fetch rows that are needed next into the second-level cache, a line every so many
+// multiplications, so that memory and multipliers work side by side.
 struct Nothing {
-  void operator()() const {}
+  void operator()(int64_t) const {}
 };
 class Fetch {
  public:
   template <class T> void add(const T* first, int64_t step, int64_t columns, int64_t rows) {         // of rows, `step` elements apart
-    if (first && rows > 0 && columns > 0) parts_[count_++] = {reinterpret_cast<const char*>(first), step * int64_t(sizeof(T)), columns * int64_t(sizeof(T)), rows};
+    if (!first || rows <= 0 || columns <= 0) return;
+    if (step == columns) columns *= rows, rows = 1;
+    parts_[count_++] = {reinterpret_cast<const char*>(first), step * int64_t(sizeof(T)), columns * int64_t(sizeof(T)), rows};
+    lines_ += rows * ((columns * int64_t(sizeof(T)) + 63) / 64);
   }
-  void operator()() {
-    for (int lines = 24; at_ < count_ && lines > 0; --lines) {
+  void spread(int64_t multiplications) { pace_ = lines_ ? multiplications / lines_ + 1 : 1; }        // over so many
+  void operator()(int64_t multiplications) {
+    for (ready_ += multiplications; at_ < count_ && ready_ >= pace_; ready_ -= pace_) {
       Rows& rows = parts_[at_];
       __builtin_prefetch(rows.data + byte_, 0, 2);
       if ((byte_ += 64) < rows.bytes) continue;
@@ -101,7 +105,7 @@ class Fetch {
     int64_t step, bytes, count;
   } parts_[4];
   int count_ = 0, at_ = 0;
-  int64_t byte_ = 0;
+  int64_t byte_ = 0, lines_ = 0, pace_ = 1, ready_ = 0;
 };
 
 // C[m, n] (ldc apart, n padded to whole vectors) = or += A B.
@@ -121,7 +125,7 @@ inline void multiply(int64_t m, int64_t n, int64_t depth, const C* a, int64_t ld
       for (int64_t i = 0, rows; i < m; i += rows) {
         auto run = block<C, Columns>(width, m - i, rows);
         run(count, Columns ? a + k * lda + i : a + i * lda + k, lda, panel + k * step, step, c + i * ldc + first, ldc, add || k);
-        between();
+        between(count * rows * width * lanes<C>);
       }
     }
   }
@@ -202,23 +206,25 @@ template <class T, class C, class Row> inline void read_rows(int64_t rows, int64
   }
 }
 
-// Whether a row can be written past the cache.
-template <class T> inline bool whole_lines(const T* row, int64_t columns) {
-  return columns * sizeof(T) % 64 == 0 && reinterpret_cast<uintptr_t>(row) % 64 == 0;
+// Whether rows, `step` apart, can be written past the cache: in whole vectors, and no line is left half written.
+template <class T> inline bool streamable(const T* row, int64_t columns, int64_t step) {
+  constexpr uintptr_t bytes = lanes<acc_t<T>> * sizeof(T);
+  const uintptr_t row_bytes = columns * sizeof(T), at = reinterpret_cast<uintptr_t>(row);
+  return (row_bytes % 64 == 0 && at % 64 == 0) || (step == columns && row_bytes % bytes == 0 && at % bytes == 0);
 }
 template <bool Stream, class T> MMK_INLINE void store_or_stream(T* p, vec<acc_t<T>> v) {
   if constexpr (Stream) stream(p, v);
   else store(p, v);
 }
 
-// to = sums * factor, converted; sums null: zeros. stream: past the cache, if it can be; end with fence().
+// to = sums * factor, converted; sums null: zeros. stream: past the cache, as streamable() allows; end with fence().
 template <class T, class C> inline void write_row(const C* sums, int64_t columns, C factor, T* to, int64_t step, bool stream = false) {
   int64_t c = 0;
   if (!sums) {
     for (; c < columns; ++c) to[c * step] = from_acc<T>(C(0));
     return;
   }
-  if (stream && step == 1 && whole_lines(to, columns)) for (; c < columns; c += lanes<C>) store_or_stream<true>(to + c, load(sums + c) * factor);
+  if (stream) for (; c < columns; c += lanes<C>) store_or_stream<true>(to + c, load(sums + c) * factor);
   if (step == 1) for (; c + lanes<C> <= columns; c += lanes<C>) store(to + c, load(sums + c) * factor);
   for (; c < columns; ++c) to[c * step] = from_acc<T>(sums[c] * factor);
 }

@@ -245,10 +245,11 @@ MMK_INLINE vec<double> exp(vec<double> x) {        // few are needed, libm's are
   return y;
 }
 
-// 2^x for x < 127: exact for whole x, relative error below 2^-22; under 2^-126 it is 0; -Inf and NaN give 0 and NaN. What softmax needs of
+// 2^x for x < 127: exact for whole x, relative error below 2^-22; under 2^-126.5 it is 0; -Inf and NaN give 0 and NaN. What softmax needs of
 // scores below their maximum. tests/native checks every float.
 MMK_INLINE vec<float> exp2(vec<float> x) {
   const vec<float> shifter = splat(0x1.8p23f);
+  x = x < -127.f ? splat(-127.f) : x;              // there the power below is 0
   vec<float> shifted = x + shifter;                // its last bits are n, the whole number next to x
   vec<float> r = x - (shifted - shifter);
   vec<float> p = splat(0x1.5c08e6p-10f);           // minimax for 2^r, |r| <= 1/2, relative error 2^-23.7
@@ -257,9 +258,7 @@ MMK_INLINE vec<float> exp2(vec<float> x) {
   p = p * r + 0x1.ebf918p-3f;
   p = p * r + 0x1.62e428p-1f;
   p = p * r + 1.f;
-  vec<float> power = bit_cast<vec<float>>((bit_cast<vec<uint32_t>>(shifted) << 23) + (127u << 23));
-  vec<float> y = p * power;
-  return x < -126.f ? vec<float>{} : y;
+  return p * bit_cast<vec<float>>((bit_cast<vec<uint32_t>>(shifted) << 23) + (127u << 23));
 }
 MMK_INLINE vec<double> exp2(vec<double> x) {
   vec<double> y;
