@@ -8,6 +8,7 @@ namespace mmk {
 struct ChannelAttention {
   Dtype dtype = Dtype::float32;
   int64_t B = 0, N = 0, D = 0;
+  bool stream = false;                   // results are too large for the cache: write past it
   SampleRows image;                      // [B, N, D]
   const void* shift = nullptr;           // [B, D] contiguous, float (double): the text's part of the scores and the bias
   Projection weight;                     // [D, D], what acts on the image

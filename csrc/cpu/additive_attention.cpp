@@ -36,8 +36,8 @@ template <class T> struct Inputs {
   Inputs(const AdditiveAttention& a, const Parallel& parallel, int64_t parts)
       : a(a), samples(samples_of(a)), image(a.image, a.N), width(padded<C>(a.A)), maps(padded<C>(a.K)),
         weight(a.D * width), gate(a.w_gate.data ? a.D * width : 0), v(a.A * maps) {
-    pack_weight_transposed<T>(a.w_image, a.A, a.D, weight.data, parallel, parts);
-    if (a.w_gate.data) pack_weight_transposed<T>(a.w_gate, a.A, a.D, gate.data, parallel, parts);
+    pack_weight_transposed<T>(a.w_image, a.A, a.D, C(1), weight.data, parallel, parts);
+    if (a.w_gate.data) pack_weight_transposed<T>(a.w_gate, a.A, a.D, C(1), gate.data, parallel, parts);
     const T* from = static_cast<const T*>(a.v.data);
     pack_transposed<T>(a.A, a.K, [&](int64_t k) { return from + k * a.v.row; }, a.v.column, C(1), v.data);
   }

@@ -77,8 +77,6 @@ struct Order {
   int64_t operator[](int64_t i) const { return index.data[i]; }
 };
 
-template <class C> constexpr C log2_e = C(1.44269504088896340736);
-
 // Tokens whose scores are in the works at a time: a tile of them stays in the second-level cache. More are taken block by block.
 // A multiple of every vector's lanes and of every block's rows: no block of tokens reaches into the next.
 constexpr int64_t token_block = 528;

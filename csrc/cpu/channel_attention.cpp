@@ -3,6 +3,7 @@
 // packed weight, and its scores turn into the result while they are in the second-level cache. No [B, N, D] scores exist.
 // Backward, with P = weights, G = grad_result, H = grad_weights, the scores computed again: dP = G X + H;
 //   dS = P (dP - rowsum(P dP));  dX = G P + dS W;  dW = dS^T X;  dshift = sum over a sample's rows of dS.
+// Scores are kept in base 2: weight and shift are copied times 1 / ln 2.
 #include "../channel_attention.h"
 
 #include "dispatch.h"
@@ -18,18 +19,20 @@ template <class T> struct Inputs {
   Source<const T> image;
   const Samples samples;
   const int64_t width;
-  Scratch<C> weight;                                // B[in, out]
+  Scratch<C> weight, shift;                         // B[in, out], [B, D]: both for scores in base 2
 
   Inputs(const ChannelAttention& a, const Parallel& parallel, int64_t parts)
-      : a(a), image(a.image, a.N), samples{a.B, a.N, nullptr}, width(padded<C>(a.D)), weight(a.D * width) {
-    pack_weight_transposed<T>(a.weight, a.D, a.D, weight.data, parallel, parts);
+      : a(a), image(a.image, a.N), samples{a.B, a.N, nullptr}, width(spaced<C>(a.D)), weight(a.D * width), shift(a.B * a.D) {
+    pack_weight_transposed<T>(a.weight, a.D, a.D, log2_e<C>, weight.data, parallel, parts);
+    for (int64_t i = 0; i < a.B * a.D; ++i) shift.data[i] = static_cast<const C*>(a.shift)[i] * log2_e<C>;
   }
 
   // Scores of a tile, with the shift: exponentials and one over their sum, a row each.
-  void weigh(const C* x, int64_t step, int64_t first, int64_t count, C* scores, C* share) const {
-    multiply<C, false>(count, a.D, a.D, x, step, {weight.data, 0}, scores, width, false);
+  void weigh(const C* x, int64_t step, int64_t first, int64_t count, C* scores, C* share, Fetch& fetch) const {
+    fetch.spread(count * a.D * a.D);
+    multiply<C, false>(count, a.D, a.D, x, step, {weight.data, 0}, scores, width, false, fetch);
     for (int64_t r = 0; r < count; ++r) {
-      const C* shift = static_cast<const C*>(a.shift) + samples.of(first + r) * a.D;
+      const C* shift = this->shift.data + samples.of(first + r) * a.D;
       C* s = scores + r * width;
       vec<C> most = splat(-infinity<C>);
       C top = -infinity<C>;
@@ -40,7 +43,7 @@ template <class T> struct Inputs {
         most = maximum<C>(most, x);
       }
       for (; c < a.D; ++c) top = maximum(top, s[c] += shift[c]);
-      share[r] = 1 / exp_sum(s, a.D, maximum(top, max<C>(most)));
+      share[r] = 1 / exp2_sum(s, a.D, maximum(top, max<C>(most)));
     }
   }
 };
@@ -56,17 +59,24 @@ template <class T> void forward(const ChannelAttention& a, const Parallel& paral
       const int64_t first = tiles.first(tile), count = tiles.size(tile);
       int64_t step;
       const C* x = image_tile<T>(in.image, first, count, a.B * a.N, a.D, copy.data, step, [](int64_t) { return true; });
-      in.weigh(x, step, first, count, scores.data, share.data);
+      Fetch fetch;
+      fetch_tile(fetch, in.image, first + count, tiles.rows, a.D);
+      in.weigh(x, step, first, count, scores.data, share.data, fetch);
       for (int64_t r = 0; r < count; ++r) {
         const C* p = scores.data + r * in.width;
         const C* values = x + r * step;
         T* to = result.row(first + r);
         int64_t c = 0;
-        for (; c + lanes<C> <= a.D; c += lanes<C>) store(to + c, load(p + c) * share.data[r] * load(values + c));
+        auto along = [&](auto stream) {
+          for (; c + lanes<C> <= a.D; c += lanes<C>) store_or_stream<stream.value>(to + c, load(p + c) * share.data[r] * load(values + c));
+        };
+        if (a.stream && streamable(to, a.D, result.n)) along(std::true_type{});
+        else along(std::false_type{});
         for (; c < a.D; ++c) to[c] = from_acc<T>(p[c] * share.data[r] * values[c]);
         if (weights) write_row<T>(p, a.D, share.data[r], weights.row(first + r), 1);
       }
     }
+    if (a.stream) fence();
   });
 }
 
@@ -89,14 +99,22 @@ template <class T> struct Backward {
     int64_t step;
     const C* x = image_tile<T>(in.image, first, count, a.B * a.N, a.D, copy.data, step, [](int64_t) { return true; });
     C* scores = gradient.rows(slot);
-    in.weigh(x, step, first, count, scores, share.data);
-    if (grad_result) read_rows<T>(count, a.D, [&](int64_t r) { return grad_result.row(first + r); }, grad_result.c, upstream.data);
+    Fetch fetch;
+    fetch_tile(fetch, in.image, first + count, a.B * a.N, a.D);
+    fetch_tile(fetch, grad_result, first + count, a.B * a.N, a.D);
+    in.weigh(x, step, first, count, scores, share.data, fetch);
+    for (int64_t r = 0; grad_result && r < count; ++r)
+      read_rows<T>(1, a.D, [&](int64_t) { return grad_result.row(first + r); }, grad_result.c, upstream.data + r * in.width);
     for (int64_t r = 0; r < count; ++r) differentiate(scores + r * in.width, x + r * step, upstream.data + r * in.width, first + r, share.data[r]);
     gradient.keep(slot, count, x, step);
     if (!grad_image) return;
     if (!grad_result) memset(upstream.data, 0, count * in.width * sizeof(C));
     multiply<C, false>(count, a.D, a.D, scores, in.width, {weight_rows, 0}, upstream.data, in.width, true);
-    for (int64_t r = 0; r < count; ++r) write_row<T>(upstream.data + r * in.width, a.D, C(1), grad_image.row(first + r), 1);
+    for (int64_t r = 0; r < count; ++r) {
+      T* to = grad_image.row(first + r);
+      write_row<T>(upstream.data + r * in.width, a.D, C(1), to, 1, a.stream && streamable(to, a.D, grad_image.n));
+    }
+    if (a.stream) fence();
   }
 
   // A row: exponentials -> the scores' gradient, grad_result -> the image's direct part of its gradient.

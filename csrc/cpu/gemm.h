@@ -18,6 +18,12 @@ constexpr int64_t slack = 12;
 template <class C> constexpr int64_t vectors(int64_t n) { return (n + lanes<C> - 1) / lanes<C>; }
 template <class C> constexpr int64_t padded(int64_t n) { return vectors<C>(n) * lanes<C>; }
 
+// A width for wide rows that are read column by column: an odd number of cache lines, so that the rows of a column lie in all of a cache's sets.
+template <class C> constexpr int64_t spaced(int64_t n) {
+  constexpr int64_t line = 64 / sizeof(C);
+  return n < 8 * line ? padded<C>(n) : (n + line - 1) / line / 2 * 2 * line + line;
+}
+
 // The width of the next panel when `left` vectors are left: none too narrow to keep the multipliers busy, if it can be helped.
 inline int64_t next_panel(int64_t left) {
   if constexpr (panel_vectors == 4) return left == 5 || left == 6 ? 3 : left < 4 ? left : 4;
@@ -69,10 +75,11 @@ template <class C, bool Columns> inline BlockFunction<C> block(int64_t vectors, 
   }
 }
 
-// B: [depth, n], rows `step` apart (n then padded to whole vectors), or in panels one behind the other (step 0).
+// B: [depth, n], rows `step` apart (n then padded to whole vectors), or in panels one behind the other (step 0), `height` rows each, if
+// that isn't depth.
 template <class C> struct Matrix {
   const C* data;
-  int64_t step;
+  int64_t step, height = 0;
 };
 
 // What a product does between its blocks: nothing, or fetch rows that are needed next into the second-level cache, a line every so many
@@ -116,7 +123,7 @@ inline void multiply(int64_t m, int64_t n, int64_t depth, const C* a, int64_t ld
   for (int64_t v = 0, width; v < all; v += width) {
     width = next_panel(all - v);
     const int64_t first = v * lanes<C>, step = b.step ? b.step : width * lanes<C>;
-    const C* panel = b.data + (b.step ? first : first * depth);
+    const C* panel = b.data + (b.step ? first : first * (b.height ? b.height : depth));
     int64_t pieces = (depth + most - 1) / most, piece = pieces ? (depth + pieces - 1) / pieces : 0;
     if (!depth && !add)
       for (int64_t i = 0; i < m; ++i) memset(c + i * ldc + first, 0, width * lanes<C> * sizeof(C));
@@ -139,25 +146,28 @@ template <class C> inline int64_t panels(int64_t n) {
 }
 
 // Packing: B in panels, converted, multiplied by `factor`, padded with zeros to whole vectors. `row(i)` gives the i-th of the source's
-// rows, its elements `step` apart. Several threads can each pack some of the panels, from `begin` to `end`.
+// rows, its elements `step` apart. Several threads can each pack some of the panels, from `begin` to `end`, or some of the rows, from
+// `start` on, of panels that are `height` rows high.
 template <class T, class C, class Row>
-inline void pack(int64_t rows, int64_t columns, Row row, int64_t step, C factor, C* to, int64_t begin = 0, int64_t end = INT64_MAX) {   // B[k, n] = row(k)[n]
+inline void pack(int64_t rows, int64_t columns, Row row, int64_t step, C factor, C* to, int64_t begin, int64_t end, int64_t start, int64_t height) {   // B[k, n] = row(k)[n]
   const int64_t all = vectors<C>(columns);
   for (int64_t v = 0, width, panel = 0; v < all && panel < end; v += width, ++panel) {
     width = next_panel(all - v);
-    if (panel < begin) {
-      to += rows * width * lanes<C>;
-      continue;
-    }
-    const int64_t first = v * lanes<C>, count = columns - first < width * lanes<C> ? columns - first : width * lanes<C>;
-    for (int64_t k = 0; k < rows; ++k, to += width * lanes<C>) {
+    if (panel < begin) continue;
+    const int64_t first = v * lanes<C>, size = width * lanes<C>, count = columns - first < size ? columns - first : size;
+    C* out = to + first * height + start * size;
+    for (int64_t k = 0; k < rows; ++k, out += size) {
       const T* from = row(k) + first * step;
       int64_t i = 0;
-      if (step == 1) for (; i + lanes<C> <= count; i += lanes<C>) store(to + i, load(from + i) * factor);
-      for (; i < count; ++i) to[i] = to_acc(from[i * step]) * factor;
-      for (; i < width * lanes<C>; ++i) to[i] = 0;
+      if (step == 1) for (; i + lanes<C> <= count; i += lanes<C>) store(out + i, load(from + i) * factor);
+      for (; i < count; ++i) out[i] = to_acc(from[i * step]) * factor;
+      for (; i < size; ++i) out[i] = 0;
     }
   }
+}
+template <class T, class C, class Row>
+inline void pack(int64_t rows, int64_t columns, Row row, int64_t step, C factor, C* to, int64_t begin = 0, int64_t end = INT64_MAX) {
+  pack<T>(rows, columns, row, step, factor, to, begin, end, 0, rows);
 }
 template <class T, class C, class Row>
 inline void pack_transposed(int64_t rows, int64_t columns, Row row, int64_t step, C factor, C* to, int64_t begin = 0, int64_t end = INT64_MAX) {   // B[k, n] = row(n)[k]

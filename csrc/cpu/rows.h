@@ -81,13 +81,19 @@ inline const C* image_tile(const Source<const T>& image, int64_t first, int64_t 
   return copy;
 }
 
-// A weight [out, in] as B: of rows * weight^T (B[in, out]) or of rows * weight (B[out, in]). Needs in * padded(out), out * padded(in).
+// Rows from `first` on, of `rows` in all, to be fetched while the tile before is multiplied.
+template <class T> inline void fetch_tile(Fetch& fetch, const Source<T>& from, int64_t first, int64_t rows, int64_t channels) {
+  const int64_t count = rows - first < tile_rows ? rows - first : tile_rows;
+  if (from && count > 0 && from.c == 1 && from.even(first, count)) fetch.add(from.row(first), from.n, channels, count);
+}
+
+// A weight [out, in] as B: of rows * weight^T (B[in, out], times a factor) or of rows * weight (B[out, in]). Needs in * padded(out), out * padded(in).
 template <class T, class C>
-inline void pack_weight_transposed(const Projection& w, int64_t out, int64_t in, C* to, const Parallel& parallel, int64_t parts) {
+inline void pack_weight_transposed(const Projection& w, int64_t out, int64_t in, C factor, C* to, const Parallel& parallel, int64_t parts) {
   const int64_t all = panels<C>(out);
   const T* data = static_cast<const T*>(w.data);
   each_part(parallel, parts, [&](int64_t p) {
-    pack_transposed<T>(in, out, [&](int64_t i) { return data + i * w.row; }, w.column, C(1), to, all * p / parts, all * (p + 1) / parts);
+    pack_transposed<T>(in, out, [&](int64_t i) { return data + i * w.row; }, w.column, factor, to, all * p / parts, all * (p + 1) / parts);
   });
 }
 template <class T, class C>
@@ -126,7 +132,7 @@ template <class C> struct WeightGradient {
   Scratch<C> upstream, input, sums;
 
   WeightGradient(int64_t out, int64_t in, int64_t tiles, bool of_weight)
-      : out(out), in(in), out_width(padded<C>(out)), in_width(padded<C>(in)), tiles(tiles), of_weight(of_weight),
+      : out(out), in(in), out_width(spaced<C>(out)), in_width(padded<C>(in)), tiles(tiles), of_weight(of_weight),
         upstream(tiles * tile_rows * out_width + slack * out_width), input(of_weight ? tiles * tile_rows * in_width : 0),
         sums(of_weight ? (out + slack) * in_width : 0) {}
 
@@ -138,7 +144,7 @@ template <class C> struct WeightGradient {
   }
   C* rows(int64_t slot) const { return upstream.data + slot * tile_rows * out_width; }      // G of a panel's tile
   void keep(int64_t slot, int64_t count, const C* x, int64_t step) const {                  // X of a panel's tile
-    if (of_weight) pack<C>(count, in, [&](int64_t r) { return x + r * step; }, 1, C(1), input.data + slot * tile_rows * in_width);
+    if (of_weight) pack<C>(count, in, [&](int64_t r) { return x + r * step; }, 1, C(1), input.data, 0, INT64_MAX, slot * tile_rows, tiles * tile_rows);
   }
 
   // Adds a panel: `rows` of them, the first one of all `first`. columns(begin, end, row): what else a thread does with its columns.
@@ -149,9 +155,7 @@ template <class C> struct WeightGradient {
       if (begin >= end) return;
       columns(begin, end, upstream.data);
       if (!of_weight) return;
-      for (int64_t r = 0, slot = 0; r < count; r += tile_rows, ++slot)
-        multiply<C, true>(end - begin, in, count - r < tile_rows ? count - r : tile_rows, rows(slot) + begin, out_width,
-                          {input.data + slot * tile_rows * in_width, 0}, sums.data + begin * in_width, in_width, first + r > 0);
+      multiply<C, true>(end - begin, in, count, upstream.data + begin, out_width, {input.data, 0, tiles * tile_rows}, sums.data + begin * in_width, in_width, first > 0);
     });
   }
   template <class T> void write(void* to, int64_t begin, int64_t end) const {               // rows of the gradient, contiguous

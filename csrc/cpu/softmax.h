@@ -8,6 +8,7 @@ namespace mmk {
 namespace {
 
 template <class C> constexpr C infinity = C(__builtin_inf());
+template <class C> constexpr C log2_e = C(1.44269504088896340736);
 
 template <class C> inline C max_of(const C* s, int64_t count) {
   int64_t i = 0;
@@ -21,23 +22,30 @@ template <class C> inline C max_of(const C* s, int64_t count) {
   return m;
 }
 
-// s = exp(s - m), returns the sum.
-template <class C> inline C exp_sum(C* s, int64_t count, C m) {
+// s = power(s - m), exp or exp2, returns the sum.
+template <class C, class Power> inline C power_sum(C* s, int64_t count, C m, Power power) {
   int64_t i = 0;
   vec<C> total = {};
   for (; i + lanes<C> <= count; i += lanes<C>) {
-    vec<C> e = exp(load(s + i) - m);
+    vec<C> e = power(load(s + i) - m);
     store(s + i, e);
     total += e;
   }
-  if (i < count) {                       // the rest padded with exp(-Inf) = 0
+  if (i < count) {                       // the rest padded with power(-Inf) = 0
     vec<C> rest = splat(-infinity<C>);
     for (int64_t j = i; j < count; ++j) rest[j - i] = s[j] - m;
-    rest = exp(rest);
+    rest = power(rest);
     for (int64_t j = i; j < count; ++j) s[j] = rest[j - i];
     total += rest;
   }
   return sum<C>(total);
+}
+
+template <class C> inline C exp_sum(C* s, int64_t count, C m) {
+  return power_sum(s, count, m, [](vec<C> x) { return exp(x); });
+}
+template <class C> inline C exp2_sum(C* s, int64_t count, C m) {
+  return power_sum(s, count, m, [](vec<C> x) { return exp2(x); });
 }
 
 // From the chunks' maxima and sums, `step` apart, to the factor of each chunk's exponentials; in place of the maxima.

@@ -40,7 +40,7 @@ template <auto Launch>
 std::tuple<Tensor, Tensor> forward(const Tensor& image, const Tensor& shift, const Tensor& weight, bool need_weights) {
   Arguments all(image, shift, weight);
   Tensor result = dense_gradient(image, true), weights = dense_gradient(image, need_weights);
-  all.a.result = rows(result);
+  all.a.result = rows(result), all.a.stream = too_large_for_cache(result);
   if (need_weights) all.a.weights = rows(weights);
   if (all.a.B > 0 && all.a.N > 0) Launch(all.a, image, weight);
   return {result, weights};
@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const O
     anchor.check(*grad_weights, "grad_weights", anchor.type, sizes(image)), g.grad_weights = rows(*grad_weights);
   Tensor grad_image = dense_gradient(image, need_image_grad), grad_shift = dense_gradient(all.shift, need_shift_grad),
          grad_weight = dense_gradient(weight, need_weight_grad);
-  if (need_image_grad) g.grad_image = rows(grad_image);
+  if (need_image_grad) g.grad_image = rows(grad_image), g.forward.stream = too_large_for_cache(grad_image);
   g.grad_shift = data_if(grad_shift, need_shift_grad), g.grad_weight = data_if(grad_weight, need_weight_grad);
   if (need_image_grad || need_shift_grad || need_weight_grad) Launch(g, image, weight, grad_weight);
   return {grad_image, grad_shift, grad_weight};
