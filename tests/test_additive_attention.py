@@ -86,6 +86,14 @@ def test_packed_bags_are_samples(backend, device, dtype, combine, maps):
 
 
 @on_every_backend
+def test_strided_offsets(backend, device, dtype):
+    """Bounds that are a column of a table."""
+    tensors, table = inputs(dtype, device, (13, 20), bags=2), torch.tensor([[0, 99], [5, 99], [13, 99]], device=device)
+    strided, dense = (gradients(run_of(backend, offsets=offsets), tensors.values()) for offsets in (table[:, 0], table[:, 0].contiguous()))
+    assert all(torch.equal(a, e) for a, e in zip(strided, dense))
+
+
+@on_every_backend
 def test_against_multihead_pooling_of_one(backend, device, dtype):
     """K maps are K calls with one."""
     tensors = inputs(dtype, device, maps=4)
