@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, assert_upstream_may_lie_anyhow, draw, gradients
+from attention_tests import assert_close, assert_right, assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, draw, gradients
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -120,6 +120,20 @@ def test_partial_gradients(backend, device, dtype):
 @pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
 def test_upstream_gradients(backend, device, dtype, combine, maps):
     assert_upstream_may_lie_anyhow(run_of(backend, combine=combine, need_weights=True), inputs(dtype, device, maps=maps).values())
+
+
+@pytest.mark.virtual_memory
+@on_every_backend
+@pytest.mark.parametrize("shape, dim", [(shape, dim) for shape in ((2, 2, 2), (2, 108, 16), (216, 16)) for dim in range(len(shape))], ids=str)
+@pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
+def test_far_apart(backend, device, dtype, shape, dim, combine, maps):
+    """Strides beyond 2^31 elements from sample to sample, row to row, channel to channel; in the layers from row to row, column to column."""
+    packed = len(shape) == 2
+    tensors = inputs(dtype, device, shape, hidden=min(shape[-1], 7), maps=maps, bags=2 if packed else None)
+    mask = torch.ones(shape[:-1], dtype=torch.bool)
+    mask[..., -1] = False                         # the last alone: whole tiles before it take part
+    run = lambda *t: run_of(backend, combine=combine, mask=t[8], offsets=torch.tensor([0, 100, 216]) if packed else None, need_weights=True)(*t[:8])
+    assert_strides_may_be_huge(run, [*tensors.values(), mask], dim, device)
 
 
 @on_every_backend

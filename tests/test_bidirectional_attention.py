@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, assert_upstream_may_lie_anyhow, draw, gradients
+from attention_tests import assert_close, assert_right, assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, draw, gradients
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -80,6 +80,17 @@ def test_function_vmap_and_twice(backend, device, dtype):
 @on_every_backend
 def test_upstream_gradients(backend, device, dtype):
     assert_upstream_may_lie_anyhow(functools.partial(mmk.bidirectional_attention, backend=backend), inputs(dtype, device))
+
+
+@pytest.mark.virtual_memory
+@on_every_backend
+@pytest.mark.parametrize("shape", [(2, 2, 2, 2, 2, 2), (2, 3, 36, 11, 8, 6)], ids=str)
+@pytest.mark.parametrize("dim", range(4))
+def test_far_apart(backend, device, dtype, shape, dim):
+    """Strides beyond 2^31 elements from sample to sample, head to head, row to row, channel to channel; masks have the first two."""
+    masks = [draw(shape[0], size, seed=7) > -0.5 for size in shape[2:4]]
+    run = lambda *t: mmk.bidirectional_attention(*t[:4], image_mask=t[4], text_mask=t[5], backend=backend)
+    assert_strides_may_be_huge(run, [*inputs(dtype, device, shape), *masks], dim, device)
 
 
 @on_every_backend

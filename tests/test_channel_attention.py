@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, assert_upstream_may_lie_anyhow, draw, gradients
+from attention_tests import assert_close, assert_right, assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, draw, gradients
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -82,6 +82,15 @@ def test_partial_gradients(backend, device, dtype):
 @on_every_backend
 def test_upstream_gradients(backend, device, dtype):
     assert_upstream_may_lie_anyhow(functools.partial(mmk.channel_attention, need_weights=True, backend=backend), inputs(dtype, device))
+
+
+@pytest.mark.virtual_memory
+@on_every_backend
+@pytest.mark.parametrize("shape", [(2, 2, 2, 2), (2, 108, 16, 7)], ids=str)
+@pytest.mark.parametrize("dim", range(3))
+def test_far_apart(backend, device, dtype, shape, dim):
+    """Strides beyond 2^31 elements from sample to sample, row to row, channel to channel; in the weight from row to row, column to column."""
+    assert_strides_may_be_huge(functools.partial(mmk.channel_attention, need_weights=True, backend=backend), inputs(dtype, device, shape), dim, device)
 
 
 @on_every_backend

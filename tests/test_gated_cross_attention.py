@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, assert_upstream_may_lie_anyhow, draw, gradients
+from attention_tests import assert_close, assert_right, assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, draw, gradients
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -106,6 +106,19 @@ def test_function(backend, device, dtype):
 @on_every_backend
 def test_upstream_gradients(backend, device, dtype):
     assert_upstream_may_lie_anyhow(functools.partial(mmk.gated_cross_attention, backend=backend), inputs(dtype, device))
+
+
+@pytest.mark.virtual_memory
+@on_every_backend
+@pytest.mark.parametrize("shape", [(2, 2, 2, 2, 2, 2), (2, 3, 36, 11, 8, 6)], ids=str)
+@pytest.mark.parametrize("dim", range(4))
+@pytest.mark.parametrize("mask", ["BT", "BHNT", "float"])
+def test_far_apart(backend, device, dtype, shape, dim, mask):
+    """Strides beyond 2^31 elements from sample to sample, head to head, row to row, channel to channel."""
+    values = draw(*(shape[0], shape[3]) if mask == "BT" else shape[:4], seed=7)
+    mask = values if mask == "float" else values > -0.5
+    run = lambda *t: mmk.gated_cross_attention(*t[:4], attn_mask=t[4], backend=backend)
+    assert_strides_may_be_huge(run, [*inputs(dtype, device, shape), mask], dim, device)
 
 
 @on_every_backend
