@@ -1,5 +1,6 @@
-"""What both attentions over heads are tested for, on every backend that can run here."""
+"""What the operations are tested for, on every backend that can run here."""
 
+import pytest
 import torch
 
 from mmkernels import tolerance
@@ -41,3 +42,27 @@ def assert_upstream_may_lie_anyhow(function, tensors):
     for upstream in layouts:
         found, expected = (torch.autograd.grad(results, tensors, up, retain_graph=True) for up in (upstream, [up.contiguous() for up in upstream]))
         assert_close(found, expected)
+
+
+def far_apart(tensor, dim):
+    """A copy whose elements along `dim` lie so far apart that the last is 3 * 2^30 elements away: not only it is beyond 31 bits,
+    but the last block of twelve rows, too. The memory between is only virtual: nobody touches it."""
+    strides = list(tensor.movedim(dim, 0).contiguous().movedim(0, dim).stride())
+    strides[dim] = 3 * 2**30 // (tensor.shape[dim] - 1)
+    length = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, strides))
+    return torch.empty(length, dtype=tensor.dtype).as_strided(tensor.shape, strides).copy_(tensor)
+
+
+def assert_strides_may_be_huge(function, tensors, dim, device):
+    """Whatever has a dimension `dim` is far apart there, gradients that come in, too: what contiguous tensors give. Masks may be among them."""
+    if device != "cpu":
+        pytest.skip("needs virtual memory")
+
+    def run(move):
+        given = [move(t.detach()).requires_grad_(t.is_floating_point()) for t in tensors]
+        results = function(*given)
+        results = results if isinstance(results, tuple) else (results,)
+        upstream = [move(draw(*r.shape, dtype=r.dtype, seed=9 + i)) for i, r in enumerate(results)]
+        return *(r.detach() for r in results), *torch.autograd.grad(results, [t for t in given if t.requires_grad], upstream)
+
+    assert_close(run(lambda t: far_apart(t, dim) if dim < t.dim() and t.shape[dim] > 1 else t.clone()), run(torch.clone))

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, assert_upstream_may_lie_anyhow, draw, gradients
+from attention_tests import assert_close, assert_right, assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, draw, gradients
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -86,6 +86,14 @@ def test_packed_bags_are_samples(backend, device, dtype, combine, maps):
 
 
 @on_every_backend
+def test_strided_offsets(backend, device, dtype):
+    """Bounds that are a column of a table."""
+    tensors, table = inputs(dtype, device, (13, 20), bags=2), torch.tensor([[0, 99], [5, 99], [13, 99]], device=device)
+    strided, dense = (gradients(run_of(backend, offsets=offsets), tensors.values()) for offsets in (table[:, 0], table[:, 0].contiguous()))
+    assert all(torch.equal(a, e) for a, e in zip(strided, dense))
+
+
+@on_every_backend
 def test_against_multihead_pooling_of_one(backend, device, dtype):
     """K maps are K calls with one."""
     tensors = inputs(dtype, device, maps=4)
@@ -112,6 +120,20 @@ def test_partial_gradients(backend, device, dtype):
 @pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
 def test_upstream_gradients(backend, device, dtype, combine, maps):
     assert_upstream_may_lie_anyhow(run_of(backend, combine=combine, need_weights=True), inputs(dtype, device, maps=maps).values())
+
+
+@pytest.mark.virtual_memory
+@on_every_backend
+@pytest.mark.parametrize("shape, dim", [(shape, dim) for shape in ((2, 2, 2), (2, 108, 16), (216, 16)) for dim in range(len(shape))], ids=str)
+@pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
+def test_far_apart(backend, device, dtype, shape, dim, combine, maps):
+    """Strides beyond 2^31 elements from sample to sample, row to row, channel to channel; in the layers from row to row, column to column."""
+    packed = len(shape) == 2
+    tensors = inputs(dtype, device, shape, hidden=min(shape[-1], 7), maps=maps, bags=2 if packed else None)
+    mask = torch.ones(shape[:-1], dtype=torch.bool)
+    mask[..., -1] = False                         # the last alone: whole tiles before it take part
+    run = lambda *t: run_of(backend, combine=combine, mask=t[8], offsets=torch.tensor([0, 100, 216]) if packed else None, need_weights=True)(*t[:8])
+    assert_strides_may_be_huge(run, [*tensors.values(), mask], dim, device)
 
 
 @on_every_backend
@@ -207,74 +229,3 @@ def test_module(extension, query_dim, gated):
     assert_close(fused(image, query, mask=mask, need_weights=True), plain(image, query, mask=mask, need_weights=True))
     pooled = fused(image.flatten(0, 1), query, offsets=torch.tensor([0, 30, 60]))
     torch.testing.assert_close(pooled, fused(image, query), rtol=1e-4, atol=1e-5)
-
-
-GIVEN = inputs()
-IMAGE, MASK = GIVEN["image"], torch.ones(2, 13, dtype=torch.bool)
-MISTAKES = {
-    "image a list": ({"image": [1.0]}, TypeError, "image must be a torch.Tensor, got list"),
-    "image of integers": ({"image": IMAGE.long()}, ValueError, "image must be float32.*got torch.int64"),
-    "image flat": ({"image": IMAGE[0]}, ValueError, r"image must have shape \[B, N, D\].*got \[13, 20\]"),
-    "image without channels": ({"image": IMAGE[..., :0]}, ValueError, "image must have at least one channel"),
-    "image not packed": ({"offsets": torch.tensor([0, 2])}, ValueError, r"image must have shape \[rows, D\]"),
-    "query without w_query": ({"w_query": None}, ValueError, "w_query must be given with query"),
-    "w_query without query": ({"query": None}, ValueError, "query must be given with w_query"),
-    "query of another batch": ({"query": GIVEN["query"][:1]}, ValueError, r"query must have shape \[B, E\] = \[2, any\], got \[1, 5\]"),
-    "query of another dtype": ({"query": GIVEN["query"].double()}, ValueError, "query must have image's dtype torch.float32, got torch.float64"),
-    "w_image too narrow": ({"w_image": GIVEN["w_image"][:, 1:]}, ValueError, r"w_image must have shape \[A, D\] = \[any, 20\], got \[7, 19\]"),
-    "w_image without rows": ({"w_image": GIVEN["w_image"][:0]}, ValueError, r"w_image must have at least one row \(A\)"),
-    "w_query too short": ({"w_query": GIVEN["w_query"][1:]}, ValueError, r"w_query must have shape \[A, E\] = \[7, 5\], got \[6, 5\]"),
-    "v flat": ({"v": GIVEN["v"][0]}, ValueError, r"v must have shape \[K, A\] = \[any, 7\], got \[7\]"),
-    "v without rows": ({"v": GIVEN["v"][:0]}, ValueError, r"v must have at least one row \(K\)"),
-    "v of two maps": ({"v": GIVEN["v"].expand(2, -1), "combine": "multiply"}, ValueError, r"v must have one row \(K = 1\) with combine='multiply', got shape \[2, 7\]"),
-    "v elsewhere": ({"v": GIVEN["v"].to("meta")}, ValueError, "v must be on image's device cpu, got meta"),
-    "v None": ({"v": None}, TypeError, "v must be a torch.Tensor, got NoneType"),
-    "bias too long": ({"bias": torch.zeros(8)}, ValueError, r"bias must have shape \[A\] = \[7\], got \[8\]"),
-    "w_gate too short": ({"w_gate": GIVEN["w_gate"][1:]}, ValueError, r"w_gate must have shape \[A, D\] = \[7, 20\], got \[6, 20\]"),
-    "bias_gate alone": ({"w_gate": None}, ValueError, "w_gate must be given with bias_gate"),
-    "bias_gate a number": ({"bias_gate": 0.0}, TypeError, "bias_gate must be a torch.Tensor, got float"),
-    "activation unknown": ({"activation": "sigmoid"}, ValueError, "activation must be one of 'tanh', 'relu', 'gelu', got 'sigmoid'"),
-    "activation a function": ({"activation": torch.tanh}, TypeError, "activation must be a str"),
-    "combine unknown": ({"combine": "add"}, ValueError, "combine must be one of 'pool', 'multiply', got 'add'"),
-    "mask of floats": ({"mask": MASK.float()}, ValueError, "mask must be bool"),
-    "mask too short": ({"mask": MASK[:, 1:]}, ValueError, r"mask must have shape \[B, N\] = \[2, 13\], got \[2, 12\]"),
-    "offsets descend": ({"image": IMAGE[0], "offsets": torch.tensor([0, 14, 13])}, ValueError, "offsets must ascend"),
-    "offsets end early": ({"image": IMAGE[0], "offsets": torch.tensor([0, 5, 12])}, ValueError, "offsets must end with the number of rows of image, 13, got 12"),
-    "need_weights a number": ({"need_weights": 1}, TypeError, "need_weights must be a bool"),
-    "backend unknown": ({"backend": "gpu"}, ValueError, "backend must be None or one of"),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_message(name):
-    changes, exception, message = MISTAKES[name]
-    with pytest.raises(exception, match=message):
-        mmk.additive_attention(**GIVEN | changes)
-
-
-SHIFT, OFFSETS = torch.randn(2, 7), torch.tensor([0, 5, 13])
-VALID = (IMAGE, SHIFT, GIVEN["w_image"], GIVEN["v"], GIVEN["w_gate"], GIVEN["bias_gate"], None, None, 0, True)
-WRONG = {
-    "image flat": {0: IMAGE[0]}, "image of integers": {0: IMAGE.long()}, "shift of another batch": {1: SHIFT[:1]}, "shift of another dtype": {1: SHIFT.half()},
-    "w_image too narrow": {2: VALID[2][:, 1:]}, "w_image of another size": {2: VALID[2][1:]}, "v too narrow": {3: VALID[3][:, 1:]}, "v flat": {3: VALID[3][0]},
-    "w_gate too short": {4: VALID[4][1:]}, "shift_gate alone": {4: None}, "shift_gate too long": {5: torch.zeros(9)}, "mask too short": {6: MASK[:, 1:]},
-    "mask of floats": {6: MASK.float()}, "offsets descend": {0: IMAGE[0], 7: torch.tensor([0, 99, 13])}, "offsets of int32": {0: IMAGE[0], 7: OFFSETS.int()},
-    "offsets with a batch": {7: OFFSETS}, "activation unknown": {8: 3}, "activation negative": {8: -1}, "two maps multiplied": {3: VALID[3].expand(2, -1), 9: False},
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_operation_refuses(extension, name):
-    """A RuntimeError, never a crash."""
-    arguments = [WRONG[name].get(i, value) for i, value in enumerate(VALID)]
-    with pytest.raises(RuntimeError):
-        torch.ops.mmkernels.additive_attention(*arguments)
-    with pytest.raises(RuntimeError):
-        torch.ops.mmkernels.additive_attention_backward(torch.ones(2, 1, 20), None, *arguments[:8], torch.rand(2, 1, 13), *arguments[8:], *[True] * 6)
-
-
-@pytest.mark.parametrize("wrong", [(torch.ones(2, 20), None, torch.rand(2, 1, 13)), (torch.ones(2, 1, 20).double(), None, torch.rand(2, 1, 13)),
-                                   (None, torch.ones(2, 13), torch.rand(2, 1, 13)), (None, None, torch.rand(2, 1, 12)), (None, None, torch.rand(2, 1, 13).half())])
-def test_operation_refuses_gradients(extension, wrong):
-    with pytest.raises(RuntimeError):
-        torch.ops.mmkernels.additive_attention_backward(*wrong[:2], *VALID[:8], wrong[2], *VALID[8:], *[True] * 6)

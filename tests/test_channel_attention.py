@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, assert_upstream_may_lie_anyhow, draw, gradients
+from attention_tests import assert_close, assert_right, assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, draw, gradients
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -82,6 +82,15 @@ def test_partial_gradients(backend, device, dtype):
 @on_every_backend
 def test_upstream_gradients(backend, device, dtype):
     assert_upstream_may_lie_anyhow(functools.partial(mmk.channel_attention, need_weights=True, backend=backend), inputs(dtype, device))
+
+
+@pytest.mark.virtual_memory
+@on_every_backend
+@pytest.mark.parametrize("shape", [(2, 2, 2, 2), (2, 108, 16, 7)], ids=str)
+@pytest.mark.parametrize("dim", range(3))
+def test_far_apart(backend, device, dtype, shape, dim):
+    """Strides beyond 2^31 elements from sample to sample, row to row, channel to channel; in the weight from row to row, column to column."""
+    assert_strides_may_be_huge(functools.partial(mmk.channel_attention, need_weights=True, backend=backend), inputs(dtype, device, shape), dim, device)
 
 
 @on_every_backend
@@ -180,55 +189,3 @@ def test_module(extension):
     assert_close(fused(image, text, need_weights=True), plain(image, text, need_weights=True))
     article = image * torch.softmax(fused.score_projection(torch.cat([image, text[:, None].expand(-1, 30, -1)], -1)), -1)
     torch.testing.assert_close(fused(image, text), article, rtol=1e-4, atol=1e-5)
-
-
-IMAGE, TEXT, WEIGHT, BIAS = inputs()
-MISTAKES = {
-    "image a list": ({"image": [1.0]}, TypeError, "image must be a torch.Tensor, got list"),
-    "image of integers": ({"image": IMAGE.long()}, ValueError, "image must be float32.*got torch.int64"),
-    "image too deep": ({"image": IMAGE[None]}, ValueError, r"image must have shape \[B, N, D\].*got \[1, 2, 13, 20\]"),
-    "image flat": ({"image": IMAGE[0, 0]}, ValueError, r"image must have shape \[B, N, D\].*got \[20\]"),
-    "image without channels": ({"image": IMAGE[..., :0]}, ValueError, r"image must have at least one channel \(D\), got shape \[2, 13, 0\]"),
-    "text of another batch": ({"text": TEXT[:1]}, ValueError, r"text must have shape \[B, E\] = \[2, any\], got \[1, 7\]"),
-    "text of another dtype": ({"text": TEXT.double()}, ValueError, "text must have image's dtype torch.float32, got torch.float64"),
-    "text elsewhere": ({"text": TEXT.to("meta")}, ValueError, "text must be on image's device cpu, got meta"),
-    "text None": ({"text": None}, TypeError, "text must be a torch.Tensor, got NoneType"),
-    "weight too narrow": ({"weight": WEIGHT[:, 1:]}, ValueError, r"weight must have shape \[D, D \+ E\] = \[20, 27\], got \[20, 26\]"),
-    "weight turned": ({"weight": WEIGHT.T}, ValueError, r"weight must have shape .*got \[27, 20\]"),
-    "weight sparse": ({"weight": WEIGHT.to_sparse()}, ValueError, "weight must be a dense"),
-    "bias too short": ({"bias": BIAS[1:]}, ValueError, r"bias must have shape \[D\] = \[20\], got \[19\]"),
-    "bias a number": ({"bias": 1.0}, TypeError, "bias must be a torch.Tensor, got float"),
-    "need_weights a number": ({"need_weights": 1}, TypeError, "need_weights must be a bool, got int"),
-    "backend unknown": ({"backend": "gpu"}, ValueError, "backend must be None or one of"),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_message(name):
-    changes, exception, message = MISTAKES[name]
-    with pytest.raises(exception, match=message):
-        mmk.channel_attention(**{"image": IMAGE, "text": TEXT, "weight": WEIGHT, "bias": BIAS} | changes)
-
-
-SHIFT, OWN = torch.randn(2, 20), torch.randn(20, 20)
-WRONG = {
-    "image flat": {0: IMAGE[0]}, "image of integers": {0: IMAGE.long()}, "image without channels": {0: IMAGE[..., :0]},
-    "shift of another batch": {1: SHIFT[:1]}, "shift too short": {1: SHIFT[:, 1:]}, "shift of another dtype": {1: SHIFT.half()},
-    "weight too short": {2: OWN[1:]}, "weight too narrow": {2: OWN[:, 1:]}, "weight of another dtype": {2: OWN.double()}, "weight flat": {2: OWN[0]},
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_operation_refuses(extension, name):
-    """A RuntimeError, never a crash."""
-    arguments = [WRONG[name].get(i, value) for i, value in enumerate((IMAGE, SHIFT, OWN))]
-    with pytest.raises(RuntimeError):
-        torch.ops.mmkernels.channel_attention(*arguments, False)
-    with pytest.raises(RuntimeError):
-        torch.ops.mmkernels.channel_attention_backward(torch.ones_like(arguments[0]), None, *arguments, False, True, True, True)
-
-
-@pytest.mark.parametrize("grads", [(IMAGE[:1], None), (IMAGE.double(), None), (None, IMAGE[:, 1:]), (IMAGE, SHIFT)])
-def test_operation_refuses_gradients(extension, grads):
-    with pytest.raises(RuntimeError):
-        torch.ops.mmkernels.channel_attention_backward(*grads, IMAGE, SHIFT, OWN, True, True, True, True)

@@ -381,6 +381,16 @@ def test_memory(extension, view, combine):
         assert sum(sizes) <= small
 
 
+@on_every_backend
+@both_ways
+def test_strided_offsets(backend, device, dtype, combine):
+    """Bounds that are a column of a table."""
+    image, text, table = draw((13, 6), dtype, device), draw((2, 6), dtype, device, 1), torch.tensor([[0, 99], [5, 99], [13, 99]], device=device)
+    strided, dense = (gradients(mmk.spatial_attention, image, text, offsets=offsets, combine=combine, backend=backend)
+                      for offsets in (table[:, 0], table[:, 0].contiguous()))
+    assert all(torch.equal(a, e) for a, e in zip(strided, dense))
+
+
 @pytest.mark.virtual_memory
 @on_every_backend
 @pytest.mark.parametrize("far", ["batch", "position", "channel", "mask"])

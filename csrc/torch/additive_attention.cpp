@@ -21,10 +21,10 @@ namespace {
 
 Optional contiguous_if(const Optional& t) { return t ? Optional(torch::stable::contiguous(*t)) : t; }
 
-// The tensors as they were given; shifts contiguous.
+// The tensors as they were given; shifts and offsets contiguous.
 struct Operands {
   Tensor image, w_image, v;
-  Optional shift, w_gate, shift_gate;
+  Optional shift, w_gate, shift_gate, offsets;
 };
 
 // Gradients of weights, which a library's product may leave.
@@ -40,7 +40,7 @@ struct Arguments {
 
   Arguments(const Tensor& image, const Optional& shift, const Tensor& w_image, const Tensor& v, const Optional& w_gate,
             const Optional& shift_gate, const Optional& mask, const Optional& offsets, int64_t activation, bool pool)
-      : operands{image, w_image, v, contiguous_if(shift), w_gate, contiguous_if(shift_gate)} {
+      : operands{image, w_image, v, contiguous_if(shift), w_gate, contiguous_if(shift_gate), {}} {
     a.dtype = dtype_of(image, "image");
     const Anchor anchor(image);
     STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == (offsets ? 2 : 3), "image must be [B, N, D], or [rows, D] with offsets");
@@ -51,15 +51,8 @@ struct Arguments {
     a.B = offsets ? -1 : image.size(0);
     STD_TORCH_CHECK(a.D >= 1 && a.A >= 1 && a.K >= 1 && (pool || a.K == 1), "D, A and K must be at least 1, K 1 without pool");
     if (offsets) {
-      STD_TORCH_CHECK(offsets->dim() == 1 && offsets->size(0) >= 1, "offsets must be [B + 1]");
-      anchor.check(*offsets, "offsets", ScalarType::Long, {offsets->size(0)});
-      STD_TORCH_CHECK(offsets->size(0) == 1 || offsets->stride(0) == 1, "offsets must be contiguous");
-      a.B = offsets->size(0) - 1, a.offsets = static_cast<const int64_t*>(offsets->data_ptr());
-      if (anchor.device == DeviceType::CPU) {
-        bool valid = a.offsets[0] == 0 && a.offsets[a.B] == a.N;
-        for (int64_t b = 0; valid && b < a.B; ++b) valid = a.offsets[b] <= a.offsets[b + 1];
-        STD_TORCH_CHECK(valid, "offsets must ascend from 0 to the number of rows of image");
-      }
+      operands.offsets = bag_bounds(anchor, *offsets, a.N);
+      a.B = operands.offsets->size(0) - 1, a.offsets = static_cast<const int64_t*>(operands.offsets->data_ptr());
     }
     anchor.check(w_image, "w_image", anchor.type, {a.A, a.D});
     anchor.check(v, "v", anchor.type, {a.K, a.A});

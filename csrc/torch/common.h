@@ -59,6 +59,22 @@ struct Anchor {
   }
 };
 
+// The bounds of packed bags, [B + 1], contiguous. On the CPU their values are checked; elsewhere that would mean to wait, and the kernels
+// confine every access to the rows that exist.
+inline Tensor bag_bounds(const Anchor& anchor, const Tensor& offsets, int64_t rows) {
+  STD_TORCH_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1, "offsets must be [B + 1]");
+  anchor.check(offsets, "offsets", ScalarType::Long, {offsets.size(0)});
+  Tensor bounds = torch::stable::contiguous(offsets);
+  if (anchor.device == DeviceType::CPU) {
+    const int64_t* bound = static_cast<const int64_t*>(bounds.data_ptr());
+    const int64_t bags = bounds.size(0) - 1;
+    bool valid = bound[0] == 0 && bound[bags] == rows;
+    for (int64_t b = 0; valid && b < bags; ++b) valid = bound[b] <= bound[b + 1];
+    STD_TORCH_CHECK(valid, "offsets must ascend from 0 to the number of rows of image");
+  }
+  return bounds;
+}
+
 // A large result that comes as untouched pages costs more in page faults than its kernel takes; in huge pages a fraction of that
 // (design.md, decision 10). Only from 32 MB on, where glibc's malloc takes fresh pages for every call: below, it has memory that
 // was used before, and huge pages would be slower than that. What is resident already is left as it is.

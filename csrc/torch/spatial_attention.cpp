@@ -46,6 +46,7 @@ void merge_rows(SpatialAttention& a, std::initializer_list<Features*> all) {
 
 struct Arguments {
   SpatialAttention a;
+  std::optional<Tensor> offsets;                   // contiguous
   std::vector<int64_t> weights_shape, pooled_shape, image_shape;
 };
 
@@ -61,16 +62,9 @@ Arguments arguments(const Tensor& image, const Tensor& text, const std::optional
   for (int64_t i = 0; i < image.dim(); ++i) all.image_shape.push_back(image.size(i));
   std::vector<int64_t> grid;
   if (offsets) {
-    STD_TORCH_CHECK(offsets->dim() == 1 && offsets->size(0) >= 1, "offsets must be [B + 1]");
-    anchor.check(*offsets, "offsets", ScalarType::Long, {offsets->size(0)});
-    STD_TORCH_CHECK(offsets->size(0) == 1 || offsets->stride(0) == 1, "offsets must be contiguous");
-    a.offsets = static_cast<const int64_t*>(offsets->data_ptr());
-    a.B = offsets->size(0) - 1, a.X = image.size(0), a.D = image.size(1);
-    if (anchor.device == DeviceType::CPU) {
-      bool valid = a.offsets[0] == 0 && a.offsets[a.B] == a.X;
-      for (int64_t b = 0; valid && b < a.B; ++b) valid = a.offsets[b] <= a.offsets[b + 1];
-      STD_TORCH_CHECK(valid, "offsets must ascend from 0 to the number of rows of image");
-    }
+    all.offsets = bag_bounds(anchor, *offsets, image.size(0));
+    a.offsets = static_cast<const int64_t*>(all.offsets->data_ptr());
+    a.B = all.offsets->size(0) - 1, a.X = image.size(0), a.D = image.size(1);
     grid = {a.X};
   } else if (image.dim() == 4) {
     a.B = image.size(0), a.D = image.size(1), a.Y = image.size(2), a.X = image.size(3);

@@ -13,7 +13,7 @@ The plain PyTorch reference serves as a backend of the same form, and gives the 
 import torch
 
 from .. import backends
-from .common import fold, move_batch
+from .common import fold, move_batch, register_fake
 
 
 class Operation:
@@ -45,8 +45,8 @@ class Operation:
     def register(self, name, *names):
         """Gives the registered functions ``name`` and ``name_backward`` their rules, and makes them the backends ``names``."""
         forward, backward = (getattr(torch.ops.mmkernels, n).default for n in (name, f"{name}_backward"))
-        torch.library.register_fake(f"mmkernels::{name}", self.fake)
-        torch.library.register_fake(f"mmkernels::{name}_backward", self._fake_backward)
+        register_fake(name, self.fake)
+        register_fake(f"{name}_backward", self._fake_backward)
         torch.library.register_autograd(
             f"mmkernels::{name}", self._backward,
             setup_context=lambda ctx, inputs, output: self._setup_context(ctx, inputs, output, backward))
@@ -132,7 +132,7 @@ class Operation:
 
     def _fake_backward(self, *arguments):
         _, inputs, _, _, needs = self._split(arguments)
-        return tuple(self.fake_grad(self.names[i], inputs[i]) if need else inputs[0].new_empty(0)
+        return tuple(self.fake_grad(self.names[i], inputs[i]) if need and inputs[i] is not None else inputs[0].new_empty(0)
                      for i, need in zip(self.differentiable, needs))
 
     def _vmap(self, function, before=0):

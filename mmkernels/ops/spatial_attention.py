@@ -3,7 +3,7 @@
 import torch
 
 from .. import backends, checks, reference
-from .common import accumulate_dtype, autocast, fold, move_batch, overlap, same_memory, writes_itself
+from .common import accumulate_dtype, autocast, fold, move_batch, overlap, register_fake, same_memory, writes_itself
 
 
 def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_heads=1, combine="multiply",
@@ -217,20 +217,20 @@ def register_operations(name, *names):
     forward, backward = getattr(namespace, name).default, getattr(namespace, f"{name}_backward").default
     forward_out = getattr(namespace, f"{name}_out").default
 
-    @torch.library.register_fake(f"mmkernels::{name}")
-    def _(image, text, mask, offsets, scale, num_heads, pool, rescale):
+    def fake(image, text, mask, offsets, scale, num_heads, pool, rescale):
         return (torch.empty_like(text, memory_format=torch.contiguous_format) if pool else torch.empty_like(image),
                 _empty_weights(image, num_heads))
 
-    @torch.library.register_fake(f"mmkernels::{name}_out")
-    def _(image, text, mask, offsets, scale, num_heads, pool, rescale, out):
+    def fake_out(image, text, mask, offsets, scale, num_heads, pool, rescale, out):
         return _empty_weights(image, num_heads)
 
-    @torch.library.register_fake(f"mmkernels::{name}_backward")
-    def _(grad_result, grad_weights, image, text, weights, mask, offsets, scale, num_heads, pool, rescale,
-          need_image_grad, need_text_grad):
+    def fake_backward(grad_result, grad_weights, image, text, weights, mask, offsets, scale, num_heads, pool, rescale,
+                      need_image_grad, need_text_grad):
         return (torch.empty_like(image) if need_image_grad else image.new_empty(0),
                 torch.empty_like(text, memory_format=torch.contiguous_format) if need_text_grad else text.new_empty(0))
+
+    for suffix, function in (("", fake), ("_out", fake_out), ("_backward", fake_backward)):
+        register_fake(name + suffix, function)
 
     torch.library.register_autograd(
         f"mmkernels::{name}", _backward,

@@ -1,0 +1,24 @@
+"""channel_attention: see the package."""
+
+from . import Form
+
+SIZES = {"B": 2, "N": 6, "D": 8, "E": 5}
+POSITIONAL = 4
+OPTIONAL = ("bias",)
+
+FORMS = {"positions": Form(SIZES, {"image": "B, N, D", "text": "B, E", "weight": "D, D + E", "bias": "D"})}
+GIVEN = FORMS["positions"].arguments
+
+MISTAKES = {"positions": {
+    # six samples without positions
+    "image too flat": ({"image": GIVEN["image"][0]}, ValueError, ["text must have shape [B, E] = [6, any], got [2, 5]"]),
+    "image of one dimension": ({"image": GIVEN["image"][0, 0]}, ValueError, ["image must have shape [B, N, D] = [any, any, any], got [8]"]),
+    "image without channels": ({"image": GIVEN["image"][..., :0]}, ValueError, ["image must have at least one channel (D), got shape [2, 6, 0]"]),
+    "weight turned": ({"weight": GIVEN["weight"].T}, ValueError, ["weight must have shape [D, D + E] = [8, 13], got [13, 8]"]),
+    "weight of the image alone": ({"weight": GIVEN["weight"][:, :8]}, ValueError, ["weight must have shape [D, D + E] = [8, 13], got [8, 8]"]),
+}}
+
+KERNELS = {"weights": (Form(SIZES, {"image": "B, N, D", "shift": "B, D", "weight": "D, D"}, need_weights=True),
+                       {"_backward": {"grad_result": "B, N, D", "grad_weights": "B, N, D"}})}
+GIVEN = KERNELS["weights"][0].arguments
+WRONG = {"weights": {"nothing has channels": {"image": GIVEN["image"][..., :0], "shift": GIVEN["shift"][..., :0], "weight": GIVEN["weight"][:0, :0]}}}
