@@ -23,6 +23,8 @@ struct AdditiveAttention {
   bool pool = true;
   SampleRows result;                 // pool: [B, K, D], else like image (K = 1)
   void* weights = nullptr;           // [B, K, N] contiguous (packed: [K, N]), float (double); forward writes, backward reads
+  int64_t kept_rows = 0;           // how many of the first rows' products are kept, so that backward needn't compute them again; CPU only
+  void* kept = nullptr;              // [kept_rows, A] contiguous, with w_gate [kept_rows, 2 A], float (double): w_image image_n, w_gate image_n
 };
 
 struct AdditiveAttentionBackward {

@@ -97,9 +97,9 @@ def bidirectional_attention(torch, module, shape, dtype, masked=False):
 
 def channel_attention(torch, module, shape, dtype, need_weights=False):
     image = torch.zeros(shape, dtype=getattr(torch, dtype))
-    inputs = (image, torch.zeros(shape[0], shape[2]), image.new_zeros(shape[2], shape[2]), need_weights)
-    result, weights = module.forward(*inputs)
-    module.backward(result, weights if need_weights else None, *inputs, True, True, True)
+    inputs = (image, torch.zeros(shape[0], shape[2]), image.new_zeros(shape[2], shape[2]))
+    result, weights, kept = module.forward(*inputs, need_weights, 0)
+    module.backward(result, weights if need_weights else None, *inputs, kept, need_weights, 0, True, True, True)
 
 
 def additive_attention(torch, module, shape, dtype, bags=None, gated=False, masked=False, activation=0, maps=1, pool=True):
@@ -110,8 +110,8 @@ def additive_attention(torch, module, shape, dtype, bags=None, gated=False, mask
     offsets = torch.linspace(0, len(image), bags + 1).long() if bags else None
     inputs = (image, torch.zeros(bags or len(image), hidden), layer(hidden, image.shape[-1]), layer(maps, hidden),
               layer(hidden, image.shape[-1]) if gated else None, torch.zeros(hidden) if gated else None, mask, offsets)
-    result, weights = module.forward(*inputs, activation, pool)
-    module.backward(result, weights, *inputs, weights, activation, pool, *[True] * 6)
+    result, *kept = module.forward(*inputs, activation, pool, 0)
+    module.backward(result, kept[0], *inputs, *kept, activation, pool, 0, *[True] * 6)
 
 
 def compile_all(operations, targets, every_configuration):

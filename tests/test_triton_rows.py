@@ -196,7 +196,7 @@ def test_extreme_scores(value):
     for some in (2, slice(None)):
         shift, scores = draw(2, 4), draw(2, 9)
         shift[0, some], scores[0, some] = value, value
-        options = image, shift, torch.zeros(4, 4), True
+        options = image, shift, torch.zeros(4, 4), True, 0
         mmk.channel_attention(*channel((1, 1, 1)), backend="triton")
         for actual, expected in zip(torch.ops.mmkernels.channel_attention_triton(*options), mmk.ops.channel_attention._reference(*options)):
             torch.testing.assert_close(actual, expected, equal_nan=True)
@@ -263,13 +263,13 @@ def test_scratch_is_a_few_panels(hidden, monkeypatch):
     image, mask = VIEWS["window"](draw(*shape)), draw(2, 500, seed=1) > 0
     inputs = (image, draw(2, hidden), draw(hidden, 64), draw(1, hidden), draw(hidden, 64, seed=1), draw(hidden), mask, None)
     with Allocations(inputs) as mode:
-        result, weights = additive_attention.forward(*inputs, 0, True)
-        additive_attention.backward(result, weights, *inputs, weights, 0, True, False, *[True] * 5)
+        result, *kept = additive_attention.forward(*inputs, 0, True, 0)
+        additive_attention.backward(result, kept[0], *inputs, *kept, 0, True, 0, False, *[True] * 5)
     assert mode.largest <= max(8 * 512, 40 * 64) * 4 < image.numel()
-    inputs = image[..., :32], draw(2, 32), draw(32, 32), False
+    inputs = image[..., :32], draw(2, 32), draw(32, 32)
     up = draw(1).expand(2, 500, 32)
     with Allocations((*inputs, up)) as mode:
-        channel_attention.backward(up, None, *inputs, False, True, True)
+        channel_attention.backward(up, None, *inputs, None, False, 0, False, True, True)
     assert mode.largest <= 32 * 32 * 4
 
 
@@ -306,19 +306,20 @@ def test_nothing_is_written_beside_a_tensor(operation, monkeypatch):
     for module in (additive_attention, channel_attention):                    # torch's own products aren't in question: what is written over them is
         monkeypatch.setattr(module, "product", lambda *operands: guards.place((found := product(*operands)).shape, found.dtype).copy_(found))
     if operation == CHANNEL:
-        inputs = draw(3, 37, 13), draw(3, 13), draw(13, 13), True
+        inputs = draw(3, 37, 13), draw(3, 13), draw(13, 13)
         up = draw(3, 37, 13, seed=4), draw(3, 37, 13, seed=5)
-        module, kept, options, needs = channel_attention, (), (), 3
+        module, options, needs = channel_attention, (True, 0), 3
     else:
         shape, offsets, chosen = ADDITIVE_OPTIONS[operation]
         image, _, w_image, _, v, shift_gate, w_gate, _ = additive(shape, 9, 1 if chosen else 3)
         bags = 3 if offsets is None else 4
         inputs = image, draw(bags, 9), w_image, v, w_gate, shift_gate, draw(*shape[:-1]) > 0, None if offsets is None else torch.tensor(offsets)
-        module, options, needs = additive_attention, (0, not chosen), 6
+        module, options, needs = additive_attention, (0, not chosen, 0), 6
     guards = Guards(monkeypatch)
     produced = module.forward(*inputs, *options)
     if operation != CHANNEL:
-        up, kept = (torch.ones_like(produced[0]), torch.ones_like(produced[1])), (produced[1],)
+        up = torch.ones_like(produced[0]), torch.ones_like(produced[1])
+    kept = produced[2:] if operation == CHANNEL else produced[1:]
     grads = module.backward(*up, *inputs, *kept, *options, *[True] * needs)
     assert len(guards.bases) >= 8 and guards.intact()
     assert not any((t == 77).any() for t in (*produced, *grads))
@@ -333,8 +334,8 @@ def test_wrong_offsets_touch_no_foreign_memory(bounds, pooled, monkeypatch):
     image, _, w_image, _, v, shift_gate, w_gate, _ = additive((41, 4), 3)
     guards = Guards(monkeypatch)
     inputs = image, guards.place((len(bounds) - 1, 3), torch.float32), w_image, v, w_gate, shift_gate, None, torch.tensor(bounds)
-    result, weights = additive_attention.forward(*inputs, 0, pooled)
-    additive_attention.backward(result, weights, *inputs, weights, 0, pooled, *[True] * 6)
+    result, *kept = additive_attention.forward(*inputs, 0, pooled, 0)
+    additive_attention.backward(result, kept[0], *inputs, *kept, 0, pooled, 0, *[True] * 6)
     assert guards.intact()
 
 
@@ -345,10 +346,10 @@ def test_one_gradient_alone(wanted):
     from mmkernels.triton import additive_attention
     image, _, w_image, _, v, shift_gate, w_gate, _ = additive((2, 20, 6), 4, 2)
     inputs = image, draw(2, 4), w_image, v, w_gate, shift_gate, None, None
-    result, weights = additive_attention.forward(*inputs, 0, True)
-    for up in ((result, None), (None, weights)):
-        together = additive_attention.backward(*up, *inputs, weights, 0, True, *[True] * 6)
-        alone = additive_attention.backward(*up, *inputs, weights, 0, True, *[i == wanted for i in range(6)])
+    result, *kept = additive_attention.forward(*inputs, 0, True, 0)
+    for up in ((result, None), (None, kept[0])):
+        together = additive_attention.backward(*up, *inputs, *kept, 0, True, 0, *[True] * 6)
+        alone = additive_attention.backward(*up, *inputs, *kept, 0, True, 0, *[i == wanted for i in range(6)])
         assert torch.equal(alone[wanted], together[wanted]) and all(g.numel() == 0 for i, g in enumerate(alone) if i != wanted)
 
 
@@ -401,21 +402,22 @@ def test_opcheck(packed):
     operations, leaf = torch.ops.mmkernels, lambda *shape: draw(*shape).requires_grad_()
     if not packed:
         inputs = leaf(2, 7, 6), leaf(2, 6), leaf(6, 6)
-        torch.library.opcheck(operations.channel_attention_triton.default, (*inputs, True))
-        torch.library.opcheck(operations.channel_attention_triton_backward.default, (draw(2, 7, 6), draw(2, 7, 6), *inputs, True, True, True, True))
+        torch.library.opcheck(operations.channel_attention_triton.default, (*inputs, True, 0))
+        torch.library.opcheck(operations.channel_attention_triton_backward.default, (draw(2, 7, 6), draw(2, 7, 6), *inputs, draw(0, 6), True, 0, True, True, True))
     inputs = (leaf(*(13,) if packed else (2, 7), 6), leaf(2, 4), leaf(4, 6), leaf(2, 4), leaf(4, 6), leaf(4), None, torch.tensor([0, 5, 13]) if packed else None)
-    torch.library.opcheck(operations.additive_attention_triton.default, (*inputs, 2, True))
+    torch.library.opcheck(operations.additive_attention_triton.default, (*inputs, 2, True, 0))
     if not packed:                                # the second derivatives look at the offsets
-        result, weights = (t.detach() for t in operations.additive_attention_triton(*inputs, 2, True))
-        torch.library.opcheck(operations.additive_attention_triton_backward.default, (result, weights, *inputs, weights, 2, True, *[True] * 6))
+        result, weights, kept = (t.detach() for t in operations.additive_attention_triton(*inputs, 2, True, 0))
+        torch.library.opcheck(operations.additive_attention_triton_backward.default, (result, weights, *inputs, weights, kept, 2, True, 0, *[True] * 6))
 
 
 @interpreted
 @pytest.mark.parametrize("place, value", ((0, torch.zeros(2, 7)), (0, torch.zeros(2, 7, 6).double()), (1, torch.zeros(2, 5)), (2, torch.zeros(4, 5)),
-                                          (3, torch.zeros(2, 5)), (4, None), (5, torch.zeros(5)), (6, torch.ones(2, 8) > 0), (7, torch.tensor([0, 7]))))
+                                          (3, torch.zeros(2, 5)), (4, None), (5, torch.zeros(5)), (6, torch.ones(2, 8) > 0), (7, torch.tensor([0, 7])),
+                                          (10, 5)))
 def test_operation_refuses_what_would_not_be_safe(place, value):
     mmk.additive_attention(*additive((1, 1, 1), 1)[:5], backend="triton")
-    arguments = [draw(2, 7, 6), draw(2, 4), draw(4, 6), draw(2, 4), draw(4, 6), draw(4), None, None, 0, True]
+    arguments = [draw(2, 7, 6), draw(2, 4), draw(4, 6), draw(2, 4), draw(4, 6), draw(4), None, None, 0, True, 0]
     torch.ops.mmkernels.additive_attention_triton(*arguments)
     arguments[place] = value
     with pytest.raises((RuntimeError, NotImplementedError)):

@@ -55,6 +55,26 @@ template <class T> struct Inputs {
     multiply<C, false>(count, a.A, a.D, x, step, {weight.data, 0}, hidden, ld, false);
     if (a.w_gate.data) multiply<C, false>(count, a.A, a.D, x, step, {gate.data, 0}, gates, ld, false);
   }
+  // The products of the first rows are kept by forward, and found by backward: false where a tile's aren't all there.
+  C* kept(int64_t row) const { return static_cast<C*>(a.kept) + row * (a.w_gate.data ? 2 * a.A : a.A); }
+  void keep(int64_t first, int64_t count, const C* hidden, const C* gates, int64_t ld) const {
+    for (int64_t r = 0; r < count && first + r < a.kept_rows; ++r) {
+      memcpy(kept(first + r), hidden + r * ld, a.A * sizeof(C));
+      if (a.w_gate.data) memcpy(kept(first + r) + a.A, gates + r * ld, a.A * sizeof(C));
+    }
+  }
+  bool recall(int64_t first, int64_t count, C* hidden, C* gates, int64_t ld) const {
+    if (first + count > a.kept_rows) return false;
+    auto read = [&](C* to, const C* from) {
+      memcpy(to, from, a.A * sizeof(C));
+      for (int64_t c = a.A; c < width; ++c) to[c] = 0;
+    };
+    for (int64_t r = 0; r < count; ++r) {
+      read(hidden + r * ld, kept(first + r));
+      if (a.w_gate.data) read(gates + r * ld, kept(first + r) + a.A);
+    }
+    return true;
+  }
   vec<C> shifted(const C* x, const C* shift, int64_t column) const {
     return shift ? load(x + column) + load_some(shift + column, a.A - column) : load(x + column);
   }
@@ -139,6 +159,7 @@ template <class T> struct Forward {
       int64_t step;
       const C* x = in.tile(first, count, copy.data, step);
       in.project(x, step, count, hidden.data, gates.data, in.width);
+      in.keep(first, count, hidden.data, gates.data, in.width);
       with_activation(a.activation, [&](auto f) {
         for (int64_t r = 0; r < count; ++r) activate_row<f.value>(hidden.data + r * in.width, gates.data + r * in.width, in.shift(first + r));
       });
@@ -334,7 +355,7 @@ template <class T> struct Backward {
       int64_t step;
       const C* x = in.tile(first, count, copy.data, step);
       C *du = gradient.rows(slot), *dt = du + in.width;
-      in.project(x, step, count, du, dt, gradient.out_width);
+      if (!in.recall(first, count, du, dt, gradient.out_width)) in.project(x, step, count, du, dt, gradient.out_width);
       in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) { turn(grad_scores.data, b, r, last, maps.data + (r - first) * in.maps); });
       multiply<C, false>(count, a.A, a.K, maps.data, in.maps, {v_rows.data, 0}, hidden.data, in.width, false);
       with_activation(a.activation, [&](auto f) {

@@ -74,6 +74,7 @@ template <class T> void forward(const ChannelAttention& a, const Parallel& paral
         else along(std::false_type{});
         for (; c < a.D; ++c) to[c] = from_acc<T>(p[c] * share.data[r] * values[c]);
         if (weights) write_row<T>(p, a.D, share.data[r], weights.row(first + r), 1);
+        if (first + r < a.kept_rows) write_row<C>(p, a.D, share.data[r], static_cast<C*>(a.kept) + (first + r) * a.D, 1);
       }
     }
     if (a.stream) fence();
@@ -102,7 +103,15 @@ template <class T> struct Backward {
     Fetch fetch;
     fetch_tile(fetch, in.image, first + count, a.B * a.N, a.D);
     fetch_tile(fetch, grad_result, first + count, a.B * a.N, a.D);
-    in.weigh(x, step, first, count, scores, share.data, fetch);
+    if (first + count <= a.kept_rows) {
+      for (int64_t r = 0; r < count; ++r) {
+        memcpy(scores + r * in.width, static_cast<const C*>(a.kept) + (first + r) * a.D, a.D * sizeof(C));
+        for (int64_t c = a.D; c < padded<C>(a.D); ++c) scores[r * in.width + c] = 0;
+        share.data[r] = 1;
+      }
+    } else {
+      in.weigh(x, step, first, count, scores, share.data, fetch);
+    }
     for (int64_t r = 0; grad_result && r < count; ++r)
       read_rows<T>(1, a.D, [&](int64_t) { return grad_result.row(first + r); }, grad_result.c, upstream.data + r * in.width);
     for (int64_t r = 0; r < count; ++r) differentiate(scores + r * in.width, x + r * step, upstream.data + r * in.width, first + r, share.data[r]);

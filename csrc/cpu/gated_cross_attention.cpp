@@ -2,8 +2,8 @@
 // Keys and values of a head are copied once, by every thread that has queries of it; a tile of queries then makes its scores, their
 // softmax and the weighted sum of values in the second-level cache, and the gate is multiplied as the tile is written. More than
 // `token_block` tokens are taken in blocks with an online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867).
-// Scores are made transposed, [token, query]: vectors lie along the queries, so that a softmax needs no sum within a vector, short texts
-// no padding, and all five products find their operands as they lie.
+// Scores are made transposed, [token, query]: vectors lie along the queries, so that a softmax needs no sum within a vector, and short texts
+// no padding. A tile's queries are transposed for it, backward its G, too.
 // Backward, with P = weights, A = P value, G = grad_result * gate: the scores are recomputed from log_sum, then
 //   dP = G value^T;  dS = P (dP - rowsum(G A));  dquery = scale dS key;  dkey = scale dS^T query;  dvalue = P^T G;  dgate = grad_result A.
 // Scores are kept in base 2: queries are transposed times scale / ln 2.
@@ -95,7 +95,8 @@ template <class T> struct Forward {
   void ahead(Fetch& fetch, int64_t first) const {
     if (first < a.N) return fetch_rows(fetch, in.query, first, tiles.height < a.N - first ? tiles.height : a.N - first, a.d);
     const int64_t index = in.row / a.N + 1, b = index / a.H, h = index % a.H;
-    if (b == a.B) return;
+    const bool small = a.T * (a.d + a.dv) * int64_t(sizeof(T)) <= 256 << 10;              // a part of the second-level cache
+    if (b == a.B || a.tokens.data || !small) return;
     fetch_rows(fetch, head<T>(a.key, b, h), 0, a.T, a.d);
     fetch_rows(fetch, head<T>(a.value, b, h), 0, a.T, a.dv);
     fetch_rows(fetch, head<T>(a.query, b, h), 0, tiles.height < a.N ? tiles.height : a.N, a.d);
@@ -204,6 +205,7 @@ template <class T> struct Backward {
       if (g.grad_key.data) multiply<C, false>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width, query_width, true, fetch);
     }
     if (grad_query) write_query(first, count);
+    if (a.stream) fence();
   }
   // What the head's next tile needs.
   void ahead(Fetch& fetch, int64_t first) const {
@@ -251,7 +253,7 @@ template <class T> struct Backward {
     mean.data[r] = sum<C>(total) + rest;
   }
 
-  // Scores -> weights, and their gradient -> scale times that of the scores.
+  // Scores -> weights, and their gradient -> that of the scores.
   void recover(int64_t count, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
       C *p = weights.data + i * width, *ds = grad_scores.data + i * width;
@@ -275,7 +277,6 @@ template <class T> struct Backward {
     const bool stream = a.stream && grad_query.c == 1 && streamable(grad_query.row(first), a.d, grad_query.n);
     for (int64_t r = 0; r < count; ++r)
       write_row<T>(in.order.count ? sums.data + r * query_width : nullptr, a.d, C(a.scale), grad_query.row(first + r), grad_query.c, stream);
-    if (a.stream) fence();
   }
 };
 

@@ -218,9 +218,10 @@ template <class T, class C, class Row> inline void read_rows(int64_t rows, int64
 
 // Whether rows, `step` apart, can be written past the cache: in whole vectors, and no line is left half written.
 template <class T> inline bool streamable(const T* row, int64_t columns, int64_t step) {
-  constexpr uintptr_t bytes = lanes<acc_t<T>> * sizeof(T);
-  const uintptr_t row_bytes = columns * sizeof(T), at = reinterpret_cast<uintptr_t>(row);
-  return (row_bytes % 64 == 0 && at % 64 == 0) || (step == columns && row_bytes % bytes == 0 && at % bytes == 0);
+  constexpr uintptr_t vector = lanes<acc_t<T>> * sizeof(T);
+  const uintptr_t bytes = columns * sizeof(T), stride = step * sizeof(T), at = reinterpret_cast<uintptr_t>(row);
+  const uintptr_t unit = step == columns ? vector : 64;
+  return bytes % unit == 0 && stride % unit == 0 && at % unit == 0;
 }
 template <bool Stream, class T> MMK_INLINE void store_or_stream(T* p, vec<acc_t<T>> v) {
   if constexpr (Stream) stream(p, v);

@@ -36,10 +36,10 @@ struct WeightGradients {
 struct Arguments {
   AdditiveAttention a;
   Operands operands;
-  std::vector<int64_t> result_shape, weights_shape;
+  std::vector<int64_t> result_shape, weights_shape, kept_shape;
 
   Arguments(const Tensor& image, const Optional& shift, const Tensor& w_image, const Tensor& v, const Optional& w_gate,
-            const Optional& shift_gate, const Optional& mask, const Optional& offsets, int64_t activation, bool pool)
+            const Optional& shift_gate, const Optional& mask, const Optional& offsets, int64_t activation, bool pool, int64_t kept_rows)
       : operands{image, w_image, v, contiguous_if(shift), w_gate, contiguous_if(shift_gate), {}} {
     a.dtype = dtype_of(image, "image");
     const Anchor anchor(image);
@@ -67,38 +67,45 @@ struct Arguments {
     }
     result_shape = pool ? std::vector<int64_t>{a.B, a.K, a.D} : sizes(image);
     weights_shape = offsets ? std::vector<int64_t>{a.K, a.N} : std::vector<int64_t>{a.B, a.K, a.N};
+    STD_TORCH_CHECK(kept_rows >= 0 && kept_rows <= (offsets ? a.N : a.B * a.N), "kept_rows must be between 0 and the number of rows");
+    a.kept_rows = kept_rows;
+    kept_shape = {kept_rows, w_gate ? 2 * a.A : a.A};
   }
 };
 
 template <auto Launch>
-std::tuple<Tensor, Tensor> forward(const Tensor& image, const Optional& shift, const Tensor& w_image, const Tensor& v, const Optional& w_gate,
-                                   const Optional& shift_gate, const Optional& mask, const Optional& offsets, int64_t activation, bool pool) {
-  Arguments all(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool);
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Optional& shift, const Tensor& w_image, const Tensor& v,
+                                           const Optional& w_gate, const Optional& shift_gate, const Optional& mask, const Optional& offsets,
+                                           int64_t activation, bool pool, int64_t kept_rows) {
+  Arguments all(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool, kept_rows);
   AdditiveAttention& a = all.a;
   Tensor result = torch::stable::new_empty(image, all.result_shape);
   Tensor weights = torch::stable::new_empty(image, all.weights_shape, accumulate_type(a.dtype));
+  Tensor kept = torch::stable::new_empty(image, all.kept_shape, accumulate_type(a.dtype));
   advise_huge_pages(result);
-  a.result = rows(result), a.weights = weights.mutable_data_ptr();
+  a.result = rows(result), a.weights = weights.mutable_data_ptr(), a.kept = kept.mutable_data_ptr();
   Launch(a, all.operands);
-  return {result, weights};
+  return {result, weights, kept};
 }
 
 template <auto Launch>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Optional& grad_result, const Optional& grad_weights, const Tensor& image, const Optional& shift, const Tensor& w_image, const Tensor& v,
     const Optional& w_gate, const Optional& shift_gate, const Optional& mask, const Optional& offsets, const Tensor& weights,
-    int64_t activation, bool pool, bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad,
+    const Tensor& kept, int64_t activation, bool pool, int64_t kept_rows, bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad,
     bool need_shift_gate_grad) {
-  Arguments all(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool);
+  Arguments all(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool, kept_rows);
   AdditiveAttentionBackward g;
   const Anchor anchor(image);
   const ScalarType accumulate = accumulate_type(all.a.dtype);
   if (grad_result) anchor.check(*grad_result, "grad_result", anchor.type, all.result_shape), g.grad_result = rows(*grad_result);
-  Tensor kept = torch::stable::contiguous(weights);
+  Tensor all_weights = torch::stable::contiguous(weights);
   anchor.check(weights, "weights", accumulate, all.weights_shape);
+  Tensor products = torch::stable::contiguous(kept);
+  anchor.check(kept, "kept", accumulate, all.kept_shape);
   Optional of_weights = contiguous_if(grad_weights);
   if (grad_weights) anchor.check(*grad_weights, "grad_weights", accumulate, all.weights_shape), g.grad_weights = of_weights->data_ptr();
-  all.a.weights = kept.mutable_data_ptr();
+  all.a.weights = all_weights.mutable_data_ptr(), all.a.kept = products.mutable_data_ptr();
   g.forward = all.a;
   need_shift_grad = need_shift_grad && shift, need_w_gate_grad = need_w_gate_grad && w_gate;
   need_shift_gate_grad = need_shift_gate_grad && shift_gate;
@@ -140,6 +147,7 @@ template <class F> void each_panel(const AdditiveAttention& a, const Operands& o
 Tensor in_float(const Tensor& t) { return torch::stable::to(t, ScalarType::Float); }
 
 void cuda_forward(const AdditiveAttention& a, const Operands& operands) {
+  STD_TORCH_CHECK(a.kept_rows == 0, "kept_rows must be 0: only the CPU keeps rows");
   on_stream(operands.image, [&](void* stream) {
     const int64_t rows = cuda::sampled_rows(a).rows;
     Tensor scores = torch::stable::new_empty(operands.image, {rows, a.K}, ScalarType::Float), v = turned(in_float(operands.v));
@@ -155,6 +163,7 @@ void cuda_forward(const AdditiveAttention& a, const Operands& operands) {
 
 void cuda_backward(const AdditiveAttentionBackward& g, const Operands& operands, WeightGradients& grads) {
   const AdditiveAttention& a = g.forward;
+  STD_TORCH_CHECK(a.kept_rows == 0, "kept_rows must be 0: only the CPU keeps rows");
   on_stream(operands.image, [&](void* stream) {
     const cuda::SampledRows samples = cuda::sampled_rows(a), all{1, samples.rows, samples.rows, nullptr};
     const ScalarType type = operands.image.scalar_type();
@@ -198,9 +207,9 @@ constexpr auto gpu_back = &backward<cuda_backward>;
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
   m.def(MMK_OPERATION "(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? mask, "
-        "Tensor? offsets, int activation, bool pool) -> (Tensor, Tensor)");
+        "Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor, Tensor, Tensor)");
   m.def(MMK_OPERATION "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? shift, Tensor w_image, Tensor v, "
-        "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, int activation, bool pool, "
+        "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, Tensor kept, int activation, bool pool, SymInt kept_rows, "
         "bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad, "
         "bool need_shift_gate_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

@@ -23,8 +23,9 @@ namespace {
 struct Arguments {
   ChannelAttention a;
   Tensor shift;
+  std::vector<int64_t> kept_shape;
 
-  Arguments(const Tensor& image, const Tensor& given_shift, const Tensor& weight) : shift(torch::stable::contiguous(given_shift)) {
+  Arguments(const Tensor& image, const Tensor& given_shift, const Tensor& weight, int64_t kept_rows) : shift(torch::stable::contiguous(given_shift)) {
     a.dtype = dtype_of(image, "image");
     const Anchor anchor(image);
     STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == 3, "image must be a dense [B, N, D] tensor");
@@ -32,26 +33,33 @@ struct Arguments {
     STD_TORCH_CHECK(a.D >= 1, "image must have at least one channel");
     anchor.check(shift, "shift", accumulate_type(a.dtype), {a.B, a.D});
     anchor.check(weight, "weight", anchor.type, {a.D, a.D});
-    a.image = rows(image), a.shift = shift.data_ptr(), a.weight = projection(weight);
+    STD_TORCH_CHECK(kept_rows >= 0 && kept_rows <= a.B * a.N, "kept_rows must be between 0 and the number of rows");
+    a.image = rows(image), a.shift = shift.data_ptr(), a.weight = projection(weight), a.kept_rows = kept_rows;
+    kept_shape = {kept_rows, a.D};
   }
 };
 
 template <auto Launch>
-std::tuple<Tensor, Tensor> forward(const Tensor& image, const Tensor& shift, const Tensor& weight, bool need_weights) {
-  Arguments all(image, shift, weight);
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Tensor& shift, const Tensor& weight, bool need_weights, int64_t kept_rows) {
+  Arguments all(image, shift, weight, kept_rows);
+  Tensor kept = torch::stable::new_empty(image, all.kept_shape, accumulate_type(all.a.dtype));
+  all.a.kept = kept.mutable_data_ptr();
   Tensor result = dense_gradient(image, true), weights = dense_gradient(image, need_weights);
   all.a.result = rows(result), all.a.stream = too_large_for_cache(result);
   if (need_weights) all.a.weights = rows(weights);
   if (all.a.B > 0 && all.a.N > 0) Launch(all.a, image, weight);
-  return {result, weights};
+  return {result, weights, kept};
 }
 
 template <auto Launch>
 std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const Optional& grad_weights, const Tensor& image, const Tensor& shift,
-                                            const Tensor& weight, bool need_weights, bool need_image_grad, bool need_shift_grad,
-                                            bool need_weight_grad) {
-  Arguments all(image, shift, weight);
+                                            const Tensor& weight, const Tensor& given_kept, bool need_weights, int64_t kept_rows,
+                                            bool need_image_grad, bool need_shift_grad, bool need_weight_grad) {
+  Arguments all(image, shift, weight, kept_rows);
   const Anchor anchor(image);
+  anchor.check(given_kept, "kept", accumulate_type(all.a.dtype), all.kept_shape);
+  Tensor kept = torch::stable::contiguous(given_kept);
+  all.a.kept = kept.mutable_data_ptr();
   ChannelAttentionBackward g;
   g.forward = all.a;
   if (grad_result) anchor.check(*grad_result, "grad_result", anchor.type, sizes(image)), g.grad_result = rows(*grad_result);
@@ -77,6 +85,7 @@ constexpr auto cpu_back = &backward<cpu_backward>;
 cuda::SampledRows samples(const ChannelAttention& a) { return {a.B, a.N, a.B * a.N, nullptr}; }
 
 void cuda_forward(const ChannelAttention& a, const Tensor& image, const Tensor& weight) {
+  STD_TORCH_CHECK(a.kept_rows == 0, "kept_rows must be 0: only the CPU keeps rows");
   on_stream(image, [&](void* stream) {
     const Tensor columns = turned(weight);
     Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
@@ -88,6 +97,7 @@ void cuda_forward(const ChannelAttention& a, const Tensor& image, const Tensor& 
 
 void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const Tensor& weight, Tensor& grad_weight) {
   const ChannelAttention& a = g.forward;
+  STD_TORCH_CHECK(a.kept_rows == 0, "kept_rows must be 0: only the CPU keeps rows");
   on_stream(image, [&](void* stream) {
     const Tensor columns = turned(weight);
     const WeightSum sum(image, a.D, a.D, g.grad_weight, stream);
@@ -117,9 +127,9 @@ constexpr auto gpu_back = &backward<cuda_backward>;
 }  // namespace mmk::binding
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
-  m.def(MMK_OPERATION "(Tensor image, Tensor shift, Tensor weight, bool need_weights) -> (Tensor, Tensor)");
-  m.def(MMK_OPERATION "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor shift, Tensor weight, bool need_weights, "
-        "bool need_image_grad, bool need_shift_grad, bool need_weight_grad) -> (Tensor, Tensor, Tensor)");
+  m.def(MMK_OPERATION "(Tensor image, Tensor shift, Tensor weight, bool need_weights, SymInt kept_rows) -> (Tensor, Tensor, Tensor)");
+  m.def(MMK_OPERATION "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor shift, Tensor weight, Tensor kept, "
+        "bool need_weights, SymInt kept_rows, bool need_image_grad, bool need_shift_grad, bool need_weight_grad) -> (Tensor, Tensor, Tensor)");
 }
 
 MMK_IMPLEMENT_CPU("", cpu)

@@ -5,7 +5,7 @@ from torch.nn.functional import linear
 
 from .. import backends, checks
 from ..reference.additive_attention import ACTIVATIONS, attend
-from .common import accumulate_dtype, autocast
+from .common import accumulate_dtype, autocast, kept_rows
 from .operation import Operation
 
 
@@ -15,7 +15,8 @@ def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=N
 
     With ``w_gate`` the hidden vector is multiplied by ``sigmoid(w_gate image_n + bias_gate)`` before ``v``. The ``N x A`` hidden
     matrix never exists: a panel of positions goes through product, activation, gate and ``v`` while it is in cache, its scores
-    feed the softmax and the pooled sum, and the backward pass computes it again.
+    feed the softmax and the pooled sum, and the backward pass computes it again. (Training on the CPU keeps the products of the
+    first rows, at most 16 MiB: a small bag's are not computed twice.)
 
     Args:
         image: ``[B, N, D]``, or with ``offsets`` packed bags ``[rows, D]``; float32, bfloat16, float16 or float64, any strides.
@@ -57,8 +58,11 @@ def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=N
     to = lambda tensor: None if tensor is None else tensor.to(accumulate)
     with torch.autocast(image.device.type, enabled=False):
         shift = to(bias) if query is None else linear(to(query), to(w_query), to(bias))
-    result, weights = run(image, None if shift is None else shift.expand(batch, -1), w_image, v, w_gate, to(bias_gate), mask,
-                          None if offsets is None else offsets.to(torch.int64), list(ACTIVATIONS).index(activation), combine == "pool")
+    inputs = (image, None if shift is None else shift.expand(batch, -1), w_image, v, w_gate, to(bias_gate), mask,
+              None if offsets is None else offsets.to(torch.int64))
+    columns = (1 if w_gate is None else 2) * w_image.shape[0]
+    rows = kept_rows(run, image.numel() // image.shape[-1], columns, accumulate, *inputs[:6])
+    result, weights, _ = run(*inputs, list(ACTIVATIONS).index(activation), combine == "pool", rows)
     return (result, weights) if need_weights else result
 
 
@@ -103,23 +107,27 @@ def _check(given, activation, mask, offsets, combine, need_weights):
 
 
 # The operation. inputs: shift [B, A], the query's part of the hidden vector and the bias, and shift_gate [A], both float32 (float64);
-# offsets int64. options: activation, an index into ACTIVATIONS, and pool. The weights are kept.
+# offsets int64. options: activation, an index into ACTIVATIONS, pool, and kept_rows. extra: the first kept_rows rows' products with
+# w_image and w_gate [kept_rows, A or 2 A]. The weights and it are kept.
 
-def _reference(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool):
+def _reference(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool, kept_rows):
     return attend(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, list(ACTIVATIONS)[activation], pool)
 
 
-def _fake(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool):
+def _fake(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool, kept_rows):
     batch, maps, channels = image.shape[0] if offsets is None else offsets.shape[0] - 1, v.shape[0], image.shape[-1]
     shape = (batch, maps, image.shape[1]) if offsets is None else (maps, image.shape[0])
-    return image.new_empty((batch, maps, channels) if pool else image.shape), image.new_empty(shape, dtype=accumulate_dtype(image))
+    accumulate = accumulate_dtype(image)
+    kept = kept_rows, (1 if w_gate is None else 2) * v.shape[1]
+    return (image.new_empty((batch, maps, channels) if pool else image.shape), image.new_empty(shape, dtype=accumulate),
+            image.new_empty(kept, dtype=accumulate))
 
 
 OPERATION = Operation(
     "additive_attention",
     inputs=("image", "shift", "w_image", "v", "w_gate", "shift_gate", "mask", "offsets"),
     differentiable=("image", "shift", "w_image", "v", "w_gate", "shift_gate"), shared=("w_image", "v", "w_gate", "shift_gate", "offsets"),
-    outputs=2, extras=0, kept=1, keep=lambda inputs, produced: (produced[1],),
+    outputs=2, extras=1, kept=2, keep=lambda inputs, produced: produced[1:],
     reference=_reference, fake=_fake, fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape))
 AdditiveAttentionFunction = OPERATION.Function
 

@@ -5,7 +5,7 @@ from torch.nn.functional import linear
 
 from .. import backends, checks
 from ..reference.precision import without_autocast
-from .common import accumulate_dtype, autocast
+from .common import accumulate_dtype, autocast, kept_rows
 from .operation import Operation
 
 
@@ -46,7 +46,8 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
     run = backends.choose("channel_attention", image, backend)
     with torch.autocast(image.device.type, enabled=False):
         shift = linear(text.to(accumulate), weight[:, channels:].to(accumulate), None if bias is None else bias.to(accumulate))
-    result, weights = run(image if image.dim() == 3 else image[:, None], shift, weight[:, :channels], need_weights)
+    inputs = image if image.dim() == 3 else image[:, None], shift, weight[:, :channels]
+    result, weights, _ = run(*inputs, need_weights, kept_rows(run, image.numel() // channels, channels, accumulate, *inputs))
     if image.dim() == 2:
         result, weights = result[:, 0], weights[:, 0] if need_weights else weights
     return (result, weights) if need_weights else result
@@ -69,24 +70,25 @@ def _check(image, text, weight, bias, need_weights):
 
 
 # The operation. inputs: image [B, N, D]; shift [B, D], the text's part of the scores and the bias, float32 (float64); weight [D, D].
-# option: need_weights; without it weights are empty.
+# options: need_weights; without it weights are empty; kept_rows. extra: the first kept_rows rows' weights [kept_rows, D], float32 (float64).
 
 @without_autocast
-def _reference(image, shift, weight, need_weights):
+def _reference(image, shift, weight, need_weights, kept_rows):
     accumulate = accumulate_dtype(image)
     x = image.to(accumulate)
     weights = (x @ weight.to(accumulate).T + shift[:, None]).softmax(-1)
     return (x * weights).to(image.dtype), weights.to(image.dtype) if need_weights else image.new_empty(0)
 
 
-def _fake(image, shift, weight, need_weights):
-    return image.new_empty(image.shape), image.new_empty(image.shape if need_weights else 0)
+def _fake(image, shift, weight, need_weights, kept_rows):
+    return (image.new_empty(image.shape), image.new_empty(image.shape if need_weights else 0),
+            shift.new_empty(kept_rows, image.shape[2]))
 
 
 OPERATION = Operation(
     "channel_attention",
     inputs=("image", "shift", "weight"), differentiable=("image", "shift", "weight"), shared=("weight",),
-    outputs=2, extras=0, kept=0, keep=lambda inputs, produced: (),
+    outputs=2, extras=1, kept=1, keep=lambda inputs, produced: produced[2:],
     reference=_reference, fake=_fake, fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape))
 ChannelAttentionFunction = OPERATION.Function
 

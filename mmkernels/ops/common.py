@@ -20,6 +20,18 @@ def accumulate_dtype(tensor):
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+KEPT_BYTES = 16 << 20             # a constant beside images that have no limit
+
+
+def kept_rows(run, rows, columns, dtype, *inputs):
+    """Of how many of the first rows the CPU's forward pass keeps what its backward pass would have to compute again (`columns` numbers of
+    `dtype` each): as many as KEPT_BYTES hold. None without a backward pass, in an exported graph, which may run anywhere, nor under
+    torch.func's transforms, which fold samples."""
+    if getattr(run, "backend", None) != "cpu" or torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
+        return 0
+    return min(rows, KEPT_BYTES // (columns * dtype.itemsize)) if needs_gradient(*inputs) else 0
+
+
 def overlap(a, b):
     """Whether two tensors' memory may overlap (by the range of bytes that each spans)."""
     if a.numel() == 0 or b.numel() == 0 or a.device != b.device:

@@ -62,7 +62,7 @@ class Operation:
                 return self.Function.apply(*arguments, backend)
             return forward(*arguments)
 
-        run.forward, run.backward = forward, backward
+        run.backend, run.forward, run.backward = backend, forward, backward
         backends.implement(backend, self.name, run)
 
     def _run_reference(self, *arguments):
@@ -151,7 +151,7 @@ class Operation:
             produced = function(*(fold(move_batch(a, in_dims[i], size)) if i in tensors and i not in shared else a
                                   for i, a in enumerate(arguments)))
             empty = [p.dim() == 1 and p.numel() == 0 for p in produced]
-            return (tuple(p if e else p.unflatten(0, (size, -1)) for p, e in zip(produced, empty)),
+            return (tuple(p if e else p.unflatten(0, (size, p.shape[0] // size)) for p, e in zip(produced, empty)),
                     tuple(None if e else 0 for e in empty))
 
         return run

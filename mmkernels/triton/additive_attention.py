@@ -17,7 +17,7 @@ import triton.language as tl
 
 from ..ops.additive_attention import OPERATION
 from .common import define, launch, on_device, processors, require
-from .rows import Rows, WeightGradient, product, sum_columns, without_autocast
+from .rows import Rows, WeightGradient, nothing_kept, product, sum_columns, without_autocast
 
 TANH, RELU, GELU = (tl.constexpr(i) for i in range(3))       # ops/additive_attention.py's order
 
@@ -304,7 +304,8 @@ class Problem:
 
 
 @without_autocast
-def forward(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them):
+def forward(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them, kept_rows):
+    nothing_kept(kept_rows)
     p = Problem(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them)
     result = image.new_empty(p.result_shape)
     weights = torch.empty(p.weights_shape, dtype=torch.float32, device=image.device)
@@ -324,12 +325,13 @@ def forward(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activat
             for first, last in p.rows.panels(p.channels):
                 launch(spread, p.row_grid(first, last), weights, image, *p.image_strides, p.rows.sample(first, last), p.bounds, result,
                        last, p.channels, p.weights_strides[0], first, PACKED=p.packed, BLOCK_N=16, BLOCK_C=p.block_c)
-    return result, weights
+    return result, weights, weights.new_empty(0, len(w_image) * (1 if w_gate is None else 2))
 
 
 @without_autocast
-def backward(grad_result, grad_weights, image, shift, w_image, v, w_gate, shift_gate, mask, offsets, weights, activation, pool_them,
-             need_image_grad, need_shift_grad, need_w_image_grad, need_v_grad, need_w_gate_grad, need_shift_gate_grad):
+def backward(grad_result, grad_weights, image, shift, w_image, v, w_gate, shift_gate, mask, offsets, weights, kept, activation, pool_them,
+             kept_rows, need_image_grad, need_shift_grad, need_w_image_grad, need_v_grad, need_w_gate_grad, need_shift_gate_grad):
+    nothing_kept(kept_rows)
     p = Problem(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them)
     require(weights, "weights", image, p.weights_shape, torch.float32)
     for name, grad, shape, dtype in (("grad_result", grad_result, p.result_shape, None), ("grad_weights", grad_weights, p.weights_shape, torch.float32)):
@@ -379,9 +381,10 @@ def backward(grad_result, grad_weights, image, shift, w_image, v, w_gate, shift_
 
 
 define("additive_attention_triton(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? mask, "
-       "Tensor? offsets, int activation, bool pool) -> (Tensor, Tensor)", forward)
+       "Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor, Tensor, Tensor)", forward)
 define("additive_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? shift, Tensor w_image, Tensor v, "
-       "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, int activation, bool pool, bool need_image_grad, "
+       "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, Tensor kept, int activation, bool pool, "
+       "SymInt kept_rows, bool need_image_grad, "
        "bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad, bool need_shift_gate_grad) -> "
        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", backward)
 OPERATION.register("additive_attention_triton", "triton")

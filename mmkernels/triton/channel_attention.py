@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ..ops.channel_attention import OPERATION
 from .common import define, launch, on_device, require
-from .rows import Rows, WeightGradient, blocks, product, sum_columns, without_autocast
+from .rows import Rows, WeightGradient, blocks, nothing_kept, product, sum_columns, without_autocast
 
 
 @triton.jit
@@ -104,7 +104,8 @@ def check(image, shift, weight):
 
 
 @without_autocast
-def forward(image, shift, weight, need_weights):
+def forward(image, shift, weight, need_weights, kept_rows):
+    nothing_kept(kept_rows)
     check(image, shift, weight)
     result = image.new_empty(image.shape)
     weights = image.new_empty(image.shape if need_weights else 0)
@@ -116,11 +117,12 @@ def forward(image, shift, weight, need_weights):
             x = rows.panel(first, last)
             launch(weigh, triton.cdiv(last - first, block_n), product(x, weight), shift, rows.sample(first, last), x, *x.stride(), to[first:last],
                    of[first:last], last - first, channels, WEIGHTS=need_weights, BLOCK_N=block_n, BLOCK_C=block_c, num_warps=warps)
-    return result, weights
+    return result, weights, shift.new_empty(0, channels)
 
 
 @without_autocast
-def backward(grad_result, grad_weights, image, shift, weight, need_weights, need_image_grad, need_shift_grad, need_weight_grad):
+def backward(grad_result, grad_weights, image, shift, weight, kept, need_weights, kept_rows, need_image_grad, need_shift_grad, need_weight_grad):
+    nothing_kept(kept_rows)
     check(image, shift, weight)
     grad_weights = grad_weights if need_weights else None
     for name, grad in (("grad_result", grad_result), ("grad_weights", grad_weights)):
@@ -151,7 +153,8 @@ def backward(grad_result, grad_weights, image, shift, weight, need_weights, need
     return grad_image, grad_shift, of_weight.result()
 
 
-define("channel_attention_triton(Tensor image, Tensor shift, Tensor weight, bool need_weights) -> (Tensor, Tensor)", forward)
-define("channel_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor shift, Tensor weight, "
-       "bool need_weights, bool need_image_grad, bool need_shift_grad, bool need_weight_grad) -> (Tensor, Tensor, Tensor)", backward)
+define("channel_attention_triton(Tensor image, Tensor shift, Tensor weight, bool need_weights, SymInt kept_rows) -> "
+       "(Tensor, Tensor, Tensor)", forward)
+define("channel_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor shift, Tensor weight, Tensor kept, "
+       "bool need_weights, SymInt kept_rows, bool need_image_grad, bool need_shift_grad, bool need_weight_grad) -> (Tensor, Tensor, Tensor)", backward)
 OPERATION.register("channel_attention_triton", "triton")

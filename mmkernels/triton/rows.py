@@ -26,6 +26,11 @@ def without_autocast(function):
     return run
 
 
+def nothing_kept(kept_rows):
+    if kept_rows:
+        raise RuntimeError(f"kept_rows must be 0, got {kept_rows}: only the CPU keeps rows")
+
+
 class Rows:
     """All rows of ``image`` [B, N, D], or packed [rows, D] with ``offsets``; masked ones may hold anything."""
 

@@ -39,8 +39,9 @@ def _size(dim, sizes):
 def _resized(tensor):
     """(dimension, tensor that is one longer or shorter there)"""
     for place, size in enumerate(tensor.shape):
-        yield place, torch.cat([tensor, tensor.narrow(place, 0, 1)], place)
-        yield place, tensor.narrow(place, 0, size - 1)
+        yield place, torch.cat([tensor, tensor.new_ones(*tensor.shape[:place], 1, *tensor.shape[place + 1:])], place)
+        if size:
+            yield place, tensor.narrow(place, 0, size - 1)
 
 
 # Of the public functions ----------------------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ def wrong_tensors(form, name):
             yield str(dtype), tensor.to(dtype)
     yield "elsewhere", tensor.to("meta")
     yield "sparse", tensor.to_sparse()
-    yield "a scalar", tensor.flatten()[0]
+    yield "a scalar", tensor.new_ones(())
     yield "flat", tensor.flatten() if tensor.dim() > 1 else tensor[None]
     yield "empty", tensor.new_empty(0)
     yield "of one more dimension", tensor[None]

@@ -34,13 +34,18 @@ MISTAKES = {
 }
 
 INPUTS = {"shift": "B, A", "w_image": "A, D", "v": "K, A", "w_gate": "A, D", "shift_gate": "A"}
+KEPT = {"R": 0}                   # no rows' products are kept: kept is empty
 KERNELS = {
-    "pool": (Form(SIZES | {"K": 3}, {"image": "B, N, D", **INPUTS, "mask": "B, N"}, offsets=None, activation=0, pool=True),
-             {"_backward": {"grad_result": "B, K, D", "grad_weights": "B, K, N", "weights": "B, K, N"}}),
-    "multiply": (Form(SIZES, {"image": "B, N, D", **INPUTS, "mask": "B, N"}, offsets=None, activation=1, pool=False),
-                 {"_backward": {"grad_result": "B, N, D", "grad_weights": "B, K, N", "weights": "B, K, N"}}),
-    "packed": (Form(SIZES | BAG_SIZES | {"K": 2}, {"image": "rows, D", **INPUTS, "mask": "rows"}, offsets=BAGS, activation=2, pool=True),
-               {"_backward": {"grad_result": "B, K, D", "grad_weights": "K, rows", "weights": "K, rows"}}),
+    "pool": (Form(SIZES | KEPT | {"K": 3}, {"image": "B, N, D", **INPUTS, "mask": "B, N"}, offsets=None, activation=0, pool=True, kept_rows=0),
+             {"_backward": {"grad_result": "B, K, D", "grad_weights": "B, K, N", "weights": "B, K, N", "kept": "R, A + A"}}),
+    "multiply": (Form(SIZES | KEPT, {"image": "B, N, D", **INPUTS, "mask": "B, N"}, offsets=None, activation=1, pool=False, kept_rows=0),
+                 {"_backward": {"grad_result": "B, N, D", "grad_weights": "B, K, N", "weights": "B, K, N", "kept": "R, A + A"}}),
+    "packed": (Form(SIZES | BAG_SIZES | KEPT | {"K": 2}, {"image": "rows, D", **INPUTS, "mask": "rows"}, offsets=BAGS, activation=2, pool=True,
+                    kept_rows=0),
+               {"_backward": {"grad_result": "B, K, D", "grad_weights": "K, rows", "weights": "K, rows", "kept": "R, A + A"}}),
+    "kept": (Form(SIZES | {"R": 5}, {"image": "B, N, D", "shift": "B, A", "w_image": "A, D", "v": "K, A"}, w_gate=None, shift_gate=None, mask=None,
+                  offsets=None, activation=0, pool=True, kept_rows=5),
+             {"_backward": {"grad_result": "B, K, D", "grad_weights": "B, K, N", "weights": "B, K, N", "kept": "R, A"}}),
 }
 GIVEN = KERNELS["pool"][0].arguments
 WRONG = {
@@ -51,4 +56,5 @@ WRONG = {
                                  "shift_gate": GIVEN["shift_gate"][:0]}},
     "multiply": {"two maps": {"v": torch.randn(2, 7)}, "no maps": {"v": torch.randn(0, 7)}},
     "packed": WRONG_OFFSETS,
+    "kept": {"fewer rows than none": {"kept_rows": -1}, "more rows than there are": {"kept_rows": 13}, "far more": {"kept_rows": 2**62}},
 }

@@ -18,7 +18,8 @@ MISTAKES = {"positions": {
     "weight of the image alone": ({"weight": GIVEN["weight"][:, :8]}, ValueError, ["weight must have shape [D, D + E] = [8, 13], got [8, 8]"]),
 }}
 
-KERNELS = {"weights": (Form(SIZES, {"image": "B, N, D", "shift": "B, D", "weight": "D, D"}, need_weights=True),
-                       {"_backward": {"grad_result": "B, N, D", "grad_weights": "B, N, D"}})}
+KERNELS = {"weights": (Form(SIZES | {"R": 5}, {"image": "B, N, D", "shift": "B, D", "weight": "D, D"}, need_weights=True, kept_rows=5),
+                       {"_backward": {"grad_result": "B, N, D", "grad_weights": "B, N, D", "kept": "R, D"}})}
 GIVEN = KERNELS["weights"][0].arguments
-WRONG = {"weights": {"nothing has channels": {"image": GIVEN["image"][..., :0], "shift": GIVEN["shift"][..., :0], "weight": GIVEN["weight"][:0, :0]}}}
+WRONG = {"weights": {"nothing has channels": {"image": GIVEN["image"][..., :0], "shift": GIVEN["shift"][..., :0], "weight": GIVEN["weight"][:0, :0]},
+                     "fewer rows than none": {"kept_rows": -1}, "more rows than there are": {"kept_rows": 13}, "far more": {"kept_rows": 2**62}}}

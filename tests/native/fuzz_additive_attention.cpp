@@ -32,6 +32,9 @@ template <class T> static void round(Dtype dtype) {
   const bool gated = draw(0, 1);
   if (gated) a.w_gate = layer(w_gate);
   if (gated && draw(0, 1)) a.shift_gate = shift_gate.data();
+  a.kept_rows = draw(0, 1) ? draw(0, images * a.N) : 0;
+  Tensor<C> kept({a.kept_rows, gated ? 2 * a.A : a.A}, false, true);
+  a.kept = kept.data();
   if (draw(0, 1)) {
     a.mask = {reinterpret_cast<bool*>(mask.data()), packed ? 0 : a.N, 0, 1};
     for (int64_t i = 0; i < images; ++i)            // what is masked out reaches nothing
@@ -39,6 +42,7 @@ template <class T> static void round(Dtype dtype) {
         if (!mask[i * a.N + n]) image.memory[i * image.stride[0] + n * image.stride[1]] = from_acc<T>(acc_t<T>(NAN));
   }
   baseline::additive_attention_forward(a, three);
+  kept.check("kept");
   result.check("result"), weights.check("weights");
   AdditiveAttentionBackward g;
   g.forward = a;

@@ -6,7 +6,7 @@ template <class V> static SampleRows rows(V& t) { return {t.data(), t.stride[0],
 template <class T> static void round(Dtype dtype) {
   using C = acc_t<T>;
   ChannelAttention a;
-  a.dtype = dtype, a.B = draw(0, 4), a.N = draw(0, draw(0, 3) ? 40 : 400), a.D = draw(1, draw(0, 2) ? 40 : 200);
+  a.dtype = dtype, a.stream = draw(0, 1), a.B = draw(0, 4), a.N = draw(0, draw(0, 3) ? 40 : 400), a.D = draw(1, draw(0, 2) ? 40 : 200);
   if (draw(0, 2) == 0) a.D = (a.D + 15) / 16 * 16;
   const std::vector<int64_t> sizes{a.B, a.N, a.D};
   const bool dense = draw(0, 1);
@@ -15,7 +15,11 @@ template <class T> static void round(Dtype dtype) {
   Tensor<C> shift({a.B, a.D}, true, true), grad_shift({a.B, a.D}, false, true);
   a.image = rows(image), a.shift = shift.data(), a.weight = {weight.data(), weight.stride[0], weight.stride[1]}, a.result = rows(result);
   if (draw(0, 1)) a.weights = rows(weights);
+  a.kept_rows = draw(0, 1) ? draw(0, a.B * a.N) : 0;
+  Tensor<C> kept({a.kept_rows, a.D}, false, true);
+  a.kept = kept.data();
   if (a.B * a.N) baseline::channel_attention_forward(a, three);
+  kept.check("kept");
   result.check("result");
   if (a.weights.data) weights.check("weights");
   ChannelAttentionBackward g;

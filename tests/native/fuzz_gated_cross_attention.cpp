@@ -4,7 +4,7 @@
 template <class T> static void round(Dtype dtype) {
   using C = acc_t<T>;
   GatedCrossAttention a;
-  a.dtype = dtype, a.scale = 0.2;
+  a.dtype = dtype, a.scale = 0.2, a.stream = draw(0, 1);
   a.B = draw(0, 3), a.H = draw(1, 3), a.N = draw(0, draw(0, 3) ? 40 : 400), a.T = draw(0, draw(0, 9) ? 90 : 1200);
   a.d = draw(1, draw(0, 2) ? 40 : 200), a.dv = draw(1, draw(0, 2) ? 40 : 200);
   Tensor<T> query({a.B, a.H, a.N, a.d}, true), key({a.B, a.H, a.T, a.d}, true), value({a.B, a.H, a.T, a.dv}, true), gate({a.B, a.H, a.N, a.dv}, true),

@@ -73,7 +73,7 @@ static void check_log2(uint64_t step) {
       if (expected != 0) worst = std::max(worst, error / std::fabs(expected));
     }
   }
-  EXPECT(worst < 0x1p-21, "log2 is off\n");
+  EXPECT(worst < 0x1.6ap-22, "log2 is off\n");
   std::printf("log2: relative error %.3g\n", worst);
 }
 
