@@ -1,5 +1,5 @@
-// What attention over heads shares: how queries are cut into tiles and tiles shared out, which tokens take part, softmax over the rows
-// of a tile of scores, and sums over tiles that several threads have parts of.
+// What attention over heads shares: how queries are cut into tiles and tiles shared out, which tokens take part, softmax along the
+// columns of a tile of scores, and sums over tiles that several threads have parts of.
 #pragma once
 #include <type_traits>
 
@@ -87,16 +87,9 @@ inline int64_t block_tokens(int64_t tokens, int64_t block) {
   return rest < 0 ? 0 : rest < token_block ? rest : token_block;
 }
 
-// Rows of tokens, packed block by block: as columns, B[channel, token] at k * token_block * channels, or as rows, B[token, channel] at
-// k * token_block * padded(channels). Either takes packed_size elements.
+// Rows of tokens, packed block by block: B[token, channel] at k * token_block * padded(channels). packed_size elements do for columns, too.
 template <class C> inline int64_t packed_size(int64_t tokens, int64_t channels) {
   return padded<C>(tokens) * channels + (tokens + 1) * padded<C>(channels);
-}
-template <class T, class C>
-inline void pack_columns(Head<T> from, const Order& order, int64_t tokens, int64_t channels, C factor, C* to) {
-  for (int64_t k = 0; k < blocks(tokens); ++k)
-    pack_transposed<T>(channels, block_tokens(tokens, k), [&](int64_t i) { return from.row(order[k * token_block + i]); }, from.c, factor,
-                       to + k * token_block * channels);
 }
 template <class T, class C> inline void pack_rows(Head<T> from, const Order& order, int64_t tokens, int64_t channels, C* to) {
   for (int64_t k = 0; k < blocks(tokens); ++k)
@@ -116,50 +109,9 @@ template <class T> inline void fetch_rows(Fetch& fetch, Head<T> from, int64_t fi
   if (from && from.c == 1) fetch.add(from.row(first), from.n, channels, rows);
 }
 
-// Queries as they can be multiplied: where they lie, or a converted copy. Rows that a block reads too much must exist.
-template <class T, class C> inline const C* queries(Head<T> from, int64_t first, int64_t count, int64_t channels, C* copy, int64_t& step) {
-  if constexpr (std::is_same<T, C>::value)
-    if (from.c == 1 && count % 12 == 0) return step = from.n, from.row(first);
-  step = padded<C>(channels);
-  read_rows<T>(count, channels, [&](int64_t r) { return from.row(first + r); }, from.c, copy);
-  return copy;
-}
-
-// -Inf in the lanes of the last vector that belong to no token.
-template <class C> inline vec<C> padding(int64_t count) {
-  vec<C> v = {};
-  for (int64_t i = 0; i < lanes<C>; ++i) v[i] = vectors<C>(count) * lanes<C> - lanes<C> + i < count ? C(0) : -infinity<C>;
-  return v;
-}
-
-// Rows of scores (base 2) -> exp2(score - top), top and total brought up to date: top is the largest score so far, total the sum of
-// the exponentials. `factor` is what sums before this block are to be multiplied by. First block: top = -Inf, total = 0.
-template <class C>
-inline void softmax_rows(C* scores, int64_t rows, int64_t step, int64_t count, C* top, C* total, C* factor) {
-  const int64_t last = vectors<C>(count) * lanes<C> - lanes<C>;
-  const vec<C> none = padding<C>(count);
-  for (int64_t r = 0; r < rows; ++r) {
-    C* s = scores + r * step;
-    vec<C> end = load(s + last);
-    end = none == vec<C>{} ? end : none;            // not a sum: a query with NaN or Inf has NaN behind the last token
-    vec<C> most = end;
-    for (int64_t i = 0; i < last; i += lanes<C>) most = maximum<C>(most, load(s + i));
-    const C before = top[r], now = maximum(before, max<C>(most)), base = now == -infinity<C> ? C(0) : now;
-    vec<C> sum = exp2(end - base);
-    store(s + last, sum);
-    for (int64_t i = 0; i < last; i += lanes<C>) {
-      vec<C> e = exp2(load(s + i) - base);
-      store(s + i, e);
-      sum += e;
-    }
-    factor[r] = before == -infinity<C> ? C(0) : exp2(before - base);
-    total[r] = total[r] * factor[r] + mmk::sum<C>(sum);
-    top[r] = now;
-  }
-}
-
-// Softmax along the columns of a tile, brought up to date as softmax_rows does: scores -> exp2(score - top of the column), 0 in rows that
-// don't take part.
+// Softmax along the columns of a tile of scores (base 2): scores -> exp2(score - top of the column), 0 in rows that don't take part; top and
+// total brought up to date: the largest score so far, and the sum of the exponentials. `factor` is what sums before this block are to be
+// multiplied by. First block: top = -Inf, total = 0.
 template <class C, class Keeps>
 inline void softmax_columns(C* scores, int64_t rows, int64_t step, int64_t count, Keeps keeps, C* top, C* total, C* factor) {
   for (int64_t i = 0; i < count; i += lanes<C>) {

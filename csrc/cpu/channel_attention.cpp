@@ -1,7 +1,7 @@
 // Channel attention on the CPU. What must move: the image once, the result once, and the weight, which stays in the caches; the rest is
 // matrix products. They are our own (gemm.h), faster here than the library's and free of its copies: a tile of rows is multiplied by the
 // packed weight, and its scores turn into the result while they are in the second-level cache. No [B, N, D] scores exist.
-// Backward, with P = weights, G = grad_result, H = grad_weights, the scores computed again: dP = G X + H;
+// Backward, with P = weights, G = grad_result, H = grad_weights, the scores computed again (P of the first rows may be kept): dP = G X + H;
 //   dS = P (dP - rowsum(P dP));  dX = G P + dS W;  dW = dS^T X;  dshift = sum over a sample's rows of dS.
 // Scores are kept in base 2: weight and shift are copied times 1 / ln 2.
 #include "../channel_attention.h"

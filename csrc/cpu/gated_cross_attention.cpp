@@ -103,6 +103,7 @@ template <class T> struct Forward {
   }
 
   void write(int64_t first, int64_t count) {
+    // In their place: top -> log_sum, total -> one over it, 0 where there is nothing.
     for (int64_t r = 0; r < count; r += lanes<C>) {
       const vec<C> sum = load(total.data + r), none = {};
       store(top.data + r, sum == none ? splat(infinity<C>) : load(top.data + r) + log2(sum));

@@ -1,7 +1,7 @@
 // Small matrix products for tiles of attention: C[m, n] = (or +=) sum_k A[m, k] B[k, n], with d, T of 16 to 256, where a library
 // reaches a third of its own peak. A block of rows x vectors of C stays in registers while k runs: per k one load a vector of B and
 // one broadcast a row of A. B comes in panels, so that what a block reads of it is contiguous and stays in the first-level cache.
-// Rows of A beyond m up to the block's height are read, and rows of C written: both need `slack` rows behind the last.
+// Rows of A beyond m up to the block's height are read (with Columns: elements behind a row), and rows of C written: they need `slack` more.
 #pragma once
 #include "simd.h"
 

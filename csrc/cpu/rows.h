@@ -125,9 +125,9 @@ template <class C> inline void add_rows(C* to, const C* rows, int64_t count, int
 
 // sum over rows of G[row]^T X[row]: the gradient of a weight from the scores' gradients and the layer's input, and sums of G alone, a
 // sample each. Rows come panel by panel: every tile leaves its G and X here, then threads share out the columns of G, so that no
-// thread needs a copy of the sums, and their order is the rows', whatever the number of threads.
+// thread needs a copy of the sums, and rows are added in their order.
 template <class C> struct WeightGradient {
-  int64_t out, in, out_width, in_width, tiles;      // columns of G and X, padded, and tiles in a panel
+  int64_t out, in, out_width, in_width, tiles;      // columns of G and X, with their padding, and tiles in a panel
   bool of_weight;
   Scratch<C> upstream, input, sums;
 
@@ -147,7 +147,7 @@ template <class C> struct WeightGradient {
     if (of_weight) pack<C>(count, in, [&](int64_t r) { return x + r * step; }, 1, C(1), input.data, 0, INT64_MAX, slot * tile_rows, tiles * tile_rows);
   }
 
-  // Adds a panel: `rows` of them, the first one of all `first`. columns(begin, end, row): what else a thread does with its columns.
+  // Adds a panel of `count` rows, the first one of all `first`. columns(begin, end, G): what else a thread does with its columns.
   template <class F> void add(int64_t first, int64_t count, const Parallel& parallel, int64_t parts, F columns) const {
     const int64_t blocks = (out + 11) / 12;                                 // whole blocks of every kind: none reaches into the next share
     each_part(parallel, parts, [&](int64_t p) {
@@ -155,7 +155,8 @@ template <class C> struct WeightGradient {
       if (begin >= end) return;
       columns(begin, end, upstream.data);
       if (!of_weight) return;
-      multiply<C, true>(end - begin, in, count, upstream.data + begin, out_width, {input.data, 0, tiles * tile_rows}, sums.data + begin * in_width, in_width, first > 0);
+      multiply<C, true>(end - begin, in, count, upstream.data + begin, out_width, {input.data, 0, tiles * tile_rows}, sums.data + begin * in_width, in_width,
+                        first > 0);
     });
   }
   template <class T> void write(void* to, int64_t begin, int64_t end) const {               // rows of the gradient, contiguous
