@@ -87,33 +87,44 @@ def as_json(found):
 
 
 def plot(found, path):
-    """Bars: the speed-ups of each kind that has them, one group of bars a shape."""
+    """Bars: a row of panels an operation, a panel a kind of call that has speed-ups, a group of bars a shape."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = [(operation, kind, [row for row in result["rows"] if row["kind"] == kind and row.get("speed-up")])
-              for operation, result in found["operations"].items()
-              for kind in dict.fromkeys(row["kind"] for row in result["rows"])]
-    panels = [panel for panel in panels if panel[2]]
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(9, 3 * len(panels)), squeeze=False, layout="constrained")
-    for axis, (operation, kind, rows) in zip(axes[:, 0], panels):
-        names = list(dict.fromkeys(name for row in rows for name in row if name.startswith("vs ")))
-        width = 0.8 / len(names)
-        for i, name in enumerate(names):
-            heights = [row.get(name) or 0 for row in rows]
-            bars = axis.bar([x + width * (i + 0.5) - 0.4 for x in range(len(rows))], heights, 0.95 * width, label=name.removeprefix("vs "))
-            axis.bar_label(bars, fmt="%.1f", fontsize=8)
-        axis.axhline(1, color="black", linewidth=0.8)
-        axis.set_xticks(range(len(rows)), [row["shape"] for row in rows])
-        axis.set_ylabel("times faster")
-        axis.set_title(f"{operation}: {kind}")
-        axis.legend(title="than")
+    panels = {operation: {kind: rows for kind in dict.fromkeys(row["kind"] for row in result["rows"])
+                          if (rows := [row for row in result["rows"] if row["kind"] == kind and row.get("speed-up")])}
+              for operation, result in found["operations"].items()}
+    panels = {operation: kinds for operation, kinds in panels.items() if kinds}
+    columns = max(map(len, panels.values()))
+    figure, axes = pyplot.subplots(len(panels), columns, figsize=(5 * columns, 2.6 * len(panels)), squeeze=False, layout="constrained")
+    for line, (operation, kinds) in zip(axes, panels.items()):
+        for axis in line[len(kinds):]:
+            axis.set_axis_off()
+        for axis, (kind, rows) in zip(line, kinds.items()):
+            _bars(axis, rows)
+            axis.set_title(f"{operation}: {kind.removesuffix(', ms')}", fontsize=9)
+        line[0].set_ylabel("times faster", fontsize=8)
     env = found["environment"]
     figure.suptitle(f"{env['processor']}, {env['threads']} threads, torch {env['torch']}", fontsize=9)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+def _bars(axis, rows):
+    names = list(dict.fromkeys(name for row in rows for name in row if name.startswith("vs ")))
+    width, highest = 0.8 / len(names), max(row.get(name) or 0 for row in rows for name in names)
+    for i, name in enumerate(names):
+        heights = [row.get(name) or 0 for row in rows]
+        bars = axis.bar([x + width * (i + 0.5) - 0.4 for x in range(len(rows))], heights, 0.95 * width, label=f"than {name.removeprefix('vs ')}")
+        axis.bar_label(bars, fmt="%.1f", fontsize=6)
+    axis.axhline(1, color="black", linewidth=0.8)
+    turn = {"rotation": 12, "ha": "right", "rotation_mode": "anchor"} if len(rows) > 3 else {}        # else they meet
+    axis.set_xticks(range(len(rows)), [row["shape"].replace("x", "\u00d7") for row in rows], fontsize=7, **turn)
+    axis.tick_params("y", labelsize=7)
+    axis.set_ylim(0, 1.3 * highest)               # room for the legend
+    axis.legend(loc="upper center", ncols=len(names), fontsize=7, frameon=False)
 
 
 def _text(value):
