@@ -405,3 +405,11 @@ except mmk.BackendError as error:
 def test_triton_is_imported_only_when_needed(hide, reason):
     done = in_own_process("-c", hide + CODE, TRITON_INTERPRET="0")
     assert done.returncode == 0 and reason in done.stdout, done.stdout + done.stderr
+
+
+@interpreted
+def test_backward_refuses_absent_weights():
+    image, text = torch.randn(2, 5, 8), torch.randn(2, 8)
+    mmk.spatial_attention(image, text, backend="triton")
+    with pytest.raises(RuntimeError, match="weights"):
+        torch.ops.mmkernels.spatial_attention_triton_backward(image, None, image, text, None, None, None, 1.0, 1, False, False, True, True)

@@ -67,6 +67,8 @@ def merge_rows(height, width, *all_features):
 
 def require(t, name, like, shape, dtype=None):
     """Keeps a kernel safe whatever arrives through torch.ops; the friendly messages live in mmkernels/checks.py."""
+    if t is None:                                 # PyTorch hands an absent tensor through, even where the schema needs one
+        raise RuntimeError(f"{name} must be given")
     if t.device != like.device or t.dtype != (dtype or like.dtype) or tuple(t.shape) != tuple(shape):
         raise RuntimeError(f"{name} must be {dtype or like.dtype} {list(shape)} on {like.device}, "
                            f"got {t.dtype} {list(t.shape)} on {t.device}")
