@@ -193,11 +193,12 @@ def row_rows():
         run, back = (getattr(torch.ops.mmkernels, f"{operation}_attention_emulated{suffix}") for suffix in ("", "_backward"))
         inputs = (image, torch.randn(shape[0], 256), layer(256, 256)) if operation == "channel" else \
             (image, torch.randn(1, hidden), layer(hidden, 256), layer(1, hidden), layer(hidden, 256), torch.randn(hidden), None, None)
-        options = (False,) if operation == "channel" else (0, True)
+        options = (False, 0) if operation == "channel" else (0, True, 0)
         emulated.counts()
-        result, weights = run(*inputs, *options)
+        result, weights, kept = run(*inputs, *options)
         forward = emulated.counts()
-        back(torch.ones_like(result), None, *inputs, *(() if operation == "channel" else (weights,)), *options, *[True] * (3 if operation == "channel" else 6))
+        needs = [True] * (3 if operation == "channel" else 6)
+        back(torch.ones_like(result), None, *inputs, *((kept,) if operation == "channel" else (weights, kept)), *options, *needs)
         backward = emulated.counts()
         panel = image.numel() // 256 * hidden * 4
         for which, found in (("forward", forward), ("backward", backward)):
