@@ -66,14 +66,8 @@ template <class T> struct Inputs {
   }
   bool recall(int64_t first, int64_t count, C* hidden, C* gates, int64_t ld) const {
     if (first + count > a.kept_rows) return false;
-    auto read = [&](C* to, const C* from) {
-      memcpy(to, from, a.A * sizeof(C));
-      for (int64_t c = a.A; c < width; ++c) to[c] = 0;
-    };
-    for (int64_t r = 0; r < count; ++r) {
-      read(hidden + r * ld, kept(first + r));
-      if (a.w_gate.data) read(gates + r * ld, kept(first + r) + a.A);
-    }
+    read_rows<C>(count, a.A, [&](int64_t r) -> const C* { return kept(first + r); }, 1, hidden, ld);
+    if (a.w_gate.data) read_rows<C>(count, a.A, [&](int64_t r) -> const C* { return kept(first + r) + a.A; }, 1, gates, ld);
     return true;
   }
   vec<C> shifted(const C* x, const C* shift, int64_t column) const {

@@ -57,7 +57,8 @@ struct Tiles {
     }
   }
   int64_t first_row(int64_t tile) const { return tile * height; }
-  int64_t count(int64_t tile) const { return rows - tile * height < height ? rows - tile * height : height; }
+  int64_t count_from(int64_t row) const { return rows - row < height ? rows - row : height; }       // of a tile that begins there
+  int64_t count(int64_t tile) const { return count_from(first_row(tile)); }
 };
 
 // The tokens of a head: those that take part in front, as only they are multiplied, and behind them the others where they are wanted, too.

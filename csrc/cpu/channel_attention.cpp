@@ -70,8 +70,7 @@ template <class T> void forward(const ChannelAttention& a, const Parallel& paral
         auto along = [&](auto stream) {
           for (; c + lanes<C> <= a.D; c += lanes<C>) store_or_stream<stream.value>(to + c, load(p + c) * share.data[r] * load(values + c));
         };
-        if (a.stream && streamable(to, a.D, result.n)) along(std::true_type{});
-        else along(std::false_type{});
+        with_flag(a.stream && streamable(to, a.D, result.n), along);
         for (; c < a.D; ++c) to[c] = from_acc<T>(p[c] * share.data[r] * values[c]);
         if (weights) write_row<T>(p, a.D, share.data[r], weights.row(first + r), 1);
         if (first + r < a.kept_rows) write_row<C>(p, a.D, share.data[r], static_cast<C*>(a.kept) + (first + r) * a.D, 1);
@@ -104,16 +103,12 @@ template <class T> struct Backward {
     fetch_tile(fetch, in.image, first + count, a.B * a.N, a.D);
     fetch_tile(fetch, grad_result, first + count, a.B * a.N, a.D);
     if (first + count <= a.kept_rows) {
-      for (int64_t r = 0; r < count; ++r) {
-        memcpy(scores + r * in.width, static_cast<const C*>(a.kept) + (first + r) * a.D, a.D * sizeof(C));
-        for (int64_t c = a.D; c < padded<C>(a.D); ++c) scores[r * in.width + c] = 0;
-        share.data[r] = 1;
-      }
+      read_rows<C>(count, a.D, [&](int64_t r) { return static_cast<const C*>(a.kept) + (first + r) * a.D; }, 1, scores, in.width);
+      for (int64_t r = 0; r < count; ++r) share.data[r] = 1;
     } else {
       in.weigh(x, step, first, count, scores, share.data, fetch);
     }
-    for (int64_t r = 0; grad_result && r < count; ++r)
-      read_rows<T>(1, a.D, [&](int64_t) { return grad_result.row(first + r); }, grad_result.c, upstream.data + r * in.width);
+    if (grad_result) read_rows<T>(count, a.D, [&](int64_t r) { return grad_result.row(first + r); }, grad_result.c, upstream.data, in.width);
     for (int64_t r = 0; r < count; ++r) differentiate(scores + r * in.width, x + r * step, upstream.data + r * in.width, first + r, share.data[r]);
     gradient.keep(slot, count, x, step);
     if (!grad_image) return;

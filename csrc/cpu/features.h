@@ -47,11 +47,6 @@ template <Write W, class T> MMK_INLINE void store_along(T* p, int64_t stride, ve
   else scatter(p, stride, v);
 }
 
-template <class F> MMK_INLINE void with_flag(bool flag, F f) {
-  if (flag) f(std::true_type{});
-  else f(std::false_type{});
-}
-
 // Picks how vectors `step` elements apart may be written.
 template <class F> MMK_INLINE void with_write(bool streamed, int64_t step, F f) {
   if (step != 1) f(std::integral_constant<Write, Write::scattered>{});

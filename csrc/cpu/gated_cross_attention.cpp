@@ -93,13 +93,13 @@ template <class T> struct Forward {
 
   // What the next tile needs: the head's next queries, or the next head.
   void ahead(Fetch& fetch, int64_t first) const {
-    if (first < a.N) return fetch_rows(fetch, in.query, first, tiles.height < a.N - first ? tiles.height : a.N - first, a.d);
+    if (first < a.N) return fetch_rows(fetch, in.query, first, tiles.count_from(first), a.d);
     const int64_t index = in.row / a.N + 1, b = index / a.H, h = index % a.H;
     const bool small = a.T * (a.d + a.dv) * int64_t(sizeof(T)) <= 256 << 10;              // a part of the second-level cache
     if (b == a.B || a.tokens.data || !small) return;
     fetch_rows(fetch, head<T>(a.key, b, h), 0, a.T, a.d);
     fetch_rows(fetch, head<T>(a.value, b, h), 0, a.T, a.dv);
-    fetch_rows(fetch, head<T>(a.query, b, h), 0, tiles.height < a.N ? tiles.height : a.N, a.d);
+    fetch_rows(fetch, head<T>(a.query, b, h), 0, tiles.count_from(0), a.d);
   }
 
   void write(int64_t first, int64_t count) {
@@ -210,7 +210,7 @@ template <class T> struct Backward {
   }
   // What the head's next tile needs.
   void ahead(Fetch& fetch, int64_t first) const {
-    const int64_t rows = tiles.height < a.N - first ? tiles.height : a.N - first;
+    const int64_t rows = tiles.count_from(first);
     fetch_rows(fetch, in.query, first, rows, a.d);
     fetch_rows(fetch, grad_result, first, rows, a.dv);
     fetch_rows(fetch, in.attended, first, rows, a.dv);
@@ -241,8 +241,7 @@ template <class T> struct Backward {
         total += scaled * x;
       }
     };
-    if (unit && of_gate && a.stream && streamable(of_gate, a.dv, grad_gate.n)) along(std::true_type{});
-    else if (unit) along(std::false_type{});
+    if (unit) with_flag(of_gate && a.stream && streamable(of_gate, a.dv, grad_gate.n), along);
     for (; c < a.dv; ++c) {
       const C up = to_acc(from[c * grad_result.c]), x = to_acc(before[c * in.attended.c]);
       const C scaled = gate ? up * to_acc(gate[c * in.gate.c]) : up;

@@ -202,10 +202,10 @@ inline void pack_transposed(int64_t rows, int64_t columns, Row row, int64_t step
   }
 }
 
-// A tile of rows as it is multiplied: [rows, padded(columns)], converted, the padding 0. `row(i)` null: a row of zeros.
-template <class T, class C, class Row> inline void read_rows(int64_t rows, int64_t columns, Row row, int64_t step, C* to) {
+// A tile of rows as it is multiplied: [rows, width], padded(columns) of it written: converted, the padding 0. `row(i)` null: a row of zeros.
+template <class T, class C, class Row> inline void read_rows(int64_t rows, int64_t columns, Row row, int64_t step, C* to, int64_t width) {
   const int64_t size = padded<C>(columns);
-  for (int64_t r = 0; r < rows; ++r, to += size) {
+  for (int64_t r = 0; r < rows; ++r, to += width) {
     const T* from = row(r);
     int64_t i = 0;
     if (from) {
@@ -214,6 +214,9 @@ template <class T, class C, class Row> inline void read_rows(int64_t rows, int64
     }
     for (; i < size; ++i) to[i] = 0;
   }
+}
+template <class T, class C, class Row> inline void read_rows(int64_t rows, int64_t columns, Row row, int64_t step, C* to) {
+  read_rows<T>(rows, columns, row, step, to, padded<C>(columns));
 }
 
 // Whether rows, `step` apart, can be written past the cache: in whole vectors, and no line is left half written.

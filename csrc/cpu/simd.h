@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>   // integral_constant only
 #include <utility>   // index_sequence only
 #if defined(__F16C__) || defined(__AVX512F__) || defined(__SSE2__)
 #include <immintrin.h>
@@ -37,6 +38,12 @@ template <class To, class From> MMK_INLINE To bit_cast(From from) {
 }
 
 template <class C> MMK_INLINE vec<C> splat(C value) { return value - vec<C>{}; }
+
+// f of a constant.
+template <class F> MMK_INLINE void with_flag(bool flag, F f) {
+  if (flag) f(std::true_type{});
+  else f(std::false_type{});
+}
 
 // One element -------------------------------------------------------------------------------------------------------
 

@@ -67,9 +67,8 @@ struct Arguments {
     }
     result_shape = pool ? std::vector<int64_t>{a.B, a.K, a.D} : sizes(image);
     weights_shape = offsets ? std::vector<int64_t>{a.K, a.N} : std::vector<int64_t>{a.B, a.K, a.N};
-    STD_TORCH_CHECK(kept_rows >= 0 && kept_rows <= (offsets ? a.N : a.B * a.N), "kept_rows must be between 0 and the number of rows");
     a.kept_rows = kept_rows;
-    kept_shape = {kept_rows, w_gate ? 2 * a.A : a.A};
+    kept_shape = kept_shape_of(kept_rows, offsets ? a.N : a.B * a.N, w_gate ? 2 * a.A : a.A);
   }
 };
 
@@ -147,7 +146,7 @@ template <class F> void each_panel(const AdditiveAttention& a, const Operands& o
 Tensor in_float(const Tensor& t) { return torch::stable::to(t, ScalarType::Float); }
 
 void cuda_forward(const AdditiveAttention& a, const Operands& operands) {
-  STD_TORCH_CHECK(a.kept_rows == 0, "kept_rows must be 0: only the CPU keeps rows");
+  nothing_kept(a.kept_rows);
   on_stream(operands.image, [&](void* stream) {
     const int64_t rows = cuda::sampled_rows(a).rows;
     Tensor scores = torch::stable::new_empty(operands.image, {rows, a.K}, ScalarType::Float), v = turned(in_float(operands.v));
@@ -163,7 +162,7 @@ void cuda_forward(const AdditiveAttention& a, const Operands& operands) {
 
 void cuda_backward(const AdditiveAttentionBackward& g, const Operands& operands, WeightGradients& grads) {
   const AdditiveAttention& a = g.forward;
-  STD_TORCH_CHECK(a.kept_rows == 0, "kept_rows must be 0: only the CPU keeps rows");
+  nothing_kept(a.kept_rows);
   on_stream(operands.image, [&](void* stream) {
     const cuda::SampledRows samples = cuda::sampled_rows(a), all{1, samples.rows, samples.rows, nullptr};
     const ScalarType type = operands.image.scalar_type();

@@ -33,9 +33,8 @@ struct Arguments {
     STD_TORCH_CHECK(a.D >= 1, "image must have at least one channel");
     anchor.check(shift, "shift", accumulate_type(a.dtype), {a.B, a.D});
     anchor.check(weight, "weight", anchor.type, {a.D, a.D});
-    STD_TORCH_CHECK(kept_rows >= 0 && kept_rows <= a.B * a.N, "kept_rows must be between 0 and the number of rows");
     a.image = rows(image), a.shift = shift.data_ptr(), a.weight = projection(weight), a.kept_rows = kept_rows;
-    kept_shape = {kept_rows, a.D};
+    kept_shape = kept_shape_of(kept_rows, a.B * a.N, a.D);
   }
 };
 
@@ -85,7 +84,7 @@ constexpr auto cpu_back = &backward<cpu_backward>;
 cuda::SampledRows samples(const ChannelAttention& a) { return {a.B, a.N, a.B * a.N, nullptr}; }
 
 void cuda_forward(const ChannelAttention& a, const Tensor& image, const Tensor& weight) {
-  STD_TORCH_CHECK(a.kept_rows == 0, "kept_rows must be 0: only the CPU keeps rows");
+  nothing_kept(a.kept_rows);
   on_stream(image, [&](void* stream) {
     const Tensor columns = turned(weight);
     Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
@@ -97,7 +96,7 @@ void cuda_forward(const ChannelAttention& a, const Tensor& image, const Tensor& 
 
 void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const Tensor& weight, Tensor& grad_weight) {
   const ChannelAttention& a = g.forward;
-  STD_TORCH_CHECK(a.kept_rows == 0, "kept_rows must be 0: only the CPU keeps rows");
+  nothing_kept(a.kept_rows);
   on_stream(image, [&](void* stream) {
     const Tensor columns = turned(weight);
     const WeightSum sum(image, a.D, a.D, g.grad_weight, stream);

@@ -7,6 +7,8 @@
 
 namespace mmk::binding {
 
+inline void nothing_kept(int64_t kept_rows) { STD_TORCH_CHECK(kept_rows == 0, "kept_rows must be 0: only the CPU keeps rows"); }
+
 inline Tensor turned(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
 
 // a b in float, not rounded in between; contiguous. As an `out` variant: autocast, which may be on around us, leaves those alone.

@@ -19,6 +19,12 @@ inline std::vector<int64_t> sizes(const Tensor& t) {
   return all;
 }
 
+// Of the rows that a forward pass keeps for backward, [kept_rows, columns].
+inline std::vector<int64_t> kept_shape_of(int64_t kept_rows, int64_t rows, int64_t columns) {
+  STD_TORCH_CHECK(kept_rows >= 0 && kept_rows <= rows, "kept_rows must be between 0 and the number of rows");
+  return {kept_rows, columns};
+}
+
 // A contiguous gradient, and where the kernel writes it: nowhere if it isn't needed.
 inline Tensor dense_gradient(const Tensor& like, bool need) {
   Tensor t = torch::stable::new_empty(like, need ? sizes(like) : std::vector<int64_t>{0});

@@ -60,8 +60,7 @@ def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=N
         shift = to(bias) if query is None else linear(to(query), to(w_query), to(bias))
     inputs = (image, None if shift is None else shift.expand(batch, -1), w_image, v, w_gate, to(bias_gate), mask,
               None if offsets is None else offsets.to(torch.int64))
-    columns = (1 if w_gate is None else 2) * w_image.shape[0]
-    rows = kept_rows(run, image.numel() // image.shape[-1], columns, accumulate, *inputs[:6])
+    rows = kept_rows(run, image.numel() // image.shape[-1], kept_columns(w_image, w_gate), accumulate, *inputs[:6])
     result, weights, _ = run(*inputs, list(ACTIVATIONS).index(activation), combine == "pool", rows)
     return (result, weights) if need_weights else result
 
@@ -110,6 +109,11 @@ def _check(given, activation, mask, offsets, combine, need_weights):
 # offsets int64. options: activation, an index into ACTIVATIONS, pool, and kept_rows. extra: the first kept_rows rows' products with
 # w_image and w_gate [kept_rows, A or 2 A]. The weights and it are kept.
 
+def kept_columns(w_image, w_gate):
+    """The products of a row: with w_image, and with w_gate."""
+    return w_image.shape[0] * (1 if w_gate is None else 2)
+
+
 def _reference(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool, kept_rows):
     return attend(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, list(ACTIVATIONS)[activation], pool)
 
@@ -118,9 +122,8 @@ def _fake(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activatio
     batch, maps, channels = image.shape[0] if offsets is None else offsets.shape[0] - 1, v.shape[0], image.shape[-1]
     shape = (batch, maps, image.shape[1]) if offsets is None else (maps, image.shape[0])
     accumulate = accumulate_dtype(image)
-    kept = kept_rows, (1 if w_gate is None else 2) * v.shape[1]
     return (image.new_empty((batch, maps, channels) if pool else image.shape), image.new_empty(shape, dtype=accumulate),
-            image.new_empty(kept, dtype=accumulate))
+            image.new_empty(kept_rows, kept_columns(w_image, w_gate), dtype=accumulate))
 
 
 OPERATION = Operation(

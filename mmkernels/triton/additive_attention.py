@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..ops.additive_attention import OPERATION
+from ..ops.additive_attention import OPERATION, kept_columns
 from .common import define, launch, on_device, processors, require
 from .rows import Rows, WeightGradient, nothing_kept, product, sum_columns, without_autocast
 
@@ -325,7 +325,7 @@ def forward(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activat
             for first, last in p.rows.panels(p.channels):
                 launch(spread, p.row_grid(first, last), weights, image, *p.image_strides, p.rows.sample(first, last), p.bounds, result,
                        last, p.channels, p.weights_strides[0], first, PACKED=p.packed, BLOCK_N=16, BLOCK_C=p.block_c)
-    return result, weights, weights.new_empty(0, len(w_image) * (1 if w_gate is None else 2))
+    return result, weights, weights.new_empty(0, kept_columns(w_image, w_gate))
 
 
 @without_autocast
@@ -384,7 +384,6 @@ define("additive_attention_triton(Tensor image, Tensor? shift, Tensor w_image, T
        "Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor, Tensor, Tensor)", forward)
 define("additive_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? shift, Tensor w_image, Tensor v, "
        "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, Tensor kept, int activation, bool pool, "
-       "SymInt kept_rows, bool need_image_grad, "
-       "bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad, bool need_shift_gate_grad) -> "
+       "SymInt kept_rows, bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad, bool need_shift_gate_grad) -> "
        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", backward)
 OPERATION.register("additive_attention_triton", "triton")

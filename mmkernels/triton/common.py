@@ -1,6 +1,7 @@
 """What the Triton operations share: tensors as kernel arguments, registration, the choice of a configuration."""
 
 import contextlib
+import functools
 import os
 import threading
 from typing import Any, NamedTuple
@@ -67,8 +68,6 @@ def merge_rows(height, width, *all_features):
 
 def require(t, name, like, shape, dtype=None):
     """Keeps a kernel safe whatever arrives through torch.ops; the friendly messages live in mmkernels/checks.py."""
-    if t is None:                                 # PyTorch hands an absent tensor through, even where the schema needs one
-        raise RuntimeError(f"{name} must be given")
     if t.device != like.device or t.dtype != (dtype or like.dtype) or tuple(t.shape) != tuple(shape):
         raise RuntimeError(f"{name} must be {dtype or like.dtype} {list(shape)} on {like.device}, "
                            f"got {t.dtype} {list(t.shape)} on {t.device}")
@@ -81,8 +80,18 @@ def define(schema, function):
     """Defines ``mmkernels::NAME`` and implements it on GPUs, and on the CPU where Triton interprets."""
     library.define(schema)
     name = schema.partition("(")[0]
+    arguments = getattr(torch.ops.mmkernels, name).default._schema.arguments
+    needed = [(i, a.name) for i, a in enumerate(arguments) if a.type.kind() == "TensorType"]
+
+    @functools.wraps(function)
+    def run(*given):
+        for i, argument in needed:
+            if given[i] is None:                  # PyTorch hands it through, though the schema needs one
+                raise RuntimeError(f"{argument} must be given")
+        return function(*given)
+
     for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
-        library.impl(name, function, key)
+        library.impl(name, run, key)
 
 
 def on_device(tensor):

@@ -549,8 +549,6 @@ def backward(grad_result, grad_weights, image, text, weights, mask, offsets, sca
         return grad_image, grad_text
     if grad_result is not None:
         require(grad_result, "grad_result", image, text.shape if pool else image.shape)
-    if weights is None:
-        raise RuntimeError("weights must be given")
     problem = Problem(image, text, mask, offsets, scale, num_heads, weights, None if pool else grad_result,
                       grad_image if need_image_grad else None)
     if grad_weights is not None:
