@@ -42,10 +42,13 @@ class Operation:
 
     # Backends --------------------------------------------------------------------------------------------------------
 
-    def register(self, name, *names):
-        """Gives the registered functions ``name`` and ``name_backward`` their rules, and makes them the backends ``names``."""
+    def register(self, name, *names, fake=None):
+        """Gives the registered functions ``name`` and ``name_backward`` their rules, and makes them the backends ``names``.
+
+        ``fake``: where their extras have other shapes than those of the others.
+        """
         forward, backward = (getattr(torch.ops.mmkernels, n).default for n in (name, f"{name}_backward"))
-        register_fake(name, self.fake)
+        register_fake(name, fake or self.fake)
         register_fake(f"{name}_backward", self._fake_backward)
         torch.library.register_autograd(
             f"mmkernels::{name}", self._backward,
