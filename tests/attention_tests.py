@@ -1,15 +1,40 @@
 """What the operations are tested for, on every backend that can run here."""
 
+import functools
+
 import pytest
 import torch
 
-from mmkernels import tolerance
+import mmkernels as mmk
+from mmkernels import peers, reference, tolerance
 
 
 def assert_right(operation, function, case, dtype, device, backend):
     verdicts = tolerance.Standard(operation, case, dtype, device).test(function, backend=backend)
     wrong = [str(verdict) for verdict in verdicts if not verdict.passed]
     assert not wrong, "\n".join(wrong)
+
+
+def assert_computes(compute, operation, backend, tensors, found=None):
+    """``compute(function, *tensors)``, a tensor or several, is right under the rule of :mod:`mmkernels.tolerance` when `function` is the operation
+    on `backend`: the truth is the reference in float64, the allowed error that of the plain peer. What was computed may be given as well:
+    then `compute` must be that very computation. Arguments that aren't floating point (masks, offsets) stay as they are."""
+    found = _outputs(compute(functools.partial(getattr(mmk, operation), backend=backend), *tensors)) if found is None else _outputs(found)
+    truth = _outputs(compute(getattr(reference, operation), *(_cast(t, torch.float64) for t in tensors)))
+    peer = _outputs(compute(getattr(peers, operation), *tensors))
+    wide = any(t.dtype == torch.float64 for t in found)
+    narrow = _outputs(compute(getattr(peers, operation), *(_cast(t, torch.float32) for t in tensors))) if wide else [None] * len(found)
+    assert len(found) == len(truth) == len(peer)
+    verdicts = [tolerance.compare(f"output {i}", *each) for i, each in enumerate(zip(found, truth, peer, narrow))]
+    assert all(v.passed for v in verdicts), "\n".join(str(v) for v in verdicts if not v.passed)
+
+
+def _outputs(found):
+    return [t.detach() for t in (found if isinstance(found, (tuple, list)) else (found,))]
+
+
+def _cast(value, dtype):
+    return value.detach().to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def draw(*shape, dtype=torch.float32, device="cpu", seed=0):
