@@ -42,7 +42,7 @@ install: $(STAMP)
 # torch first, then the package without build isolation: an isolated build would fetch a torch of its own (several GB).
 $(VENV)/.torch: Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13" "ninja>=1.11"
 	touch $@
 
 $(STAMP): $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
