@@ -115,12 +115,29 @@ def _judge(standard, name, actual, truth):
     if not torch.equal(actual.isfinite(), truth.isfinite()):
         return Verdict(name, 0, 0, f"{int((actual.isfinite() != truth.isfinite()).sum())} elements are NaN or Inf "
                                    "where the truth isn't, or the other way round")
+    errors, of_peer = (_errors(standard, name, t, truth, dtype) for t in (actual, standard.peer[name]))
+    of_narrow = None if standard.narrow is None else _errors(standard, name, standard.narrow[name], truth, dtype)
+    return _verdict(name, dtype, errors, of_peer, of_narrow)
+
+
+def compare(name, actual, truth, peer, narrow=None):
+    """The verdict on one tensor that belongs to no case, judged whole. `truth` is float64, `peer` what plain PyTorch gives in actual's
+    precision, `narrow` what it gives in float32 where actual is float64."""
+    if actual.shape != truth.shape:
+        return Verdict(name, 0, 0, f"shape {list(actual.shape)}, expected {list(truth.shape)}")
+    if not torch.equal(actual.isfinite(), truth.isfinite()):
+        return Verdict(name, 0, 0, "elements are NaN or Inf where the truth isn't, or the other way round")
+    errors, of_peer, of_narrow = (None if t is None else _largest_and_rms([(t.double(), truth, False)], actual.dtype) for t in (actual, peer, narrow))
+    return _verdict(name, actual.dtype, errors, of_peer, of_narrow)
+
+
+def _verdict(name, dtype, errors, of_peer, of_narrow):
+    """The rule. All three are (largest, root mean square) errors; `of_narrow` the peer's in float32 where `dtype` is float64."""
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     floor = RESULT_EPS * torch.finfo(dtype).eps + SUM_EPS[sums] * torch.finfo(sums).eps
-    errors, of_peer = (_errors(standard, name, t, truth, dtype) for t in (actual, standard.peer[name]))
-    if standard.narrow is not None:
+    if of_narrow is not None:
         ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-        of_peer = [max(e, ratio * n) for e, n in zip(of_peer, _errors(standard, name, standard.narrow[name], truth, dtype))]
+        of_peer = [max(e, ratio * n) for e, n in zip(of_peer, of_narrow)]
     limits = [min(PEER * e + floor, CEILING) if e == e else CEILING for e in of_peer]       # a peer that overflowed sets no limit
     error, allowed = max(zip(errors, limits), key=lambda pair: pair[0] / pair[1])
     return Verdict(name, error, allowed)
@@ -128,12 +145,17 @@ def _judge(standard, name, actual, truth):
 
 def _errors(standard, name, actual, truth, dtype):
     """(largest, root mean square) error, relative to the sample's magnitude, of the worst sample."""
-    largest = square = 0.0
-    quiet = max(torch.finfo(dtype).tiny, 1e-30)   # below, a dtype's own steps are coarser than its epsilon
     if name.removesuffix(".grad") in PARAMETERS:
         samples = [(actual.double(), truth, all(standard.silent))]
     else:
         samples = zip(*(_samples(name, tensor, standard.arguments) for tensor in (actual.double(), truth)), standard.silent)
+    return _largest_and_rms(samples, dtype)
+
+
+def _largest_and_rms(samples, dtype):
+    """Of (actual, truth, whether nothing takes part) a sample."""
+    largest = square = 0.0
+    quiet = max(torch.finfo(dtype).tiny, 1e-30)   # below, a dtype's own steps are coarser than its epsilon
     for part, true, nothing in samples:
         if true.numel() == 0:
             continue

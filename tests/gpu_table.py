@@ -3,11 +3,10 @@
     python tests/gpu_table.py            writes the file
 """
 
+import importlib.util
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,19 +114,34 @@ def _again(emulated, arguments):
     return emulated.counts()
 
 
+def setup():
+    """setup.py, for its flags."""
+    spec = importlib.util.spec_from_file_location("mmkernels_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def kernel_jobs():
+    """{file: how setup.py compiles it}; ptxas tells what each kernel needs."""
+    flags = [*setup().nvcc_flags(), "-Xptxas", "-v"]
+    return {path.stem: (path, flags, shutil.which("nvcc")) for path in sorted(ROOT.glob("csrc/cuda/*.cu"))}
+
+
 def resources(architecture, operation="spatial_attention"):
-    """{kernel: registers, spilled bytes, static shared memory, stack} as ptxas tells."""
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([shutil.which("nvcc"), "-std=c++17", "-O3", "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v",
-                               str(ROOT / f"csrc/cuda/{operation}.cu"), "-o", f"{folder}/x.cubin"],
-                              capture_output=True, text=True, check=True)
+    """{kernel: registers, spilled bytes, static shared memory, stack}"""
+    import compiling
+
+    _, said = compiling.compiled(*kernel_jobs()[operation])
     found = {}
-    for part in done.stderr.split("Compiling entry function")[1:]:
-        spills = [int(n) for n in re.findall(r"(\d+) bytes spill", part)]
-        static = re.search(r"(\d+) bytes smem", part)
-        found[re.search(r"'(\w+)'", part)[1]] = SimpleNamespace(
-            registers=int(re.search(r"Used (\d+) registers", part)[1]), spilled=sum(spills),
-            static=int(static[1]) if static else 0, stack=int(re.search(r"(\d+) bytes stack frame", part)[1]))
+    for part in said.split("Compiling entry function")[1:]:
+        name, target = re.match(r" '(\w+)' for 'sm_(\d+)'", part).groups()
+        if target == architecture:
+            spills = [int(n) for n in re.findall(r"(\d+) bytes spill", part)]
+            static = re.search(r"(\d+) bytes smem", part)
+            found[name] = SimpleNamespace(
+                registers=int(re.search(r"Used (\d+) registers", part)[1]), spilled=sum(spills),
+                static=int(static[1]) if static else 0, stack=int(re.search(r"(\d+) bytes stack frame", part)[1]))
     return found
 
 
