@@ -3,14 +3,16 @@
 Every file of csrc/cpu is compiled once per instruction set; the choice is made at run time, so a wheel built on one machine
 runs on another. The bindings use LibTorch's stable ABI: one build runs on every torch from 2.10 on.
 
-The CUDA kernels are built where torch has CUDA and nvcc is found. MMKERNELS_CUDA=0 leaves them out, MMKERNELS_CUDA=1 asks for
-them (with a torch without CUDA it compiles and links, but can't be loaded: a check that the code isn't broken).
-MMKERNELS_CUDA_ARCHS, default "8.0;9.0;10.0", chooses the architectures; the last one also as PTX, for newer ones.
+The CUDA kernels are built where torch has CUDA and nvcc of the same major version is found; where not, `mmkernels info` tells why.
+MMKERNELS_CUDA=0 leaves them out, MMKERNELS_CUDA=1 fails where they can't be built (with a torch without CUDA it compiles and
+links, but can't be loaded: a check that the code isn't broken). MMKERNELS_CUDA_ARCHS chooses the architectures, "8.0;9.0+PTX";
+by default those of 8.0, 9.0 and 10.0 that nvcc knows. PTX, for newer GPUs, is of those with +PTX, else of the last.
 
 What is compiled is written as one graph, build/PLATFORM-PYTHON/build.ninja, and ninja makes what is older than what it is made
 from: after an edit, the files that include it. MAX_JOBS compilers run at a time, by default one for each core.
 """
 
+import functools
 import os
 import platform
 import re
@@ -34,13 +36,58 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS["avx512"] = (64, [*ISAS["avx2"][1], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"])
 TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", "-DMMK_TORCH_TARGET=2.10"]
 CUDA_LIBRARIES = ["cudart_static", "rt", "dl", "pthread"]
-CUDA_ARCHS = os.environ.get("MMKERNELS_CUDA_ARCHS", "8.0;9.0;10.0").replace(",", ";").split(";")
+DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0")
+# The first nvcc that compiles for it: for an nvcc that doesn't list what it can.
+FIRST_NVCC = {"7.5": (10, 0), "8.0": (11, 0), "8.6": (11, 1), "8.7": (11, 5), "8.9": (11, 8), "9.0": (11, 8), "10.0": (12, 8),
+              "12.0": (12, 8), "10.3": (12, 9), "12.1": (12, 9), "11.0": (13, 0)}
 
 
 def find_nvcc():
-    """nvcc on PATH or under CUDA_HOME, or None."""
+    """nvcc under CUDA_HOME or on PATH, or None."""
     home = os.environ.get("CUDA_HOME")
-    return shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
+    return (home and shutil.which("nvcc", path=f"{home}/bin")) or shutil.which("nvcc")
+
+
+@functools.lru_cache(maxsize=None)
+def answer(nvcc, question):
+    """What nvcc prints when it is asked; nothing where it doesn't know the question."""
+    done = subprocess.run([nvcc, question], capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def nvcc_version():
+    """(major, minor), or None where nvcc doesn't tell."""
+    told = re.search(r"release (\d+)\.(\d+)", answer(find_nvcc(), "--version"))
+    return tuple(map(int, told.groups())) if told else None
+
+
+def known_architectures():
+    """Those that nvcc can compile for, as ["8.0", ...]: what it lists, or else what its version is known to have."""
+    listed = re.findall(r"sm_(\d+)(\d)\b", answer(find_nvcc(), "--list-gpu-code"))
+    if listed:
+        return [f"{major}.{minor}" for major, minor in sorted(set(listed), key=lambda found: (int(found[0]), found[1]))]
+    version = nvcc_version() or (0, 0)
+    return [architecture for architecture, since in FIRST_NVCC.items() if version >= since]
+
+
+def cuda_architectures():
+    """{architecture: whether also as PTX}, from MMKERNELS_CUDA_ARCHS or the default."""
+    asked = re.split(r"[;,\s]+", os.environ.get("MMKERNELS_CUDA_ARCHS", "").strip(";, "))
+    if asked == [""]:
+        asked = [architecture for architecture in DEFAULT_ARCHITECTURES if architecture in known_architectures()]
+    chosen = {}
+    for word in asked:
+        found = re.fullmatch(r"(\d+\.\d)(\+PTX)?", word)
+        if found is None:
+            raise SystemExit(f"MMKERNELS_CUDA_ARCHS must be architectures like 9.0 or 9.0+PTX, separated by ';', got {word!r} "
+                             "(no kernel uses what only the variants a and f of an architecture have)")
+        if found[1] not in known_architectures():
+            raise SystemExit(f"MMKERNELS_CUDA_ARCHS names {found[1]}, but this nvcc ({'.'.join(map(str, nvcc_version() or ()))}) "
+                             f"compiles for {', '.join(known_architectures())}")
+        chosen[found[1]] = chosen.get(found[1], False) or found[2] is not None
+    if chosen and not any(chosen.values()):
+        chosen[list(chosen)[-1]] = True
+    return chosen
 
 
 def why_no_cuda():
@@ -52,20 +99,36 @@ def why_no_cuda():
         return "it was built with MMKERNELS_CUDA=0"
     if asked != "1" and torch.version.cuda is None:
         return f"it was built with torch {torch.__version__}, which has no CUDA"
+    reason = why_not_this_nvcc()
+    if reason is not None and asked == "1":
+        raise SystemExit(f"MMKERNELS_CUDA=1, but {reason}")
+    return reason
+
+
+def why_not_this_nvcc():
+    """None where there is an nvcc that suits this torch, else the reason."""
     if find_nvcc() is None:
-        if asked == "1":
-            raise SystemExit("MMKERNELS_CUDA=1, but nvcc is neither on PATH nor under CUDA_HOME")
-        return "nvcc was neither on PATH nor under CUDA_HOME when it was built"
+        return "nvcc was neither under CUDA_HOME nor on PATH when it was built"
+    version = nvcc_version()
+    if version is None:
+        return "nvcc didn't tell its version when it was built"
+    if torch.version.cuda is not None and version[0] != int(torch.version.cuda.split(".")[0]):
+        return (f"nvcc was CUDA {version[0]}.{version[1]}'s when it was built, and torch is CUDA {torch.version.cuda}'s: "
+                f"their major versions must agree (CUDA_HOME chooses another nvcc)")
+    if not cuda_architectures():
+        return f"nvcc {version[0]}.{version[1]} knew none of {', '.join(DEFAULT_ARCHITECTURES)} when it was built"
     return None
 
 
 def nvcc_flags():
-    """One machine code an architecture; the last as PTX, too."""
+    """One machine code an architecture, and PTX, from which the driver makes code for newer ones."""
     flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-    for arch in (a.replace(".", "") for a in CUDA_ARCHS):
-        flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-    last = CUDA_ARCHS[-1].replace(".", "")
-    return [*flags, "-gencode", f"arch=compute_{last},code=compute_{last}"]
+    for architecture, ptx in cuda_architectures().items():
+        number = architecture.replace(".", "")
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        if ptx:
+            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+    return flags
 
 
 def kernel_flags(isa):
@@ -77,7 +140,7 @@ def kernel_flags(isa):
 
 def binding_flags(cuda_reason):
     if cuda_reason is None:
-        told = ",".join(f'"{arch}"' for arch in CUDA_ARCHS)
+        told = ",".join(f'"{architecture}{"+PTX" * ptx}"' for architecture, ptx in cuda_architectures().items())
         cuda = ["-DUSE_CUDA", "-DMMK_CUDA", f"-DMMK_CUDA_ARCHITECTURES={told}"]
     else:
         cuda = [f'-DMMK_CUDA_REASON="{cuda_reason}"']
