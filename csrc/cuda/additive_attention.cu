@@ -102,7 +102,7 @@ MMK_DEVICE void normalise(const FinishTask& t) {
   }
   const float all = over_block(top, scratch, Max()), base = all == -INFINITY ? 0 : all;
   total = over_block(top == -INFINITY ? total : total * exponential(top - base), scratch, Sum());
-  const float share = total == 0 ? 0 : reciprocal(total);                   // NaN stays
+  const float share = total == 0 ? 0 : 1 / total;                           // exactly 1 for a single position; NaN stays
   float* to = static_cast<float*>(a.weights) + weight_at(a, b, begin) + k * a.N;
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x)
     store(to + r - begin, keeps(rows, a.mask, r) ? exponential(load(t.scores + r * a.K + k) - base) * share : 0.f);
@@ -190,7 +190,7 @@ MMK_DEVICE void center(const BackTask& t) {
       if (w != 0) total += w * (load(x + r) - mean[0]), mass += w;
     }
     total = over_block(total, scratch, Sum()), mass = over_block(mass, scratch, Sum());
-    mean[pass] = mass == 0 ? 0 : total * reciprocal(mass);
+    mean[pass] = mass == 0 ? 0 : total / mass;
   }
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x) {
     const float w = load(weights + r);

@@ -46,7 +46,7 @@ struct Softmax {
     top = over_lanes(largest, 32, Max());
     if (top == -INFINITY) top = 0;
     total = over_lanes(largest == -INFINITY ? total : total * exponential(largest - top), 32, Sum());
-    share = reciprocal(total);
+    share = 1 / total;                             // exactly 1 for a single channel
   }
   MMK_DEVICE float operator()(float score) const { return exponential(score - top) * share; }
 };
@@ -88,7 +88,8 @@ template <class T> MMK_DEVICE void differentiate(const DifferentiateTask& t) {
   mean = over_lanes(mean, 32, Sum());
   for (int64_t c = row.lane; c < D; c += 32) {
     const float w = weight(load(scores + c) + load(shift + c)), up = upstream(c);
-    store(scores + c, w * (arriving(c, up) - mean));
+    // A weight of 1 is the only one: its score has no gradient, and rounding must not leave one.
+    store(scores + c, w == 1 ? 0.f : w * (arriving(c, up) - mean));
     if (t.direct) store(t.direct + row.r * D + c, w * up);
   }
 }
