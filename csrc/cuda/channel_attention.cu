@@ -37,16 +37,11 @@ struct Row {
 struct Softmax {
   float top, share;
   MMK_DEVICE Softmax(const float* scores, const float* shift, int64_t D, int64_t lane) {
-    float largest = -INFINITY, total = 0;
-    for (int64_t c = lane; c < D; c += 32) {
-      const float s = load(scores + c) + load(shift + c), now = fmaxf(largest, s);
-      total = now == -INFINITY ? total : total * exponential(largest - now) + exponential(s - now);
-      largest = now;
-    }
-    top = over_lanes(largest, 32, Max());
+    Running own;
+    for (int64_t c = lane; c < D; c += 32) own.add(load(scores + c) + load(shift + c));
+    top = over_lanes(own.top, 32, Max());
     if (top == -INFINITY) top = 0;
-    total = over_lanes(largest == -INFINITY ? total : total * exponential(largest - top), 32, Sum());
-    share = 1 / total;                             // exactly 1 for a single channel
+    share = 1 / over_lanes(own.below(top), 32, Sum());                             // exactly 1 for a single channel
   }
   MMK_DEVICE float operator()(float score) const { return exponential(score - top) * share; }
 };
