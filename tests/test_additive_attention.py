@@ -4,11 +4,13 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, draw, gradients
+from attention_tests import (assert_computes, assert_module_right, assert_right, assert_strides_may_be_huge,
+                             assert_upstream_may_lie_anyhow, assert_vmap, differentiating, differentiating_squares,
+                             draw, gradients, gradients_one_by_one, on)
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
-from mmkernels import cases, reference
+from mmkernels import cases, tolerance
 
 OPERATION = "additive_attention"
 on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
@@ -24,10 +26,14 @@ def inputs(dtype=torch.float32, device="cpu", shape=(2, 13, 20), hidden=7, text=
     return {name: draw(*size, dtype=dtype, device=device, seed=i) * (0.3 if name[0] == "w" else 1) for i, (name, size) in enumerate(zip(NAMES, sizes))}
 
 
-def run_of(backend, function=mmk.additive_attention, **options):
+def calling(**options):
+    """``call(function, *tensors)``: a function is called with the tensors by their names, and options."""
+    return lambda function, *tensors: function(**dict(zip(NAMES, tensors)), **options)
+
+
+def run_of(backend, **options):
     """The operation on tensors in their order."""
-    options = options if backend is None else {"backend": backend, **options}
-    return lambda *tensors: function(**dict(zip(NAMES, tensors)), **options)
+    return functools.partial(calling(**options), on(OPERATION, backend))
 
 
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
@@ -68,10 +74,12 @@ def test_a_sample_alone(backend, device, dtype, combine):
     tensors = list(inputs(dtype, device).values())
     mask = torch.ones(2, 13, dtype=torch.bool, device=device)
     mask[1] = False
-    run = lambda tensors, mask: gradients(run_of(backend, combine=combine, mask=mask), tensors)
-    both, alone = run(tensors, mask), run([t[:1] if i < 2 else t for i, t in enumerate(tensors)], None)
+    ones = lambda i, result: torch.ones_like(result)
+    both = gradients(run_of(backend, combine=combine, mask=mask), tensors, ones)
     assert not both[0][1].any() and not both[1][1].any() and not both[2][1].any()
-    torch.testing.assert_close(both[0][:1], alone[0], rtol=1e-5, atol=1e-6)
+    alone = [t[:1] if i < 2 else t for i, t in enumerate(tensors)]
+    assert_computes(differentiating(calling(combine=combine), ones), OPERATION, backend, alone,
+                    found=[t[:1] if i < 3 else t for i, t in enumerate(both)])
 
 
 @on_every_backend
@@ -80,9 +88,11 @@ def test_packed_bags_are_samples(backend, device, dtype, combine, maps):
     """Bags of the same size, packed: the same numbers as a batch."""
     tensors = inputs(dtype, device, (3, 11, 20), maps=maps)
     offsets = torch.arange(0, 34, 11, device=device)
-    batch = gradients(run_of(backend, combine=combine), tensors.values())
-    packed = gradients(run_of(backend, combine=combine, offsets=offsets), (tensors["image"].flatten(0, 1), *list(tensors.values())[1:]))
-    assert_close([p.view_as(b) for p, b in zip(packed, batch)], batch)
+    packed = gradients(run_of(backend, combine=combine, offsets=offsets),
+                       (tensors["image"].flatten(0, 1), *list(tensors.values())[1:]),
+                       lambda i, result: tolerance.upstream_like(i, result.view(3, -1, 20)).view_as(result))
+    assert_computes(differentiating(calling(combine=combine)), OPERATION, backend, list(tensors.values()),
+                    found=[t.view(3, 11, 20) if t.shape == (33, 20) else t for t in packed])
 
 
 @on_every_backend
@@ -97,29 +107,26 @@ def test_strided_offsets(backend, device, dtype):
 def test_against_multihead_pooling_of_one(backend, device, dtype):
     """K maps are K calls with one."""
     tensors = inputs(dtype, device, maps=4)
-    run = run_of(backend, need_weights=True)
-    result, weights = run(*tensors.values())
+    result, weights = run_of(backend, need_weights=True)(*tensors.values())
     for k in range(4):
-        one = run(*{**tensors, "v": tensors["v"][k:k + 1]}.values())
-        assert_close((result[:, k:k + 1], weights[:, k:k + 1]), one)
+        one = {**tensors, "v": tensors["v"][k:k + 1]}
+        assert_computes(calling(need_weights=True), OPERATION, backend, list(one.values()),
+                        found=(result[:, k:k + 1], weights[:, k:k + 1]))
 
 
 @on_every_backend
 def test_partial_gradients(backend, device, dtype):
     """Each gradient alone is the same as all together."""
     tensors = list(inputs(dtype, device).values())
-    _, *together = gradients(run_of(backend), tensors)
-    for i, whole in enumerate(together):
-        mine = [t.detach().clone().requires_grad_(j == i) for j, t in enumerate(tensors)]
-        result = run_of(backend)(*mine)
-        alone, = torch.autograd.grad(result, mine[i], draw(*result.shape, dtype=dtype, device=device, seed=9))
-        torch.testing.assert_close(alone, whole, rtol=1e-5, atol=1e-6)
+    assert_computes(lambda *given: differentiating(calling())(*given)[1:], OPERATION, backend, tensors,
+                    found=gradients_one_by_one(run_of(backend), tensors))
 
 
 @on_every_backend
 @pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
 def test_upstream_gradients(backend, device, dtype, combine, maps):
-    assert_upstream_may_lie_anyhow(run_of(backend, combine=combine, need_weights=True), inputs(dtype, device, maps=maps).values())
+    assert_upstream_may_lie_anyhow(calling(combine=combine, need_weights=True), OPERATION, backend,
+                                   list(inputs(dtype, device, maps=maps).values()))
 
 
 @pytest.mark.virtual_memory
@@ -132,8 +139,9 @@ def test_far_apart(backend, device, dtype, shape, dim, combine, maps):
     tensors = inputs(dtype, device, shape, hidden=min(shape[-1], 7), maps=maps, bags=2 if packed else None)
     mask = torch.ones(shape[:-1], dtype=torch.bool)
     mask[..., -1] = False                         # the last alone: whole tiles before it take part
-    run = lambda *t: run_of(backend, combine=combine, mask=t[8], offsets=torch.tensor([0, 100, 216]) if packed else None, need_weights=True)(*t[:8])
-    assert_strides_may_be_huge(run, [*tensors.values(), mask], dim, device)
+    options = {"combine": combine, "offsets": torch.tensor([0, 100, 216]) if packed else None, "need_weights": True}
+    call = lambda function, *t: calling(mask=t[8], **options)(function, *t[:8])
+    assert_strides_may_be_huge(call, OPERATION, backend, [*tensors.values(), mask], dim, device)
 
 
 @on_every_backend
@@ -142,8 +150,9 @@ def test_function(backend, device, dtype):
     shift = t["query"] @ t["w_query"].T + t["bias"]
     apply = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, 0, backend)[0]
     found = gradients(apply, (t["image"], shift, t["w_image"], t["v"], t["w_gate"], t["bias_gate"]))
-    expected = gradients(run_of(backend), t.values())
-    assert_close([found[i] for i in (0, 1, 3, 4, 5, 6)], [expected[i] for i in (0, 1, 3, 5, 7, 8)])
+    # shift is made of query, w_query and bias: their gradients (2, 4, 6) have no counterpart.
+    compute = lambda *given: [differentiating(calling())(*given)[i] for i in (0, 1, 3, 5, 7, 8)]
+    assert_computes(compute, OPERATION, backend, list(t.values()), found=[found[i] for i in (0, 1, 3, 4, 5, 6)])
 
 
 @on_every_backend
@@ -153,7 +162,7 @@ def test_autocast(backend, device, dtype):
     with torch.autocast(device, torch.bfloat16):
         result = run_of(backend)(*t.values())
     assert result.dtype == torch.bfloat16
-    torch.testing.assert_close(result.float(), run_of(None, reference.additive_attention)(*t.values()), rtol=0.1, atol=0.1)
+    assert_computes(calling(), OPERATION, backend, [x.bfloat16() for x in t.values()], found=result)
     run = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, 0, backend)[0]
     tensors = (t["image"], t["query"] @ t["w_query"].T, t["w_image"], t["v"], t["w_gate"], t["bias_gate"])
     plain = gradients(run, tensors)
@@ -166,19 +175,16 @@ def test_autocast(backend, device, dtype):
 def test_vmap(backend, device, dtype, dims):
     """Over samples, and over parameters, too."""
     tensors = [t if d is None else torch.stack([t, t + 0.1, t * 2]) for t, d in zip(inputs(dtype, device).values(), dims)]
-    expected = torch.stack([run_of(backend)(*(t if d is None else t[i] for t, d in zip(tensors, dims))) for i in range(3)])
-    torch.testing.assert_close(torch.func.vmap(run_of(backend), dims)(*tensors), expected, rtol=1e-5, atol=1e-6)
-    grad = lambda run: torch.func.vmap(torch.func.grad(lambda *t: run(*t).square().sum(), tuple(range(8))), dims)(*tensors)
-    assert_close(grad(run_of(backend)), grad(run_of(None, reference.additive_attention)))
+    for call in (calling(), differentiating_squares(calling(), tuple(range(8)))):
+        assert_vmap(call, dims, OPERATION, backend, tensors)
 
 
 @on_every_backend
 def test_vmap_packed(backend, device, dtype):
     tensors = inputs(dtype, device, (13, 20), bags=2)
     stacked = [torch.stack([t, t + 0.1]) if i < 2 else t for i, t in enumerate(tensors.values())]
-    run = run_of(backend, offsets=torch.tensor([0, 5, 13], device=device))
-    found = torch.func.vmap(run, (0, 0) + (None,) * 6)(*stacked)
-    assert_close(found, torch.stack([run(*(t[i] if j < 2 else t for j, t in enumerate(stacked))) for i in range(2)]))
+    call = calling(offsets=torch.tensor([0, 5, 13], device=device))
+    assert_vmap(call, (0, 0) + (None,) * 6, OPERATION, backend, stacked)
 
 
 @on_every_backend
@@ -189,8 +195,9 @@ def test_compile(backend, device, dtype):
     compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for shape in ((2, 13, 20), (3, 29, 20)):
-            tensors = inputs(dtype, device, shape).values()
-            assert_close(gradients(compiled, tensors), gradients(run, tensors))
+            tensors = list(inputs(dtype, device, shape).values())
+            assert_computes(differentiating(calling(need_weights=True)), OPERATION, backend, tensors,
+                            found=gradients(compiled, tensors))
 
 
 @pytest.mark.parametrize("packed, kept_rows", [(False, 0), (True, 0), (False, 7), (True, 13)])
@@ -210,11 +217,12 @@ def test_same_bits_twice(backend, device, dtype):
 
 @pytest.mark.parametrize("query_dim, gated", [(None, True), (9, False)])
 def test_module(extension, query_dim, gated):
-    torch.manual_seed(0)
+    image, mask, offsets = draw(2, 30, 24), torch.arange(60).view(2, 30) % 4 > 0, torch.tensor([0, 30, 60])
+
+    def compute(module, cast):
+        query = None if query_dim is None else cast(draw(2, query_dim, seed=1))
+        masked = module(cast(image), query, mask=mask, need_weights=True)
+        return *masked, module(cast(image), query), module(cast(image).flatten(0, 1), query, offsets=offsets)
+
     make = functools.partial(mmk.AdditiveAttention, 24, 10, query_dim, num_queries=2, gated=gated)
-    fused, plain = make(), make(backend="reference")
-    plain.load_state_dict(fused.state_dict())
-    image, query, mask = draw(2, 30, 24), None if query_dim is None else draw(2, query_dim, seed=1), torch.arange(60).view(2, 30) % 4 > 0
-    assert_close(fused(image, query, mask=mask, need_weights=True), plain(image, query, mask=mask, need_weights=True))
-    pooled = fused(image.flatten(0, 1), query, offsets=torch.tensor([0, 30, 60]))
-    torch.testing.assert_close(pooled, fused(image, query), rtol=1e-4, atol=1e-5)
+    assert_module_right(make, compute)

@@ -4,7 +4,8 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, draw, gradients
+from attention_tests import (assert_computes, assert_module_right, assert_right, assert_strides_may_be_huge,
+                             assert_upstream_may_lie_anyhow, assert_vmap, calling, differentiating, draw, gradients)
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -71,15 +72,13 @@ def test_function_vmap_and_twice(backend, device, dtype):
     first, second = gradients(run, tensors), gradients(run, tensors)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
     apply = lambda *t: mmk.BidirectionalAttentionFunction.apply(*t, None, None, 0.3, backend)[:2]
-    assert_close(gradients(apply, tensors), first)
-    stacked = [torch.stack([t, t + 1]) for t in tensors]
-    for mapped, one, two in zip(torch.func.vmap(run)(*stacked), run(*tensors), run(*(t + 1 for t in tensors))):
-        torch.testing.assert_close(mapped, torch.stack([one, two]), rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(apply, tensors), first))
+    assert_vmap(calling(scale=0.3), (0,) * 4, OPERATION, backend, [torch.stack([t, t + 1]) for t in tensors])
 
 
 @on_every_backend
 def test_upstream_gradients(backend, device, dtype):
-    assert_upstream_may_lie_anyhow(functools.partial(mmk.bidirectional_attention, backend=backend), inputs(dtype, device))
+    assert_upstream_may_lie_anyhow(calling(), OPERATION, backend, inputs(dtype, device))
 
 
 @pytest.mark.virtual_memory
@@ -89,8 +88,8 @@ def test_upstream_gradients(backend, device, dtype):
 def test_far_apart(backend, device, dtype, shape, dim):
     """Strides beyond 2^31 elements from sample to sample, head to head, row to row, channel to channel; masks have the first two."""
     masks = [draw(shape[0], size, seed=7) > -0.5 for size in shape[2:4]]
-    run = lambda *t: mmk.bidirectional_attention(*t[:4], image_mask=t[4], text_mask=t[5], backend=backend)
-    assert_strides_may_be_huge(run, [*inputs(dtype, device, shape), *masks], dim, device)
+    call = lambda function, *t: function(*t[:4], image_mask=t[4], text_mask=t[5])
+    assert_strides_may_be_huge(call, OPERATION, backend, [*inputs(dtype, device, shape), *masks], dim, device)
 
 
 @on_every_backend
@@ -101,7 +100,8 @@ def test_compile(backend, device, dtype):
     compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for shape in ((2, 3, 13, 11, 8, 6), (3, 3, 29, 17, 8, 6)):
-            assert_close(gradients(compiled, inputs(dtype, device, shape)), gradients(run, inputs(dtype, device, shape)))
+            tensors = inputs(dtype, device, shape)
+            assert_computes(differentiating(calling()), OPERATION, backend, tensors, found=gradients(compiled, tensors))
 
 
 def test_opcheck(extension):
@@ -109,9 +109,7 @@ def test_opcheck(extension):
 
 
 def test_module(extension):
-    torch.manual_seed(0)
-    fused, plain = (mmk.BidirectionalAttention(24, 10, 12, 3, backend=backend) for backend in (None, "reference"))
-    plain.load_state_dict(fused.state_dict())
     image, text = draw(2, 30, 24), draw(2, 7, 10, seed=1)
     masks = {"image_mask": torch.arange(60).view(2, 30) % 4 > 0, "text_mask": torch.arange(14).view(2, 7) % 4 > 0}
-    assert_close(fused(image, text, **masks), plain(image, text, **masks))
+    assert_module_right(functools.partial(mmk.BidirectionalAttention, 24, 10, 12, 3),
+                        lambda module, cast: module(cast(image), cast(text), **masks))
