@@ -4,13 +4,12 @@ import functools
 
 import pytest
 import torch
-from attention_tests import (assert_computes, assert_module_right, assert_right, assert_strides_may_be_huge,
-                             assert_upstream_may_lie_anyhow, assert_vmap, differentiating, differentiating_squares,
-                             draw, gradients, gradients_one_by_one, on)
+from attention_tests import (assert_compiles, assert_computes, assert_gradients, assert_module, assert_partial_gradients, assert_right,
+                             assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, draw, gradients)
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
-from mmkernels import cases, tolerance
+from mmkernels import cases
 
 OPERATION = "additive_attention"
 on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
@@ -26,19 +25,18 @@ def inputs(dtype=torch.float32, device="cpu", shape=(2, 13, 20), hidden=7, text=
     return {name: draw(*size, dtype=dtype, device=device, seed=i) * (0.3 if name[0] == "w" else 1) for i, (name, size) in enumerate(zip(NAMES, sizes))}
 
 
-def calling(**options):
-    """``call(function, *tensors)``: a function is called with the tensors by their names, and options."""
+def call_of(**options):
+    """The operation, given first, on tensors in their order."""
     return lambda function, *tensors: function(**dict(zip(NAMES, tensors)), **options)
 
 
 def run_of(backend, **options):
-    """The operation on tensors in their order."""
-    return functools.partial(calling(**options), on(OPERATION, backend))
+    return functools.partial(call_of(**options), functools.partial(mmk.additive_attention, backend=backend))
 
 
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
-    assert_right(OPERATION, mmk.additive_attention, case, dtype, device, backend)
+    assert_right(OPERATION, case, dtype, device, backend)
 
 
 @in_float64
@@ -74,12 +72,10 @@ def test_a_sample_alone(backend, device, dtype, combine):
     tensors = list(inputs(dtype, device).values())
     mask = torch.ones(2, 13, dtype=torch.bool, device=device)
     mask[1] = False
-    ones = lambda i, result: torch.ones_like(result)
-    both = gradients(run_of(backend, combine=combine, mask=mask), tensors, ones)
+    run = lambda tensors, mask: gradients(run_of(backend, combine=combine, mask=mask), tensors)
+    both, first = run(tensors, mask), [t[:1] if i < 2 else t for i, t in enumerate(tensors)]
     assert not both[0][1].any() and not both[1][1].any() and not both[2][1].any()
-    alone = [t[:1] if i < 2 else t for i, t in enumerate(tensors)]
-    assert_computes(differentiating(calling(combine=combine), ones), OPERATION, backend, alone,
-                    found=[t[:1] if i < 3 else t for i, t in enumerate(both)])
+    assert_computes(call_of(combine=combine), OPERATION, backend, first, found=both[0][:1])
 
 
 @on_every_backend
@@ -88,11 +84,10 @@ def test_packed_bags_are_samples(backend, device, dtype, combine, maps):
     """Bags of the same size, packed: the same numbers as a batch."""
     tensors = inputs(dtype, device, (3, 11, 20), maps=maps)
     offsets = torch.arange(0, 34, 11, device=device)
-    packed = gradients(run_of(backend, combine=combine, offsets=offsets),
-                       (tensors["image"].flatten(0, 1), *list(tensors.values())[1:]),
-                       lambda i, result: tolerance.upstream_like(i, result.view(3, -1, 20)).view_as(result))
-    assert_computes(differentiating(calling(combine=combine)), OPERATION, backend, list(tensors.values()),
-                    found=[t.view(3, 11, 20) if t.shape == (33, 20) else t for t in packed])
+    result, image_grad, *grads = gradients(run_of(backend, combine=combine, offsets=offsets), (tensors["image"].flatten(0, 1), *list(tensors.values())[1:]))
+    found = result if combine == "pool" else result.view(3, 11, 20), image_grad.view(3, 11, 20), *grads
+    # The gradient that flows in is drawn by its shape: the same numbers, packed or not.
+    assert_gradients(found, call_of(combine=combine), OPERATION, list(tensors.values()))
 
 
 @on_every_backend
@@ -109,24 +104,19 @@ def test_against_multihead_pooling_of_one(backend, device, dtype):
     tensors = inputs(dtype, device, maps=4)
     result, weights = run_of(backend, need_weights=True)(*tensors.values())
     for k in range(4):
-        one = {**tensors, "v": tensors["v"][k:k + 1]}
-        assert_computes(calling(need_weights=True), OPERATION, backend, list(one.values()),
-                        found=(result[:, k:k + 1], weights[:, k:k + 1]))
+        one = {**tensors, "v": tensors["v"][k:k + 1]}.values()
+        assert_computes(call_of(need_weights=True), OPERATION, backend, one, found=(result[:, k:k + 1], weights[:, k:k + 1]))
 
 
 @on_every_backend
 def test_partial_gradients(backend, device, dtype):
-    """Each gradient alone is the same as all together."""
-    tensors = list(inputs(dtype, device).values())
-    assert_computes(lambda *given: differentiating(calling())(*given)[1:], OPERATION, backend, tensors,
-                    found=gradients_one_by_one(run_of(backend), tensors))
+    assert_partial_gradients(call_of(), OPERATION, backend, list(inputs(dtype, device).values()))
 
 
 @on_every_backend
 @pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
 def test_upstream_gradients(backend, device, dtype, combine, maps):
-    assert_upstream_may_lie_anyhow(calling(combine=combine, need_weights=True), OPERATION, backend,
-                                   list(inputs(dtype, device, maps=maps).values()))
+    assert_upstream_may_lie_anyhow(call_of(combine=combine, need_weights=True), OPERATION, backend, inputs(dtype, device, maps=maps).values())
 
 
 @pytest.mark.virtual_memory
@@ -139,8 +129,8 @@ def test_far_apart(backend, device, dtype, shape, dim, combine, maps):
     tensors = inputs(dtype, device, shape, hidden=min(shape[-1], 7), maps=maps, bags=2 if packed else None)
     mask = torch.ones(shape[:-1], dtype=torch.bool)
     mask[..., -1] = False                         # the last alone: whole tiles before it take part
-    options = {"combine": combine, "offsets": torch.tensor([0, 100, 216]) if packed else None, "need_weights": True}
-    call = lambda function, *t: calling(mask=t[8], **options)(function, *t[:8])
+    offsets = torch.tensor([0, 100, 216]) if packed else None
+    call = lambda function, *t: call_of(combine=combine, mask=t[8], offsets=offsets, need_weights=True)(function, *t[:8])
     assert_strides_may_be_huge(call, OPERATION, backend, [*tensors.values(), mask], dim, device)
 
 
@@ -150,9 +140,8 @@ def test_function(backend, device, dtype):
     shift = t["query"] @ t["w_query"].T + t["bias"]
     apply = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, 0, backend)[0]
     found = gradients(apply, (t["image"], shift, t["w_image"], t["v"], t["w_gate"], t["bias_gate"]))
-    # shift is made of query, w_query and bias: their gradients (2, 4, 6) have no counterpart.
-    compute = lambda *given: [differentiating(calling())(*given)[i] for i in (0, 1, 3, 5, 7, 8)]
-    assert_computes(compute, OPERATION, backend, list(t.values()), found=[found[i] for i in (0, 1, 3, 4, 5, 6)])
+    compute = lambda function, *t: [gradients(functools.partial(call_of(), function), t)[i] for i in (0, 1, 3, 5, 7, 8)]
+    assert_computes(compute, OPERATION, backend, t.values(), found=[found[i] for i in (0, 1, 3, 4, 5, 6)])
 
 
 @on_every_backend
@@ -162,7 +151,7 @@ def test_autocast(backend, device, dtype):
     with torch.autocast(device, torch.bfloat16):
         result = run_of(backend)(*t.values())
     assert result.dtype == torch.bfloat16
-    assert_computes(calling(), OPERATION, backend, [x.bfloat16() for x in t.values()], found=result)
+    assert_computes(call_of(), OPERATION, backend, [x.bfloat16() for x in t.values()], found=result)
     run = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, 0, backend)[0]
     tensors = (t["image"], t["query"] @ t["w_query"].T, t["w_image"], t["v"], t["w_gate"], t["bias_gate"])
     plain = gradients(run, tensors)
@@ -175,29 +164,25 @@ def test_autocast(backend, device, dtype):
 def test_vmap(backend, device, dtype, dims):
     """Over samples, and over parameters, too."""
     tensors = [t if d is None else torch.stack([t, t + 0.1, t * 2]) for t, d in zip(inputs(dtype, device).values(), dims)]
-    for call in (calling(), differentiating_squares(calling(), tuple(range(8)))):
-        assert_vmap(call, dims, OPERATION, backend, tensors)
+    mapped = lambda function, *t: torch.func.vmap(functools.partial(call_of(), function), dims)(*t)
+    assert_computes(mapped, OPERATION, backend, tensors)
+    square = lambda function: lambda *t: call_of()(function, *t).square().sum()
+    assert_computes(lambda function, *t: torch.func.vmap(torch.func.grad(square(function), tuple(range(8))), dims)(*t), OPERATION, backend, tensors)
 
 
 @on_every_backend
 def test_vmap_packed(backend, device, dtype):
     tensors = inputs(dtype, device, (13, 20), bags=2)
     stacked = [torch.stack([t, t + 0.1]) if i < 2 else t for i, t in enumerate(tensors.values())]
-    call = calling(offsets=torch.tensor([0, 5, 13], device=device))
-    assert_vmap(call, (0, 0) + (None,) * 6, OPERATION, backend, stacked)
+    call, dims = call_of(offsets=torch.tensor([0, 5, 13], device=device)), (0, 0) + (None,) * 6
+    found = torch.func.vmap(functools.partial(call, functools.partial(mmk.additive_attention, backend=backend)), dims)(*stacked)
+    looped = lambda function, *t: torch.stack([call(function, *(x[i] if j < 2 else x for j, x in enumerate(t))) for i in range(2)])
+    assert_computes(looped, OPERATION, backend, stacked, found=found)
 
 
 @on_every_backend
 def test_compile(backend, device, dtype):
-    """One graph without a break; one compilation serves every size."""
-    run = run_of(backend, need_weights=True)
-    torch._dynamo.reset()
-    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for shape in ((2, 13, 20), (3, 29, 20)):
-            tensors = list(inputs(dtype, device, shape).values())
-            assert_computes(differentiating(calling(need_weights=True)), OPERATION, backend, tensors,
-                            found=gradients(compiled, tensors))
+    assert_compiles(call_of(need_weights=True), OPERATION, backend, [list(inputs(dtype, device, shape).values()) for shape in ((2, 13, 20), (3, 29, 20))])
 
 
 @pytest.mark.parametrize("packed, kept_rows", [(False, 0), (True, 0), (False, 7), (True, 13)])
@@ -209,6 +194,7 @@ def test_opcheck(extension, packed, kept_rows):
                           (*given, None, torch.tensor([0, 5, 13]) if packed else None, 2, True, kept_rows))
 
 
+@pytest.mark.threads
 @on_every_backend
 def test_same_bits_twice(backend, device, dtype):
     first, second = (gradients(run_of(backend), inputs(dtype, device, (3, 300, 40)).values()) for _ in range(2))
@@ -217,12 +203,9 @@ def test_same_bits_twice(backend, device, dtype):
 
 @pytest.mark.parametrize("query_dim, gated", [(None, True), (9, False)])
 def test_module(extension, query_dim, gated):
-    image, mask, offsets = draw(2, 30, 24), torch.arange(60).view(2, 30) % 4 > 0, torch.tensor([0, 30, 60])
-
-    def compute(module, cast):
-        query = None if query_dim is None else cast(draw(2, query_dim, seed=1))
-        masked = module(cast(image), query, mask=mask, need_weights=True)
-        return *masked, module(cast(image), query), module(cast(image).flatten(0, 1), query, offsets=offsets)
-
-    make = functools.partial(mmk.AdditiveAttention, 24, 10, query_dim, num_queries=2, gated=gated)
-    assert_module_right(make, compute)
+    torch.manual_seed(0)
+    module = mmk.AdditiveAttention(24, 10, query_dim, num_queries=2, gated=gated)
+    image, query, mask = draw(2, 30, 24), None if query_dim is None else draw(2, query_dim, seed=1), torch.arange(60).view(2, 30) % 4 > 0
+    assert_module(lambda m, image, query: m(image, query, mask=mask, need_weights=True), module, (image, query))
+    pooled = module(image.flatten(0, 1), query, offsets=torch.tensor([0, 30, 60]))
+    assert_module(lambda m, image, query: m(image, query), module, (image, query), found=pooled)
