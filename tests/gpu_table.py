@@ -5,7 +5,6 @@
 
 import importlib.util
 import re
-import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -114,9 +113,9 @@ def _again(emulated, arguments):
     return emulated.counts()
 
 
-def setup():
-    """setup.py, for its flags."""
-    spec = importlib.util.spec_from_file_location("mmkernels_setup", ROOT / "setup.py")
+def setup(folder=ROOT):
+    """setup.py of a checkout, for its functions and flags."""
+    spec = importlib.util.spec_from_file_location("mmkernels_setup", folder / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -124,8 +123,9 @@ def setup():
 
 def kernel_jobs():
     """{file: how setup.py compiles it}; ptxas tells what each kernel needs."""
-    flags = [*setup().nvcc_flags(), "-Xptxas", "-v"]
-    return {path.stem: (path, flags, shutil.which("nvcc")) for path in sorted(ROOT.glob("csrc/cuda/*.cu"))}
+    module = setup()
+    flags = [*module.nvcc_flags(), "-Xptxas", "-v"]
+    return {path.stem: (path, flags, module.find_nvcc()) for path in sorted(ROOT.glob("csrc/cuda/*.cu"))}
 
 
 def resources(architecture, operation="spatial_attention"):
