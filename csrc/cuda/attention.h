@@ -13,6 +13,7 @@
 namespace mmk::cuda {
 
 constexpr const char* no_float64 = "the CUDA kernels have no float64";
+constexpr int64_t most_rows = (int64_t(1) << 30) - 1;   // of a head: kernels count them in 32 bits, a tile further
 constexpr const char* too_little = "a block has too little shared memory for the CUDA kernels";
 
 constexpr int tile_rows = 64;                     // rows of a block's own side

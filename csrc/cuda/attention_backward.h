@@ -432,9 +432,9 @@ inline int64_t backward_scratch(BackwardTask& t, float* memory) {
 inline const char* backward_launch(const BackwardTask& t, const BackwardPlan& plan, BackwardKernel kernel, BackwardKernel merge, Stream stream) {
   const int64_t blocks = t.count * t.tiles * t.splits * t.chunks;
   const int64_t merging = (t.count * t.rows * ((t.d + 7) / 8 + (t.dv + 7) / 8) + 127) / 128;
-  if (blocks == 0) return nullptr;
-  if (blocks >= (int64_t(1) << 31) || merging >= (int64_t(1) << 31) || t.streamed >= (int64_t(1) << 30) || t.rows >= (int64_t(1) << 30)) return "the sizes are beyond the CUDA kernels";
-  const char* error = launch(kernel, blocks, 1, 1, 256, plan.shared, stream, t);
+  const char* error = beyond("positions or tokens", t.rows < t.streamed ? t.streamed : t.rows, most_rows);
+  if (error) return error;
+  error = launch(kernel, blocks, 1, 1, 256, plan.shared, stream, t);
   return error || t.splits == 1 ? error : launch(merge, merging, 1, 1, 128, 0, stream, t);
 }
 
@@ -442,8 +442,7 @@ inline const char* delta_launch(const DeltaTask& t, DeltaKernel kernel, Stream s
   int64_t lanes = 1;
   while (lanes < 32 && 8 * lanes < t.dv) lanes *= 2;
   const int64_t blocks = (t.count * t.rows * lanes + 127) / 128;
-  if (blocks >= (int64_t(1) << 31)) return "the sizes are beyond the CUDA kernels";
-  return blocks == 0 || !t.grad.data ? nullptr : launch(kernel, blocks, 1, 1, 128, 0, stream, t);
+  return !t.grad.data ? nullptr : launch(kernel, blocks, 1, 1, 128, 0, stream, t);
 }
 
 }  // namespace mmk::cuda

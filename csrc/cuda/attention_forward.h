@@ -388,9 +388,9 @@ AttendKernel attend_merge_kernel(Dtype);
 
 inline const char* attend_launch(const AttendTask& t, Dtype dtype, int index, bool both, AttendKernel kernel, AttendKernel merge, Stream stream) {
   const int64_t blocks = t.count * ((t.tiles + t.group - 1) / t.group) * t.splits * t.chunks, merging = (t.count * t.rows + 3) / 4;
-  if (blocks == 0) return nullptr;
-  if (blocks >= (int64_t(1) << 31) || t.streamed >= (int64_t(1) << 30) || t.rows >= (int64_t(1) << 30)) return "the sizes are beyond the CUDA kernels";
-  const char* error = launch(kernel, blocks, 1, 1, 128, attend_shared(dtype, index, t.stages, both), stream, t);
+  const char* error = beyond("positions or tokens", t.rows < t.streamed ? t.streamed : t.rows, most_rows);
+  if (error) return error;
+  error = launch(kernel, blocks, 1, 1, 128, attend_shared(dtype, index, t.stages, both), stream, t);
   return error || t.splits == 1 ? error : launch(merge, merging, 1, 1, 128, 0, stream, t);
 }
 

@@ -109,7 +109,7 @@ MMK_KERNELS(f16, f16)
 
 // Place counts positions in 32 bits.
 template <class Task> const char* run_panel(Dtype dtype, void (*kernel)(Task), const Task& task, void* stream) {
-  if (task.panel.position >= int64_t(1) << 31) return "the sizes are beyond the CUDA kernels";
+  if (const char* error = beyond("positions", task.panel.position, most_positions)) return error;
   return run(dtype, kernel, task.panel, task, stream);
 }
 

@@ -817,7 +817,7 @@ const char* run(const Task& t, Dtype dtype, bool backward, const Device& device,
   if (t.B == 0 || t.slots == 0) return nullptr;
   if (dtype == Dtype::float64) return "the CUDA kernels have no float64";
   const int64_t shared = Layout(t, element_size(dtype), backward).total, groups = up(t.H, t.heads);
-  if (shared > device.shared || t.slots >= (int64_t(1) << 31) || groups >= (1 << 16)) return "the sizes are beyond the CUDA kernels";
+  if (const char* error = beyond("bytes of shared memory for a block", shared, device.shared)) return error;
   const int threads = 2 * shared > device.shared ? 512 : 256;        // where a processor has room for one block, a larger one
   const Kernels& kernels = dtype == Dtype::float32 ? f32 : dtype == Dtype::bfloat16 ? bf16 : f16;
   if (t.cluster > 1) return launch(kernels.cluster, t.slots, groups, t.cluster, threads, shared, stream, t);
