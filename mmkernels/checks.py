@@ -50,17 +50,21 @@ def boolean_mask(name, value):
 
 
 def attention_mask(name, value, other_name, other, batch, heads, positions, tokens):
-    """bool or floating point, [B, T] or broadcastable to [B, H, N, T]."""
+    """bool or floating point, [B, T] or broadcastable to [B, H, N, T]: two dimensions are always [B, T]."""
     is_tensor(name, value)
     if value.dtype != torch.bool and value.dtype not in FLOATS:
         raise ValueError(f"{name} must be bool (True = attend) or floating point (added to the scores), got {value.dtype}")
     same_device(name, value, other_name, other)
     full = (batch, heads, positions, tokens)
-    fits = tuple(value.shape) == (batch, tokens) or value.dim() <= 4 and all(
-        size in (1, whole) for size, whole in zip(reversed(value.shape), reversed(full)))
-    if not fits:
-        raise ValueError(f"{name} must have shape [B, T] = [{batch}, {tokens}] or broadcast to [B, H, N, T] = {list(full)}, "
-                         f"got {list(value.shape)}")
+    if _broadcasts(value.shape, (batch, tokens) if value.dim() == 2 else full):
+        return
+    per_query = f": a mask per query is [1, 1, N, T], {name}[None, None]" if _broadcasts(value.shape, full) else ""
+    raise ValueError(f"{name} must have shape [B, T] = [{batch}, {tokens}] or broadcast to [B, H, N, T] = {list(full)}, "
+                     f"got {list(value.shape)}{per_query}")
+
+
+def _broadcasts(shape, full):
+    return len(shape) <= len(full) and all(size in (1, whole) for size, whole in zip(reversed(shape), reversed(full)))
 
 
 def choice(name, value, options):

@@ -34,7 +34,7 @@ def test_gradcheck(backend, device, dtype, mask, gated):
     """First and second derivatives against differences of values."""
     tensors = [t.requires_grad_() for t in inputs(dtype, device, (2, 2, 4, 3, 3, 2))]
     masks = {None: None, "BT": torch.tensor([[True, False, True], [True, True, False]], device=device),
-             "BHNT": torch.arange(48, device=device).view(2, 2, 4, 3) % 3 > 0, "float": draw(4, 3, dtype=dtype, device=device).requires_grad_()}
+             "BHNT": torch.arange(48, device=device).view(2, 2, 4, 3) % 3 > 0, "float": draw(1, 1, 4, 3, dtype=dtype, device=device).requires_grad_()}
     run = lambda q, k, v, g, *m: mmk.gated_cross_attention(q, k, v, g if gated else None, attn_mask=m[0] if m else masks[mask], backend=backend) + 0 * g
     arguments = (*tensors, *((masks[mask],) if mask == "float" else ()))
     assert torch.autograd.gradcheck(run, arguments)

@@ -3,7 +3,7 @@
 import torch
 
 from .. import backends, checks, reference
-from ..reference.gated_cross_attention import attention_weights, full_mask
+from ..reference.gated_cross_attention import attention_weights, four_dimensional, full_mask
 from .common import accumulate_dtype, autocast, empty_heads, needs_gradient
 from .operation import Operation
 
@@ -21,7 +21,7 @@ def gated_cross_attention(query, key, value, gate=None, *, attn_mask=None, scale
         value: ``[B, H, T, dv]``, same dtype.
         gate: ``[B, H, N, dv]``, same dtype, or None: plain attention.
         attn_mask: bool (True = attend) or floating point (added to the scores), ``[B, T]``, or anything that broadcasts to
-            ``[B, H, N, T]``; it is not expanded. Two dimensions are ``[B, T]`` where that fits, else ``[N, T]``.
+            ``[B, H, N, T]``; it is not expanded. Two dimensions are always ``[B, T]``: a mask per query is ``[1, 1, N, T]``.
         scale: factor of the scores; default ``d ** -0.5``.
         need_weights: also return the weights, ``[B, H, N, T]``, float32 (float64 for float64), differentiable. That matrix is
             what the kernels avoid: plain PyTorch computes it, beside the kernel.
@@ -81,14 +81,12 @@ def _masks(attn_mask, query, key):
     """
     if attn_mask is None:
         return None, None, None
-    same_for_all = attn_mask.dim() < 2 or attn_mask.shape[-2] == 1 or attn_mask.shape == (query.shape[0], key.shape[2])
-    full = full_mask(attn_mask, query, key)
     if attn_mask.dtype != torch.bool:
         return None, None, full_mask(attn_mask.to(accumulate_dtype(query)), query, key)
-    if same_for_all and query.shape[2] != 0:
-        return full[:, :, 0], None, None
-    small = attn_mask.reshape((1,) * (4 - attn_mask.dim()) + tuple(attn_mask.shape))
-    return small.any(2).expand(full.shape[0], full.shape[1], full.shape[3]), full, None
+    small = four_dimensional(attn_mask)
+    same_for_all = small.shape[2] == 1
+    tokens = small[:, :, 0] if same_for_all else small.any(2)
+    return tokens.expand(*query.shape[:2], key.shape[2]), None if same_for_all else full_mask(attn_mask, query, key), None
 
 
 def _weights(query, key, attn_mask, scale):
