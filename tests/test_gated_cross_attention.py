@@ -170,5 +170,5 @@ def test_module(extension, norm):
     plain.load_state_dict(fused.state_dict())
     image, text, mask = draw(2, 30, 24), draw(2, 7, 10, seed=1), torch.arange(14).view(2, 7) % 4 > 0
     assert_close(fused(image, text, mask=mask, need_weights=True), plain(image, text, mask=mask, need_weights=True))
-    with pytest.raises(ValueError, match="num_heads must be at least 1 and divide embed_dim 24, got 5"):
+    with pytest.raises(ValueError, match="num_heads must be at least 1 and divide embed_dim = 24, got 5"):
         mmk.GatedCrossAttention(24, 10, 5)
