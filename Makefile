@@ -1,5 +1,5 @@
 # make demo   installs, builds, verifies the kernels, trains the reference model fused and unfused, writes out/demo.html
-# make test   the tests            make test-slow   the slow ones too
+# make test   the tests            make test-slow, make test-triton   the rest of them: .ci/run runs all
 TORCH  := torch==2.13.0
 PYTHON ?= python3
 VENV   := .venv
@@ -7,6 +7,19 @@ VENV   := .venv
 export OMP_WAIT_POLICY ?= passive
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# From tests/, so that what is installed is tested, wheel or checkout. Each of two workers has one thread, but for tests that divide work.
+WORKERS ?= 2
+PYTEST  := cd tests && ../$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
+# make test HELD=avx2 (or baseline): kernels and torch keep to older instructions, and sums run in another order.
+ifdef HELD
+export MMKERNELS_CPU_ISA := $(HELD)
+export ATEN_CPU_CAPABILITY := $(if $(filter baseline,$(HELD)),default,$(HELD))
+export MKL_ENABLE_INSTRUCTIONS := $(if $(filter baseline,$(HELD)),SSE4_2,AVX2)
+export MKL_CBWR := $(if $(filter baseline,$(HELD)),COMPATIBLE,AVX2)
+export ONEDNN_MAX_CPU_ISA := $(if $(filter baseline,$(HELD)),SSE41,AVX2)
+# What the compiler made for one processor must not be taken on another.
+export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/inductor-$(HELD)
+endif
 
 .PHONY: demo test test-slow test-triton bench gpu-check install clean
 
@@ -14,14 +27,14 @@ demo: install
 	$(BIN)/python -m mmkernels demo --out out
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # The same cases on the Triton kernels, run by Triton's interpreter.
 test-triton: install
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow" -k triton tests/test_*_attention.py tests/test_triton.py tests/test_triton_rows.py
+	TRITON_INTERPRET=1 && export TRITON_INTERPRET && $(PYTEST) -k triton --ignore test_triton_compile.py
 
 bench: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,cli]"
@@ -42,12 +55,19 @@ install: $(STAMP)
 # torch first, then the package without build isolation: an isolated build would fetch a torch of its own (several GB).
 $(VENV)/.torch: Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13" "ninja>=1.11"
 	touch $@
 
+# make install WHEEL=1 installs a wheel, as users get it, instead of this checkout.
 $(STAMP): $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+ifdef WHEEL
+	rm -rf dist && $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
+	$(BIN)/python -m pip install --quiet "$$(echo dist/*.whl)[cli,demo,test]"
+else
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[cli,demo,test]"
+endif
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out mmkernels/*.so *.egg-info
+	rm -rf $(VENV) build dist out mmkernels/*.so *.egg-info

@@ -1,5 +1,6 @@
 """What all tests share: fresh memory full of NaN, few threads, and the backends that can run here."""
 
+import json
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")      # waiting threads don't spin: many times faster on a busy machine
@@ -21,9 +22,9 @@ else:
     settings.register_profile("explore", deadline=None, max_examples=2000)
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-torch.set_num_threads(2)
-
 UNBUILT_ALLOWED = os.environ.get("MMKERNELS_TEST_ALLOW_UNBUILT") == "1"
+# Where it is told what became of each test, a line a test: tests/ran.py reads it.
+RECORD = os.environ.get("MMKERNELS_TEST_RECORD")
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,14 @@ def nan_in_fresh_memory(request):
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def threads(request):
+    """Two threads where work is divided: large cases, and tests marked `threads`. One elsewhere: beside each other, tests use the cores."""
+    case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
+    divided = "threads" in request.keywords or (isinstance(case, cases.Case) and not case.small)
+    torch.set_num_threads(2 if divided else 1)
+
+
 @pytest.fixture
 def extension():
     """The compiled extension; without it a test fails, unless MMKERNELS_TEST_ALLOW_UNBUILT=1."""
@@ -44,9 +53,34 @@ def extension():
     return backends.extension
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than about 5 s")
-    config.addinivalue_line("markers", "virtual_memory: makes huge tensors that it doesn't touch")
+# Under pytest-xdist the process that starts the workers gets their reports; each worker collects, and one of them tells.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+
+
+def record(test, outcome, reason="", seconds=0.0):
+    if RECORD:
+        with open(RECORD, "a") as file:
+            file.write(json.dumps({"test": test, "outcome": outcome, "reason": reason, "seconds": seconds}) + "\n")
+
+
+def pytest_runtest_logreport(report):
+    if WORKER is None and (report.when == "call" or report.outcome != "passed"):
+        record(report.nodeid, report.outcome, _reason(report), report.duration)
+
+
+def pytest_collectreport(report):
+    if WORKER in (None, "gw0") and report.skipped:
+        record(report.nodeid, "skipped", _reason(report))
+
+
+def pytest_deselected(items):
+    if WORKER in (None, "gw0"):
+        for item in items:
+            record(item.nodeid, "deselected")
+
+
+def _reason(report):
+    return report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
 
 
 def runnable(operation, dtypes=(torch.float32,)):
@@ -58,7 +92,9 @@ def runnable(operation, dtypes=(torch.float32,)):
 
 
 def runnable_cases(operation):
-    """(backend, device, dtype, case): every case on everything that can run it; a slow backend takes the small ones."""
+    """(backend, device, dtype, case): every case on everything that can run it; a slow backend takes the small ones. The backends of a
+    case and dtype follow each other, for the truth is computed once for all. (The reference is the truth: it is compared in float32 alone.)"""
+    combinations = sorted(runnable(operation, cases.DTYPES), key=lambda c: (c.values[1], str(c.values[2])))
     return [pytest.param(*combination.values, case, id=f"{combination.id}-{case.name}")
-            for combination in runnable(operation, cases.DTYPES) for case in cases.selected(operation)
-            if case.small or not cases.is_slow(*combination.values[:2])]
+            for case in cases.selected(operation) for combination in combinations
+            if (case.small or not cases.is_slow(*combination.values[:2])) and (combination.values[0] != "reference" or combination.values[2] == torch.float32)]

@@ -5,26 +5,20 @@ Importing this module registers it, so that every test that runs on all backends
 
 import ctypes
 import functools
-import hashlib
 import importlib
-import os
 import shutil
-import subprocess
 import sysconfig
-import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
+import compiling
 import torch
+from compiling import COMPILER, ROOT
 from torch.utils import cpp_extension
 
 from mmkernels import backends
 
-ROOT = Path(__file__).resolve().parent.parent
 EMULATOR = ROOT / "tests" / "cuda_emulator"
-CACHE = Path(os.environ.get("MMKERNELS_TEST_CACHE") or Path(tempfile.gettempdir()) / f"mmkernels-tests-{os.getuid()}")
-COMPILER = os.environ.get("CXX", "g++")
 # Type punning between vectors and their elements is fine for nvcc, so it has to be here.
 KERNEL = ["-x", "c++", "-std=c++17", "-DMMK_EMULATED", "-fno-strict-aliasing", "-ffp-contract=off", "-fPIC",
           "-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{EMULATOR}"]
@@ -40,38 +34,6 @@ def why_not_here():
     if shutil.which(COMPILER) is None:
         return f"the CUDA emulator needs a C++ compiler ({COMPILER})"
     return None
-
-
-def build(name, jobs, link):
-    """Compiles (source, flags) jobs and links them to a file in CACHE; does nothing where the same was built before."""
-    sources = sorted(path for pattern in ("csrc/**/*", "tests/cuda_emulator/*") for path in ROOT.glob(pattern) if path.is_file())
-    digest = hashlib.sha256(repr((jobs, link, torch.__version__)).encode())
-    for path in sources:
-        digest.update(path.read_bytes())
-    target = CACHE / digest.hexdigest()[:16] / name
-    if target.exists():
-        return target
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        running = []
-        for i, (source, flags) in enumerate(jobs):
-            if len(running) >= 2:
-                _finish(running.pop(0))
-            running.append(subprocess.Popen([COMPILER, *flags, "-c", str(source), "-o", f"{folder}/{i}.o"],
-                                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-        for process in running:
-            _finish(process)
-        _finish(subprocess.Popen([COMPILER, *(f"{folder}/{i}.o" for i in range(len(jobs))), *link, "-o", f"{folder}/{name}"],
-                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-        target.parent.mkdir(exist_ok=True)
-        os.replace(f"{folder}/{name}", target)    # whole or not at all, also when several processes build it
-    return target
-
-
-def _finish(process):
-    output, _ = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(process.args)}\n{output}")
 
 
 def emulator_jobs(mode="plain"):
@@ -95,7 +57,7 @@ def library():
     bindings = [(ROOT / "csrc/torch" / f"{name}.cpp",
                  ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-DMMK_EMULATED", "-DTORCH_STABLE_ONLY",
                   "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]) for name in operations()]
-    path = build("emulated.so", [*emulator_jobs(), *kernel_jobs(), *bindings],
+    path = compiling.program("emulated.so", [*emulator_jobs(), *kernel_jobs(), *bindings],
                  ["-shared", *(f"-L{p}" for p in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"])
     torch.ops.load_library(path)
     return ctypes.CDLL(str(path))

@@ -3,11 +3,9 @@
     python tests/gpu_table.py            writes the file
 """
 
+import importlib.util
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,16 +56,16 @@ def moved(batch, positions, channels, dtype, which):
 
 
 def attention_least(operation, which, batch, heads, positions, tokens, d, dv, dtype):
-    """Bytes that must move: queries, keys, values and gate once, results once, 4 bytes a row for its sum; gradients likewise."""
+    """Bytes that must move: queries, keys, values and gate once, results once, 8 bytes a row for its softmax; gradients likewise."""
     rows = batch * heads
     image, text = rows * positions, rows * tokens
     inputs = (image + text) * d + text * dv + image * dv                # the last: the gate, or the image's values
-    results, sums = image * dv, 4 * image
+    results, softmax = image * dv, 8 * image
     if operation == "bidirectional_attention":
-        results, sums = results + text * dv, sums + 4 * text
+        results, softmax = results + text * dv, softmax + 8 * text
     if which == "forward":
-        return (inputs + results) * dtype.itemsize + sums
-    return (2 * inputs + 2 * results) * dtype.itemsize + sums           # results: before the gate, and their gradient
+        return (inputs + results) * dtype.itemsize + softmax
+    return (2 * inputs + 2 * results) * dtype.itemsize + softmax           # results: before the gate, and their gradient
 
 
 def attention_moved(operation, which, batch, heads, positions, tokens, d, dv, dtype):
@@ -80,18 +78,18 @@ def attention_moved(operation, which, batch, heads, positions, tokens, d, dv, dt
     if operation == "gated_cross_attention":
         inputs = (query, key, value, other, None, None, None)
         emulated.counts()
-        result, attended, log_sum = run(*inputs, d ** -0.5, which == "backward")
+        result, attended, softmax = run(*inputs, d ** -0.5, which == "backward")
         if which == "forward":
             return emulated.counts()
         emulated.counts()
-        back(torch.ones_like(result), *inputs, attended, log_sum, d ** -0.5, True, True, True, True, True, False)
+        back(torch.ones_like(result), *inputs, attended, softmax, d ** -0.5, True, True, True, True, True, False)
         return emulated.counts()
     inputs = (query, key, other, value, None, None)
     emulated.counts()
-    image_out, text_out, *sums = run(*inputs, d ** -0.5)
+    image_out, text_out, *softmax = run(*inputs, d ** -0.5)
     if which == "backward":
         emulated.counts()
-        back(torch.ones_like(image_out), torch.ones_like(text_out), *inputs, image_out, text_out, *sums, d ** -0.5, True, True, True, True)
+        back(torch.ones_like(image_out), torch.ones_like(text_out), *inputs, image_out, text_out, *softmax, d ** -0.5, True, True, True, True)
     return emulated.counts()
 
 
@@ -115,19 +113,35 @@ def _again(emulated, arguments):
     return emulated.counts()
 
 
+def setup(folder=ROOT):
+    """setup.py of a checkout, for its functions and flags."""
+    spec = importlib.util.spec_from_file_location("mmkernels_setup", folder / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def kernel_jobs():
+    """{file: how setup.py compiles it}; ptxas tells what each kernel needs."""
+    module = setup()
+    flags = [*module.nvcc_flags(), "-Xptxas", "-v"]
+    return {path.stem: (path, flags, module.find_nvcc()) for path in sorted(ROOT.glob("csrc/cuda/*.cu"))}
+
+
 def resources(architecture, operation="spatial_attention"):
-    """{kernel: registers, spilled bytes, static shared memory, stack} as ptxas tells."""
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([shutil.which("nvcc"), "-std=c++17", "-O3", "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v",
-                               str(ROOT / f"csrc/cuda/{operation}.cu"), "-o", f"{folder}/x.cubin"],
-                              capture_output=True, text=True, check=True)
+    """{kernel: registers, spilled bytes, static shared memory, stack}"""
+    import compiling
+
+    _, said = compiling.compiled(*kernel_jobs()[operation])
     found = {}
-    for part in done.stderr.split("Compiling entry function")[1:]:
-        spills = [int(n) for n in re.findall(r"(\d+) bytes spill", part)]
-        static = re.search(r"(\d+) bytes smem", part)
-        found[re.search(r"'(\w+)'", part)[1]] = SimpleNamespace(
-            registers=int(re.search(r"Used (\d+) registers", part)[1]), spilled=sum(spills),
-            static=int(static[1]) if static else 0, stack=int(re.search(r"(\d+) bytes stack frame", part)[1]))
+    for part in said.split("Compiling entry function")[1:]:
+        name, target = re.match(r" '(\w+)' for 'sm_(\d+)'", part).groups()
+        if target == architecture:
+            spills = [int(n) for n in re.findall(r"(\d+) bytes spill", part)]
+            static = re.search(r"(\d+) bytes smem", part)
+            found[name] = SimpleNamespace(
+                registers=int(re.search(r"Used (\d+) registers", part)[1]), spilled=sum(spills),
+                static=int(static[1]) if static else 0, stack=int(re.search(r"(\d+) bytes stack frame", part)[1]))
     return found
 
 

@@ -1,11 +1,11 @@
 """The CUDA kernels: cut into few and many chunks, under sanitizers, what they move, what they need, and that they build."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sysconfig
 
+import compiling
 import emulated
 import gpu_table
 import pybind11
@@ -291,7 +291,7 @@ def test_random_arguments(program, mode, count):
     """Against plain loops in double; also offsets that are no offsets, which must stay inside of all memory."""
     flags = [*emulated.KERNEL, *emulated.MODES[mode]]
     jobs = [*emulated.emulator_jobs(mode), *emulated.kernel_jobs(mode), (emulated.EMULATOR / f"{program}.cpp", flags)]
-    program = emulated.build(f"{program}-{mode}", jobs, emulated.MODES[mode])
+    program = compiling.program(f"{program}-{mode}", jobs, emulated.MODES[mode])
     environment = os.environ | {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "exitcode=66:detect_leaks=0"}
     done = subprocess.run([program, "1", str(count)], capture_output=True, text=True, env=environment, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -311,8 +311,8 @@ def test_resources(architecture):
 
 @needs_nvcc
 @pytest.mark.slow
-@pytest.mark.parametrize("operation, kernels", [("gated_cross_attention", 33), ("bidirectional_attention", 22)])
 @pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
+@pytest.mark.parametrize("operation, kernels", [("gated_cross_attention", 33), ("bidirectional_attention", 22)])
 def test_attention_resources(architecture, operation, kernels):
     """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward, which is all that
     shared memory has room for."""
@@ -324,8 +324,8 @@ def test_attention_resources(architecture, operation, kernels):
 
 @needs_nvcc
 @pytest.mark.slow
-@pytest.mark.parametrize("file, kernels", [("channel_attention", 9), ("additive_attention", 23), ("rows", 5)])
 @pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
+@pytest.mark.parametrize("file, kernels", [("channel_attention", 9), ("additive_attention", 23), ("rows", 5)])
 def test_row_resources(architecture, file, kernels):
     """No spills, no stack, registers for three blocks of 256 threads a processor."""
     found = gpu_table.resources(architecture, file)
@@ -336,22 +336,16 @@ def test_row_resources(architecture, file, kernels):
 
 @needs_nvcc
 @pytest.mark.slow
-def test_builds_and_links(tmp_path):
+def test_builds_and_links():
     """The very sources, flags and libraries of setup.py, against the headers of whatever torch is here."""
-    spec = importlib.util.spec_from_file_location("mmkernels_setup", emulated.ROOT / "setup.py")
-    setup = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(setup)
-    objects = []
-    for source in sorted(emulated.ROOT.glob("csrc/cuda/*.cu")):
-        objects.append(tmp_path / f"{source.stem}.cuda.o")
-        subprocess.run([NVCC, *setup.nvcc_flags(), "-c", source, "-o", objects[-1]], check=True)
+    setup = gpu_table.setup()
     includes = [f"-I{path}" for path in (*cpp_extension.include_paths(), pybind11.get_include(), sysconfig.get_path("include"))]
-    for source in [*emulated.ROOT.glob("csrc/torch/*.cpp"), emulated.ROOT / "csrc/isa.cpp"]:
-        objects.append(tmp_path / f"{source.stem}.o")
-        subprocess.run([emulated.COMPILER, *setup.binding_flags(None), *includes, "-c", source, "-o", objects[-1]], check=True)
-    target = tmp_path / "_C.so"
-    subprocess.run([emulated.COMPILER, "-shared", *objects, "-o", target, *(f"-L{p}" for p in [*cpp_extension.library_paths(),
-                    *setup.cuda_library_folders()]), "-ltorch", "-ltorch_cpu", "-lc10", *(f"-l{n}" for n in setup.CUDA_LIBRARIES)], check=True)
+    bindings = [*emulated.ROOT.glob("csrc/torch/*.cpp"), emulated.ROOT / "csrc/isa.cpp"]
+    jobs = list(gpu_table.kernel_jobs().values())
+    jobs += [(source, [*setup.binding_flags(None), *includes]) for source in bindings]
+    folders = [f"-L{path}" for path in [*cpp_extension.library_paths(), *setup.cuda_library_folders()]]
+    libraries = ["-ltorch", "-ltorch_cpu", "-lc10", *(f"-l{name}" for name in setup.CUDA_LIBRARIES)]
+    target = compiling.program("_C.so", jobs, ["-shared", *folders, *libraries])
     missing = subprocess.run(["nm", "-DC", "--undefined-only", target], capture_output=True, text=True, check=True).stdout
     assert "aoti_torch_get_current_cuda_stream" in missing
     assert "cudaLaunchKernel" not in missing and "mmk::cuda" not in missing   # the runtime and the kernels are in it
@@ -360,7 +354,8 @@ def test_builds_and_links(tmp_path):
 @needs_nvcc
 @needs_emulator
 @pytest.mark.slow
-def test_table_is_up_to_date():
+@pytest.mark.parametrize("rows", [gpu_table.movement_rows, gpu_table.cluster_rows, gpu_table.attention_rows, gpu_table.row_rows])
+def test_table_is_up_to_date(rows):
     """docs/gpu.md says what is counted now. (Registers are the compiler's; test_resources has their budget.)"""
     written = gpu_table.FILE.read_text()
-    assert all(row in written for row in gpu_table.movement_rows() + gpu_table.cluster_rows() + gpu_table.attention_rows() + gpu_table.row_rows())
+    assert all(row in written for row in rows())

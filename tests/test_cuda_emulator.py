@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 
+import compiling
 import emulated
 import pytest
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.skipif(emulated.why_not_here() is not None, reason=str(
 def planted(bug, order="ascending", late=True, mode="plain"):
     """Exit status and output of the planted kernel."""
     jobs = [*emulated.emulator_jobs(mode), (emulated.EMULATOR / "planted.cu", [*emulated.KERNEL, *emulated.MODES[mode]])]
-    program = emulated.build(f"planted-{mode}", jobs, emulated.MODES[mode])
+    program = compiling.program(f"planted-{mode}", jobs, emulated.MODES[mode])
     environment = os.environ | {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "exitcode=66:detect_leaks=0"}
     command = [program, str(BUGS[bug]), str(emulated.ORDERS[order]), str(int(late))]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)

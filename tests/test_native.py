@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compiling
 import pytest
 
 from mmkernels import backends, functional
@@ -17,9 +18,8 @@ FLAGS = {"baseline": ["-DMMK_VECTOR_BYTES=16"], "avx2": ["-DMMK_VECTOR_BYTES=32"
 ORDER = ("baseline", "avx2", "avx512")
 
 
-def run_simd(tmp_path, isa, step):
-    program = tmp_path / "simd"
-    subprocess.run(["g++", "-O2", "-std=c++17", *FLAGS[isa], HERE / "simd.cpp", "-o", program], check=True)
+def run_simd(isa, step):
+    program = compiling.program(f"simd-{isa}", [(HERE / "simd.cpp", ["-O2", "-std=c++17", *FLAGS[isa]])])
     found = subprocess.run([program, str(step)], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
     return found.stdout
@@ -32,24 +32,23 @@ def needs(isa):
 
 
 @pytest.mark.parametrize("isa", FLAGS)
-def test_simd(tmp_path, isa):
+def test_simd(isa):
     needs(isa)
-    run_simd(tmp_path, isa, 1009)
+    run_simd(isa, 1009)
 
 
 @pytest.mark.slow
-def test_functions_of_every_float(tmp_path):
-    run_simd(tmp_path, backends.extension.cpu_best_isa, 1)
+def test_functions_of_every_float():
+    run_simd(backends.extension.cpu_best_isa, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", functional.__all__)
-def test_kernels_under_sanitizers(tmp_path, operation):
+def test_kernels_under_sanitizers(operation):
     """Random shapes, strides, masks and bags, in memory that ends where the tensors do."""
-    program = tmp_path / "fuzz"
-    isa = backends.extension.cpu_best_isa
-    subprocess.run(["g++", "-O1", "-g1", "-std=c++17", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
-                    "-DMMK_ISA=baseline", *FLAGS[isa], HERE / f"fuzz_{operation}.cpp", "-o", program], check=True)
+    isa, watched = backends.extension.cpu_best_isa, ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    flags = ["-O1", "-g1", "-std=c++17", *watched, "-DMMK_ISA=baseline", *FLAGS[isa]]
+    program = compiling.program(f"fuzz-{operation}", [(HERE / f"fuzz_{operation}.cpp", flags)], watched)
     found = subprocess.run([program, "500"], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
 

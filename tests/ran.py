@@ -1,0 +1,46 @@
+"""Did every test run? Reads what tests/conftest.py recorded of all runs (MMKERNELS_TEST_RECORD), and exits 1 where not.
+
+    python tests/ran.py FILE
+
+A test has run if it passed under some target. One that was only left out (by a mark, by a name) is run by no target; one that was skipped
+everywhere must have a reason that this machine can do nothing about.
+"""
+
+import collections
+import json
+import re
+import sys
+from pathlib import Path
+
+# What a machine may lack. A missing package isn't among them: whatever a test needs, the project's own files install.
+LACKING = re.compile(r"GPU|CUDA device|this machine has \w+ at best|nvcc isn't installed|compute-sanitizer|needs virtual memory|is not on the CPU"
+                     r"|this system can't tell|a large case|not on meta tensors")
+
+
+def main(file):
+    outcomes, reasons, seconds = collections.defaultdict(set), {}, collections.Counter()
+    for line in Path(file).read_text().splitlines():
+        row = json.loads(line)
+        outcomes[row["test"]].add(row["outcome"])
+        reasons.setdefault(row["test"], row["reason"])
+        seconds[row["test"].split("::")[0]] += row["seconds"]
+        if row["reason"]:
+            reasons[row["test"]] = row["reason"]
+
+    count = collections.Counter(next(o for o in ("failed", "passed", "skipped", "deselected") if o in found) for found in outcomes.values())
+    skipped = [test for test, found in outcomes.items() if found <= {"skipped", "deselected"} and "skipped" in found]
+    never = [test for test, found in outcomes.items() if found == {"deselected"}]
+    print("seconds of tests:", ", ".join(f"{name.removeprefix('tests/')} {s:.0f}" for name, s in seconds.most_common(12)))
+    print(", ".join(f"{n} {outcome}" for outcome, n in count.items()), "over all targets")
+    for reason, n in collections.Counter(reasons[test] for test in skipped).most_common():
+        print(f"  {n} skipped everywhere: {reason}")
+
+    unexcused = [test for test in skipped if not LACKING.search(reasons[test])]
+    for title, tests in (("run by no target", never), ("skipped for no good reason", unexcused)):
+        for test in tests[:20]:
+            print(f"{title}: {test}  {reasons[test]}")
+    return 1 if never or unexcused or not outcomes else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
