@@ -1,7 +1,5 @@
 """What the operations' PyTorch side shares."""
 
-import functools
-
 import torch
 
 
@@ -55,20 +53,6 @@ def writes_itself(tensor):
             return True
         reach += stride * (size - 1)
     return False
-
-
-def register_fake(name, fake):
-    """Tells PyTorch what an operation returns. Where only some of the arguments are meta tensors PyTorch calls the fake, not the
-    kernels: without the check it would hand out memory that nobody wrote."""
-
-    @functools.wraps(fake)
-    def checked(*arguments):
-        devices = {str(a.device) for a in arguments if isinstance(a, torch.Tensor)}
-        if len(devices) > 1:
-            raise RuntimeError(f"{name}'s arguments must be on one device, got {' and '.join(sorted(devices))}")
-        return fake(*arguments)
-
-    torch.library.register_fake(f"mmkernels::{name}", checked)
 
 
 def move_batch(tensor, dim, size):
