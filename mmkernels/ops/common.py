@@ -2,15 +2,23 @@
 
 import torch
 
+from ..reference.precision import autocast_is_on, without_autocast
+
 
 def autocast(*tensors):
     """The floating-point tensors, in autocast's dtype where autocast is on (as SDPA does); None stays None."""
     device_type = next(t for t in tensors if t is not None).device.type
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+    if not autocast_is_on(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
                  for t in tensors)
+
+
+@without_autocast
+def linear(rows, weight, bias=None):
+    """In the dtype that it is given."""
+    return torch.nn.functional.linear(rows, weight, bias)
 
 
 def accumulate_dtype(tensor):

@@ -4,6 +4,7 @@ import torch
 
 from .. import backends, checks, reference
 from ..reference.gated_cross_attention import attention_weights, full_mask
+from ..reference.precision import without_autocast
 from .common import accumulate_dtype, autocast, empty_heads, needs_gradient
 from .operation import Operation
 
@@ -91,13 +92,13 @@ def _masks(attn_mask, query, key):
     return small.any(2).expand(full.shape[0], full.shape[1], full.shape[3]), full, None
 
 
+@without_autocast
 def _weights(query, key, attn_mask, scale):
     accumulate = accumulate_dtype(query)
     query, key, attn_mask = query.to(accumulate), key.to(accumulate), full_mask(attn_mask, query, key)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         query, key = query.where(attn_mask.any(3)[..., None], 0), key.where(attn_mask.any(2)[..., None], 0)
-    with torch.autocast(query.device.type, enabled=False):
-        return attention_weights(query, key, attn_mask, scale)
+    return attention_weights(query, key, attn_mask, scale)
 
 
 # The operation. options: scale, need_attended; extras: attended (the result before the gate, where it is needed), and log_sum
