@@ -55,7 +55,7 @@ install: $(STAMP)
 # torch first, then the package without build isolation: an isolated build would fetch a torch of its own (several GB).
 $(VENV)/.torch: Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13" "ninja>=1.11"
 	touch $@
 
 # make install WHEEL=1 installs a wheel, as users get it, instead of this checkout.

@@ -7,6 +7,7 @@ first in ORDER that can run; a forced backend that can't raises `BackendError`, 
 import importlib
 import importlib.util
 import os
+import warnings
 
 import torch
 
@@ -60,6 +61,20 @@ def _load(backend, operation):
 _load._dynamo_marked_constant = True
 
 
+_warned = False
+
+
+def _warn_once(backend):
+    """Without the extension something slower runs: said the first time, not with every call."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(f"mmkernels runs {backend!r} instead of its C++ and CUDA kernels: {extension_error}", RuntimeWarning, stacklevel=4)
+
+
+_warn_once._dynamo_marked_constant = True        # said while torch.compile traces, not by the graph
+
+
 def _function(backend, operation):
     _load(backend, operation)
     return _operations[backend][operation]
@@ -86,6 +101,8 @@ def choose(operation, tensor, backend=None):
             if (name, device_type) == ("triton", "cpu"):
                 continue
             if name in _reasons and why_not(name, operation, device_type, dtype) is None:
+                if extension is None:
+                    _warn_once(name)
                 return _function(name, operation)
     elif not isinstance(backend, str):
         raise TypeError(f"backend must be a str or None, got {type(backend).__name__}")

@@ -48,6 +48,15 @@ class Draw:
     def mask(self, *shape, share=0.6):
         return (torch.rand(shape, generator=self.generator) < share).to(self.device)
 
+    def padding(self, keep, value):
+        """A mask to add: 0 where `keep`, else `value`."""
+        return torch.zeros(keep.shape, dtype=self.dtype, device=self.device).masked_fill(~keep, value)
+
+    @property
+    def largest(self):
+        """The dtype's largest number: what people put into masks instead of Inf, negative."""
+        return torch.finfo(self.dtype).max
+
 
 def selected(operation, *, small=False):
     """The cases of an operation, by its name."""
@@ -121,11 +130,25 @@ def channels_last_some(draw, batch, channels, height, width):
     return draw.normal(batch, height, width, channels + 5)[..., 2:-3].permute(0, 3, 1, 2)
 
 
+def near_largest(draw, *shape):
+    """Products with what is drawn normally reach up to the dtype's largest number, and not beyond."""
+    return (draw.normal(*shape).double() * (draw.largest / 20)).to(draw.dtype)
+
+
 DENSE = (contiguous, transposed, every_second_row, every_second_channel, window, unaligned, batch_first_last,
          same_for_all, same_row, same_channel)
 PLANES = (contiguous, transposed, every_second_row, every_second_channel, window, unaligned, same_for_all,
           channels_last, channels_last_window, channels_last_some)
 PACKED = (contiguous, transposed, every_second_row, every_second_channel, window, unaligned, same_row)
+
+
+def reaching(sign):
+    """A scale that depends on queries and keys: with it the scores come near the largest number that they can be computed in, and in base 2
+    beyond it."""
+    def scale(query, key):
+        limit = torch.finfo(torch.float64 if query.dtype == torch.float64 else torch.float32).max
+        return sign * 0.9 * limit / float((query.double() @ key.double().mT).abs().max())
+    return scale
 
 
 # Masks: each takes the draw and the mask's shape, batch (or rows) first.
@@ -187,6 +210,9 @@ def spatial_attention():
         def build(draw):
             batch, channels = (len(bags), shape[1]) if bags is not None else (shape[0], shape[1 if len(shape) == 4 else 2])
             arguments = {"image": make(draw, *shape), "text": make_text(draw, batch, channels) * gain, **options}
+            if callable(options.get("scale")):
+                heads = [arguments[name].unflatten(-1, (options.get("num_heads", 1), -1)).transpose(-2, -3) for name in ("image", "text")]
+                arguments["scale"] = options["scale"](heads[0], heads[1].transpose(0, 1)[:, :, None])
             if mask is not None:
                 grid = shape[:1] if bags is not None else (shape[0], *shape[2:]) if len(shape) == 4 else shape[:2]
                 arguments["mask"] = mask(draw, *grid)
@@ -249,6 +275,9 @@ def spatial_attention():
         yield case("options", f"negative scale {combine}", (2, 29, 24), scale=-1.0, combine=combine)
         yield case("options", f"integer scale {combine}", (2, 29, 24), scale=1, combine=combine)
         yield case("options", f"large scores {combine}", (3, 65, 48), gain=8, combine=combine, need_weights=True)
+        for heads, sign in ((1, 1), (3, -1)):
+            yield case("extremes", f"scores near the largest, {sign} {combine}", (3, 21, 24), num_heads=heads, scale=reaching(sign), combine=combine,
+                       need_weights=True)
 
     # Packed bags: empty ones in front, inside and at the end.
     bags = (0, 1, 37, 0, 0, 5, 16, 0)
@@ -318,6 +347,8 @@ def gated_cross_attention():
                          "value": text(draw, batch, heads, tokens, dv), **options}
             if gain != 1:
                 arguments["query"] = arguments["query"] * gain
+            if callable(options.get("scale")):
+                arguments["scale"] = options["scale"](arguments["query"], arguments["key"])
             if gate:
                 arguments["gate"] = make(draw, batch, heads, positions, dv)
             if mask is not None:
@@ -365,6 +396,26 @@ def gated_cross_attention():
     for name, mask in masks.items():
         yield case("masks", name, some, mask=mask, need_weights=name in ("BT", "BHNT", "float NT"))
         yield case("masks", f"{name}, no gate", (2, 1, 5, 37, 20, 8), mask=mask, gate=False)
+    # As Hugging Face pads: the dtype's lowest number, in base 2 beyond the range of floats.
+    extremes = {
+        "lowest everywhere": lambda draw, b, h, n, t: draw.padding(_mask_none(draw, b, 1, 1, t), -draw.largest),
+        "lowest padding": lambda draw, b, h, n, t: draw.padding(draw.mask(b, 1, 1, t), -draw.largest),
+        "lowest, a whole sample": lambda draw, b, h, n, t: draw.padding(_mask_whole_sample(draw, b, h, n, t), -draw.largest),
+        "lowest but one": lambda draw, b, h, n, t: draw.padding(_mask_one(draw, b, t), -draw.largest),
+        "-inf but one": lambda draw, b, h, n, t: draw.padding(_mask_one(draw, b, t), float("-inf")),
+        "lowest and -inf": lambda draw, b, h, n, t: draw.padding(draw.mask(b, h, n, t), float("-inf")).clamp(max=-draw.largest),
+        "largest at one": lambda draw, b, h, n, t: draw.padding(~_mask_one(draw, b, t), draw.largest),
+        "largest at some": lambda draw, b, h, n, t: draw.padding(draw.mask(b, h, n, t), draw.largest),
+        "lowest and largest": lambda draw, b, h, n, t: draw.padding(draw.mask(b, h, n, t), -draw.largest) + draw.padding(draw.mask(b, h, n, t), draw.largest),
+    }
+    for name, mask in extremes.items():
+        yield case("extremes", name, some, mask=mask)
+        yield case("extremes", f"{name}, no gate, 1023 tokens", (2, 1, 3, 1023, 4, 5), mask=mask, gate=False)
+    for sign in (1, -1):
+        yield case("extremes", f"scores near the largest, {sign}", some, scale=reaching(sign))
+        yield case("extremes", f"scores near the largest, {sign}, no gate, mask", some, scale=reaching(sign), gate=False,
+                   mask=lambda draw, b, h, n, t: draw.mask(b, t))
+
     yield case("masks", "BT, 1023 tokens", (2, 1, 65, 1023, 24, 24), mask=lambda draw, b, h, n, t: draw.mask(b, t))
     yield case("masks", "BHNT, 1023 tokens", (2, 1, 65, 1023, 24, 24), mask=lambda draw, b, h, n, t: draw.mask(b, h, n, t))
 
@@ -385,6 +436,8 @@ def bidirectional_attention():
                          "image_value": make(draw, batch, heads, positions, dv), "text_value": text(draw, batch, heads, tokens, dv), **options}
             if gain != 1:
                 arguments["image_query"] = arguments["image_query"] * gain
+            if callable(options.get("scale")):
+                arguments["scale"] = options["scale"](arguments["image_query"], arguments["text_key"])
             if image_mask is not None:
                 arguments["image_mask"] = image_mask(draw, batch, positions)
             if text_mask is not None:
@@ -412,6 +465,10 @@ def bidirectional_attention():
     for scale in (0.3, 0.0, -1.0, 1):
         yield case("options", f"scale {scale}", some, scale=scale)
     yield case("options", "large scores", (1, 2, 40, 33, 24, 16), gain=8)
+    for sign in (1, -1):
+        yield case("extremes", f"scores near the largest, {sign}", some, scale=reaching(sign))
+        yield case("extremes", f"scores near the largest, {sign}, masks", some, scale=reaching(sign), image_mask=_mask_random, text_mask=_mask_random)
+        yield case("extremes", f"scores near the largest, {sign}, 70 tokens", (1, 1, 130, 70, 12, 10), scale=reaching(sign))
 
 
 def channel_attention():
@@ -445,20 +502,21 @@ def channel_attention():
         yield case("views", f"text {make_text.__name__}", (3, 21, 18, 12), make_text=make_text)
     yield case("options", "large scores", (2, 50, 24, 8), gain=20, need_weights=True)
     yield case("options", "small scores", (2, 50, 24, 8), gain=0.01)
+    yield case("extremes", "weight near the largest", (2, 21, 18, 12), make_weight=near_largest, need_weights=True)
 
 
 def additive_attention():
     """Sizes, layouts, masks, every activation with and without gate, query and biases, maps, packed bags."""
 
-    def case(group, name, shape, *, query=5, maps=1, bias=True, gated=False, make=contiguous, make_weight=contiguous, mask=None, bags=None,
+    def case(group, name, shape, *, query=5, maps=1, bias=True, gated=False, make=contiguous, make_weight=contiguous, make_v=None, mask=None, bags=None,
              offsets_dtype=torch.int64, gain=1, combine="pool", **options):
         """`shape`: B, N, D, A, or rows, D, A with the bags' sizes in `bags`."""
         def build(draw):
             *image, hidden = shape
             batch, channels = (len(bags) if bags is not None else image[0]), image[-1]
-            layer = lambda *size: make_weight(draw, *size) * size[1] ** -0.5
+            layer = lambda *size, make=make_weight: make(draw, *size) * size[1] ** -0.5
             arguments = {"image": make(draw, *image), "query": None, "w_image": layer(hidden, channels), "w_query": None,
-                         "v": layer(maps, hidden) * gain, "combine": combine, **options}
+                         "v": layer(maps, hidden, make=make_v or make_weight) * gain, "combine": combine, **options}
             if query:
                 arguments |= {"query": draw.normal(batch, query), "w_query": layer(hidden, query)}
             if bias:
@@ -503,6 +561,8 @@ def additive_attention():
     for maps in (2, 3, 8, 17):
         yield case("networks", f"{maps} maps", some, maps=maps, gated=maps % 2 == 0, need_weights=True)
     yield case("networks", "large scores", (2, 65, 24, 16), gain=12, need_weights=True)
+    for combine in both:
+        yield case("extremes", f"v near the largest {combine}", some, make_v=near_largest, combine=combine, need_weights=True)
     for make in DENSE:
         yield case("views", make.__name__, some, make=make, gated=True, maps=2, need_weights=True)
         yield case("views", f"{make.__name__} multiply", some, make=make, combine="multiply")

@@ -120,15 +120,26 @@ def _judge(standard, name, actual, truth):
     return _verdict(name, dtype, errors, of_peer, of_narrow)
 
 
-def compare(name, actual, truth, peer, narrow=None):
-    """The verdict on one tensor that belongs to no case, judged whole. `truth` is float64, `peer` what plain PyTorch gives in actual's
-    precision, `narrow` what it gives in float32 where actual is float64."""
+def compare(name, actual, truth, peer, narrow=None, samples=False):
+    """The verdict on one tensor that belongs to no case.
+
+    `truth` is float64, `peer` what plain PyTorch gives in actual's precision, `narrow` what it gives in float32 where
+    actual is float64. With `samples` every entry along dimension 0 is judged on its own, else the tensor as a whole.
+    """
     if actual.shape != truth.shape:
         return Verdict(name, 0, 0, f"shape {list(actual.shape)}, expected {list(truth.shape)}")
+    if actual.dtype != peer.dtype:
+        return Verdict(name, 0, 0, f"dtype {actual.dtype}, expected {peer.dtype}")
     if not torch.equal(actual.isfinite(), truth.isfinite()):
         return Verdict(name, 0, 0, "elements are NaN or Inf where the truth isn't, or the other way round")
-    errors, of_peer, of_narrow = (None if t is None else _largest_and_rms([(t.double(), truth, False)], actual.dtype) for t in (actual, peer, narrow))
-    return _verdict(name, actual.dtype, errors, of_peer, of_narrow)
+
+    def errors(found):
+        if found is None:
+            return None
+        pairs = zip(found.double(), truth) if samples else [(found.double(), truth)]
+        return _largest_and_rms([(part, true, False) for part, true in pairs], actual.dtype)
+
+    return _verdict(name, actual.dtype, errors(actual), errors(peer), errors(narrow))
 
 
 def _verdict(name, dtype, errors, of_peer, of_narrow):

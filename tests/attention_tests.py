@@ -26,14 +26,20 @@ def assert_right(operation, case, dtype, device, backend):
 
 
 def assert_computes(compute, operation, backend, tensors, found=None):
-    """``compute(function, *tensors)``, a tensor or several, is right when `function` is the operation on `backend`. What was computed may be
-    given as well: then `compute` must be that very computation. Arguments that aren't floating point (masks, offsets) stay as they are."""
+    """``compute(function, *tensors)``, a tensor or several, is right when `function` is the operation on `backend`.
+
+    What was computed may be given as well: then `compute` must be that very computation. Arguments that aren't floating
+    point (masks, offsets) stay as they are. A result with as many entries along dimension 0 as the first tensor, where
+    that has three dimensions or more, is judged entry by entry: a large sample must not hide a small one.
+    """
+    tensors = list(tensors)
     if found is None:
         found = compute(functools.partial(getattr(mmk, operation), backend=backend), *tensors)
     plain = functools.partial(compute, getattr(peers, operation))
     truth = compute(getattr(reference, operation), *_cast(tensors, torch.float64))
     wide = any(t.dtype == torch.float64 for t in _outputs(found))
-    assert_rule(found, truth, plain(*tensors), plain(*_cast(tensors, torch.float32)) if wide else None)
+    narrow = plain(*_cast(tensors, torch.float32)) if wide else None
+    assert_rule(found, truth, plain(*tensors), narrow, batch=len(tensors[0]) if tensors[0].dim() > 2 else None)
 
 
 def assert_module(compute, module, tensors, found=None):
@@ -44,15 +50,17 @@ def assert_module(compute, module, tensors, found=None):
             part.backend = "reference"
     found = compute(module, *tensors) if found is None else found
     peer = compute(plain, *tensors)
-    assert_rule(found, compute(plain.double(), *_cast(tensors, torch.float64)), peer)
+    assert_rule(found, compute(plain.double(), *_cast(tensors, torch.float64)), peer, batch=len(tensors[0]))
 
 
-def assert_rule(found, truth, peer, narrow=None):
-    """Tensors, or tuples of them, under the rule. `truth` is float64, `narrow` the peer in float32 where `found` is float64."""
+def assert_rule(found, truth, peer, narrow=None, batch=None):
+    """Tensors, or tuples of them, under the rule. `truth` is float64, `narrow` the peer in float32 where `found` is
+    float64. Those of `batch` entries along dimension 0 are judged entry by entry."""
     found, truth, peer = map(_outputs, (found, truth, peer))
     narrow = [None] * len(found) if narrow is None else _outputs(narrow)
-    assert len(found) == len(truth) == len(peer)
-    _assert_passed([tolerance.compare(f"output {i}", *each) for i, each in enumerate(zip(found, truth, peer, narrow))])
+    assert len(found) == len(truth) == len(peer) == len(narrow)
+    _assert_passed([tolerance.compare(f"output {i}", *each, samples=each[1].dim() > 1 and len(each[1]) == batch)
+                    for i, each in enumerate(zip(found, truth, peer, narrow))])
 
 
 def _assert_passed(verdicts):
@@ -114,7 +122,7 @@ def assert_upstream_may_lie_anyhow(call, operation, backend, tensors):
                [torch.stack([t, t.new_full(t.shape, float("nan"))], -1)[..., 0] for t in plain], [t.mT.contiguous().mT for t in plain]]
     for upstream in layouts:
         assert_rule(*(torch.autograd.grad(results, leaves, [u.to(r.dtype) for u, r in zip(upstream, results)], retain_graph=True)
-                      for results, leaves in graphs))
+                      for results, leaves in graphs), batch=len(graphs[0][0][0]))
 
 
 def far_apart(tensor, dim):

@@ -87,3 +87,10 @@ def empty_heads(like, channels):
     if heads > 1 and positions > 1 and like.stride(1) < like.stride(2):
         return like.new_empty(batch, positions, heads, channels).transpose(1, 2)
     return like.new_empty(batch, heads, positions, channels)
+
+
+def empty_softmax(queries):
+    """``[B, H, 2, N]``, of each query's softmax: its largest score, in the kernels' own unit, and one over the sum of the exponentials of what
+    scores are less; 0 where nothing takes part."""
+    batch, heads, positions, _ = queries.shape
+    return queries.new_empty(batch, heads, 2, positions, dtype=accumulate_dtype(queries))

@@ -5,7 +5,7 @@ import torch
 from .. import backends, checks, reference
 from ..reference.gated_cross_attention import attention_weights, full_mask
 from ..reference.precision import without_autocast
-from .common import accumulate_dtype, autocast, empty_heads, needs_gradient
+from .common import accumulate_dtype, autocast, empty_heads, empty_softmax, needs_gradient
 from .operation import Operation
 
 
@@ -101,8 +101,8 @@ def _weights(query, key, attn_mask, scale):
     return attention_weights(query, key, attn_mask, scale)
 
 
-# The operation. options: scale, need_attended; extras: attended (the result before the gate, where it is needed), and log_sum
-# [B, H, N], the base-2 logarithm of the sum of the scores' exponentials: what the weights are recomputed from.
+# The operation. options: scale, need_attended; extras: attended (the result before the gate, where it is needed), and softmax, what the
+# weights are recomputed from.
 
 def _reference(query, key, value, gate, tokens, pairs, bias, scale, need_attended):
     mask = bias if bias is not None else pairs if pairs is not None else None if tokens is None else tokens[:, :, None]
@@ -110,9 +110,8 @@ def _reference(query, key, value, gate, tokens, pairs, bias, scale, need_attende
 
 
 def _fake(query, key, value, gate, tokens, pairs, bias, scale, need_attended):
-    accumulate = accumulate_dtype(query)
     attended = empty_heads(query, value.shape[3]) if need_attended and gate is not None else query.new_empty(0)
-    return empty_heads(query, value.shape[3]), attended, query.new_empty(query.shape[:3], dtype=accumulate)
+    return empty_heads(query, value.shape[3]), attended, empty_softmax(query)
 
 
 def _fake_grad(name, tensor):

@@ -34,7 +34,7 @@ MISTAKES = {"gated": {
                     (2, 3, 5, 0), (1, 2, 3, 5, 4))},
 }}
 
-KEPT = {"_backward": {"grad_result": "B, H, N, dv", "attended": "B, H, N, dv", "log_sum": "B, H, N"}}
+KEPT = {"_backward": {"grad_result": "B, H, N, dv", "attended": "B, H, N, dv", "softmax": "B, H, 2, N"}}
 KERNELS = {
     "tokens": (Form(SIZES, INPUTS | {"tokens": "B, H, T"}, pairs=None, bias=None, scale=0.5, need_attended=True), KEPT),
     "pairs": (Form(SIZES, INPUTS | {"tokens": "B, H, T", "pairs": "B, H, N, T"}, bias=None, scale=0.5, need_attended=True), KEPT),
