@@ -104,6 +104,4 @@ if backends.extension is not None and why_not_here() is None:
     library()
     backends.register("cuda-emulated", _why_not)
     for name in operations():
-        module = importlib.import_module(f"mmkernels.ops.{name}")
-        register = module.OPERATION.register if hasattr(module, "OPERATION") else module.register_operations
-        register(f"{name}_emulated", "cuda-emulated")
+        importlib.import_module(f"mmkernels.ops.{name}").OPERATION.register(f"{name}_emulated", "cuda-emulated")

@@ -532,7 +532,7 @@ def test_opcheck_backward(extension, name, needs):
     result, weights = torch.ops.mmkernels.spatial_attention(image.detach(), text.detach(), *rest)
     grads = draw(result.shape, seed=3).requires_grad_(both), draw(weights.shape, seed=4).requires_grad_(both)
     torch.library.opcheck(torch.ops.mmkernels.spatial_attention_backward.default,
-                          (*grads, image, text, weights, *rest, *needs))
+                          (*grads, image, text, *rest[:2], weights, *rest[2:], *needs))
 
 
 @on_every_backend
