@@ -1,7 +1,5 @@
 """Additive attention: the public function, and the operation as PyTorch sees it."""
 
-import torch
-
 from .. import backends, checks
 from ..reference.additive_attention import ACTIVATIONS, attend
 from .common import accumulate_dtype, autocast, kept_rows, linear
