@@ -36,12 +36,47 @@ def attend(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activati
     if w_gate is not None:
         gate = x @ w_gate.T
         hidden = hidden * torch.sigmoid(gate if shift_gate is None else gate + shift_gate)
-    scores = (hidden @ v.T).transpose(1, 2)       # [B, K, N]
+    result, weights = combine_positions(x, hidden @ v.T, mask, None, pool)
+    return result.to(dtype), weights
+
+
+@without_autocast
+def combine_positions(image, scores, mask, offsets, pool):
+    """(result, weights) of scores ``[B, N, K]``, packed ``[rows, K]``; where it is masked, image is finite."""
+    dtype = image.dtype
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    combine = _combine if offsets is None else _combine_packed
+    part = torch.ones(image.shape[:-1], dtype=torch.bool, device=image.device) if mask is None else mask
+    result, weights = combine(image.to(accumulate), scores.to(accumulate), part, offsets, pool)
+    return result.to(dtype), weights
+
+
+def _combine(x, scores, part, offsets, pool):
+    scores = scores.transpose(1, 2)               # [B, K, N]
     # A sample without any position keeps finite scores, so that its weights and gradients become 0, not NaN.
     some = part.any(1)[:, None, None]
     weights = scores.masked_fill(~part[:, None] & some, float("-inf")).softmax(-1).masked_fill(~part[:, None], 0)
-    result = weights @ x if pool else weights.transpose(1, 2) * x
-    return result.to(dtype), weights
+    return (weights @ x if pool else weights.transpose(1, 2) * x), weights
+
+
+def bag_of_rows(offsets, rows):
+    """The bag that each row is in, int64 ``[rows]``."""
+    return torch.searchsorted(offsets[1:], torch.arange(rows, device=offsets.device, dtype=offsets.dtype), right=True)
+
+
+def _combine_packed(x, scores, part, offsets, pool):
+    """All bags at once."""
+    bags, maps = offsets.shape[0] - 1, scores.shape[1]
+    bag = bag_of_rows(offsets, x.shape[0])
+    scores = scores.masked_fill(~part[:, None], float("-inf"))
+    top = scores.detach().new_full((bags, maps), float("-inf")).index_reduce(0, bag, scores.detach(), "amax")
+    powers = (scores - top.masked_fill(top == float("-inf"), 0)[bag]).exp()
+    sums = powers.new_zeros(bags, maps).index_add(0, bag, powers)
+    weights = powers / sums.masked_fill(sums == 0, 1)[bag]
+    if not pool:
+        return weights * x, weights.T
+    pooled = [x.new_zeros(bags, x.shape[1]).index_add(0, bag, weight[:, None] * x) for weight in weights.unbind(1)]
+    return torch.stack(pooled, 1), weights.T
 
 
 def _packed(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool):
