@@ -69,7 +69,7 @@ def _combine_packed(x, scores, part, offsets, pool):
     bags, maps = offsets.shape[0] - 1, scores.shape[1]
     bag = bag_of_rows(offsets, x.shape[0])
     scores = scores.masked_fill(~part[:, None], float("-inf"))
-    top = scores.detach().new_full((bags, maps), float("-inf")).index_reduce(0, bag, scores.detach(), "amax")
+    top = scores.new_full((bags, maps), float("-inf")).scatter_reduce(0, bag[:, None].expand(-1, maps), scores.detach(), "amax")
     powers = (scores - top.masked_fill(top == float("-inf"), 0)[bag]).exp()
     sums = powers.new_zeros(bags, maps).index_add(0, bag, powers)
     weights = powers / sums.masked_fill(sums == 0, 1)[bag]
