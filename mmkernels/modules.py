@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import backends, checks, functional
 from .ops.common import autocast
-from .reference.additive_attention import ACTIVATIONS, bag_of_rows, combine_positions
+from .reference.additive_attention import ACTIVATIONS, combine_positions
+from .reference.bags import bag_of_rows
 from .reference.channel_attention import concatenate, multiply_channels
 
 

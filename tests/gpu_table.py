@@ -51,7 +51,7 @@ def moved(batch, positions, channels, dtype, which):
     if which.endswith("backward"):
         emulated.counts()
         torch.ops.mmkernels.spatial_attention_emulated_backward(
-            torch.ones_like(result), None, image, text, weights, *arguments[2:], True, True)
+            torch.ones_like(result), None, image, text, *arguments[2:4], weights, *arguments[4:], True, True)
     return emulated.counts() if which.endswith("backward") else _again(emulated, arguments)
 
 

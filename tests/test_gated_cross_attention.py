@@ -4,8 +4,9 @@ import functools
 
 import pytest
 import torch
-from attention_tests import (assert_compiles, assert_computes, assert_gradients, assert_module, assert_right, assert_strides_may_be_huge,
-                             assert_upstream_may_lie_anyhow, call, draw, gradients)
+from attention_tests import (assert_compiles, assert_computes, assert_gradients, assert_module, assert_right,
+                             assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, assert_vmap, call, draw,
+                             gradients)
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -124,7 +125,7 @@ def test_far_apart(backend, device, dtype, shape, dim, mask):
 @on_every_backend
 def test_vmap(backend, device, dtype):
     tensors = [torch.stack([t, t + 1, t * 2]) for t in inputs(dtype, device)]
-    assert_computes(lambda function, *t: torch.func.vmap(function)(*t), OPERATION, backend, tensors)
+    assert_vmap(call, (0,) * 4, OPERATION, backend, tensors)
 
 
 @on_every_backend

@@ -1,11 +1,8 @@
 """Additive attention: the public function, and the operation as PyTorch sees it."""
 
-import torch
-from torch.nn.functional import linear
-
 from .. import backends, checks
 from ..reference.additive_attention import ACTIVATIONS, attend
-from .common import accumulate_dtype, autocast, kept_rows
+from .common import accumulate_dtype, autocast, kept_rows, linear
 from .operation import Operation
 
 
@@ -59,8 +56,7 @@ def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=N
     batch, accumulate = image.shape[0] if offsets is None else offsets.shape[0] - 1, accumulate_dtype(image)
     run = backends.choose("additive_attention", image, backend)
     to = lambda tensor: None if tensor is None else tensor.to(accumulate)
-    with torch.autocast(image.device.type, enabled=False):
-        shift = to(bias) if query is None else linear(to(query), to(w_query), to(bias))
+    shift = to(bias) if query is None else linear(to(query), to(w_query), to(bias))
     inputs = (image, None if shift is None else shift.expand(batch, -1), w_image, v, w_gate, to(bias_gate), mask, offsets)
     rows = kept_rows(run, image.numel() // image.shape[-1], kept_columns(w_image, w_gate), accumulate, *inputs[:6])
     result, weights, _ = run(*inputs, list(ACTIVATIONS).index(activation), combine == "pool", rows)

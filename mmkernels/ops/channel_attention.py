@@ -1,11 +1,8 @@
 """Channel attention: the public function, and the operation as PyTorch sees it."""
 
-import torch
-from torch.nn.functional import linear
-
 from .. import backends, checks
 from ..reference.precision import without_autocast
-from .common import accumulate_dtype, autocast, kept_rows
+from .common import accumulate_dtype, autocast, kept_rows, linear
 from .operation import Operation
 
 
@@ -46,8 +43,7 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
     _check(image, text, weight, bias)
     channels, accumulate = image.shape[-1], accumulate_dtype(image)
     run = backends.choose("channel_attention", image, backend)
-    with torch.autocast(image.device.type, enabled=False):
-        shift = linear(text.to(accumulate), weight[:, channels:].to(accumulate), None if bias is None else bias.to(accumulate))
+    shift = linear(text.to(accumulate), weight[:, channels:].to(accumulate), None if bias is None else bias.to(accumulate))
     inputs = image if image.dim() == 3 else image[:, None], shift, weight[:, :channels]
     result, weights, _ = run(*inputs, need_weights, kept_rows(run, image.numel() // channels, channels, accumulate, *inputs))
     if image.dim() == 2:

@@ -1,18 +1,24 @@
 """What the operations' PyTorch side shares."""
 
-import functools
-
 import torch
+
+from ..reference.precision import autocast_is_on, without_autocast
 
 
 def autocast(*tensors):
     """The floating-point tensors, in autocast's dtype where autocast is on (as SDPA does); None stays None."""
     device_type = next(t for t in tensors if t is not None).device.type
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+    if not autocast_is_on(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
                  for t in tensors)
+
+
+@without_autocast
+def linear(rows, weight, bias=None):
+    """In the dtype that it is given."""
+    return torch.nn.functional.linear(rows, weight, bias)
 
 
 def accumulate_dtype(tensor):
@@ -55,20 +61,6 @@ def writes_itself(tensor):
             return True
         reach += stride * (size - 1)
     return False
-
-
-def register_fake(name, fake):
-    """Tells PyTorch what an operation returns. Where only some of the arguments are meta tensors PyTorch calls the fake, not the
-    kernels: without the check it would hand out memory that nobody wrote."""
-
-    @functools.wraps(fake)
-    def checked(*arguments):
-        devices = {str(a.device) for a in arguments if isinstance(a, torch.Tensor)}
-        if len(devices) > 1:
-            raise RuntimeError(f"{name}'s arguments must be on one device, got {' and '.join(sorted(devices))}")
-        return fake(*arguments)
-
-    torch.library.register_fake(f"mmkernels::{name}", checked)
 
 
 def move_batch(tensor, dim, size):

@@ -4,6 +4,7 @@ import torch
 
 from .. import backends, checks, reference
 from ..reference.gated_cross_attention import attention_weights, four_dimensional, full_mask
+from ..reference.precision import without_autocast
 from .common import accumulate_dtype, autocast, empty_heads, empty_softmax, needs_gradient
 from .operation import Operation
 
@@ -101,13 +102,13 @@ def _masks(attn_mask, query, key):
     return tokens.expand(*query.shape[:2], key.shape[2]), None if same_for_all else full_mask(attn_mask, query, key), None
 
 
+@without_autocast
 def _weights(query, key, attn_mask, scale):
     accumulate = accumulate_dtype(query)
     query, key, attn_mask = query.to(accumulate), key.to(accumulate), full_mask(attn_mask, query, key)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         query, key = query.where(attn_mask.any(3)[..., None], 0), key.where(attn_mask.any(2)[..., None], 0)
-    with torch.autocast(query.device.type, enabled=False):
-        return attention_weights(query, key, attn_mask, scale)
+    return attention_weights(query, key, attn_mask, scale)
 
 
 # The operation. options: scale, need_attended; extras: attended (the result before the gate, where it is needed), and softmax, what the

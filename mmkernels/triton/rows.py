@@ -4,26 +4,15 @@ A layer's product is torch's library's; a panel's scores or hidden vectors stay 
 what is kept. Nothing is summed by atomics: panels follow each other on the stream, and a sum over rows has one program a column.
 """
 
-import functools
 
 import torch
 import triton
 import triton.language as tl
 
-from .common import launch
+from .common import all_have_read, launch
 
 PANEL_BYTES = 4 << 20     # of scores in flight
 WIDEST = 2048             # channels that a program holds at most; more are walked
-
-
-def without_autocast(function):
-    """Autocast would round what the library's products give to their kernels."""
-    @functools.wraps(function)
-    def run(*arguments):
-        device = next(a for a in arguments if isinstance(a, torch.Tensor)).device.type
-        with torch.autocast(device, enabled=False):
-            return function(*arguments)
-    return run
 
 
 def nothing_kept(kept_rows):
@@ -127,7 +116,9 @@ def add_columns(to, upstream, bounds, first, last, step, C, BLOCK_N: tl.constexp
         total += tl.sum(x.to(tl.float32), 0)
     if begin < end:
         at = to + b * C + c
-        tl.store(at, tl.load(at, mask=c < C, other=0.0) + total, mask=c < C)
+        total += tl.load(at, mask=c < C, other=0.0)
+        all_have_read()
+        tl.store(at, total, mask=c < C)
 
 
 def sum_columns(to, upstream, bounds, first, last):
