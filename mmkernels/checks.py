@@ -170,7 +170,7 @@ def _offsets_tensor(value):
     if isinstance(value, (list, tuple)):
         return torch.tensor([integer(f"offsets[{i}]", bound) for i, bound in enumerate(value)], dtype=torch.int64)
     if _of_numpy(value, "ndarray"):
-        return torch.tensor(value)
+        return torch.as_tensor(value.copy())      # an array may be read-only, which a tensor is not
     raise TypeError(f"offsets must be a torch.Tensor or a list of ints, got {type(value).__name__}")
 
 
