@@ -99,7 +99,7 @@ def bag_offsets(name, value, rows):
         raise ValueError(f"{name} must be int32 or int64, got {value.dtype}")
     if value.dim() != 1 or value.shape[0] < 1:
         raise ValueError(f"{name} must have shape [B + 1], got {list(value.shape)}")
-    if torch.compiler.is_compiling() or value.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(value):
+    if value.device.type != "cpu" or is_traced(value):
         return
     first, last = int(value[0]), int(value[-1])
     if first != 0:
@@ -109,6 +109,13 @@ def bag_offsets(name, value, rows):
     if bool((value[1:] < value[:-1]).any()):
         bag = int((value[1:] < value[:-1]).nonzero()[0])
         raise ValueError(f"{name} must ascend, got {int(value[bag])} before {int(value[bag + 1])} at index {bag}")
+
+
+def is_traced(tensor):
+    """Whether a tensor has no values to look at, or they would become part of a graph."""
+    return (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            or isinstance(tensor, torch._subclasses.FakeTensor)
+            or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None)
 
 
 def image_rows(image, offsets):
