@@ -40,15 +40,10 @@ bench: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,cli]"
 	$(BIN)/python -m mmkernels bench --json bench/results.json --plot bench/results.png
 
-# For a machine with a GPU and the CUDA build of torch in PYTHON's environment: builds the CUDA kernels into it, runs everything there,
-# and writes gpu-check.json to send back.
+# For a machine with a GPU, with PYTHON's own packages and no network: builds in place, checks, times, and writes gpu-check.json to send back.
+# make gpu-check ONLY="build verify-" runs some of the steps; tools/gpu_check.py --list tells them.
 gpu-check:
-	MMKERNELS_CUDA=1 $(PYTHON) -m pip install --no-build-isolation --editable ".[cli,test]"
-	$(PYTHON) -m mmkernels info
-	$(PYTHON) -m mmkernels verify --json gpu-verify.json
-	$(PYTHON) -m pytest -m "not slow"
-	compute-sanitizer --error-exitcode 1 $(PYTHON) -m mmkernels verify --small --backend cuda
-	$(PYTHON) -m mmkernels bench --json gpu-check.json
+	$(PYTHON) tools/gpu_check.py $(if $(ONLY),--only $(ONLY))
 
 install: $(STAMP)
 

@@ -44,7 +44,7 @@ def info(json_path):
 @main.command()
 @names_option("--operation", functional.__all__, "Operation to check; default: all.")
 @click.option("--backend", multiple=True, metavar="NAME", help="Backend to check; default: all that can run. Can be given "
-              "more than once; one that can't run then counts as a failure.")
+              "more than once; one that can run nowhere then counts as a failure.")
 @click.option("--dtype", multiple=True, type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
               help="Dtype to check; default: all. Can be given more than once.")
 @click.option("--small", is_flag=True, help="Only the small cases.")

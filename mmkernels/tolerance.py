@@ -94,8 +94,9 @@ class Standard:
             outputs = evaluate(run, self.arguments, gradients=False, names=self.names)
         self.dtypes = {name: outputs[name].dtype if name in outputs else self.arguments[name.removesuffix(".grad")].dtype
                        for name in self.truth}
-        self.silent = [bool(torch.all(part == 0)) 
-                       for part in _samples("result", self.truth[self.names[0]], self.arguments)]
+        results = [name for name in self.names if name != "weights"]
+        self.silent = [not any(part.any() for part in parts)
+                       for parts in zip(*(_samples("result", self.truth[name], self.arguments) for name in results))]
 
     def judge(self, actual):
         """Verdicts on what :func:`evaluate` returned for a backend, one a tensor."""

@@ -22,7 +22,7 @@ def _standard(operation, case, dtype, device):
 def assert_right(operation, case, dtype, device, backend):
     """The backends of a case and dtype follow each other: they share its truth."""
     verdicts = _standard(operation, case, dtype, device).test(getattr(mmk, operation), backend=backend)
-    _assert_passed(verdicts)
+    assert_passed(verdicts)
 
 
 def assert_computes(compute, operation, backend, tensors, found=None):
@@ -59,11 +59,11 @@ def assert_rule(found, truth, peer, narrow=None, batch=None):
     found, truth, peer = map(_outputs, (found, truth, peer))
     narrow = [None] * len(found) if narrow is None else _outputs(narrow)
     assert len(found) == len(truth) == len(peer) == len(narrow)
-    _assert_passed([tolerance.compare(f"output {i}", *each, samples=each[1].dim() > 1 and len(each[1]) == batch)
+    assert_passed([tolerance.compare(f"output {i}", *each, samples=each[1].dim() > 1 and len(each[1]) == batch)
                     for i, each in enumerate(zip(found, truth, peer, narrow))])
 
 
-def _assert_passed(verdicts):
+def assert_passed(verdicts):
     wrong = [str(verdict) for verdict in verdicts if not verdict.passed]
     assert not wrong, "\n".join(wrong)
 
@@ -87,7 +87,7 @@ def call(function, *tensors, **options):
 
 def gradients(function, tensors, **options):
     """The results, and the gradients of their weighted sum."""
-    tensors = [t.detach().clone().requires_grad_() for t in tensors]
+    tensors = [t.detach().requires_grad_() for t in tensors]
     results = function(*tensors, **options)
     results = results if isinstance(results, tuple) else (results,)
     upstream = [draw(*r.shape, device=r.device, seed=9 + i).to(r.dtype) for i, r in enumerate(results)]
@@ -97,6 +97,18 @@ def gradients(function, tensors, **options):
 def assert_gradients(found, call, operation, tensors):
     """`found` is what :func:`gradients` gives of ``call(function, *tensors)``."""
     assert_computes(lambda function, *t: gradients(functools.partial(call, function), t), operation, None, tensors, found=found)
+
+
+def assert_vmap(call, dims, operation, backend, tensors):
+    """``torch.func.vmap`` over these dimensions of the tensors gives what one call after another gives."""
+    def looped(function, *tensors):
+        size = next(t.shape[dim] for t, dim in zip(tensors, dims) if dim is not None)
+        entries = [[t if dim is None else t.select(dim, i) for t, dim in zip(tensors, dims)] for i in range(size)]
+        found = [call(function, *entry) for entry in entries]
+        return [torch.stack(each) for each in zip(*found)] if isinstance(found[0], tuple) else torch.stack(found)
+
+    run = functools.partial(call, functools.partial(getattr(mmk, operation), backend=backend))
+    assert_computes(looped, operation, backend, tensors, found=torch.func.vmap(run, tuple(dims))(*tensors))
 
 
 def assert_partial_gradients(call, operation, backend, tensors):
@@ -109,7 +121,7 @@ def assert_partial_gradients(call, operation, backend, tensors):
 
 
 def assert_upstream_may_lie_anyhow(call, operation, backend, tensors):
-    """Gradients that come in may be expanded (what sum() sends back), strided or turned."""
+    """Gradients that come in may be expanded (what sum() sends back), strided, turned or cut out of larger ones."""
     def differentiable(function, dtype=None):
         leaves = [(t if dtype is None else t.to(dtype)).detach().clone().requires_grad_() for t in tensors]
         results = call(function, *leaves)
@@ -118,11 +130,19 @@ def assert_upstream_may_lie_anyhow(call, operation, backend, tensors):
     graphs = [differentiable(functools.partial(getattr(mmk, operation), backend=backend)),
               differentiable(getattr(reference, operation), torch.float64), differentiable(getattr(peers, operation))]
     plain = [draw(*r.shape, device=r.device, seed=9 + i) for i, r in enumerate(graphs[0][0])]
-    layouts = [[torch.ones_like(t[(0,) * t.dim()]).expand_as(t) for t in plain], [t[:, :1].expand_as(t) for t in plain],
-               [torch.stack([t, t.new_full(t.shape, float("nan"))], -1)[..., 0] for t in plain], [t.mT.contiguous().mT for t in plain]]
-    for upstream in layouts:
-        assert_rule(*(torch.autograd.grad(results, leaves, [u.to(r.dtype) for u, r in zip(upstream, results)], retain_graph=True)
-                      for results, leaves in graphs), batch=len(graphs[0][0][0]))
+    layouts = (
+        lambda t: torch.ones_like(t[(0,) * t.dim()]).expand_as(t),
+        lambda t: t[:1].expand_as(t),
+        lambda t: t[:, :1].expand_as(t),
+        lambda t: torch.stack([t, torch.full_like(t, float("nan"))], -1)[..., 0],
+        lambda t: t.mT.contiguous().mT,
+        lambda t: torch.nn.functional.pad(t, (1, 1) * t.dim(), value=float("nan"))[(slice(1, -1),) * t.dim()],
+    )
+    for lay in layouts:
+        # A conversion would make what is expanded or strided dense.
+        upstream = [[lay(t.to(r.dtype)) for t, r in zip(plain, results)] for results, _ in graphs]
+        assert_rule(*(torch.autograd.grad(results, leaves, up, retain_graph=True)
+                      for (results, leaves), up in zip(graphs, upstream)), batch=len(graphs[0][0][0]))
 
 
 def far_apart(tensor, dim):

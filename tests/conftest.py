@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")      # waiting threads don't spin: many times faster on a busy machine
 
 import emulated  # noqa: F401  (registers the backend "cuda-emulated")
+import interpreter  # noqa: F401  (makes Triton's interpreter faster)
 import pytest
 import torch
 from torch.utils import deterministic

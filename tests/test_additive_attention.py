@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from attention_tests import (assert_compiles, assert_computes, assert_gradients, assert_module, assert_partial_gradients, assert_right,
-                             assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, draw, gradients)
+                             assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, assert_vmap, draw, gradients)
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -164,20 +164,17 @@ def test_autocast(backend, device, dtype):
 def test_vmap(backend, device, dtype, dims):
     """Over samples, and over parameters, too."""
     tensors = [t if d is None else torch.stack([t, t + 0.1, t * 2]) for t, d in zip(inputs(dtype, device).values(), dims)]
-    mapped = lambda function, *t: torch.func.vmap(functools.partial(call_of(), function), dims)(*t)
-    assert_computes(mapped, OPERATION, backend, tensors)
-    square = lambda function: lambda *t: call_of()(function, *t).square().sum()
-    assert_computes(lambda function, *t: torch.func.vmap(torch.func.grad(square(function), tuple(range(8))), dims)(*t), OPERATION, backend, tensors)
+    squares = lambda function: lambda *t: call_of()(function, *t).square().sum()
+    for call in (call_of(), lambda function, *t: torch.func.grad(squares(function), tuple(range(8)))(*t)):
+        assert_vmap(call, dims, OPERATION, backend, tensors)
 
 
 @on_every_backend
 def test_vmap_packed(backend, device, dtype):
     tensors = inputs(dtype, device, (13, 20), bags=2)
     stacked = [torch.stack([t, t + 0.1]) if i < 2 else t for i, t in enumerate(tensors.values())]
-    call, dims = call_of(offsets=torch.tensor([0, 5, 13], device=device)), (0, 0) + (None,) * 6
-    found = torch.func.vmap(functools.partial(call, functools.partial(mmk.additive_attention, backend=backend)), dims)(*stacked)
-    looped = lambda function, *t: torch.stack([call(function, *(x[i] if j < 2 else x for j, x in enumerate(t))) for i in range(2)])
-    assert_computes(looped, OPERATION, backend, stacked, found=found)
+    call = call_of(offsets=torch.tensor([0, 5, 13], device=device))
+    assert_vmap(call, (0, 0) + (None,) * 6, OPERATION, backend, stacked)
 
 
 @on_every_backend

@@ -4,8 +4,9 @@ import functools
 
 import pytest
 import torch
-from attention_tests import (assert_compiles, assert_computes, assert_gradients, assert_module, assert_partial_gradients, assert_right,
-                             assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, call, draw, gradients)
+from attention_tests import (assert_compiles, assert_computes, assert_module, assert_partial_gradients, assert_right,
+                             assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, assert_vmap, call, draw,
+                             gradients)
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -115,9 +116,9 @@ def test_function(backend, device, dtype):
 def test_vmap(backend, device, dtype, dims):
     """Over samples, and over weights, too."""
     tensors = [t if d is None else torch.stack([t, t + 1, t * 2]) for t, d in zip(inputs(dtype, device), dims)]
-    assert_computes(lambda function, *t: torch.func.vmap(function, dims)(*t), OPERATION, backend, tensors)
-    square = lambda function: lambda *t: function(*t).square().sum()
-    assert_computes(lambda function, *t: torch.func.vmap(torch.func.grad(square(function), (0, 1, 2)), dims)(*t), OPERATION, backend, tensors)
+    squares = lambda function: lambda *t: function(*t).square().sum()
+    for run in (call, lambda function, *t: torch.func.grad(squares(function), (0, 1, 2))(*t)):
+        assert_vmap(run, dims, OPERATION, backend, tensors)
 
 
 @on_every_backend

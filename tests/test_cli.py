@@ -163,6 +163,18 @@ def test_verify_of_a_backend_that_cannot_run(planted):
     assert call("verify", "--backend", "no such thing").exit_code == 2
 
 
+def test_verify_of_a_backend_that_runs_some_dtypes(planted):
+    """The GPU's backends have no float64, and nothing on the CPU: where they can't run they aren't wrong."""
+    planted(right)
+    backends.register("planted", lambda device_type, dtype: None if dtype == torch.float32 else "it has no such dtype")
+    result = call("verify", "--operation", "spatial_attention", "--backend", "planted", "--small")
+    assert result.exit_code == 0, result.output
+    rows = verify.run(["spatial_attention"], ["planted"], small=True)
+    assert verify.passed(rows) and {row.dtype for row in rows} == {"float32"}
+    rows = verify.run(["spatial_attention"], ["planted"], small=True, dtypes=[torch.float64])
+    assert rows and not any(row.passed for row in rows)
+
+
 def test_verify_of_nothing_is_no_success():
     assert not verify.passed([])
 

@@ -75,7 +75,7 @@ def numpy_gated_cross_attention(query, key, value, gate=None, attn_mask=None, sc
     tokens = key.shape[2]
     if attn_mask is None:
         attn_mask = np.ones((1, 1, 1, tokens), dtype=bool)
-    if attn_mask.shape == (batch, tokens):
+    if attn_mask.ndim == 2:
         attn_mask = attn_mask[:, None, None]
     attn_mask = np.broadcast_to(attn_mask, (batch, heads, positions, tokens))
     scale = 1 / np.sqrt(width) if scale is None else scale

@@ -1,8 +1,11 @@
 """Triton kernels compiled for real GPUs, without one: registers, spills and shared memory of every launch.
 
-The operations' own launch code runs, with a launcher that compiles instead: what is measured here is what a GPU gets.
+The operations' own launch code runs, and Triton compiles where it would launch: what is measured here is what a GPU gets.
 It needs Triton's compiler where tests need its interpreter, so it runs in a process of its own.
 ``python tests/test_triton_compile.py docs/triton.md`` writes the table.
+
+The oldest Triton that is supported compiles them, too, where MMKERNELS_OLDEST_TRITON names a folder that holds one
+(``make test-triton-oldest`` puts it into build/): for one target of each maker, in the configuration that is tried first.
 """
 
 import importlib.util
@@ -17,7 +20,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
+TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32), "gfx942": ("hip", "gfx942", 64)}
+OLDEST, OLDEST_TARGETS = "3.6.", ("sm_90", "gfx942")
 # Shared memory that a program may take: room for four on a multiprocessor; attention's tiles: all that gfx942 has.
 SHARED_BUDGET = {"spatial_attention": 32 << 10, "gated_cross_attention": 64 << 10, "bidirectional_attention": 64 << 10,
                  "channel_attention": 32 << 10, "additive_attention": 32 << 10}
@@ -117,8 +121,11 @@ def additive_attention(torch, module, shape, dtype, bags=None, gated=False, mask
 def compile_all(operations, targets, every_configuration):
     """A row for each launch: compiled with the arguments' own strides, alignment and constants."""
     import torch
+    import triton
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
+
+    from triton.runtime.jit import JITFunction
 
     rows = []
 
@@ -137,32 +144,31 @@ def compile_all(operations, targets, every_configuration):
         def get_current_target(self):
             return self.target
 
+    run = JITFunction.run
+
+    def compile_only(kernel, *arguments, grid, warmup, **options):
+        if warmup:
+            return run(kernel, *arguments, grid=grid, warmup=True, **options)
+        compiled = kernel.warmup(*arguments, grid=grid, **options)
+        rows.append({"operation": operation, "kernel": kernel.__name__, "problem": problem, "target": target, "block": blocks(options),
+                     "warps": options.get("num_warps", 4), "shared": compiled.metadata.shared,
+                     "contracted": compiled.metadata.enable_fp_fusion, "triton": triton.__version__, **resources(compiled)})
+
+    JITFunction.run = compile_only
     for operation in operations:
         module = importlib.import_module(f"mmkernels.triton.{operation}")
-        shared = "rows" if operation in ("channel_attention", "additive_attention") else "attention"
-        launching = [m for m in (module, importlib.import_module(f"mmkernels.triton.{shared}")) if hasattr(m, "launch")]
-        for place in launching:
+        for place in (module, importlib.import_module("mmkernels.triton.attention")):
             place.processors = lambda tensor: 132
         for index, target in enumerate(targets):
             driver.set_active(Driver(index, TARGETS[target]))
             for problem, (shape, dtype, options) in PROBLEMS[operation].items():
                 chosen = [0, 0]
 
-                def launch(kernel, programs, *arguments, **options):
-                    grid = programs if isinstance(programs, tuple) else (programs,)
-                    if all(grid):
-                        compiled = kernel.warmup(*arguments, grid=grid, **options)
-                        rows.append({"operation": operation, "kernel": kernel.__name__, "problem": problem, "target": target,
-                                     "block": blocks(options),
-                                     "warps": options.get("num_warps", 4), "shared": compiled.metadata.shared, **resources(compiled)})
-
                 def tuned(key, configurations, tensor, run):
                     chosen[1:] = [max([len(configurations), *chosen[1:]])]       # forward and backward have as many as they have
                     return configurations[min(chosen[0], len(configurations) - 1)]
 
                 module.tuned = tuned
-                for place in launching:
-                    place.launch = launch
                 while True:
                     globals()[operation](torch, module, shape, dtype, **options)
                     chosen[0] += 1
@@ -192,14 +198,17 @@ def resources(compiled):
     return {"registers": registers, "spills": stack + local}
 
 
-def in_own_process(*arguments):
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, env=environment)
+def in_own_process(*arguments, path=()):
+    """The rows; modules in the folders of `path` come before those that are installed."""
+    path = [str(ROOT), *map(str, path), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run([sys.executable, __file__, "--json", *arguments], capture_output=True, text=True,
+                          env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(path)})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+needs_oldest_triton = pytest.mark.skipif("MMKERNELS_OLDEST_TRITON" not in os.environ, reason="MMKERNELS_OLDEST_TRITON isn't set: make test-triton-oldest")
 
 
 def check(rows, operation):
@@ -213,22 +222,34 @@ KERNELS = {"spatial_attention": {f"{way}_{kernel}" for way in ("forward", "backw
                            {"attend", "merge_attend", "prepare", "differentiate", "merge_gradients"}),
            "channel_attention": {"weigh", "differentiate", "add_columns"},
            "additive_attention": {"activate", "normalise", "pool", "spread", "of_weights", "of_scores", "differentiate", "combine", "add_columns"}}
-by_operation_and_target = [pytest.param(operation, target, id=f"{operation}-{target}") for operation in PROBLEMS for target in TARGETS]
+on_every_operation = pytest.mark.parametrize("operation", PROBLEMS)
 
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("operation, target", by_operation_and_target)
+@on_every_operation
+@pytest.mark.parametrize("target", TARGETS)
 def test_no_spills(operation, target):
-    check(in_own_process("--json", operation, target), operation)
+    """In any configuration: whatever a GPU finds fastest."""
+    check(in_own_process(operation, target, "--all"), operation)
 
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("operation, target", by_operation_and_target)
-def test_no_spills_in_any_configuration(operation, target):
-    """Whatever a GPU finds fastest."""
-    check(in_own_process("--json", operation, target, "--all"), operation)
+@on_every_operation
+def test_nothing_is_contracted(operation):
+    """Threads that hold the same sum hold the same bits; whichever of them writes it, the result is the same every time."""
+    assert not any(row["contracted"] for row in in_own_process(operation, "sm_90"))
+
+
+@needs_oldest_triton
+@pytest.mark.slow
+@on_every_operation
+@pytest.mark.parametrize("target", OLDEST_TARGETS)
+def test_oldest_triton(operation, target):
+    rows = in_own_process(operation, target, path=[os.environ["MMKERNELS_OLDEST_TRITON"]])
+    assert {row["triton"][:len(OLDEST)] for row in rows} == {OLDEST}
+    check(rows, operation)
 
 
 def table(rows):

@@ -61,9 +61,7 @@ def _check(image_query, text_key, image_value, text_value, image_mask, text_mask
     checks.shape("text_value", text_value, ("B", batch), ("H", heads), ("T", text_key.shape[2]), ("dv", image_value.shape[3]))
     for name, mask, size in (("image_mask", image_mask, ("N", positions)), ("text_mask", text_mask, ("T", text_key.shape[2]))):
         if mask is not None:
-            checks.boolean_mask(name, mask)
-            checks.same_device(name, mask, "image_query", image_query)
-            checks.shape(name, mask, ("B", batch), size)
+            checks.boolean_mask(name, mask, "image_query", image_query, ("B", batch), size)
 
 
 # The operation. option: scale; extras: image_softmax and text_softmax, what the weights are recomputed from.

@@ -39,7 +39,8 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
     for name, tensor in (("text", text), ("weight", weight), *((("bias", bias),) if bias is not None else ())):
         checks.features(name, tensor)
     image, text, weight, bias = autocast(image, text, weight, bias)
-    _check(image, text, weight, bias, need_weights)
+    need_weights = checks.flag("need_weights", need_weights)
+    _check(image, text, weight, bias)
     channels, accumulate = image.shape[-1], accumulate_dtype(image)
     run = backends.choose("channel_attention", image, backend)
     shift = linear(text.to(accumulate), weight[:, channels:].to(accumulate), None if bias is None else bias.to(accumulate))
@@ -50,15 +51,13 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
     return (result, weights) if need_weights else result
 
 
-def _check(image, text, weight, bias, need_weights):
-    checks.flag("need_weights", need_weights)
+def _check(image, text, weight, bias):
     if image.dim() != 2:
         checks.shape("image", image, ("B", None), ("N", None), ("D", None))
     batch, channels = image.shape[0], image.shape[-1]
     if channels == 0:
         raise ValueError(f"image must have at least one channel (D), got shape {list(image.shape)}")
-    checks.like("text", text, "image", image)
-    checks.shape("text", text, ("B", batch), ("E", None))
+    checks.channel_text(image, text)
     checks.like("weight", weight, "image", image)
     checks.shape("weight", weight, ("D", channels), ("D + E", channels + text.shape[1]))
     if bias is not None:

@@ -21,7 +21,7 @@ def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_h
             float32, bfloat16, float16 or float64, any strides.
         text: one vector a sample, ``[B, D]``, same dtype.
         mask: bool ``[B, N]`` (``[B, Y, X]`` for ``bdhw``, ``[rows]`` with ``offsets``), True = takes part.
-        offsets: int32 or int64 ``[B + 1]``, ascending, first 0, last = rows: bag b is rows ``offsets[b]:offsets[b+1]``.
+        offsets: int32 or int64 ``[B + 1]``, or a list, ascending, first 0, last = rows: bag b is rows ``offsets[b]:offsets[b+1]``.
         scale: factor of the scores; default ``(D / num_heads) ** -0.5``.
         num_heads: H, divides D. The channels are split evenly, one softmax a head.
         combine: ``"multiply"``: like image, every position times its weight. ``"pool"``: ``[B, D]``, the weighted sum.
@@ -46,25 +46,25 @@ def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_h
     checks.features("image", image)
     checks.features("text", text)
     image, text = autocast(image, text)
-    _check(image, text, mask, offsets, scale, num_heads, combine, rescale, layout, need_weights, out)
+    num_heads, rescale, need_weights = checks.integer("num_heads", num_heads), checks.flag("rescale", rescale), checks.flag("need_weights", need_weights)
+    checks.choice("layout", layout, ("bnd", "bdhw"))
+    if offsets is not None:
+        if layout != "bnd":
+            raise ValueError(f"layout must be 'bnd' with offsets (image is packed [rows, D]), got {layout!r}")
+        offsets = checks.bag_offsets(offsets, image)
+    _check(image, text, mask, offsets, scale, num_heads, combine, layout, out)
     if scale is None:
         scale = (image.shape[1 if image.dim() != 3 else 2] / num_heads) ** -0.5
     run = backends.choose("spatial_attention", image, backend)
-    arguments = (image, text, mask, None if offsets is None else offsets.to(torch.int64), float(scale), num_heads, combine == "pool", rescale)
+    arguments = (image, text, mask, offsets, float(scale), num_heads, combine == "pool", rescale)
     result, weights = run(*arguments) if out is None else (out, run.into(*arguments, out))
     return (result, weights) if need_weights else result
 
 
-def _check(image, text, mask, offsets, scale, num_heads, combine, rescale, layout, need_weights, out):
+def _check(image, text, mask, offsets, scale, num_heads, combine, layout, out):
     checks.choice("combine", combine, ("multiply", "pool"))
-    checks.choice("layout", layout, ("bnd", "bdhw"))
-    checks.flag("rescale", rescale)
-    checks.flag("need_weights", need_weights)
     if scale is not None:
         checks.number("scale", scale)
-
-    if offsets is not None and layout != "bnd":
-        raise ValueError(f"layout must be 'bnd' with offsets (image is packed [rows, D]), got {layout!r}")
     if layout == "bdhw":
         checks.shape("image", image, ("B", None), ("D", None), ("Y", None), ("X", None))
         batch, channels = image.shape[:2]
@@ -75,11 +75,9 @@ def _check(image, text, mask, offsets, scale, num_heads, combine, rescale, layou
         raise ValueError(f"image must have at least one channel (D), got shape {list(image.shape)}")
     checks.like("text", text, "image", image)
     checks.shape("text", text, ("B", batch), ("D", channels))
-    checks.heads("num_heads", num_heads, channels)
+    checks.heads("num_heads", num_heads, ("image's D", channels))
     if mask is not None:
-        checks.boolean_mask("mask", mask)
-        checks.same_device("mask", mask, "image", image)
-        checks.shape("mask", mask, *grid)
+        checks.boolean_mask("mask", mask, "image", image, *grid)
     if out is not None:
         _check_out(out, image, text, mask, combine, batch, channels)
 

@@ -38,8 +38,18 @@ def attend(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activati
     if w_gate is not None:
         gate = x @ w_gate.T
         hidden = hidden * torch.sigmoid(gate if shift_gate is None else gate + shift_gate)
-    scores = hidden @ v.T                         # [B, N, K]
-    result, weights = _dense(scores, x, part, pool) if bags is None else _packed(scores, x, part, bags, offsets.shape[0] - 1, pool)
+    result, weights = combine_positions(x, hidden @ v.T, mask, offsets, pool)
+    return result.to(dtype), weights
+
+
+@without_autocast
+def combine_positions(image, scores, mask, offsets, pool):
+    """(result, weights) of scores ``[B, N, K]``, packed ``[rows, K]``; where it is masked, image is finite."""
+    dtype = image.dtype
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    image, scores = image.to(accumulate), scores.to(accumulate)
+    part = torch.ones(image.shape[:-1], dtype=torch.bool, device=image.device) if mask is None else mask
+    result, weights = _dense(scores, image, part, pool) if offsets is None else _packed(scores, image, part, offsets, pool)
     return result.to(dtype), weights
 
 
@@ -51,7 +61,8 @@ def _dense(scores, x, part, pool):
     return weights @ x if pool else weights.transpose(1, 2) * x, weights
 
 
-def _packed(scores, x, part, bags, count, pool):
+def _packed(scores, x, part, offsets, pool):
+    bags, count = bag_of_rows(offsets, x.shape[0]), offsets.shape[0] - 1
     weights = bag_softmax(scores, part, bags, count)
     if not pool:
         return weights * x, weights.T

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from ..ops.additive_attention import OPERATION, kept_columns
 from ..reference.precision import without_autocast
-from .common import define, launch, on_device, processors, require
+from .common import all_have_read, define, launch, on_device, processors, require
 from .rows import Rows, WeightGradient, nothing_kept, product, sum_columns
 
 TANH, RELU, GELU = (tl.constexpr(i) for i in range(3))       # ops/additive_attention.py's order
@@ -74,6 +74,7 @@ def activate(u, t, shift, shift_gate, sample, rows, A, F: tl.constexpr, SHIFT: t
     inside = (r < rows)[:, None] & (c < A)[None, :]
     b = tl.load(sample + r, mask=r < rows, other=0)
     y, _, s = hidden(u, t, shift, shift_gate, b, r, c, inside, A, F, SHIFT, GATED, SHIFT_GATE)
+    all_have_read()
     tl.store(u + r[:, None] * A + c[None, :], y * s, mask=inside)
 
 
@@ -88,6 +89,7 @@ def differentiate(u, t, up, shift, shift_gate, sample, rows, A, F: tl.constexpr,
     y, slope, s = hidden(u, t, shift, shift_gate, b, r, c, inside, A, F, SHIFT, GATED, SHIFT_GATE)
     at = r[:, None] * A + c[None, :]
     dh = tl.load(up + at, mask=inside, other=0.0)
+    all_have_read()
     tl.store(up + at, y * s, mask=inside)
     tl.store(u + at, dh * s * slope, mask=inside)
     if GATED:
@@ -217,6 +219,7 @@ def of_scores(weights, found, bounds, rows, w_b, w_k, PACKED: tl.constexpr, BLOC
         r = n + tl.arange(0, BLOCK).to(tl.int64)
         w = tl.load(own + r, mask=r < end, other=0.0)
         ds = tl.where(w != 0, w * (tl.load(x + r, mask=r < end, other=0.0) - mean - rest), 0.0)
+        all_have_read()
         tl.store(x + r, ds, mask=r < end)
 
 

@@ -12,7 +12,9 @@ keys and values. What is moved:
     merge_*          where a side is too short to fill the device, its columns are split into chunks: the partial sums
 
 Two softmaxes of one score matrix (bidirectional attention) have one backward: a tile's scores feed both.
-Logarithms and exponentials are of base 2. Every sum has a fixed order: no atomics. Addresses are 64 bits wide.
+Scores are never multiplied by more than `scale`, nor are they added to a logarithm of a sum: a mask may add the largest float there
+is. Of a softmax the largest score and one over the sum are kept instead; where that is exactly 1, one weight is 1 and the others
+are 0, and the scores have no gradient. Every sum has a fixed order: no atomics. Addresses are 64 bits wide.
 """
 
 from typing import Any, NamedTuple
@@ -23,8 +25,6 @@ import triton.language as tl
 
 from ..backends import INTERPRETED
 from .common import launch, processors
-
-LOG2_E = 1.4426950408889634
 
 
 class HeadRows(NamedTuple):
@@ -53,7 +53,8 @@ class Side(NamedTuple):
     query: HeadRows        # what is multiplied to scores
     value: Any             # HeadRows: what the other side's softmax combines
     mask: Any              # Tokens: who takes part in the other side's softmax
-    log_sum: Any           # [B, H, size], of the softmax that this side's rows have over the other side
+    softmax: Any           # [B, H, 2, size], of the softmax that this side's rows have over the other side: the largest score, and
+                           # one over the sum of the exponentials, 0 where nothing takes part
     grad: Any              # HeadRows: gradient of what that softmax combined
     delta: Any             # [B, H, size]: sum(grad * what that softmax combined)
 
@@ -68,6 +69,11 @@ def tokens(t):
         return None
     t = t.view(torch.uint8)
     return Tokens(t, t.stride(0), 0 if t.dim() == 2 else t.stride(1), t.stride(-1))
+
+
+def softmax_shape(queries):
+    """Of what is kept of their softmax: see Side."""
+    return *queries.shape[:2], 2, queries.shape[2]
 
 
 def swapped(pairs):
@@ -147,7 +153,7 @@ def product(s, x, y, PRECISION: tl.constexpr):
 @triton.jit
 def scores(rows, cols, q, k, b, h, n, t, row_keep, col_keep, scale, pairs, bias, D: tl.constexpr, BOTH: tl.constexpr,
            BLOCK_D: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """In base 2. q and k: the tiles where they hold all channels."""
+    """q and k: the tiles where they hold all channels."""
     s = tl.zeros([n.shape[0], t.shape[0]], tl.float32)
     if D <= BLOCK_D:
         s = product(s, q, k, PRECISION)
@@ -156,10 +162,10 @@ def scores(rows, cols, q, k, b, h, n, t, row_keep, col_keep, scale, pairs, bias,
             c = arange(start, BLOCK_D)
             s = product(s, load_queries(rows, b, h, n, c, row_keep, D, BOTH, DOT),
                         load_queries(cols, b, h, t, c, col_keep, D, BOTH, DOT), PRECISION)
-    s = s * (scale * 1.4426950408889634)
+    s = s * scale
     inside = (n < rows.size)[:, None] & (t < cols.size)[None, :]
     if bias is not None:
-        s += tl.load(tile(bias, b, h, n, t), inside, 0) * 1.4426950408889634
+        s += tl.load(tile(bias, b, h, n, t), inside, 0)
     if pairs is not None:
         s = tl.where(tl.load(tile(pairs, b, h, n, t), inside, 0) != 0, s, float("-inf"))
     return s
@@ -191,7 +197,9 @@ def finish(rows, gate, result, attended, m, total, acc, b, h, head, n, c, V: tl.
     inside, some = n < rows.size, total != 0
     acc = tl.where(some[:, None], acc / tl.where(some, total, 1.0)[:, None], 0.0)
     if tl.program_id(1) == 0:
-        tl.store(rows.log_sum + head * rows.size + n, tl.where(some, m + tl.log2(tl.where(some, total, 1.0)), float("inf")), inside)
+        at = rows.softmax + 2 * head * rows.size + n
+        tl.store(at, finite(m), inside)
+        tl.store(at + rows.size, tl.where(some, 1.0 / tl.where(some, total, 1.0), 0.0), inside)
     if attended is not None:
         store_tile(attended, acc, b, h, n, c, inside, V)
     if gate is not None:
@@ -204,6 +212,8 @@ def attend(rows, cols, pairs, bias, gate, result, attended, stats, partial, H, s
            D: tl.constexpr, V: tl.constexpr, BOTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
            BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr):
     """A program for each block of rows, chunk of columns, and BLOCK_V channels of the values: online softmax."""
+    rows = Side(*rows)
+    cols = Side(*cols)
     b, h, head, split, n = program(H, rows.size, splits, BLOCK_N)
     c, d = arange(tl.program_id(1) * BLOCK_V, BLOCK_V), arange(0, BLOCK_D)
     row_keep = n < rows.size
@@ -225,7 +235,7 @@ def attend(rows, cols, pairs, bias, gate, result, attended, stats, partial, H, s
         s = scores(rows, cols, q, k, b, h, n, t, row_keep, keep, scale, pairs, bias, D, BOTH, BLOCK_D, DOT, PRECISION)
         s = tl.where(keep[None, :], s, float("-inf"))
         new = tl.maximum(m, tl.max(s, 1))
-        p, fade = tl.exp2(s - finite(new)[:, None]), tl.exp2(m - finite(new))
+        p, fade = tl.exp(s - finite(new)[:, None]), tl.exp(m - finite(new))
         total = total * fade + tl.sum(p, 1)
         v = load_tile(cols.value, b, h, t, c, keep, V, DOT)
         acc = tl.dot(p.to(DOT), v, acc * fade[:, None], input_precision=PRECISION)
@@ -244,6 +254,7 @@ def attend(rows, cols, pairs, bias, gate, result, attended, stats, partial, H, s
 def merge_attend(rows, gate, result, attended, stats, partial, H, splits, V: tl.constexpr, BLOCK_N: tl.constexpr,
                  BLOCK_V: tl.constexpr):
     """A program for each block of rows and BLOCK_V channels: joins the chunks by maximum and sum, one after another."""
+    rows = Side(*rows)
     b, h, head, _, n = program(H, rows.size, 1, BLOCK_N)
     c, inside = arange(tl.program_id(1) * BLOCK_V, BLOCK_V), n < rows.size
     m, total = tl.full([BLOCK_N], float("-inf"), tl.float32), tl.zeros([BLOCK_N], tl.float32)
@@ -252,7 +263,7 @@ def merge_attend(rows, gate, result, attended, stats, partial, H, splits, V: tl.
         at = (head * splits + split) * rows.size + n
         own = tl.load(stats + 2 * at, inside, float("-inf"))
         new = tl.maximum(m, own)
-        fade, weight = tl.exp2(m - finite(new)), tl.exp2(own - finite(new))
+        fade, weight = tl.exp(m - finite(new)), tl.exp(own - finite(new))
         total = total * fade + tl.load(stats + 2 * at + 1, inside, 0) * weight
         part = tl.load(partial + at[:, None] * V + c[None, :], inside[:, None] & (c < V)[None, :], 0)
         acc = acc * fade[:, None] + part * weight[:, None]
@@ -260,14 +271,22 @@ def merge_attend(rows, gate, result, attended, stats, partial, H, splits, V: tl.
     finish(rows, gate, result, attended, m, total, acc, b, h, head, n, c, V)
 
 
-# Backward: s = scale q.k, p = exp2(s - log_sum), dp = grad.v, ds = p (dp - delta) ------------------------------------------
+# Backward: s = scale q.k, p = exp(s - top) share, dp = grad.v, ds = p (dp - delta) ----------------------------------------
+
+@triton.jit
+def load_softmax(side, head, n):
+    """The largest score, and one over the sum."""
+    at = side.softmax + 2 * head * side.size + n
+    return tl.load(at, n < side.size, 0), tl.load(at + side.size, n < side.size, 0)
+
 
 @triton.jit
 def prepare(rows, grad, gate, combined, grad_gate, H, V: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr):
     """A program for each block of rows: delta, the gate's gradient, and grad * gate (into rows.grad)."""
+    rows = Side(*rows)
     b, h, head, _, n = program(H, rows.size, 1, BLOCK_N)
     inside = n < rows.size
-    some = inside & (tl.load(rows.log_sum + head * rows.size + n, inside, 0) != float("inf"))
+    some = load_softmax(rows, head, n)[1] != 0
     delta = tl.zeros([BLOCK_N], tl.float32)
     for start in range(0, V, BLOCK_V):
         c = arange(start, BLOCK_V)
@@ -285,13 +304,6 @@ def prepare(rows, grad, gate, combined, grad_gate, H, V: tl.constexpr, BLOCK_N: 
 
 
 @triton.jit
-def load_sums(side, head, n):
-    """log_sum, and whether anything took part."""
-    log_sum = tl.load(side.log_sum + head * side.size + n, n < side.size, float("inf"))
-    return log_sum, log_sum != float("inf")
-
-
-@triton.jit
 def gradient_product(grad, value, g, v, b, h, n, t, row_keep, col_keep, V: tl.constexpr, BLOCK_V: tl.constexpr,
                      DOT: tl.constexpr, PRECISION: tl.constexpr):
     dp = tl.zeros([n.shape[0], t.shape[0]], tl.float32)
@@ -306,8 +318,20 @@ def gradient_product(grad, value, g, v, b, h, n, t, row_keep, col_keep, V: tl.co
 
 
 @triton.jit
+def exponential(s, top):
+    """The scores are taken again, and may round another way: a weight is at most `share` all the same."""
+    return tl.exp(tl.minimum(s - top, 0.0, tl.PropagateNan.ALL))
+
+
+@triton.jit
+def spread(share):
+    """What the scores' gradient is multiplied by: exactly 0 where one weight is 1."""
+    return tl.where(share == 1, 0.0, share)
+
+
+@triton.jit
 def mean(p, dp, axis: tl.constexpr):
-    """log_sum is rounded, so that p add up to almost 1: what dp has in common has to cancel all the same."""
+    """p may add up to anything: what dp has in common cancels."""
     total = tl.sum(p, axis)
     return tl.sum(p * dp, axis) / tl.where(total != 0, total, 1.0)
 
@@ -341,6 +365,8 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
     rows.grad: the rows' softmax over the columns; cols.grad: the columns' softmax over the rows; either or both.
     ALL_ROWS, ALL_COLS: a tile holds them all, so that delta is known exactly, where `prepare` had a rounded result.
     """
+    rows = Side(*rows)
+    cols = Side(*cols)
     b, h, head, split, n = program(H, rows.size, splits, BLOCK_N)
     part = tl.program_id(1)
     out_d, out_v = arange(part * OUT_D, OUT_D), arange(part * OUT_V, OUT_V)
@@ -348,7 +374,8 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
     row_keep = taking_part(rows, b, h, n)
     row_live = n < rows.size
     if rows.grad is not None:
-        row_sum, row_live = load_sums(rows, head, n)
+        row_top, row_share = load_softmax(rows, head, n)
+        row_live = row_share != 0
         row_delta = tl.load(rows.delta + head * rows.size + n, row_live, 0)
     row_counts = row_keep if BOTH else row_keep & row_live
     q, row_g, row_v = None, None, None
@@ -370,25 +397,25 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
         col_keep = taking_part(cols, b, h, t)
         col_live = t < cols.size
         if cols.grad is not None:
-            col_sum, col_live = load_sums(cols, head, t)
+            col_top, col_share = load_softmax(cols, head, t)
+            col_live = col_share != 0
         col_counts = col_keep if BOTH else col_keep & col_live
         k = None
         if D <= BLOCK_D:
             k = load_queries(cols, b, h, t, d, col_counts, D, BOTH, DOT)
         s = scores(rows, cols, q, k, b, h, n, t, row_counts, col_counts, scale, pairs, bias, D, BOTH, BLOCK_D, DOT, PRECISION)
-        # Where nothing took part every score is -Inf, and log_sum Inf: the exponential is 0.
         ds = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
         if rows.grad is not None:
-            p = tl.exp2(tl.where(col_keep[None, :], s, float("-inf")) - row_sum[:, None])
+            p = exponential(tl.where(col_keep[None, :], s, float("-inf")), row_top[:, None])
             v = None
             if V <= BLOCK_V:
                 v = load_tile(cols.value, b, h, t, c, col_keep, V, DOT)
             dp = gradient_product(rows.grad, cols.value, row_g, v, b, h, n, t, row_live, col_keep, V, BLOCK_V, DOT, PRECISION)
             if ALL_COLS:
                 row_delta = mean(p, dp, 1)
-            ds += p * (dp - row_delta[:, None])
+            ds += p * (dp - row_delta[:, None]) * spread(row_share)[:, None]
         if cols.grad is not None:
-            p = tl.exp2(tl.where(row_keep[:, None], s, float("-inf")) - col_sum[None, :])
+            p = exponential(tl.where(row_keep[:, None], s, float("-inf")), col_top[None, :])
             g = None
             if V <= BLOCK_V:
                 g = load_tile(cols.grad, b, h, t, c, col_live, V, DOT)
@@ -398,11 +425,11 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
                     col_delta = mean(p, dp, 0)
                 else:
                     col_delta = tl.load(cols.delta + head * cols.size + t, col_live, 0)
-                ds += p * (dp - col_delta[None, :])
+                ds += p * (dp - col_delta[None, :]) * spread(col_share)[None, :]
             if to_value is not None:
                 if V > BLOCK_V or OUT_V != BLOCK_V:
                     g = load_tile(cols.grad, b, h, t, out_v, col_live, V, DOT, False)
-                dv = tl.dot(p.to(DOT), g, dv, input_precision=PRECISION)
+                dv = tl.dot((p * col_share[None, :]).to(DOT), g, dv, input_precision=PRECISION)
         if grad_bias is not None:
             if part == 0:
                 tl.store(tile(grad_bias, b, h, n, t), ds, (n < rows.size)[:, None] & (t < cols.size)[None, :])
@@ -433,11 +460,12 @@ def add_up(partial, head, splits, size, n, c, C: tl.constexpr):
 def merge_gradients(rows, to_query, to_value, partial_query, partial_value, H, splits, scale, D: tl.constexpr, V: tl.constexpr,
                     BOTH: tl.constexpr, BLOCK_N: tl.constexpr, OUT_D: tl.constexpr, OUT_V: tl.constexpr):
     """A program for each block of rows and OUT_D and OUT_V channels: adds the chunks' sums up, one after another."""
+    rows = Side(*rows)
     b, h, head, _, n = program(H, rows.size, 1, BLOCK_N)
     part = tl.program_id(1)
     live = n < rows.size
     if rows.grad is not None:
-        _, live = load_sums(rows, head, n)
+        live = load_softmax(rows, head, n)[1] != 0
     dq, dv = None, None
     if to_query is not None:
         dq = add_up(partial_query, head, splits, rows.size, n, arange(part * OUT_D, OUT_D), D)
@@ -505,7 +533,7 @@ class Heads:
         return max(triton.cdiv(columns, chunk), 1), chunk
 
     def attend(self, configuration, rows, cols, result, pairs=None, bias=None, gate=None, attended=None):
-        """Writes result, attended and rows.log_sum."""
+        """Writes result, attended and rows.softmax."""
         block_n, block_t = block(rows.size, configuration.rows), block(cols.size, configuration.cols)
         block_d, block_v = block(self.D, configuration.inner), block(self.V, configuration.outer)
         blocks, parts = triton.cdiv(rows.size, block_n) * self.B * self.H, triton.cdiv(self.V, block_v)

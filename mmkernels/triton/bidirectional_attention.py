@@ -9,8 +9,8 @@ import torch
 import triton
 
 from ..ops.bidirectional_attention import OPERATION
-from ..ops.common import empty_heads
-from .attention import BACKWARD_BOTH, FORWARD, Heads, Side, head_rows, tokens
+from ..ops.common import empty_heads, empty_softmax
+from .attention import BACKWARD_BOTH, FORWARD, Heads, Side, head_rows, softmax_shape, tokens
 from .common import define, on_device, require, tuned
 
 
@@ -43,9 +43,8 @@ class Problem:
 def forward(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
     problem = Problem(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
     image_out, text_out = (empty_heads(t, problem.image_shape[3]) for t in (image_query, text_key))
-    image_log_sum, text_log_sum = (torch.empty(shape[:3], dtype=torch.float32, device=image_query.device)
-                                   for shape in (problem.image_shape, problem.text_shape))
-    image, text = problem.image._replace(log_sum=image_log_sum), problem.text._replace(log_sum=text_log_sum)
+    image_softmax, text_softmax = (empty_softmax(t) for t in (image_query, text_key))
+    image, text = problem.image._replace(softmax=image_softmax), problem.text._replace(softmax=text_softmax)
 
     def run(configuration):
         problem.heads.attend(configuration, image, text, head_rows(image_out))
@@ -53,18 +52,18 @@ def forward(image_query, text_key, image_value, text_value, image_mask, text_mas
 
     with on_device(image_query):
         run(tuned(("bidirectional forward", *problem.key), FORWARD[problem.heads.dtype], image_query, run))
-    return image_out, text_out, image_log_sum, text_log_sum
+    return image_out, text_out, image_softmax, text_softmax
 
 
 def backward(grad_image_out, grad_text_out, image_query, text_key, image_value, text_value, image_mask, text_mask, image_out, text_out,
-             image_log_sum, text_log_sum, scale, need_image_query_grad, need_text_key_grad, need_image_value_grad, need_text_value_grad):
+             image_softmax, text_softmax, scale, need_image_query_grad, need_text_key_grad, need_image_value_grad, need_text_value_grad):
     problem = Problem(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
     for t, name, shape in ((grad_image_out, "grad_image_out", problem.image_shape), (grad_text_out, "grad_text_out", problem.text_shape),
                            (image_out, "image_out", problem.image_shape), (text_out, "text_out", problem.text_shape)):
         if t is not None:
             require(t, name, image_query, shape)
-    for t, name, shape in ((image_log_sum, "image_log_sum", problem.image_shape), (text_log_sum, "text_log_sum", problem.text_shape)):
-        require(t, name, image_query, shape[:3], torch.float32)
+    for t, name, like in ((image_softmax, "image_softmax", image_query), (text_softmax, "text_softmax", text_key)):
+        require(t, name, image_query, softmax_shape(like), torch.float32)
     needs = need_image_query_grad, need_text_key_grad, need_image_value_grad, need_text_value_grad
     grads = [empty_heads(t, t.shape[3]) if need else image_query.new_empty(0)
              for t, need in zip((image_query, text_key, image_value, text_value), needs)]
@@ -73,17 +72,17 @@ def backward(grad_image_out, grad_text_out, image_query, text_key, image_value, 
     to_image_query, to_text_key, to_image_value, to_text_value = (head_rows(t) if need else None for t, need in zip(grads, needs))
     heads = problem.heads
 
-    def side(side, grad, out, log_sum):
+    def side(side, grad, out, softmax):
         """With what its own softmax gives, if that has a gradient."""
         if grad is None:
             return side
-        side = side._replace(log_sum=log_sum.contiguous(), grad=head_rows(grad), delta=heads.scratch(*log_sum.shape))
+        side = side._replace(softmax=softmax.contiguous(), grad=head_rows(grad), delta=heads.scratch(*grad.shape[:3]))
         heads.prepare(side, side.grad, head_rows(out))
         return side
 
     def run(configuration):
-        image = side(problem.image, grad_image_out, image_out, image_log_sum)
-        text = side(problem.text, grad_text_out, text_out, text_log_sum)
+        image = side(problem.image, grad_image_out, image_out, image_softmax)
+        text = side(problem.text, grad_text_out, text_out, text_softmax)
         heads.differentiate(configuration, image, text, to_image_query, to_image_value)
         heads.differentiate(configuration, text, image, to_text_key, to_text_value)
 
@@ -97,6 +96,6 @@ define("bidirectional_attention_triton(Tensor image_query, Tensor text_key, Tens
        "Tensor? text_mask, float scale) -> (Tensor, Tensor, Tensor, Tensor)", forward)
 define("bidirectional_attention_triton_backward(Tensor? grad_image_out, Tensor? grad_text_out, Tensor image_query, Tensor text_key, "
        "Tensor image_value, Tensor text_value, Tensor? image_mask, Tensor? text_mask, Tensor image_out, Tensor text_out, "
-       "Tensor image_log_sum, Tensor text_log_sum, float scale, bool need_image_query_grad, bool need_text_key_grad, "
+       "Tensor image_softmax, Tensor text_softmax, float scale, bool need_image_query_grad, bool need_text_key_grad, "
        "bool need_image_value_grad, bool need_text_value_grad) -> (Tensor, Tensor, Tensor, Tensor)", backward)
 OPERATION.register("bidirectional_attention_triton", "triton")

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ..ops.channel_attention import OPERATION
 from ..reference.precision import without_autocast
-from .common import define, launch, on_device, require
+from .common import all_have_read, define, launch, on_device, require
 from .rows import Rows, WeightGradient, blocks, nothing_kept, product, sum_columns
 
 
@@ -89,6 +89,7 @@ def differentiate(scores, shift, sample, image, image_n, image_c, grad_result, g
         p = tl.exp(load_scores(scores, shift, r, b, c, inside, C) - m[:, None]) / total[:, None]
         dp, g = arriving(image, image_n, image_c, grad_result, grad_weights, r, c, inside, C, RESULT, WEIGHTS, BLOCK_N, BLOCK_C)
         at = r[:, None] * C + c[None, :]
+        all_have_read()
         tl.store(scores + at, p * (dp - mean[:, None]), mask=inside)
         if DIRECT:
             tl.store(direct + at, (p * g).to(direct.dtype.element_ty), mask=inside)

@@ -1,4 +1,8 @@
-"""What the Triton operations share: tensors as kernel arguments, registration, the choice of a configuration."""
+"""What the Triton operations share: tensors as kernel arguments, registration, launch, the choice of a configuration.
+
+A kernel that takes a tuple with tuples in it begins with a new one of the same: Triton 3.6 forgets what it knows of the inner ones
+while it compiles (a stride that is 1, a field that is absent) as soon as it comes to a loop.
+"""
 
 import contextlib
 import functools
@@ -8,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 
 from ..backends import INTERPRETED
 
@@ -73,6 +78,12 @@ def require(t, name, like, shape, dtype=None):
                            f"got {t.dtype} {list(t.shape)} on {t.device}")
 
 
+@triton.jit
+def all_have_read():
+    """Comes between reading and writing an address: several warps may hold what lies there, and each reads it for itself."""
+    tl.debug_barrier()
+
+
 library = torch.library.Library("mmkernels", "FRAGMENT")
 
 
@@ -109,11 +120,15 @@ _turn = threading.RLock() if INTERPRETED else contextlib.nullcontext()
 
 
 def launch(kernel, programs, *arguments, **options):
-    """`programs` may be 0, or one number for each axis of the grid."""
+    """`programs` may be 0, or one number for each axis of the grid.
+
+    Nothing is contracted to a fused multiply-add: several threads hold the same sum, and a product that one of them rounds and
+    another doesn't would make it two.
+    """
     grid = programs if isinstance(programs, tuple) else (programs,)
     if all(grid):
         with _turn:
-            kernel[grid](*arguments, **options)
+            kernel[grid](*arguments, enable_fp_fusion=False, **options)
 
 
 _fastest = {}

@@ -7,9 +7,9 @@ the queries' gradient (and the bias's) with tokens as columns, then keys' and va
 import torch
 import triton
 
-from ..ops.common import empty_heads
+from ..ops.common import empty_heads, empty_softmax
 from ..ops.gated_cross_attention import OPERATION
-from .attention import BACKWARD, FORWARD, Heads, Side, head_rows, swapped, tokens
+from .attention import BACKWARD, FORWARD, Heads, Side, head_rows, softmax_shape, swapped, tokens
 from .common import define, on_device, require, tuned
 
 
@@ -29,7 +29,7 @@ class Problem:
             raise RuntimeError("bias goes with neither tokens nor pairs")
         if pairs is not None and mask is None:
             raise RuntimeError("pairs need tokens: which of them any query attends to")
-        self.shape, self.sums = (B, H, N, dv), (B, H, N)
+        self.shape = B, H, N, dv
         require(key, "key", query, (B, H, T, d))
         require(value, "value", query, (B, H, T, dv))
         for t, name, shape, dtype in ((gate, "gate", self.shape, None), (mask, "tokens", (B, H, T), torch.bool),
@@ -49,8 +49,8 @@ def forward(query, key, value, gate, mask, pairs, bias, scale, need_attended):
     need_attended = need_attended and gate is not None
     result = empty_heads(query, problem.shape[3])
     attended = empty_heads(query, problem.shape[3]) if need_attended else query.new_empty(0)
-    log_sum = torch.empty(problem.sums, dtype=torch.float32, device=query.device)
-    queries = problem.queries._replace(log_sum=log_sum)
+    softmax = empty_softmax(query)
+    queries = problem.queries._replace(softmax=softmax)
 
     def run(configuration):
         problem.heads.attend(configuration, queries, problem.tokens, head_rows(result), gate=head_rows(gate),
@@ -58,21 +58,21 @@ def forward(query, key, value, gate, mask, pairs, bias, scale, need_attended):
 
     with on_device(query):
         run(tuned(("gated forward", need_attended, *problem.key), FORWARD[problem.heads.dtype], query, run))
-    return result, attended, log_sum
+    return result, attended, softmax
 
 
-def backward(grad_result, query, key, value, gate, mask, pairs, bias, attended, log_sum, scale, need_attended,
+def backward(grad_result, query, key, value, gate, mask, pairs, bias, attended, softmax, scale, need_attended,
              need_query_grad, need_key_grad, need_value_grad, need_gate_grad, need_bias_grad):
     problem = Problem(query, key, value, gate, mask, pairs, bias, scale)
     if grad_result is None:
         raise RuntimeError("grad_result must be given")
     require(grad_result, "grad_result", query, problem.shape)
     require(attended, "attended", query, problem.shape)
-    require(log_sum, "log_sum", query, problem.sums, torch.float32)
+    require(softmax, "softmax", query, softmax_shape(query), torch.float32)
     like = lambda t, need: empty_heads(t, t.shape[3]) if need and t is not None else query.new_empty(0)
     grads = [like(t, need) for t, need in ((query, need_query_grad), (key, need_key_grad), (value, need_value_grad), (gate, need_gate_grad))]
     need_bias_grad = need_bias_grad and bias is not None
-    grad_bias = torch.empty((*problem.sums, key.shape[2]) if need_bias_grad else (0,), dtype=torch.float32, device=query.device)
+    grad_bias = torch.empty((*query.shape[:3], key.shape[2]) if need_bias_grad else (0,), dtype=torch.float32, device=query.device)
     to_query, to_key, to_value, to_gate = (
         head_rows(t) if need else None for t, need in zip(grads, (need_query_grad, need_key_grad, need_value_grad,
                                                                   need_gate_grad and gate is not None)))
@@ -82,7 +82,7 @@ def backward(grad_result, query, key, value, gate, mask, pairs, bias, attended, 
 
     def run(configuration):
         gated = head_rows(heads.scratch(*problem.shape, dtype=query.dtype)) if gate is not None else grad
-        queries = problem.queries._replace(log_sum=log_sum.contiguous(), grad=gated, delta=heads.scratch(*problem.sums))
+        queries = problem.queries._replace(softmax=softmax.contiguous(), grad=gated, delta=heads.scratch(*query.shape[:3]))
         heads.prepare(queries, grad, head_rows(attended), head_rows(gate), to_gate)
         heads.differentiate(configuration, queries, problem.tokens, to_query, None, **problem.pairs,
                             grad_bias=head_rows(grad_bias) if need_bias_grad else None)
@@ -98,7 +98,7 @@ def backward(grad_result, query, key, value, gate, mask, pairs, bias, attended, 
 define("gated_cross_attention_triton(Tensor query, Tensor key, Tensor value, Tensor? gate, Tensor? tokens, Tensor? pairs, Tensor? bias, "
        "float scale, bool need_attended) -> (Tensor, Tensor, Tensor)", forward)
 define("gated_cross_attention_triton_backward(Tensor? grad_result, Tensor query, Tensor key, Tensor value, Tensor? gate, Tensor? tokens, "
-       "Tensor? pairs, Tensor? bias, Tensor attended, Tensor log_sum, float scale, bool need_attended, bool need_query_grad, "
+       "Tensor? pairs, Tensor? bias, Tensor attended, Tensor softmax, float scale, bool need_attended, bool need_query_grad, "
        "bool need_key_grad, bool need_value_grad, bool need_gate_grad, bool need_bias_grad) -> "
        "(Tensor, Tensor, Tensor, Tensor, Tensor)", backward)
 OPERATION.register("gated_cross_attention_triton", "triton")

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import launch
+from .common import all_have_read, launch
 
 PANEL_BYTES = 4 << 20     # of scores in flight
 WIDEST = 2048             # channels that a program holds at most; more are walked
@@ -116,7 +116,9 @@ def add_columns(to, upstream, bounds, first, last, step, C, BLOCK_N: tl.constexp
         total += tl.sum(x.to(tl.float32), 0)
     if begin < end:
         at = to + b * C + c
-        tl.store(at, tl.load(at, mask=c < C, other=0.0) + total, mask=c < C)
+        total += tl.load(at, mask=c < C, other=0.0)
+        all_have_read()
+        tl.store(at, total, mask=c < C)
 
 
 def sum_columns(to, upstream, bounds, first, last):

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from ..ops.spatial_attention import OPERATION
-from .common import (MAX_TILE, Features, Vectors, define, features, launch, mask_features, merge_rows,
+from .common import (MAX_TILE, Features, Vectors, all_have_read, define, features, launch, mask_features, merge_rows,
                      on_device, processors, require, tuned, vectors)
 
 
@@ -183,13 +183,14 @@ def normaliser(total, count, RESCALE: tl.constexpr):
 
 @triton.jit
 def scores(a, x, keep, b, h, c, C: tl.constexpr):
-    t = load_vector(a.text, b, h, c, C) * a.scale
-    return tl.where(keep, tl.sum(x * t[None, :], 1), float("-inf"))
+    t = load_vector(a.text, b, h, c, C)
+    return tl.where(keep, tl.sum(x * t[None, :], 1) * a.scale, float("-inf"))
 
 
 @triton.jit
 def forward_whole(a, result, pooled, RESCALE: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
     """A program for each (sample, head) of at most BLOCK_N positions: everything at once."""
+    a = Arguments(*a)
     pid, b, h = split_program(a.s.H)
     first, last = bounds(a, b)
     if last - first > BLOCK_N:
@@ -200,6 +201,7 @@ def forward_whole(a, result, pooled, RESCALE: tl.constexpr, C: tl.constexpr, BLO
     score = scores(a, x, keep, b, h, c, C)
     e = tl.exp(score - finite(tl.max(score, 0)))
     w = tl.where(keep, e * normaliser(tl.sum(e, 0), tl.sum(keep.to(tl.float32), 0), RESCALE), 0.0)
+    all_have_read()                               # the result may be the image
     tl.store(a.weights + weights_of(a, b, h) + n, w, n < last)
     if result is not None:
         store_tile(a, result, w[:, None] * x, b, h, n, c, last, C)
@@ -210,6 +212,7 @@ def forward_whole(a, result, pooled, RESCALE: tl.constexpr, C: tl.constexpr, BLO
 @triton.jit
 def forward_chunks(a, stats, partial, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
     """A program for each (chunk, head): its scores, and their maximum, sum and count, and its weighted sum (pool)."""
+    a = Arguments(*a)
     pid, number, h = split_program(a.s.H)
     b, begin, end = locate(a, number)
     c = arange(BLOCK_C)
@@ -240,6 +243,7 @@ def forward_chunks(a, stats, partial, C: tl.constexpr, BLOCK_N: tl.constexpr, BL
 def forward_merge(a, stats, partial, pooled, merged, programs, RESCALE: tl.constexpr, C: tl.constexpr,
                   BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
     """A program for each (sample, head) and BLOCK_C channels: joins the chunks' statistics and weighted sums."""
+    a = Arguments(*a)
     pid, b, h = split_program(a.s.H)
     first, last = bounds(a, b)
     if a.offsets is not None:
@@ -274,7 +278,8 @@ def forward_merge(a, stats, partial, pooled, merged, programs, RESCALE: tl.const
 
 @triton.jit
 def forward_apply(a, result, merged, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
-    """A program for each (chunk, head): scores become weights, and multiply the image."""
+    """A program for each (chunk, head): scores become weights, in place, and multiply the image, maybe in place, too."""
+    a = Arguments(*a)
     pid, number, h = split_program(a.s.H)
     b, begin, end = locate(a, number)
     c = arange(BLOCK_C)
@@ -284,9 +289,11 @@ def forward_apply(a, result, merged, C: tl.constexpr, BLOCK_N: tl.constexpr, BLO
         keep = taking_part(a, b, n, end)
         at = a.weights + weights_of(a, b, h) + n
         w = tl.where(keep, tl.exp(tl.load(at, keep, 0) - m) * factor, 0.0)
-        tl.store(at, w, n < end)
         if result is not None:
             x = load_tile(a, a.image, b, h, n, c, keep, C)
+        all_have_read()
+        tl.store(at, w, n < end)
+        if result is not None:
             store_tile(a, result, w[:, None] * x, b, h, n, c, end, C)
 
 
@@ -329,6 +336,8 @@ def store_image_grad(a, g, grad, w, ds, b, h, n, c, keep, end, C: tl.constexpr):
 @triton.jit
 def backward_whole(a, g, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
     """As forward_whole."""
+    a = Arguments(*a)
+    g = Gradients(*g)
     pid, b, h = split_program(a.s.H)
     first, last = bounds(a, b)
     if last - first > BLOCK_N:
@@ -349,6 +358,8 @@ def backward_whole(a, g, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.con
 @triton.jit
 def backward_chunks(a, g, stats, partial, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
     """A program for each (chunk, head): dw, its mean, the sum of w, and u = sum(w (dw - mean) x), v = sum(w x)."""
+    a = Arguments(*a)
+    g = Gradients(*g)
     pid, number, h = split_program(a.s.H)
     b, begin, end = locate(a, number)
     c = arange(BLOCK_C)
@@ -380,6 +391,8 @@ def backward_chunks(a, g, stats, partial, C: tl.constexpr, BLOCK_N: tl.constexpr
 @triton.jit
 def backward_merge(a, g, stats, partial, merged, programs, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
     """A program for each (sample, head) and BLOCK_C channels: the mean of dw over the sample, and the text's gradient."""
+    a = Arguments(*a)
+    g = Gradients(*g)
     pid, b, h = split_program(a.s.H)
     first, last = bounds(a, b)
     if a.offsets is not None:
@@ -412,6 +425,8 @@ def backward_merge(a, g, stats, partial, merged, programs, C: tl.constexpr, BLOC
 @triton.jit
 def backward_apply(a, g, merged, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
     """A program for each (chunk, head): the image's gradient."""
+    a = Arguments(*a)
+    g = Gradients(*g)
     pid, number, h = split_program(a.s.H)
     b, begin, end = locate(a, number)
     c = arange(BLOCK_C)

@@ -23,7 +23,7 @@ MISTAKES = {
         "num_heads a float": ({"num_heads": 2.0}, TypeError, ["num_heads must be an int, got float"]),
         "num_heads a bool": ({"num_heads": True}, TypeError, ["num_heads must be an int, got bool"]),
         "num_heads None": ({"num_heads": None}, TypeError, ["num_heads must be an int, got NoneType"]),
-        **{f"num_heads {count}": ({"num_heads": count}, ValueError, [f"num_heads must be at least 1 and divide the 8 channels of image, got {count}"])
+        **{f"num_heads {count}": ({"num_heads": count}, ValueError, [f"num_heads must be at least 1 and divide image's D = 8, got {count}"])
            for count in (0, -2, 3, 16)},
         "combine unknown": ({"combine": "add"}, ValueError, ["combine must be one of 'multiply', 'pool', got 'add'"]),
         "layout unknown": ({"layout": "bhwd"}, ValueError, ["layout must be one of 'bnd', 'bdhw', got 'bhwd'"]),
