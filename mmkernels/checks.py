@@ -114,9 +114,10 @@ def _of_numpy(value, *names):
 
 
 def number(name, value):
-    """A real number, or a symbolic one while torch.compile traces."""
+    """A real number, also NumPy's, as a float; a symbolic one while torch.compile traces."""
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return value if isinstance(value, (torch.SymInt, torch.SymFloat)) else float(value)
 
 
 def integer(name, value):

@@ -34,12 +34,13 @@ class SpatialAttention(nn.Module):
     def __init__(self, image_dim, text_dim, *, num_heads=1, combine="multiply", rescale=False, layout="bnd",
                  scale=None, bias=True, backend=None, device=None, dtype=None):
         super().__init__()
-        _check_options(scale, backend)
+        backends.check(backend)
         checks.choice("combine", combine, ("multiply", "pool"))
         checks.choice("layout", layout, ("bnd", "bdhw"))
         self.image_dim, self.text_dim = checks.dimension("image_dim", image_dim), checks.dimension("text_dim", text_dim)
         self.num_heads = checks.heads("num_heads", num_heads, ("image_dim", self.image_dim))
-        self.combine, self.rescale, self.layout, self.scale = combine, checks.flag("rescale", rescale), layout, scale
+        self.combine, self.rescale, self.layout = combine, checks.flag("rescale", rescale), layout
+        self.scale = None if scale is None else checks.number("scale", scale)
         self.backend = backend
         self.text_projection = nn.Linear(self.text_dim, self.image_dim, bias=checks.flag("bias", bias), device=device, dtype=dtype)
 
@@ -85,7 +86,7 @@ class GatedCrossAttention(nn.Module):
     def __init__(self, image_dim, text_dim, num_heads=1, *, embed_dim=None, value_dim=None, gate_activation=None, norm=None,
                  bias=True, scale=None, backend=None, device=None, dtype=None):
         super().__init__()
-        _check_options(scale, backend)
+        backends.check(backend)
         image_dim, text_dim = checks.dimension("image_dim", image_dim), checks.dimension("text_dim", text_dim)
         embed_dim = image_dim if embed_dim is None else checks.dimension("embed_dim", embed_dim)
         value_dim = image_dim if value_dim is None else checks.dimension("value_dim", value_dim)
@@ -94,7 +95,7 @@ class GatedCrossAttention(nn.Module):
             if module is not None and not callable(module):
                 raise TypeError(f"{name} must be a module or None, got {type(module).__name__}")
         self.image_dim, self.text_dim, self.embed_dim, self.value_dim = image_dim, text_dim, embed_dim, value_dim
-        self.num_heads, self.scale, self.backend = num_heads, scale, backend
+        self.num_heads, self.scale, self.backend = num_heads, None if scale is None else checks.number("scale", scale), backend
         options = {"bias": checks.flag("bias", bias), "device": device, "dtype": dtype}
         self.query_projection = nn.Linear(image_dim, embed_dim, **options)
         self.gate_projection = nn.Linear(image_dim, value_dim, **options)
@@ -148,12 +149,12 @@ class BidirectionalAttention(nn.Module):
 
     def __init__(self, image_dim, text_dim, embed_dim, num_heads, *, bias=True, scale=None, backend=None, device=None, dtype=None):
         super().__init__()
-        _check_options(scale, backend)
+        backends.check(backend)
         image_dim, text_dim = checks.dimension("image_dim", image_dim), checks.dimension("text_dim", text_dim)
         embed_dim = checks.dimension("embed_dim", embed_dim)
         num_heads = checks.heads("num_heads", num_heads, ("embed_dim", embed_dim))
         self.image_dim, self.text_dim, self.embed_dim, self.num_heads = image_dim, text_dim, embed_dim, num_heads
-        self.scale, self.backend = scale, backend
+        self.scale, self.backend = None if scale is None else checks.number("scale", scale), backend
         options = {"bias": checks.flag("bias", bias), "device": device, "dtype": dtype}
         self.image_query_projection = nn.Linear(image_dim, embed_dim, **options)
         self.text_key_projection = nn.Linear(text_dim, embed_dim, **options)
@@ -198,7 +199,7 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, image_dim, text_dim, *, bias=True, backend=None, device=None, dtype=None):
         super().__init__()
-        _check_options(None, backend)
+        backends.check(backend)
         self.image_dim, self.text_dim = checks.dimension("image_dim", image_dim), checks.dimension("text_dim", text_dim)
         self.backend = backend
         self.score_projection = nn.Linear(self.image_dim + self.text_dim, self.image_dim, bias=checks.flag("bias", bias), device=device, dtype=dtype)
@@ -247,7 +248,7 @@ class AdditiveAttention(nn.Module):
     def __init__(self, image_dim, hidden_dim, query_dim=None, num_queries=1, activation="tanh", gated=False, *, combine="pool", bias=True,
                  backend=None, device=None, dtype=None):
         super().__init__()
-        _check_options(None, backend)
+        backends.check(backend)
         checks.choice("activation", activation, tuple(ACTIVATIONS))
         checks.choice("combine", combine, ("pool", "multiply"))
         image_dim, hidden_dim = checks.dimension("image_dim", image_dim), checks.dimension("hidden_dim", hidden_dim)
@@ -311,12 +312,6 @@ class AdditiveAttention(nn.Module):
     def extra_repr(self):
         return (f"image_dim={self.image_dim}, hidden_dim={self.hidden_dim}, query_dim={self.query_dim}, num_queries={self.num_queries}, "
                 f"activation={self.activation!r}, gated={self.gated}, combine={self.combine!r}, backend={self.backend!r}")
-
-
-def _check_options(scale, backend):
-    if scale is not None:
-        checks.number("scale", scale)
-    backends.check(backend)
 
 
 def _check(name, tensor, *shape):
