@@ -16,8 +16,14 @@ import mmkernels as mmk
 from mmkernels import reference
 
 PACKED = [name for name, operation in OPERATIONS.items() if "packed" in operation.FORMS]
-SEQUENCES = {"list": BAGS.tolist(), "tuple": tuple(BAGS.tolist()), "of NumPy's": [np.int64(b) for b in BAGS.tolist()],
-             "array": BAGS.numpy(), "array of int32": BAGS.int().numpy(), "read-only array": np.broadcast_to(BAGS.numpy(), 4)}
+SEQUENCES = {
+    "list": BAGS.tolist(),
+    "tuple": tuple(BAGS.tolist()),
+    "of NumPy's": [np.int64(b) for b in BAGS.tolist()],
+    "array": BAGS.numpy(),
+    "array of int32": BAGS.int().numpy(),
+    "read-only array": np.broadcast_to(BAGS.numpy(), 4),
+}
 
 
 def results(found):
@@ -34,16 +40,30 @@ def test_numbers_and_flags_of_numpy(operation, form):
     """Each option that a plain number or flag is, as NumPy has it: the same bits."""
     function = getattr(mmk, operation)
     for name, parameter in inspect.signature(function).parameters.items():
-        values = {"scale": (np.float32(0.5), np.float64(0.5), np.float16(0.5), np.int64(2)), "num_heads": (np.int64(2), np.int32(2))}.get(
-            name, (np.bool_(True), np.bool_(False)) if isinstance(parameter.default, bool) else ())
+        values = {
+            "scale": (np.float32(0.5), np.float64(0.5), np.float16(0.5), np.int64(2)),
+            "num_heads": (np.int64(2), np.int32(2)),
+        }.get(name, (np.bool_(True), np.bool_(False)) if isinstance(parameter.default, bool) else ())
         for value in values:
             assert_same(function(**form.arguments | {name: value}), function(**form.arguments | {name: value.item()}))
 
 
 def test_numbers_and_flags_of_numpy_in_modules():
     """They are Python's then: what a module's attributes say, and what is traced."""
-    module = mmk.SpatialAttention(np.int64(8), np.int32(5), num_heads=np.int64(2), rescale=np.bool_(True), bias=np.bool_(False), scale=np.float32(0.5))
-    assert [type(value) for value in (module.image_dim, module.text_dim, module.num_heads, module.rescale)] == [int, int, int, bool]
+    module = mmk.SpatialAttention(
+        np.int64(8),
+        np.int32(5),
+        num_heads=np.int64(2),
+        rescale=np.bool_(True),
+        bias=np.bool_(False),
+        scale=np.float32(0.5),
+    )
+    assert [type(value) for value in (module.image_dim, module.text_dim, module.num_heads, module.rescale)] == [
+        int,
+        int,
+        int,
+        bool,
+    ]
     assert module.text_projection.bias is None
     tensors = draw(2, 6, 8), draw(2, 5)
     torch._dynamo.reset()
@@ -61,19 +81,25 @@ def test_offsets_of_any_sequence(operation, offsets):
 
 
 @pytest.mark.parametrize("operation", PACKED)
-@pytest.mark.parametrize("offsets", [SEQUENCES[kind] for kind in ("list", "tuple", "array")], ids=["list", "tuple", "array"])
+@pytest.mark.parametrize(
+    "offsets", [SEQUENCES[kind] for kind in ("list", "tuple", "array")], ids=["list", "tuple", "array"]
+)
 def test_compiled_with_offsets_of_any_sequence(operation, offsets):
     arguments, function = OPERATIONS[operation].FORMS["packed"].arguments, getattr(mmk, operation)
     torch._dynamo.reset()
-    compiled = torch.compile(lambda given, offsets: function(**given | {"offsets": offsets}), fullgraph=True, backend="eager")
+    compiled = torch.compile(
+        lambda given, offsets: function(**given | {"offsets": offsets}), fullgraph=True, backend="eager"
+    )
     assert_same(compiled(arguments, offsets), function(**arguments))
 
 
 @pytest.mark.parametrize("operation", PACKED)
 def test_offsets_go_where_image_is(operation):
     """A list has no device of its own."""
-    arguments = {name: value.to("meta") if isinstance(value, torch.Tensor) else value
-                 for name, value in OPERATIONS[operation].FORMS["packed"].arguments.items()}
+    arguments = {
+        name: value.to("meta") if isinstance(value, torch.Tensor) else value
+        for name, value in OPERATIONS[operation].FORMS["packed"].arguments.items()
+    }
     assert results(getattr(mmk, operation)(**arguments | {"offsets": BAGS.tolist()}))[0].device.type == "meta"
 
 

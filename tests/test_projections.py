@@ -1,6 +1,6 @@
-"""The modules' projections are submodules that are used as such: whatever is done to them takes effect, never silently not.
+"""The modules' projections are used as submodules: whatever is done to them takes effect, never silently not.
 
-The truth of all is the modules' definition, written here, in float64, with the projections called as the modules hold them.
+The truth is the modules' definition, written here, in float64, with the projections called as the modules hold them.
 """
 
 import copy
@@ -24,6 +24,7 @@ OFFSETS = torch.tensor([0, 4, 4, B * N])
 
 # The definitions. What the projections give in their own dtype goes on in `dtype`.
 
+
 def spatial(module, image, vector, dtype):
     return reference.spatial_attention(image.to(dtype), module.text_projection(vector).to(dtype), num_heads=2)
 
@@ -37,14 +38,25 @@ def _joined(tensor, image):
 
 
 def gated(module, image, tokens, dtype):
-    query, key, value, gate = (_heads(t, dtype) for t in (module.query_projection(image), module.key_projection(tokens),
-                                                          module.value_projection(tokens), module.gate_projection(image).relu()))
+    query, key, value, gate = (
+        _heads(t, dtype)
+        for t in (
+            module.query_projection(image),
+            module.key_projection(tokens),
+            module.value_projection(tokens),
+            module.gate_projection(image).relu(),
+        )
+    )
     return module.out_projection(_joined(reference.gated_cross_attention(query, key, value, gate), image))
 
 
 def bidirectional(module, image, tokens, dtype):
-    projected = (module.image_query_projection(image), module.text_key_projection(tokens), module.image_value_projection(image),
-                 module.text_value_projection(tokens))
+    projected = (
+        module.image_query_projection(image),
+        module.text_key_projection(tokens),
+        module.image_value_projection(image),
+        module.text_value_projection(tokens),
+    )
     image_out, text_out = reference.bidirectional_attention(*(_heads(t, dtype) for t in projected))
     return module.image_out_projection(_joined(image_out, image)), module.text_out_projection(_joined(text_out, image))
 
@@ -94,13 +106,23 @@ KINDS = {
     "gated": Kind(lambda: mmk.GatedCrossAttention(D, E, 2), (T, E), gated),
     "bidirectional": Kind(lambda: mmk.BidirectionalAttention(D, E, 12, 2), (T, E), bidirectional),
     "channel": Kind(lambda: mmk.ChannelAttention(D, E), (E,), channel),
-    "additive": Kind(lambda: mmk.AdditiveAttention(D, 7, E, num_queries=2, gated=True), (E,), additive,
-                     lambda module, *tensors: module(*tensors, mask=MASK, need_weights=True)),
-    "packed": Kind(lambda: mmk.AdditiveAttention(D, 7, E, activation="gelu", gated=True, combine="multiply"), (E,), packed,
-                   lambda module, image, vector: module(image.flatten(0, 1), vector, offsets=OFFSETS, need_weights=True)),
+    "additive": Kind(
+        lambda: mmk.AdditiveAttention(D, 7, E, num_queries=2, gated=True),
+        (E,),
+        additive,
+        lambda module, *tensors: module(*tensors, mask=MASK, need_weights=True),
+    ),
+    "packed": Kind(
+        lambda: mmk.AdditiveAttention(D, 7, E, activation="gelu", gated=True, combine="multiply"),
+        (E,),
+        packed,
+        lambda module, image, vector: module(image.flatten(0, 1), vector, offsets=OFFSETS, need_weights=True),
+    ),
 }
 on_every_module = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-on_those_that_read = pytest.mark.parametrize("kind", [KINDS[name] for name in ("channel", "additive", "packed")], ids=["channel", "additive", "packed"])
+on_those_that_read = pytest.mark.parametrize(
+    "kind", [KINDS[name] for name in ("channel", "additive", "packed")], ids=["channel", "additive", "packed"]
+)
 
 
 def projections(module):
@@ -126,7 +148,7 @@ def only_results(function, module, tensors):
 def assert_defined(kind, module, tensors):
     """The module computes its definition, forward and backward."""
     with torch.no_grad():
-        kind.call(module, *tensors)               # weights that hooks compute have no graph then, and can be copied
+        kind.call(module, *tensors)  # weights that hooks compute have no graph then, and can be copied
     wide = copy.deepcopy(module).double()
     truth = with_gradients(functools.partial(kind.define, dtype=torch.float64), wide, [t.double() for t in tensors])
     peer = with_gradients(functools.partial(kind.define, dtype=torch.float32), module, tensors)
@@ -135,7 +157,10 @@ def assert_defined(kind, module, tensors):
 
 def assert_results_defined(kind, module, tensors):
     """The results alone, of projections that can't be copied to float64: truth and peer have them as they are."""
-    truth, peer = (only_results(functools.partial(kind.define, dtype=dtype), module, tensors) for dtype in (torch.float64, torch.float32))
+    truth, peer = (
+        only_results(functools.partial(kind.define, dtype=dtype), module, tensors)
+        for dtype in (torch.float64, torch.float32)
+    )
     assert_rule(only_results(kind.call, module, tensors), [t.double() for t in truth], peer)
 
 
@@ -161,25 +186,36 @@ def test_plain_projections_are_fused(extension, kind):
     assert_defined(kind, module, tensors)
     assert len(kernels_of(kind.call, module, *tensors)) == 1
     parameters = {name: p.detach() for name, p in module.named_parameters()}
-    call = lambda *given: torch.func.functional_call(module, parameters, given, {"offsets": OFFSETS} if kind is KINDS["packed"] else {})
+    call = lambda *given: torch.func.functional_call(
+        module, parameters, given, {"offsets": OFFSETS} if kind is KINDS["packed"] else {}
+    )
     image, text = tensors
     assert len(kernels_of(call, image.flatten(0, 1) if kind is KINDS["packed"] else image, text)) == 1
 
 
 # Hooks ----------------------------------------------------------------------------------------------------------------
 
+
 def _count(count):
     count.append(1)
 
 
 HOOKS = {
-    "forward": lambda child, count: child.register_forward_hook(lambda module, given, result: _count(count) or 2 * result),
-    "forward pre": lambda child, count: child.register_forward_pre_hook(lambda module, given: _count(count) or (2 * given[0],)),
+    "forward": lambda child, count: child.register_forward_hook(
+        lambda module, given, result: _count(count) or 2 * result
+    ),
+    "forward pre": lambda child, count: child.register_forward_pre_hook(
+        lambda module, given: _count(count) or (2 * given[0],)
+    ),
     "forward with keywords": lambda child, count: child.register_forward_hook(
-        lambda module, given, named, result: _count(count) or 2 * result, with_kwargs=True),
-    "backward": lambda child, count: child.register_full_backward_hook(lambda module, grads, upstream: _count(count) or tuple(
-        None if g is None else 2 * g for g in grads)),
-    "backward pre": lambda child, count: child.register_full_backward_pre_hook(lambda module, upstream: _count(count) or (2 * upstream[0],)),
+        lambda module, given, named, result: _count(count) or 2 * result, with_kwargs=True
+    ),
+    "backward": lambda child, count: child.register_full_backward_hook(
+        lambda module, grads, upstream: _count(count) or tuple(None if g is None else 2 * g for g in grads)
+    ),
+    "backward pre": lambda child, count: child.register_full_backward_pre_hook(
+        lambda module, upstream: _count(count) or (2 * upstream[0],)
+    ),
 }
 
 
@@ -220,13 +256,17 @@ def test_one_hook_is_enough(extension, kind):
 
 # Other projections ----------------------------------------------------------------------------------------------------
 
+
 class LoRA(nn.Module):
     """As libraries write it: the frozen layer, and a product of two small matrices beside it."""
 
     def __init__(self, base, rank=2):
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.down, self.up = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
+        self.down, self.up = (
+            nn.Linear(base.in_features, rank, bias=False),
+            nn.Linear(rank, base.out_features, bias=False),
+        )
 
     def forward(self, x):
         return self.base(x) + self.up(self.down(x))
@@ -258,7 +298,13 @@ def weightless(child):
     return child
 
 
-REPLACED = {"LoRA": LoRA, "subclass": doubled, "sequence": lambda child: nn.Sequential(child, nn.Tanh()), "patched": patched, "weightless": weightless}
+REPLACED = {
+    "LoRA": LoRA,
+    "subclass": doubled,
+    "sequence": lambda child: nn.Sequential(child, nn.Tanh()),
+    "patched": patched,
+    "weightless": weightless,
+}
 
 
 @on_every_module
@@ -274,7 +320,9 @@ def test_replaced(extension, kind, replace):
     kind.call(module, *tensors)[0].sum().backward()
     if replace is LoRA:
         trained = [p for p in module.parameters() if p.requires_grad]
-        assert len(trained) == 2 * len(projections(module)) and all(p.grad is not None and p.grad.any() for p in trained)
+        assert len(trained) == 2 * len(projections(module)) and all(
+            p.grad is not None and p.grad.any() for p in trained
+        )
 
 
 def pruned(child):
@@ -283,11 +331,16 @@ def pruned(child):
 
 def old_weight_norm(child):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)         # it is old, and used
+        warnings.simplefilter("ignore", FutureWarning)  # it is old, and used
         nn.utils.weight_norm(child)
 
 
-CHANGED = {"prune": pruned, "hook-based weight_norm": old_weight_norm, "weight_norm": parametrizations.weight_norm, "spectral_norm": parametrizations.spectral_norm}
+CHANGED = {
+    "prune": pruned,
+    "hook-based weight_norm": old_weight_norm,
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+}
 
 
 @on_every_module
@@ -298,7 +351,7 @@ def test_changed_weights(extension, kind, change):
     torch.manual_seed(1)
     for child in projections(module).values():
         change(child)
-    module.eval()                                 # spectral_norm's vectors move in training
+    module.eval()  # spectral_norm's vectors move in training
     optimizer = torch.optim.SGD(module.parameters(), 0.05)
     for _ in range(3):
         assert_defined(kind, module, tensors)
@@ -313,8 +366,9 @@ def test_changed_weights(extension, kind, change):
         assert len(kernels_of(kind.call, module, *tensors)) == 1
 
 
-# Quantisation: inference only. What is rounded to integers must be the same bits in the definition: the last projections see what
-# attention gives, which isn't, and are left out.
+# Quantisation: inference only. What is rounded to integers must be the same bits in the definition: the last projections
+# see what attention gives, which isn't, and are left out.
+
 
 def without_last(kind):
     module = kind.module()
@@ -331,7 +385,9 @@ def assert_quantized(kind, module, quantized):
 
 
 @on_every_module
-@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="torch has no quantised engine here")
+@pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="torch has no quantised engine here"
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_quantize_dynamic(extension, kind):
     module = without_last(kind)
@@ -346,16 +402,23 @@ def test_torchao(extension, kind, name):
     module = without_last(kind)
     quantized = copy.deepcopy(module)
     quantization.quantize_(quantized, getattr(quantization, name)())
-    assert all(type(child.weight) is not nn.Parameter for child in projections(quantized).values() if isinstance(child, nn.Linear))
+    assert all(
+        type(child.weight) is not nn.Parameter
+        for child in projections(quantized).values()
+        if isinstance(child, nn.Linear)
+    )
     assert_quantized(kind, module, quantized)
 
 
 # Per-sample gradients -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("kind", [kind for name, kind in KINDS.items() if name != "packed"], ids=[name for name in KINDS if name != "packed"])
+
+@pytest.mark.parametrize(
+    "kind", [kind for name, kind in KINDS.items() if name != "packed"], ids=[name for name in KINDS if name != "packed"]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_opacus(extension, kind):
-    """Each sample's gradients, as one sample at a time gives them. (Packed bags have no batch dimension, which opacus needs.)"""
+    """Each sample's gradients are those of the sample alone. (Packed bags have no batch dimension, which opacus needs.)"""
     opacus = pytest.importorskip("opacus", reason="opacus is not installed")
     module, (image, text) = kind.module(), kind.inputs()
 
@@ -369,16 +432,19 @@ def test_opacus(extension, kind):
         found = []
         for i in range(B):
             plain.zero_grad()
-            loss(plain(image[i:i + 1].to(dtype), text[i:i + 1].to(dtype))).backward()
+            loss(plain(image[i : i + 1].to(dtype), text[i : i + 1].to(dtype))).backward()
             found.append([p.grad.clone() for p in plain.parameters()])
         return [torch.stack(grads) for grads in zip(*found)]
 
     sampled = opacus.GradSampleModule(copy.deepcopy(module), loss_reduction="sum")
     loss(sampled(image, text)).backward()
-    assert_rule([p.grad_sample for p in sampled.parameters()], one_by_one(torch.float64), one_by_one(torch.float32), batch=B)
+    assert_rule(
+        [p.grad_sample for p in sampled.parameters()], one_by_one(torch.float64), one_by_one(torch.float32), batch=B
+    )
 
 
 # Never a silent fallback, and torch.compile ---------------------------------------------------------------------------
+
 
 @on_those_that_read
 def test_forced_backend_calls_nothing(extension, kind):
@@ -403,7 +469,10 @@ def test_masked_positions_and_autocast_as_fused(extension, kind):
     hooked = copy.deepcopy(module)
     HOOKS["forward"](hooked.score_projection, [])
     if kind is KINDS["additive"]:
-        clean, dirty = (with_gradients(kind.call, hooked, (image.masked_fill(~MASK[..., None], value), text)) for value in (0, float("nan")))
+        clean, dirty = (
+            with_gradients(kind.call, hooked, (image.masked_fill(~MASK[..., None], value), text))
+            for value in (0, float("nan"))
+        )
         assert all(torch.equal(a, b) for a, b in zip(clean, dirty))
     with torch.autocast("cpu", torch.bfloat16):
         fused, called = (only_results(kind.call, m, (image, text)) for m in (module, hooked))
@@ -428,7 +497,9 @@ def test_compile_and_export(extension, kind, hooked):
     compiled = torch.compile(lambda *t: kind.call(module, *t), fullgraph=True, backend=backend)(*tensors)
     assert all(torch.equal(a, b) for a, b in zip(compiled, kind.call(module, *tensors)))
     image, text = tensors
-    arguments, options = ((image.flatten(0, 1), text), {"offsets": OFFSETS}) if kind is KINDS["packed"] else ((image, text), {})
+    arguments, options = (
+        ((image.flatten(0, 1), text), {"offsets": OFFSETS}) if kind is KINDS["packed"] else ((image, text), {})
+    )
     graphs.append(torch.export.export(module, arguments, options, strict=False).graph_module)
     for graph in graphs:
         assert sum("mmkernels" in str(node.target) for node in graph.graph.nodes if node.op == "call_function") == fused

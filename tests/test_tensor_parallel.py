@@ -1,4 +1,4 @@
-"""The modules under Colwise and Rowwise plans, on two processes: what one process computes, or an error, never another attention."""
+"""The modules under Colwise and Rowwise plans, on two processes: what one process computes, or an error."""
 
 import os
 import subprocess
@@ -18,8 +18,17 @@ def ranks(tmp_path_factory):
     """What each rank found."""
     folder = tmp_path_factory.mktemp("ranks")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    started = [subprocess.Popen([sys.executable, tensor_parallel.__file__, str(rank), str(folder)], env=environment, cwd=Path(__file__).parent.parent,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(tensor_parallel.RANKS)]
+    started = [
+        subprocess.Popen(
+            [sys.executable, tensor_parallel.__file__, str(rank), str(folder)],
+            env=environment,
+            cwd=Path(__file__).parent.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(tensor_parallel.RANKS)
+    ]
     try:
         said = [process.communicate(timeout=240)[0] for process in started]
     finally:
