@@ -169,13 +169,16 @@ def bag_offsets(value, image):
         raise ValueError(f"offsets must be int32 or int64, got {value.dtype}")
     if value.dim() != 1 or value.shape[0] < 1:
         raise ValueError(f"offsets must have shape [B + 1], got {list(value.shape)}")
-    if not (
-        torch.compiler.is_compiling()
-        or value.device.type != "cpu"
-        or torch._C._functorch.is_functorch_wrapped_tensor(value)
-    ):
+    if value.device.type == "cpu" and not is_traced(value):
         _bounds(value, image.shape[0])
     return value.to(image.device, torch.int64)
+
+
+def is_traced(tensor):
+    """Whether a tensor has no values to look at, or they would become part of a graph."""
+    return (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            or isinstance(tensor, torch._subclasses.FakeTensor)
+            or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None)
 
 
 def _offsets_tensor(value):

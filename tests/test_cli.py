@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from attention_tests import assert_rule
 
 import mmkernels as mmk
 from mmkernels import backends, cases, functional, peers, reference, verify
@@ -36,7 +37,7 @@ def planted():
     backends._operations.pop("planted", None)
 
 
-def right(image, text, mask, offsets, scale, num_heads, pool, rescale, out):
+def right(image, text, mask, offsets, scale, num_heads, pool, rescale):
     return reference.spatial_attention(
         image, text, mask=mask, offsets=offsets, scale=scale, num_heads=num_heads, combine="pool" if pool else "multiply",
         rescale=rescale, layout="bdhw" if image.dim() == 4 else "bnd", need_weights=True)
@@ -181,11 +182,12 @@ def test_verify_of_nothing_is_no_success():
 
 # bench
 
-def test_peers_agree_with_the_reference():
-    for case in cases.selected("spatial_attention", small=True):
-        arguments = case.build(torch.float64) | {"need_weights": True}
-        for actual, expected in zip(peers.spatial_attention(**arguments), reference.spatial_attention(**arguments)):
-            torch.testing.assert_close(actual, expected, msg=lambda text: f"{case}: {text}")
+@pytest.mark.parametrize("operation", functional.__all__)
+def test_peers_agree_with_the_reference(operation):
+    for case in cases.selected(operation, small=True):
+        arguments = case.build(torch.float64)
+        found, truth = (getattr(module, operation)(**arguments) for module in (peers, reference))
+        assert_rule(found, truth, peer=truth)     # no more than another order of sums in float64
 
 
 def test_race():
