@@ -4,8 +4,10 @@ import torch
 
 
 def bag_bounds(offsets, image):
-    """``offsets``, also a list, as a tensor."""
-    return None if offsets is None else torch.as_tensor(offsets, device=image.device)
+    """``offsets``, also a list or an array, as a tensor."""
+    if offsets is None or isinstance(offsets, torch.Tensor):
+        return offsets
+    return torch.as_tensor(list(offsets), device=image.device)
 
 
 def bag_of_rows(offsets, rows):
