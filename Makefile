@@ -1,5 +1,5 @@
 # make demo   installs, builds, verifies the kernels, trains the reference model fused and unfused, writes out/demo.html
-# make test   the tests            make test-slow, make test-triton   the rest of them: .ci/run runs all
+# make test   the tests            make test-slow, test-triton, test-triton-oldest   the rest: .ci/run runs all
 TORCH  := torch==2.13.0
 PYTHON ?= python3
 VENV   := .venv
@@ -21,7 +21,7 @@ export ONEDNN_MAX_CPU_ISA := $(if $(filter baseline,$(HELD)),SSE41,AVX2)
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/inductor-$(HELD)
 endif
 
-.PHONY: demo test test-slow test-triton bench gpu-check install clean
+.PHONY: demo test test-slow test-triton test-triton-oldest bench gpu-check install clean
 
 demo: install
 	$(BIN)/python -m mmkernels demo --out out
@@ -36,26 +36,30 @@ test-slow: install
 test-triton: install
 	TRITON_INTERPRET=1 && export TRITON_INTERPRET && $(PYTEST) -k triton --ignore test_triton_compile.py
 
+# The oldest Triton that is supported compiles every kernel, too; beside the newest, which is installed.
+OLDEST_TRITON := build/triton-3.6
+$(OLDEST_TRITON): $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ "triton==3.6.*"
+	touch $@
+
+test-triton-oldest: install $(OLDEST_TRITON)
+	export MMKERNELS_OLDEST_TRITON=$(abspath $(OLDEST_TRITON)) && $(PYTEST) -m slow -k oldest_triton test_triton_compile.py
+
 bench: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,cli]"
 	$(BIN)/python -m mmkernels bench --json bench/results.json --plot bench/results.png
 
-# For a machine with a GPU and the CUDA build of torch in PYTHON's environment: builds the CUDA kernels into it, runs everything there,
-# and writes gpu-check.json to send back.
+# For a machine with a GPU, with PYTHON's own packages and no network: builds in place, checks, times, and writes gpu-check.json to send back.
+# make gpu-check ONLY="build verify-" runs some of the steps; tools/gpu_check.py --list tells them.
 gpu-check:
-	MMKERNELS_CUDA=1 $(PYTHON) -m pip install --no-build-isolation --editable ".[cli,test]"
-	$(PYTHON) -m mmkernels info
-	$(PYTHON) -m mmkernels verify --json gpu-verify.json
-	$(PYTHON) -m pytest -m "not slow"
-	compute-sanitizer --error-exitcode 1 $(PYTHON) -m mmkernels verify --small --backend cuda
-	$(PYTHON) -m mmkernels bench --json gpu-check.json
+	$(PYTHON) tools/gpu_check.py $(if $(ONLY),--only $(ONLY))
 
 install: $(STAMP)
 
 # torch first, then the package without build isolation: an isolated build would fetch a torch of its own (several GB).
 $(VENV)/.torch: Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel "pybind11>=2.13" "ninja>=1.11"
 	touch $@
 
 # make install WHEEL=1 installs a wheel, as users get it, instead of this checkout.

@@ -3,17 +3,23 @@
 Every file of csrc/cpu is compiled once per instruction set; the choice is made at run time, so a wheel built on one machine
 runs on another. The bindings use LibTorch's stable ABI: one build runs on every torch from 2.10 on.
 
-The CUDA kernels are built where torch has CUDA and nvcc is found. MMKERNELS_CUDA=0 leaves them out, MMKERNELS_CUDA=1 asks for
-them (with a torch without CUDA it compiles and links, but can't be loaded: a check that the code isn't broken).
-MMKERNELS_CUDA_ARCHS, default "8.0;9.0;10.0", chooses the architectures; the last one also as PTX, for newer ones.
+The CUDA kernels are built where torch has CUDA and nvcc of the same major version is found; where not, `mmkernels info` tells why.
+MMKERNELS_CUDA=0 leaves them out, MMKERNELS_CUDA=1 fails where they can't be built (with a torch without CUDA it compiles and
+links, but can't be loaded: a check that the code isn't broken). MMKERNELS_CUDA_ARCHS chooses the architectures, "8.0;9.0+PTX";
+by default those of 8.0, 9.0 and 10.0 that nvcc knows. PTX, for newer GPUs, is of those with +PTX, else of the last.
+
+What is compiled is written as one graph, build/PLATFORM-PYTHON/build.ninja, and ninja makes what is older than what it is made
+from: after an edit, the files that include it. MAX_JOBS compilers run at a time, by default one for each core.
 """
 
+import functools
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import sys
 from pathlib import Path
 
 import pybind11
@@ -22,7 +28,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from torch.utils import cpp_extension
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 COMMON = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
 ISAS = {"baseline": (16, [])}            # namespace -> vector bytes, flags
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -30,13 +36,58 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS["avx512"] = (64, [*ISAS["avx2"][1], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"])
 TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", "-DMMK_TORCH_TARGET=2.10"]
 CUDA_LIBRARIES = ["cudart_static", "rt", "dl", "pthread"]
-CUDA_ARCHS = os.environ.get("MMKERNELS_CUDA_ARCHS", "8.0;9.0;10.0").replace(",", ";").split(";")
+DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0")
+# The first nvcc that compiles for it: for an nvcc that doesn't list what it can.
+FIRST_NVCC = {"7.5": (10, 0), "8.0": (11, 0), "8.6": (11, 1), "8.7": (11, 5), "8.9": (11, 8), "9.0": (11, 8), "10.0": (12, 8),
+              "12.0": (12, 8), "10.3": (12, 9), "12.1": (12, 9), "11.0": (13, 0)}
 
 
 def find_nvcc():
-    """nvcc on PATH or under CUDA_HOME, or None."""
+    """nvcc under CUDA_HOME or on PATH, or None."""
     home = os.environ.get("CUDA_HOME")
-    return shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
+    return (home and shutil.which("nvcc", path=f"{home}/bin")) or shutil.which("nvcc")
+
+
+@functools.lru_cache(maxsize=None)
+def answer(nvcc, question):
+    """What nvcc prints when it is asked; nothing where it doesn't know the question."""
+    done = subprocess.run([nvcc, question], capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def nvcc_version():
+    """(major, minor), or None where nvcc doesn't tell."""
+    told = re.search(r"release (\d+)\.(\d+)", answer(find_nvcc(), "--version"))
+    return tuple(map(int, told.groups())) if told else None
+
+
+def known_architectures():
+    """Those that nvcc can compile for, as ["8.0", ...]: what it lists, or else what its version is known to have."""
+    listed = re.findall(r"sm_(\d+)(\d)\b", answer(find_nvcc(), "--list-gpu-code"))
+    if listed:
+        return [f"{major}.{minor}" for major, minor in sorted(set(listed), key=lambda found: (int(found[0]), found[1]))]
+    version = nvcc_version() or (0, 0)
+    return [architecture for architecture, since in FIRST_NVCC.items() if version >= since]
+
+
+def cuda_architectures():
+    """{architecture: whether also as PTX}, from MMKERNELS_CUDA_ARCHS or the default."""
+    asked = re.split(r"[;,\s]+", os.environ.get("MMKERNELS_CUDA_ARCHS", "").strip(";, "))
+    if asked == [""]:
+        asked = [architecture for architecture in DEFAULT_ARCHITECTURES if architecture in known_architectures()]
+    chosen = {}
+    for word in asked:
+        found = re.fullmatch(r"(\d+\.\d)(\+PTX)?", word)
+        if found is None:
+            raise SystemExit(f"MMKERNELS_CUDA_ARCHS must be architectures like 9.0 or 9.0+PTX, separated by ';', got {word!r} "
+                             "(no kernel uses what only the variants a and f of an architecture have)")
+        if found[1] not in known_architectures():
+            raise SystemExit(f"MMKERNELS_CUDA_ARCHS names {found[1]}, but this nvcc ({'.'.join(map(str, nvcc_version() or ()))}) "
+                             f"compiles for {', '.join(known_architectures())}")
+        chosen[found[1]] = chosen.get(found[1], False) or found[2] is not None
+    if chosen and not any(chosen.values()):
+        chosen[list(chosen)[-1]] = True
+    return chosen
 
 
 def why_no_cuda():
@@ -48,29 +99,61 @@ def why_no_cuda():
         return "it was built with MMKERNELS_CUDA=0"
     if asked != "1" and torch.version.cuda is None:
         return f"it was built with torch {torch.__version__}, which has no CUDA"
+    reason = why_not_this_nvcc()
+    if reason is not None and asked == "1":
+        raise SystemExit(f"MMKERNELS_CUDA=1, but {reason}")
+    return reason
+
+
+def why_not_this_nvcc():
+    """None where there is an nvcc that suits this torch, else the reason."""
     if find_nvcc() is None:
-        if asked == "1":
-            raise SystemExit("MMKERNELS_CUDA=1, but nvcc is neither on PATH nor under CUDA_HOME")
-        return "nvcc was neither on PATH nor under CUDA_HOME when it was built"
+        return "nvcc was neither under CUDA_HOME nor on PATH when it was built"
+    version = nvcc_version()
+    if version is None:
+        return "nvcc didn't tell its version when it was built"
+    if torch.version.cuda is not None and version[0] != int(torch.version.cuda.split(".")[0]):
+        return (f"nvcc was CUDA {version[0]}.{version[1]}'s when it was built, and torch is CUDA {torch.version.cuda}'s: "
+                f"their major versions must agree (CUDA_HOME chooses another nvcc)")
+    if not cuda_architectures():
+        return f"nvcc {version[0]}.{version[1]} knew none of {', '.join(DEFAULT_ARCHITECTURES)} when it was built"
     return None
 
 
 def nvcc_flags():
-    """One machine code an architecture; the last as PTX, too."""
+    """One machine code an architecture, and PTX, from which the driver makes code for newer ones."""
     flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-    for arch in (a.replace(".", "") for a in CUDA_ARCHS):
-        flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-    last = CUDA_ARCHS[-1].replace(".", "")
-    return [*flags, "-gencode", f"arch=compute_{last},code=compute_{last}"]
+    for architecture, ptx in cuda_architectures().items():
+        number = architecture.replace(".", "")
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        if ptx:
+            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+    return flags
+
+
+def kernel_flags(isa):
+    """Of csrc/cpu for an instruction set; one of them also holds what chooses among them."""
+    width, flags = ISAS[isa]
+    entry = ["-DMMK_DEFINE_ENTRY"] if isa == "baseline" else []
+    return [*COMMON, *flags, f"-DMMK_ISA={isa}", f"-DMMK_VECTOR_BYTES={width}", *entry]
 
 
 def binding_flags(cuda_reason):
     if cuda_reason is None:
-        told = ",".join(f'"{arch}"' for arch in CUDA_ARCHS)
+        told = ",".join(f'"{architecture}{"+PTX" * ptx}"' for architecture, ptx in cuda_architectures().items())
         cuda = ["-DUSE_CUDA", "-DMMK_CUDA", f"-DMMK_CUDA_ARCHITECTURES={told}"]
     else:
         cuda = [f'-DMMK_CUDA_REASON="{cuda_reason}"']
     return [*COMMON, *TORCH, *cuda, "-Wno-unused-parameter"]
+
+
+def link_flags(cuda_reason):
+    """Libraries and where they are; the static CUDA runtime suits whichever CUDA torch was built with."""
+    libraries, folders = ["torch", "torch_cpu", "c10"], cpp_extension.library_paths()
+    if cuda_reason is None:
+        libraries += CUDA_LIBRARIES
+        folders = [*folders, *cuda_library_folders()]
+    return ["-Wl,--as-needed", *(f"-L{folder}" for folder in folders), *(f"-l{library}" for library in libraries)]
 
 
 def cuda_library_folders():
@@ -80,49 +163,92 @@ def cuda_library_folders():
     return re.findall(r'-L([^" ]+)', line)
 
 
+def compilations(includes, cuda_reason):
+    """(object, rule, source, flags) of all that is compiled, what takes longest first."""
+    if cuda_reason is None:
+        for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
+            yield f"cuda/{source.stem}.o", "nvcc", source, nvcc_flags()
+    for isa in reversed(ISAS):
+        for source in sorted(ROOT.glob("csrc/cpu/*.cpp")):
+            yield f"{isa}/{source.stem}.o", "cxx", source, kernel_flags(isa)
+    for source in sorted([*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/torch/*.cpp")]):
+        yield f"{source.stem}.o", "cxx", source, [*binding_flags(cuda_reason), *(f"-I{path}" for path in includes)]
+
+
+def rule(name, *command):
+    """A rule of build.ninja. Every compiler here writes down which headers it read, as GCC does."""
+    depfile = [] if name == "link" else ["  depfile = $out.d", "  deps = gcc"]
+    return [f"rule {name}", f"  command = {' '.join(command)}", *depfile, "  description = $out", ""]
+
+
+def path_of(path):
+    """A path as build.ninja writes it: relative to the project where it lies in it."""
+    path = Path(path)
+    path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+def command_of(words):
+    return shlex.join(words).replace("$", "$$")
+
+
+def graph(folder, target, compiler, linker, includes, cuda_reason):
+    """build.ninja: objects in `folder`, linked to `target`. Compiler and linker are commands (lists) without files."""
+    made = "-MMD -MF $out.d -c $in -o $out"
+    lines = ["ninja_required_version = 1.5", f"builddir = {path_of(folder)}", ""]
+    lines += rule("cxx", command_of(compiler), "$flags", made)
+    if cuda_reason is None:
+        lines += rule("nvcc", command_of([find_nvcc()]), "$flags", made)
+    lines += rule("link", command_of(linker), "$in -o $out", "$flags")
+
+    objects = []
+    for name, which, source, flags in compilations(includes, cuda_reason):
+        objects.append(path_of(folder / name))
+        lines += [f"build {objects[-1]}: {which} {path_of(source)}", f"  flags = {command_of(flags)}"]
+    lines += [f"build {path_of(target)}: link {' '.join(objects)}", f"  flags = {command_of(link_flags(cuda_reason))}"]
+    return "\n".join([*lines, ""])
+
+
+def find_ninja():
+    """The package `ninja`'s program, or the system's."""
+    try:
+        from ninja import BIN_DIR
+    except ImportError:
+        BIN_DIR = None
+    found = shutil.which("ninja", path=BIN_DIR) if BIN_DIR else shutil.which("ninja")
+    if found is None:
+        raise SystemExit("building mmkernels needs ninja: pip install ninja")
+    return found
+
+
+def jobs():
+    """How many compilers run at a time: MAX_JOBS, else as many as there are cores for this process."""
+    asked = os.environ.get("MAX_JOBS")
+    if asked:
+        if not asked.isdecimal() or int(asked) == 0:
+            raise SystemExit(f"MAX_JOBS must be a positive whole number, got {asked!r}")
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Build(build_ext):
-    """Compiles each (file, instruction set) on its own, as many at a time as there are cores."""
+    """Has ninja make the extension in a folder that outlives this build (an editable install's doesn't), then copies it."""
 
     def build_extension(self, extension):
-        temp = Path(self.build_temp)
-        jobs = []
-        for isa, (width, flags) in ISAS.items():
-            flags = [*COMMON, *flags, f"-DMMK_ISA={isa}", f"-DMMK_VECTOR_BYTES={width}"]
-            if isa == "baseline":
-                flags.append("-DMMK_DEFINE_ENTRY")
-            jobs += [(source, temp / isa, flags, []) for source in sorted(ROOT.glob("csrc/cpu/*.cpp"))]
-        cuda_reason = why_no_cuda()
-        flags = binding_flags(cuda_reason)
-        includes = [*cpp_extension.include_paths(), pybind11.get_include()]
-        jobs += [(source, temp, flags, includes)
-                 for source in sorted([*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/torch/*.cpp")])]
+        target = Path(self.get_ext_fullpath(extension.name))
+        folder = ROOT / "build" / f"{self.plat_name}-{sys.implementation.cache_tag}"
+        folder.mkdir(parents=True, exist_ok=True)
+        includes = [*cpp_extension.include_paths(), pybind11.get_include(), *self.compiler.include_dirs]
+        text = graph(folder, folder / target.name, self.compiler.compiler_so_cxx, self.compiler.linker_so_cxx, includes, why_no_cuda())
+        (folder / "build.ninja").write_text(text)
 
-        def compile(job):
-            source, folder, flags, includes = job
-            return self.compiler.compile([str(source.relative_to(ROOT))], output_dir=str(folder), include_dirs=[
-                *includes, *self.compiler.include_dirs], extra_postargs=flags)
-
-        def compile_cuda(source):
-            target = temp / "cuda" / f"{source.stem}.o"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self.spawn([find_nvcc(), *nvcc_flags(), "-c", str(source), "-o", str(target)])
-            return [str(target)]
-
-        libraries, folders = ["torch", "torch_cpu", "c10"], cpp_extension.library_paths()
-        with ThreadPoolExecutor(self.parallel or None) as pool:
-            produced = [] if cuda_reason else [pool.submit(compile_cuda, s) for s in sorted(ROOT.glob("csrc/cuda/*.cu"))]
-            produced += [pool.submit(compile, job) for job in jobs]
-            objects = [o for one in produced for o in one.result()]
-        if cuda_reason is None:                   # the static runtime: it suits whichever CUDA torch was built with
-            libraries += CUDA_LIBRARIES
-            folders = [*folders, *cuda_library_folders()]
-        self.compiler.link_shared_object(
-            objects, self.get_ext_fullpath(extension.name), libraries=libraries,
-            library_dirs=folders, extra_postargs=["-Wl,--as-needed"], target_lang="c++")
+        ninja = [find_ninja(), "-f", str(folder / "build.ninja"), "-j", str(self.parallel or jobs())]
+        if subprocess.run(ninja, cwd=ROOT).returncode:
+            raise SystemExit("mmkernels._C couldn't be built: what the compiler said stands above")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(folder / target.name, target)
 
 
 if __name__ == "__main__":                        # tests import the flags from here
-    setup(
-        ext_modules=[Extension("mmkernels._C", sources=[], depends=[str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*")])],
-        cmdclass={"build_ext": Build},
-    )
+    sources = [str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*") if path.is_file()]
+    setup(ext_modules=[Extension("mmkernels._C", sources=[], depends=sources)], cmdclass={"build_ext": Build})

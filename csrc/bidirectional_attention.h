@@ -19,8 +19,8 @@ struct BidirectionalAttention {
                                 // Where masked out: a value is never read, a query or key that is NaN or Inf counts as 0
   HeadRows image_out;           // [B, H, N, dv]; forward writes, backward reads
   HeadRows text_out;            // [B, H, T, dv]
-  void* image_log_sum = nullptr;   // [B, H, N] contiguous float (double): log2 of the sum over tokens of the scores' exponentials (base e),
-  void* text_log_sum = nullptr;    // [B, H, T] and over positions; Inf where nothing takes part
+  void* image_softmax = nullptr;   // [B, H, 2, N] contiguous float (double): of the softmax over tokens the largest score, in the kernels' own
+  void* text_softmax = nullptr;    // [B, H, 2, T] unit, and one over the sum of exponentials; of that over positions. 0 where nothing takes part
 };
 
 struct BidirectionalAttentionBackward {

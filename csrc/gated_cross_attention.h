@@ -22,8 +22,8 @@ struct GatedCrossAttention {
 
   HeadRows result;              // [B, H, N, dv]
   HeadRows attended;            // [B, H, N, dv], the result before the gate; null = not wanted. Backward: the result where there is no gate
-  void* log_sum = nullptr;      // [B, H, N] contiguous float (double): log2 of the sum of the scores' exponentials (base e), Inf where
-};                              // no token takes part: weights = exp2(score / ln 2 - log_sum). Forward writes, backward reads
+  void* softmax = nullptr;      // [B, H, 2, N] contiguous float (double): what backward finds a query's weights with: its largest score, in
+};                              // the kernels' own unit, and one over the sum of exponentials, 0 where no token takes part
 
 struct GatedCrossAttentionBackward {
   GatedCrossAttention forward;  // as above; result unused

@@ -1,5 +1,6 @@
 """Fused score -> softmax -> multiply kernels for image and text features."""
 
+from . import versions  # noqa: I001  (first: it refuses a torch that is too old)
 from . import functional, reference
 from .backends import BackendError
 from .functional import *  # noqa: F403

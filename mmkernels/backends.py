@@ -7,6 +7,7 @@ first in ORDER that can run; a forced backend that can't raises `BackendError`, 
 import importlib
 import importlib.util
 import os
+import warnings
 
 import torch
 
@@ -60,6 +61,20 @@ def _load(backend, operation):
 _load._dynamo_marked_constant = True
 
 
+_warned = False
+
+
+def _warn_once(backend):
+    """Without the extension something slower runs: said the first time, not with every call."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(f"mmkernels runs {backend!r} instead of its C++ and CUDA kernels: {extension_error}", RuntimeWarning, stacklevel=4)
+
+
+_warn_once._dynamo_marked_constant = True        # said while torch.compile traces, not by the graph
+
+
 def _function(backend, operation):
     _load(backend, operation)
     return _operations[backend][operation]
@@ -78,6 +93,16 @@ def names():
     return [*(name for name in ORDER if name in _reasons), *(name for name in _reasons if name not in ORDER)]
 
 
+def check(backend):
+    """Raises where `backend` is neither None nor a backend's name."""
+    if backend is None:
+        return
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a str or None, got {type(backend).__name__}")
+    if backend not in _reasons:
+        raise ValueError(f"backend must be None or one of {', '.join(map(repr, names()))}, got {backend!r}")
+
+
 def choose(operation, tensor, backend=None):
     """The function that runs `operation` on `tensor`'s device and dtype."""
     device_type, dtype = tensor.device.type, tensor.dtype
@@ -86,13 +111,13 @@ def choose(operation, tensor, backend=None):
             if (name, device_type) == ("triton", "cpu"):
                 continue
             if name in _reasons and why_not(name, operation, device_type, dtype) is None:
+                if extension is None:
+                    _warn_once(name)
                 return _function(name, operation)
-    elif not isinstance(backend, str):
-        raise TypeError(f"backend must be a str or None, got {type(backend).__name__}")
-    elif backend not in _reasons:
-        raise ValueError(f"backend must be None or one of {', '.join(map(repr, names()))}, got {backend!r}")
-    elif why_not(backend, operation, device_type, dtype) is None:
-        return _function(backend, operation)
+    else:
+        check(backend)
+        if why_not(backend, operation, device_type, dtype) is None:
+            return _function(backend, operation)
     reasons = "".join(f"\n  {name}: {why_not(name, operation, device_type, dtype) or 'can run'}" for name in names())
     raise BackendError(f"backend {backend!r} can't run {operation} for {dtype} on {device_type}:{reasons}")
 

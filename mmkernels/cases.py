@@ -374,7 +374,6 @@ def gated_cross_attention():
         "B11T": lambda draw, b, h, n, t: draw.mask(b, 1, 1, t),
         "BHNT": lambda draw, b, h, n, t: draw.mask(b, h, n, t),
         "11NT": lambda draw, b, h, n, t: draw.mask(1, 1, n, t),
-        "NT": lambda draw, b, h, n, t: draw.mask(n, t),
         "T": lambda draw, b, h, n, t: draw.mask(t),
         "1H1T": lambda draw, b, h, n, t: draw.mask(1, h, 1, t),
         "BHN1": lambda draw, b, h, n, t: draw.mask(b, h, n, 1),
@@ -385,17 +384,18 @@ def gated_cross_attention():
         "whole sample BHNT": lambda draw, b, h, n, t: _mask_whole_sample(draw, b, h, n, t),
         "strided": lambda draw, b, h, n, t: _mask_strided(draw, b, h, n, t),
         "transposed": lambda draw, b, h, n, t: _mask_transposed(draw, b, h, n, t),
-        "causal": lambda draw, b, h, n, t: torch.ones(n, t, dtype=torch.bool, device=draw.device).tril(),
+        "causal": lambda draw, b, h, n, t: torch.ones(n, t, dtype=torch.bool, device=draw.device).tril()[None, None],
         "float BT": lambda draw, b, h, n, t: draw.normal(b, t),
         "float BHNT": lambda draw, b, h, n, t: draw.normal(b, h, n, t),
-        "float NT": lambda draw, b, h, n, t: draw.normal(n, t),
+        "float 11NT": lambda draw, b, h, n, t: draw.normal(1, 1, n, t),
         "float H11": lambda draw, b, h, n, t: draw.normal(h, 1, 1),
         "float transposed": lambda draw, b, h, n, t: draw.normal(b, h, t, n).mT,
         "float -inf": lambda draw, b, h, n, t: draw.normal(b, h, n, t).masked_fill(~draw.mask(b, h, n, t), float("-inf")),
     }
     for name, mask in masks.items():
-        yield case("masks", name, some, mask=mask, need_weights=name in ("BT", "BHNT", "float NT"))
+        yield case("masks", name, some, mask=mask, need_weights=name in ("BT", "BHNT", "float 11NT"))
         yield case("masks", f"{name}, no gate", (2, 1, 5, 37, 20, 8), mask=mask, gate=False)
+    yield case("masks", "BT, as many samples as positions", (3, 2, 3, 5, 12, 10), mask=lambda draw, b, h, n, t: draw.mask(b, t))
     # As Hugging Face pads: the dtype's lowest number, in base 2 beyond the range of floats.
     extremes = {
         "lowest everywhere": lambda draw, b, h, n, t: draw.padding(_mask_none(draw, b, 1, 1, t), -draw.largest),

@@ -10,8 +10,9 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def is_tensor(name, value):
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.layout != torch.strided:
-        raise ValueError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
+    if value.layout != torch.strided or value.is_nested:
+        nested = "nested, " if value.is_nested else ""
+        raise ValueError(f"{name} must be a dense (strided) tensor, got {nested}layout {value.layout}")
 
 
 def features(name, value):
@@ -33,34 +34,70 @@ def same_device(name, value, other_name, other):
         raise ValueError(f"{name} must be on {other_name}'s device {other.device}, got {value.device}")
 
 
-def shape(name, value, *expected):
-    """`expected` holds a name and a size for each dimension; a size of None takes anything."""
-    fits = value.dim() == len(expected) and all(
-        size is None or actual == size for actual, (_, size) in zip(value.shape, expected))
-    if not fits:
-        names = ", ".join(n for n, _ in expected)
-        sizes = ", ".join("any" if size is None else str(size) for _, size in expected)
-        raise ValueError(f"{name} must have shape [{names}] = [{sizes}], got {list(value.shape)}")
+def shape(name, value, *expected, hint=""):
+    """`expected` holds a name and a size for each dimension; a size of None takes anything. `hint` ends the message."""
+    if _fits(value.shape, expected):
+        return
+    names = ", ".join(n for n, _ in expected)
+    sizes = ", ".join("any" if size is None else str(size) for _, size in expected)
+    batch = ("B", None), ("B", 1)
+    alone = (
+        f": one sample without a batch is {name}[None]"
+        if expected[0] in batch and _fits(value.shape, expected[1:])
+        else ""
+    )
+    raise ValueError(f"{name} must have shape [{names}] = [{sizes}], got {list(value.shape)}{alone}{hint}")
 
 
-def boolean_mask(name, value):
+def _fits(shape, expected):
+    if len(shape) != len(expected):
+        return False
+    for actual, (_, size) in zip(shape, expected):
+        if size is not None and actual != size:
+            return False
+    return True
+
+
+def boolean_mask(name, value, other_name, other, *expected):
+    """Of a shape as :func:`shape` takes it, on the device of another argument."""
     is_tensor(name, value)
     if value.dtype != torch.bool:
-        raise ValueError(f"{name} must be bool (True = takes part), got {value.dtype}")
+        raise ValueError(f"{name} must be bool (True = takes part), got {value.dtype}{_as_bool(name, value)}")
+    same_device(name, value, other_name, other)
+    shape(name, value, *expected)
+
+
+def _as_bool(name, value):
+    """Of a mask of zeros and ones, such as tokenizers give."""
+    return "" if value.is_floating_point() or value.is_complex() else f": {name}.bool() makes zeros and ones a mask"
 
 
 def attention_mask(name, value, other_name, other, batch, heads, positions, tokens):
-    """bool or floating point, [B, T] or broadcastable to [B, H, N, T]."""
+    """bool or floating point, [B, T] or broadcastable to [B, H, N, T]: two dimensions are always [B, T]."""
     is_tensor(name, value)
     if value.dtype != torch.bool and value.dtype not in FLOATS:
-        raise ValueError(f"{name} must be bool (True = attend) or floating point (added to the scores), got {value.dtype}")
+        raise ValueError(
+            f"{name} must be bool (True = attend) or floating point (added to the scores), got {value.dtype}"
+            f"{_as_bool(name, value)}"
+        )
     same_device(name, value, other_name, other)
     full = (batch, heads, positions, tokens)
-    fits = tuple(value.shape) == (batch, tokens) or value.dim() <= 4 and all(
-        size in (1, whole) for size, whole in zip(reversed(value.shape), reversed(full)))
-    if not fits:
-        raise ValueError(f"{name} must have shape [B, T] = [{batch}, {tokens}] or broadcast to [B, H, N, T] = {list(full)}, "
-                         f"got {list(value.shape)}")
+    if _broadcasts(value.shape, (batch, tokens) if value.dim() == 2 else full):
+        return
+    per_query = f": a mask per query is [1, 1, N, T], {name}[None, None]" if _broadcasts(value.shape, full) else ""
+    raise ValueError(
+        f"{name} must have shape [B, T] = [{batch}, {tokens}] or broadcast to [B, H, N, T] = {list(full)}, "
+        f"got {list(value.shape)}{per_query}"
+    )
+
+
+def could_be_mask(value, full):
+    """Whether something that doesn't fit in its place looks like an attention mask, [B, H, N, T] = `full` in whole."""
+    return value.dtype == torch.bool or _broadcasts(value.shape, full) or _broadcasts(value.shape, (full[0], full[3]))
+
+
+def _broadcasts(shape, full):
+    return len(shape) <= len(full) and all(size in (1, whole) for size, whole in zip(reversed(shape), reversed(full)))
 
 
 def choice(name, value, options):
@@ -71,53 +108,109 @@ def choice(name, value, options):
 
 
 def flag(name, value):
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    """A bool, also NumPy's, as Python's."""
+    if isinstance(value, bool):
+        return value
+    if _of_numpy(value, "bool", "bool_"):
+        return bool(value)
+    raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
+def _of_numpy(value, *names):
+    """Told by its name: NumPy is no dependency, and isn't imported to look."""
+    return type(value).__module__ == "numpy" and type(value).__name__ in names
 
 
 def number(name, value):
-    """A real number, or a symbolic one while torch.compile traces."""
+    """A real number, also NumPy's, as a float; a symbolic one while torch.compile traces."""
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return value if isinstance(value, (torch.SymInt, torch.SymFloat)) else float(value)
 
 
-def heads(name, value, channels):
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+def integer(name, value):
+    """An int, also NumPy's, as Python's; a symbolic one while torch.compile traces."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, numbers.Integral)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1 or channels % value != 0:
-        raise ValueError(f"{name} must be at least 1 and divide the {channels} channels of image, got {value}")
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)
 
 
-def bag_offsets(name, value, rows):
-    """Ascending bounds of packed bags: int32 or int64 [B + 1], first 0, last = rows.
+def dimension(name, value):
+    """A size of at least 1."""
+    value = integer(name, value)
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
 
+
+def heads(name, value, *channels):
+    """A number of heads, as Python's int; each of `channels`, a name and a size, is split evenly over them."""
+    value = integer(name, value)
+    for of, size in channels:
+        if value < 1 or size % value != 0:
+            raise ValueError(f"{name} must be at least 1 and divide {of} = {size}, got {value}")
+    return value
+
+
+def bag_offsets(value, image):
+    """Ascending bounds of the bags packed in image [rows, D], first 0, last = rows, as int64 [B + 1] on image's device.
+
+    A tensor (int32 or int64) must be there already; a list, a tuple or a NumPy array is brought there.
     The values are read in eager mode on the CPU only. A traced graph can't look at them, and a GPU would have to
     be waited for: there the kernels themselves confine every access to the rows that exist.
     """
-    is_tensor(name, value)
+    if isinstance(value, torch.Tensor):
+        is_tensor("offsets", value)
+        same_device("offsets", value, "image", image)
+    else:
+        value = _offsets_tensor(value)
+    shape("image", image, ("rows", None), ("D", None))
     if value.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"{name} must be int32 or int64, got {value.dtype}")
+        raise ValueError(f"offsets must be int32 or int64, got {value.dtype}")
     if value.dim() != 1 or value.shape[0] < 1:
-        raise ValueError(f"{name} must have shape [B + 1], got {list(value.shape)}")
-    if torch.compiler.is_compiling() or value.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(value):
-        return
+        raise ValueError(f"offsets must have shape [B + 1], got {list(value.shape)}")
+    if value.device.type == "cpu" and not is_traced(value):
+        _bounds(value, image.shape[0])
+    return value.to(image.device, torch.int64)
+
+
+def is_traced(tensor):
+    """Whether a tensor has no values to look at, or they would become part of a graph."""
+    return (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            or isinstance(tensor, torch._subclasses.FakeTensor)
+            or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None)
+
+
+def _offsets_tensor(value):
+    """What isn't a tensor yet, as one."""
+    if isinstance(value, (list, tuple)):
+        return torch.tensor([integer(f"offsets[{i}]", bound) for i, bound in enumerate(value)], dtype=torch.int64)
+    if _of_numpy(value, "ndarray"):
+        return torch.as_tensor(value.copy())  # an array may be read-only, which a tensor is not
+    raise TypeError(f"offsets must be a torch.Tensor or a list of ints, got {type(value).__name__}")
+
+
+def _bounds(value, rows):
     first, last = int(value[0]), int(value[-1])
     if first != 0:
-        raise ValueError(f"{name} must start with 0, got {first}")
+        raise ValueError(f"offsets must start with 0, got {first}")
     if last != rows:
-        raise ValueError(f"{name} must end with the number of rows of image, {rows}, got {last}")
+        raise ValueError(f"offsets must end with the number of rows of image, {rows}, got {last}")
     if bool((value[1:] < value[:-1]).any()):
         bag = int((value[1:] < value[:-1]).nonzero()[0])
-        raise ValueError(f"{name} must ascend, got {int(value[bag])} before {int(value[bag + 1])} at index {bag}")
+        raise ValueError(f"offsets must ascend, got {int(value[bag])} before {int(value[bag + 1])} at index {bag}")
+
+
+def channel_text(image, text):
+    """text [B, E] fits image [B, N, D] or [B, D]."""
+    like("text", text, "image", image)
+    hint = ": image [B, D] has no positions, one sample's [N, D] is image[None]" if image.dim() == 2 else ""
+    shape("text", text, ("B", image.shape[0]), ("E", None), hint=hint)
 
 
 def image_rows(image, offsets):
-    """``image`` is [B, N, D], or packed [rows, D] with valid offsets: (batch, channels, its rows as :func:`shape` expects them of a mask)."""
+    """``image`` is [B, N, D], or packed [rows, D] with :func:`bag_offsets`: (batch, channels, the shape of a mask)."""
     if offsets is None:
         shape("image", image, ("B", None), ("N", None), ("D", None))
         return image.shape[0], image.shape[2], (("B", image.shape[0]), ("N", image.shape[1]))
-    shape("image", image, ("rows", None), ("D", None))
-    if isinstance(offsets, torch.Tensor):
-        same_device("offsets", offsets, "image", image)
-    bag_offsets("offsets", offsets, image.shape[0])
     return offsets.shape[0] - 1, image.shape[1], (("rows", image.shape[0]),)

@@ -44,7 +44,7 @@ def info(json_path):
 @main.command()
 @names_option("--operation", functional.__all__, "Operation to check; default: all.")
 @click.option("--backend", multiple=True, metavar="NAME", help="Backend to check; default: all that can run. Can be given "
-              "more than once; one that can't run then counts as a failure.")
+              "more than once; one that can run nowhere then counts as a failure.")
 @click.option("--dtype", multiple=True, type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
               help="Dtype to check; default: all. Can be given more than once.")
 @click.option("--small", is_flag=True, help="Only the small cases.")
@@ -103,16 +103,19 @@ def bench(operation, quick, threads, device, plot_path, json_path):
 @click.option("--size", type=click.IntRange(min=10), help="Height and width of the pictures; the article's is 224, the default half of it.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
 @click.option("--seed", type=int, help="Draws everything random.")
+@click.option("--quick", is_flag=True, help="The whole job in less than a minute: float32 alone is verified, nothing is timed, and few small pictures are "
+              "trained on. Its accuracy means nothing.")
 @json_option
-def demo(out_dir, epochs, limit, size, threads, seed, json_path):
+def demo(out_dir, epochs, limit, size, threads, seed, quick, json_path):
     """Trains the reference model on real pictures and words, and shows where it looks."""
     try:
         from . import demo as demonstration
     except ModuleNotFoundError as error:
         raise click.ClickException(f"the demo needs {error.name}: pip install mmkernels[demo]") from error
     chosen = {"epochs": epochs, "limit": limit, "size": size, "threads": threads, "seed": seed}
-    results = demonstration.run(out_dir, **{name: value for name, value in chosen.items() if value is not None},
-                                verify=_verify_for_demo, bench=_bench_for_demo)
+    options = {"epochs": 1, "limit": 80, "size": 32} if quick else {}
+    options |= {name: value for name, value in chosen.items() if value is not None}
+    results = demonstration.run(out_dir, **options, verify=lambda: _verify_for_demo(quick), bench=None if quick else _bench_for_demo)
     _write(json_path, results)
     for name, found in results["models"].items():
         console.print(f"{name}: {found['validation']['accuracy']:.1%} of held-out pairs right, "
@@ -124,10 +127,12 @@ def demo(out_dir, epochs, limit, size, threads, seed, json_path):
         sys.exit(1)
 
 
-def _verify_for_demo():
+def _verify_for_demo(quick):
+    import torch
+
     from . import verify as checker
     with _progress("verify") as progress:
-        rows = checker.run(small=True, progress=lambda done, total: progress("verify", done, total))
+        rows = checker.run(small=True, dtypes=[torch.float32] if quick else None, progress=lambda done, total: progress("verify", done, total))
     return {**checker.as_json(rows), "text": _shown(lambda where: checker.show(rows, where))}
 
 

@@ -45,7 +45,8 @@ def run(operations=None, backends=None, *, devices=None, dtypes=None, seed=0, sm
 
     Args:
         operations, backends, devices, dtypes: names, and ``torch.dtype``s, to take; default: all there are. A backend
-            that can't run is left out, unless it was named: then its reason is a failure.
+            that can't run on a device in a dtype is left out there. One that was named and can run on none of them in
+            none fails with its reasons.
         seed: another one draws other values.
         small: only the small cases.
         progress: called with (done, total) after every case.
@@ -110,16 +111,16 @@ def _devices():
 
 def _plan(operations, wanted, devices, dtypes, small):
     """(operation, device, dtype, case, [(backend, None or why it can't run)])"""
+    unknown = [name for name in wanted or () if name not in registry.names()]
+    if unknown:
+        raise ValueError(f"backends must be of {', '.join(registry.names())}, got {unknown[0]!r}")
     for operation in operations:
-        for device in devices:
-            for dtype in dtypes:
-                reasons = {name: registry.why_not(name, operation, device, dtype) for name in registry.names()}
-                unknown = [name for name in wanted or () if name not in reasons]
-                if unknown:
-                    raise ValueError(f"backends must be of {', '.join(reasons)}, got {unknown[0]!r}")
-                names = wanted or [name for name, reason in reasons.items() if reason is None]
-                for case in cases.selected(operation, small=small):
-                    runners = [(name, reasons[name]) for name in names
-                               if case.small or not cases.is_slow(name, device)]
-                    if runners:
-                        yield operation, device, dtype, case, runners
+        places = [(device, dtype) for device in devices for dtype in dtypes]
+        reasons = {place: {name: registry.why_not(name, operation, *place) for name in wanted or registry.names()} for place in places}
+        useless = [name for name in wanted or () if all(reasons[place][name] for place in places)]
+        for device, dtype in places:
+            able = [(name, reason) for name, reason in reasons[device, dtype].items() if reason is None or name in useless]
+            for case in cases.selected(operation, small=small):
+                runners = [(name, reason) for name, reason in able if case.small or not cases.is_slow(name, device)]
+                if runners:
+                    yield operation, device, dtype, case, runners

@@ -1,5 +1,10 @@
-"""What the operations are tested for, on every backend that can run here."""
+"""What the operations are tested for, on every backend that can run here.
 
+What isn't exact is judged by the rule of :mod:`mmkernels.tolerance`: a `call` or `compute` takes the operation as its first argument, and what it
+gives with a backend is compared with what it gives with the reference in float64; the plain peer's error is the measure.
+"""
+
+import copy
 import functools
 
 import pytest
@@ -9,64 +14,135 @@ import mmkernels as mmk
 from mmkernels import peers, reference, tolerance
 
 
-def assert_right(operation, function, case, dtype, device, backend):
-    verdicts = tolerance.Standard(operation, case, dtype, device).test(function, backend=backend)
-    wrong = [str(verdict) for verdict in verdicts if not verdict.passed]
-    assert not wrong, "\n".join(wrong)
+@functools.lru_cache(maxsize=8)
+def _standard(operation, case, dtype, device):
+    return tolerance.Standard(operation, case, dtype, device)
+
+
+def assert_right(operation, case, dtype, device, backend):
+    """The backends of a case and dtype follow each other: they share its truth."""
+    verdicts = _standard(operation, case, dtype, device).test(getattr(mmk, operation), backend=backend)
+    assert_passed(verdicts)
 
 
 def assert_computes(compute, operation, backend, tensors, found=None):
-    """``compute(function, *tensors)``, a tensor or several, is right under the rule of :mod:`mmkernels.tolerance` when `function` is the operation
-    on `backend`: the truth is the reference in float64, the allowed error that of the plain peer. What was computed may be given as well:
-    then `compute` must be that very computation. Arguments that aren't floating point (masks, offsets) stay as they are."""
-    found = _outputs(compute(functools.partial(getattr(mmk, operation), backend=backend), *tensors)) if found is None else _outputs(found)
-    truth = _outputs(compute(getattr(reference, operation), *(_cast(t, torch.float64) for t in tensors)))
-    peer = _outputs(compute(getattr(peers, operation), *tensors))
-    wide = any(t.dtype == torch.float64 for t in found)
-    narrow = _outputs(compute(getattr(peers, operation), *(_cast(t, torch.float32) for t in tensors))) if wide else [None] * len(found)
-    assert len(found) == len(truth) == len(peer)
-    verdicts = [tolerance.compare(f"output {i}", *each) for i, each in enumerate(zip(found, truth, peer, narrow))]
-    assert all(v.passed for v in verdicts), "\n".join(str(v) for v in verdicts if not v.passed)
+    """``compute(function, *tensors)``, a tensor or several, is right when `function` is the operation on `backend`.
+
+    What was computed may be given as well: then `compute` must be that very computation. Arguments that aren't floating
+    point (masks, offsets) stay as they are. A result with as many entries along dimension 0 as the first tensor, where
+    that has three dimensions or more, is judged entry by entry: a large sample must not hide a small one.
+    """
+    tensors = list(tensors)
+    if found is None:
+        found = compute(functools.partial(getattr(mmk, operation), backend=backend), *tensors)
+    plain = functools.partial(compute, getattr(peers, operation))
+    truth = compute(getattr(reference, operation), *_cast(tensors, torch.float64))
+    wide = any(t.dtype == torch.float64 for t in _outputs(found))
+    narrow = plain(*_cast(tensors, torch.float32)) if wide else None
+    assert_rule(found, truth, plain(*tensors), narrow, batch=len(tensors[0]) if tensors[0].dim() > 2 else None)
+
+
+def assert_module(compute, module, tensors, found=None):
+    """``compute(module, *tensors)`` is right: the truth is the same module in float64 on the reference, the measure its error in float32."""
+    plain = copy.deepcopy(module)
+    for part in plain.modules():
+        if hasattr(part, "backend"):
+            part.backend = "reference"
+    found = compute(module, *tensors) if found is None else found
+    peer = compute(plain, *tensors)
+    assert_rule(found, compute(plain.double(), *_cast(tensors, torch.float64)), peer, batch=len(tensors[0]))
+
+
+def assert_rule(found, truth, peer, narrow=None, batch=None):
+    """Tensors, or tuples of them, under the rule. `truth` is float64, `narrow` the peer in float32 where `found` is
+    float64. Those of `batch` entries along dimension 0 are judged entry by entry."""
+    found, truth, peer = map(_outputs, (found, truth, peer))
+    narrow = [None] * len(found) if narrow is None else _outputs(narrow)
+    assert len(found) == len(truth) == len(peer) == len(narrow)
+    assert_passed([tolerance.compare(f"output {i}", *each, samples=each[1].dim() > 1 and len(each[1]) == batch)
+                    for i, each in enumerate(zip(found, truth, peer, narrow))])
+
+
+def assert_passed(verdicts):
+    wrong = [str(verdict) for verdict in verdicts if not verdict.passed]
+    assert not wrong, "\n".join(wrong)
 
 
 def _outputs(found):
     return [t.detach() for t in (found if isinstance(found, (tuple, list)) else (found,))]
 
 
-def _cast(value, dtype):
-    return value.detach().to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+def _cast(tensors, dtype):
+    return [t.detach().to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in tensors]
 
 
 def draw(*shape, dtype=torch.float32, device="cpu", seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
+def call(function, *tensors, **options):
+    """The plainest of calls."""
+    return function(*tensors, **options)
+
+
 def gradients(function, tensors, **options):
     """The results, and the gradients of their weighted sum."""
-    tensors = [t.detach().clone().requires_grad_() for t in tensors]
+    tensors = [t.detach().requires_grad_() for t in tensors]
     results = function(*tensors, **options)
     results = results if isinstance(results, tuple) else (results,)
-    upstream = [draw(*r.shape, dtype=r.dtype, device=r.device, seed=9 + i) for i, r in enumerate(results)]
+    upstream = [draw(*r.shape, device=r.device, seed=9 + i).to(r.dtype) for i, r in enumerate(results)]
     return *(r.detach() for r in results), *torch.autograd.grad(results, tensors, upstream)
 
 
-def assert_close(actual, expected, rtol=1e-4, atol=1e-5):
-    assert len(actual) == len(expected)
-    for a, e in zip(actual, expected):
-        torch.testing.assert_close(a, e, rtol=rtol, atol=atol)
+def assert_gradients(found, call, operation, tensors):
+    """`found` is what :func:`gradients` gives of ``call(function, *tensors)``."""
+    assert_computes(lambda function, *t: gradients(functools.partial(call, function), t), operation, None, tensors, found=found)
 
 
-def assert_upstream_may_lie_anyhow(function, tensors):
-    """Gradients that come expanded (what sum() sends back), strided or turned give what contiguous ones give."""
-    tensors = [t.detach().clone().requires_grad_() for t in tensors]
-    results = function(*tensors)
-    results = results if isinstance(results, tuple) else (results,)
-    plain = [draw(*r.shape, dtype=r.dtype, device=r.device, seed=9 + i) for i, r in enumerate(results)]
-    layouts = [[torch.ones_like(t[(0,) * t.dim()]).expand_as(t) for t in plain], [t[:, :1].expand_as(t) for t in plain],
-               [torch.stack([t, t.new_full(t.shape, float("nan"))], -1)[..., 0] for t in plain], [t.mT.contiguous().mT for t in plain]]
-    for upstream in layouts:
-        found, expected = (torch.autograd.grad(results, tensors, up, retain_graph=True) for up in (upstream, [up.contiguous() for up in upstream]))
-        assert_close(found, expected)
+def assert_vmap(call, dims, operation, backend, tensors):
+    """``torch.func.vmap`` over these dimensions of the tensors gives what one call after another gives."""
+    def looped(function, *tensors):
+        size = next(t.shape[dim] for t, dim in zip(tensors, dims) if dim is not None)
+        entries = [[t if dim is None else t.select(dim, i) for t, dim in zip(tensors, dims)] for i in range(size)]
+        found = [call(function, *entry) for entry in entries]
+        return [torch.stack(each) for each in zip(*found)] if isinstance(found[0], tuple) else torch.stack(found)
+
+    run = functools.partial(call, functools.partial(getattr(mmk, operation), backend=backend))
+    assert_computes(looped, operation, backend, tensors, found=torch.func.vmap(run, tuple(dims))(*tensors))
+
+
+def assert_partial_gradients(call, operation, backend, tensors):
+    """Each gradient alone is as right as all together."""
+    run = functools.partial(call, functools.partial(getattr(mmk, operation), backend=backend))
+    found = list(gradients(run, tensors))
+    for i in range(len(tensors)):
+        found[i - len(tensors)], = gradients(lambda t: run(*tensors[:i], t, *tensors[i + 1:]), tensors[i:i + 1])[-1:]
+    assert_gradients(found, call, operation, tensors)
+
+
+def assert_upstream_may_lie_anyhow(call, operation, backend, tensors):
+    """Gradients that come in may be expanded (what sum() sends back), strided, turned or cut out of larger ones."""
+    def differentiable(function, dtype=None):
+        leaves = [(t if dtype is None else t.to(dtype)).detach().clone().requires_grad_() for t in tensors]
+        results = call(function, *leaves)
+        return results if isinstance(results, tuple) else (results,), leaves
+
+    graphs = [differentiable(functools.partial(getattr(mmk, operation), backend=backend)),
+              differentiable(getattr(reference, operation), torch.float64), differentiable(getattr(peers, operation))]
+    plain = [draw(*r.shape, device=r.device, seed=9 + i) for i, r in enumerate(graphs[0][0])]
+    layouts = (
+        lambda t: torch.ones_like(t[(0,) * t.dim()]).expand_as(t),
+        lambda t: t[:1].expand_as(t),
+        lambda t: t[:, :1].expand_as(t),
+        lambda t: torch.stack([t, torch.full_like(t, float("nan"))], -1)[..., 0],
+        lambda t: t.mT.contiguous().mT,
+        lambda t: torch.nn.functional.pad(t, (1, 1) * t.dim(), value=float("nan"))[(slice(1, -1),) * t.dim()],
+    )
+    for lay in layouts:
+        # A conversion would make what is expanded or strided dense.
+        upstream = [[lay(t.to(r.dtype)) for t, r in zip(plain, results)] for results, _ in graphs]
+        assert_rule(*(torch.autograd.grad(results, leaves, up, retain_graph=True)
+                      for (results, leaves), up in zip(graphs, upstream)), batch=len(graphs[0][0][0]))
 
 
 def far_apart(tensor, dim):
@@ -78,16 +154,28 @@ def far_apart(tensor, dim):
     return torch.empty(length, dtype=tensor.dtype).as_strided(tensor.shape, strides).copy_(tensor)
 
 
-def assert_strides_may_be_huge(function, tensors, dim, device):
-    """Whatever has a dimension `dim` is far apart there, gradients that come in, too: what contiguous tensors give. Masks may be among them."""
+def assert_strides_may_be_huge(call, operation, backend, tensors, dim, device):
+    """Whatever has a dimension `dim` is far apart there, gradients that come in, too. Masks may be among the tensors."""
     if device != "cpu":
         pytest.skip("needs virtual memory")
 
-    def run(move):
+    def run(function, *tensors, move=torch.clone):
         given = [move(t.detach()).requires_grad_(t.is_floating_point()) for t in tensors]
-        results = function(*given)
+        results = call(function, *given)
         results = results if isinstance(results, tuple) else (results,)
-        upstream = [move(draw(*r.shape, dtype=r.dtype, seed=9 + i)) for i, r in enumerate(results)]
+        upstream = [move(draw(*r.shape, seed=9 + i).to(r.dtype)) for i, r in enumerate(results)]
         return *(r.detach() for r in results), *torch.autograd.grad(results, [t for t in given if t.requires_grad], upstream)
 
-    assert_close(run(lambda t: far_apart(t, dim) if dim < t.dim() and t.shape[dim] > 1 else t.clone()), run(torch.clone))
+    found = run(functools.partial(getattr(mmk, operation), backend=backend), *tensors,
+                move=lambda t: far_apart(t, dim) if dim < t.dim() and t.shape[dim] > 1 else t.clone())
+    assert_computes(run, operation, backend, tensors, found=found)
+
+
+def assert_compiles(call, operation, backend, sizes):
+    """One graph without a break; one compilation serves every list of tensors in `sizes`."""
+    run = functools.partial(call, functools.partial(getattr(mmk, operation), backend=backend))
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for tensors in sizes:
+            assert_gradients(gradients(compiled, tensors), call, operation, tensors)

@@ -5,7 +5,6 @@
 
 import importlib.util
 import re
-import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,21 +51,21 @@ def moved(batch, positions, channels, dtype, which):
     if which.endswith("backward"):
         emulated.counts()
         torch.ops.mmkernels.spatial_attention_emulated_backward(
-            torch.ones_like(result), None, image, text, weights, *arguments[2:], True, True)
+            torch.ones_like(result), None, image, text, *arguments[2:4], weights, *arguments[4:], True, True)
     return emulated.counts() if which.endswith("backward") else _again(emulated, arguments)
 
 
 def attention_least(operation, which, batch, heads, positions, tokens, d, dv, dtype):
-    """Bytes that must move: queries, keys, values and gate once, results once, 4 bytes a row for its sum; gradients likewise."""
+    """Bytes that must move: queries, keys, values and gate once, results once, 8 bytes a row for its softmax; gradients likewise."""
     rows = batch * heads
     image, text = rows * positions, rows * tokens
     inputs = (image + text) * d + text * dv + image * dv                # the last: the gate, or the image's values
-    results, sums = image * dv, 4 * image
+    results, softmax = image * dv, 8 * image
     if operation == "bidirectional_attention":
-        results, sums = results + text * dv, sums + 4 * text
+        results, softmax = results + text * dv, softmax + 8 * text
     if which == "forward":
-        return (inputs + results) * dtype.itemsize + sums
-    return (2 * inputs + 2 * results) * dtype.itemsize + sums           # results: before the gate, and their gradient
+        return (inputs + results) * dtype.itemsize + softmax
+    return (2 * inputs + 2 * results) * dtype.itemsize + softmax           # results: before the gate, and their gradient
 
 
 def attention_moved(operation, which, batch, heads, positions, tokens, d, dv, dtype):
@@ -79,18 +78,18 @@ def attention_moved(operation, which, batch, heads, positions, tokens, d, dv, dt
     if operation == "gated_cross_attention":
         inputs = (query, key, value, other, None, None, None)
         emulated.counts()
-        result, attended, log_sum = run(*inputs, d ** -0.5, which == "backward")
+        result, attended, softmax = run(*inputs, d ** -0.5, which == "backward")
         if which == "forward":
             return emulated.counts()
         emulated.counts()
-        back(torch.ones_like(result), *inputs, attended, log_sum, d ** -0.5, True, True, True, True, True, False)
+        back(torch.ones_like(result), *inputs, attended, softmax, d ** -0.5, True, True, True, True, True, False)
         return emulated.counts()
     inputs = (query, key, other, value, None, None)
     emulated.counts()
-    image_out, text_out, *sums = run(*inputs, d ** -0.5)
+    image_out, text_out, *softmax = run(*inputs, d ** -0.5)
     if which == "backward":
         emulated.counts()
-        back(torch.ones_like(image_out), torch.ones_like(text_out), *inputs, image_out, text_out, *sums, d ** -0.5, True, True, True, True)
+        back(torch.ones_like(image_out), torch.ones_like(text_out), *inputs, image_out, text_out, *softmax, d ** -0.5, True, True, True, True)
     return emulated.counts()
 
 
@@ -114,9 +113,9 @@ def _again(emulated, arguments):
     return emulated.counts()
 
 
-def setup():
-    """setup.py, for its flags."""
-    spec = importlib.util.spec_from_file_location("mmkernels_setup", ROOT / "setup.py")
+def setup(folder=ROOT):
+    """setup.py of a checkout, for its functions and flags."""
+    spec = importlib.util.spec_from_file_location("mmkernels_setup", folder / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -124,8 +123,9 @@ def setup():
 
 def kernel_jobs():
     """{file: how setup.py compiles it}; ptxas tells what each kernel needs."""
-    flags = [*setup().nvcc_flags(), "-Xptxas", "-v"]
-    return {path.stem: (path, flags, shutil.which("nvcc")) for path in sorted(ROOT.glob("csrc/cuda/*.cu"))}
+    module = setup()
+    flags = [*module.nvcc_flags(), "-Xptxas", "-v"]
+    return {path.stem: (path, flags, module.find_nvcc()) for path in sorted(ROOT.glob("csrc/cuda/*.cu"))}
 
 
 def resources(architecture, operation="spatial_attention"):

@@ -4,11 +4,12 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, draw, gradients
+from attention_tests import (assert_compiles, assert_computes, assert_gradients, assert_module, assert_partial_gradients, assert_right,
+                             assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, assert_vmap, draw, gradients)
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
-from mmkernels import cases, reference
+from mmkernels import cases
 
 OPERATION = "additive_attention"
 on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
@@ -24,15 +25,18 @@ def inputs(dtype=torch.float32, device="cpu", shape=(2, 13, 20), hidden=7, text=
     return {name: draw(*size, dtype=dtype, device=device, seed=i) * (0.3 if name[0] == "w" else 1) for i, (name, size) in enumerate(zip(NAMES, sizes))}
 
 
-def run_of(backend, function=mmk.additive_attention, **options):
-    """The operation on tensors in their order."""
-    options = options if backend is None else {"backend": backend, **options}
-    return lambda *tensors: function(**dict(zip(NAMES, tensors)), **options)
+def call_of(**options):
+    """The operation, given first, on tensors in their order."""
+    return lambda function, *tensors: function(**dict(zip(NAMES, tensors)), **options)
+
+
+def run_of(backend, **options):
+    return functools.partial(call_of(**options), functools.partial(mmk.additive_attention, backend=backend))
 
 
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
-    assert_right(OPERATION, mmk.additive_attention, case, dtype, device, backend)
+    assert_right(OPERATION, case, dtype, device, backend)
 
 
 @in_float64
@@ -69,9 +73,9 @@ def test_a_sample_alone(backend, device, dtype, combine):
     mask = torch.ones(2, 13, dtype=torch.bool, device=device)
     mask[1] = False
     run = lambda tensors, mask: gradients(run_of(backend, combine=combine, mask=mask), tensors)
-    both, alone = run(tensors, mask), run([t[:1] if i < 2 else t for i, t in enumerate(tensors)], None)
+    both, first = run(tensors, mask), [t[:1] if i < 2 else t for i, t in enumerate(tensors)]
     assert not both[0][1].any() and not both[1][1].any() and not both[2][1].any()
-    torch.testing.assert_close(both[0][:1], alone[0], rtol=1e-5, atol=1e-6)
+    assert_computes(call_of(combine=combine), OPERATION, backend, first, found=both[0][:1])
 
 
 @on_every_backend
@@ -80,9 +84,10 @@ def test_packed_bags_are_samples(backend, device, dtype, combine, maps):
     """Bags of the same size, packed: the same numbers as a batch."""
     tensors = inputs(dtype, device, (3, 11, 20), maps=maps)
     offsets = torch.arange(0, 34, 11, device=device)
-    batch = gradients(run_of(backend, combine=combine), tensors.values())
-    packed = gradients(run_of(backend, combine=combine, offsets=offsets), (tensors["image"].flatten(0, 1), *list(tensors.values())[1:]))
-    assert_close([p.view_as(b) for p, b in zip(packed, batch)], batch)
+    result, image_grad, *grads = gradients(run_of(backend, combine=combine, offsets=offsets), (tensors["image"].flatten(0, 1), *list(tensors.values())[1:]))
+    found = result if combine == "pool" else result.view(3, 11, 20), image_grad.view(3, 11, 20), *grads
+    # The gradient that flows in is drawn by its shape: the same numbers, packed or not.
+    assert_gradients(found, call_of(combine=combine), OPERATION, list(tensors.values()))
 
 
 @on_every_backend
@@ -97,29 +102,21 @@ def test_strided_offsets(backend, device, dtype):
 def test_against_multihead_pooling_of_one(backend, device, dtype):
     """K maps are K calls with one."""
     tensors = inputs(dtype, device, maps=4)
-    run = run_of(backend, need_weights=True)
-    result, weights = run(*tensors.values())
+    result, weights = run_of(backend, need_weights=True)(*tensors.values())
     for k in range(4):
-        one = run(*{**tensors, "v": tensors["v"][k:k + 1]}.values())
-        assert_close((result[:, k:k + 1], weights[:, k:k + 1]), one)
+        one = {**tensors, "v": tensors["v"][k:k + 1]}.values()
+        assert_computes(call_of(need_weights=True), OPERATION, backend, one, found=(result[:, k:k + 1], weights[:, k:k + 1]))
 
 
 @on_every_backend
 def test_partial_gradients(backend, device, dtype):
-    """Each gradient alone is the same as all together."""
-    tensors = list(inputs(dtype, device).values())
-    _, *together = gradients(run_of(backend), tensors)
-    for i, whole in enumerate(together):
-        mine = [t.detach().clone().requires_grad_(j == i) for j, t in enumerate(tensors)]
-        result = run_of(backend)(*mine)
-        alone, = torch.autograd.grad(result, mine[i], draw(*result.shape, dtype=dtype, device=device, seed=9))
-        torch.testing.assert_close(alone, whole, rtol=1e-5, atol=1e-6)
+    assert_partial_gradients(call_of(), OPERATION, backend, list(inputs(dtype, device).values()))
 
 
 @on_every_backend
 @pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
 def test_upstream_gradients(backend, device, dtype, combine, maps):
-    assert_upstream_may_lie_anyhow(run_of(backend, combine=combine, need_weights=True), inputs(dtype, device, maps=maps).values())
+    assert_upstream_may_lie_anyhow(call_of(combine=combine, need_weights=True), OPERATION, backend, inputs(dtype, device, maps=maps).values())
 
 
 @pytest.mark.virtual_memory
@@ -132,8 +129,9 @@ def test_far_apart(backend, device, dtype, shape, dim, combine, maps):
     tensors = inputs(dtype, device, shape, hidden=min(shape[-1], 7), maps=maps, bags=2 if packed else None)
     mask = torch.ones(shape[:-1], dtype=torch.bool)
     mask[..., -1] = False                         # the last alone: whole tiles before it take part
-    run = lambda *t: run_of(backend, combine=combine, mask=t[8], offsets=torch.tensor([0, 100, 216]) if packed else None, need_weights=True)(*t[:8])
-    assert_strides_may_be_huge(run, [*tensors.values(), mask], dim, device)
+    offsets = torch.tensor([0, 100, 216]) if packed else None
+    call = lambda function, *t: call_of(combine=combine, mask=t[8], offsets=offsets, need_weights=True)(function, *t[:8])
+    assert_strides_may_be_huge(call, OPERATION, backend, [*tensors.values(), mask], dim, device)
 
 
 @on_every_backend
@@ -142,8 +140,8 @@ def test_function(backend, device, dtype):
     shift = t["query"] @ t["w_query"].T + t["bias"]
     apply = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, 0, backend)[0]
     found = gradients(apply, (t["image"], shift, t["w_image"], t["v"], t["w_gate"], t["bias_gate"]))
-    expected = gradients(run_of(backend), t.values())
-    assert_close([found[i] for i in (0, 1, 3, 4, 5, 6)], [expected[i] for i in (0, 1, 3, 5, 7, 8)])
+    compute = lambda function, *t: [gradients(functools.partial(call_of(), function), t)[i] for i in (0, 1, 3, 5, 7, 8)]
+    assert_computes(compute, OPERATION, backend, t.values(), found=[found[i] for i in (0, 1, 3, 4, 5, 6)])
 
 
 @on_every_backend
@@ -153,7 +151,7 @@ def test_autocast(backend, device, dtype):
     with torch.autocast(device, torch.bfloat16):
         result = run_of(backend)(*t.values())
     assert result.dtype == torch.bfloat16
-    torch.testing.assert_close(result.float(), run_of(None, reference.additive_attention)(*t.values()), rtol=0.1, atol=0.1)
+    assert_computes(call_of(), OPERATION, backend, [x.bfloat16() for x in t.values()], found=result)
     run = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, 0, backend)[0]
     tensors = (t["image"], t["query"] @ t["w_query"].T, t["w_image"], t["v"], t["w_gate"], t["bias_gate"])
     plain = gradients(run, tensors)
@@ -166,31 +164,22 @@ def test_autocast(backend, device, dtype):
 def test_vmap(backend, device, dtype, dims):
     """Over samples, and over parameters, too."""
     tensors = [t if d is None else torch.stack([t, t + 0.1, t * 2]) for t, d in zip(inputs(dtype, device).values(), dims)]
-    expected = torch.stack([run_of(backend)(*(t if d is None else t[i] for t, d in zip(tensors, dims))) for i in range(3)])
-    torch.testing.assert_close(torch.func.vmap(run_of(backend), dims)(*tensors), expected, rtol=1e-5, atol=1e-6)
-    grad = lambda run: torch.func.vmap(torch.func.grad(lambda *t: run(*t).square().sum(), tuple(range(8))), dims)(*tensors)
-    assert_close(grad(run_of(backend)), grad(run_of(None, reference.additive_attention)))
+    squares = lambda function: lambda *t: call_of()(function, *t).square().sum()
+    for call in (call_of(), lambda function, *t: torch.func.grad(squares(function), tuple(range(8)))(*t)):
+        assert_vmap(call, dims, OPERATION, backend, tensors)
 
 
 @on_every_backend
 def test_vmap_packed(backend, device, dtype):
     tensors = inputs(dtype, device, (13, 20), bags=2)
     stacked = [torch.stack([t, t + 0.1]) if i < 2 else t for i, t in enumerate(tensors.values())]
-    run = run_of(backend, offsets=torch.tensor([0, 5, 13], device=device))
-    found = torch.func.vmap(run, (0, 0) + (None,) * 6)(*stacked)
-    assert_close(found, torch.stack([run(*(t[i] if j < 2 else t for j, t in enumerate(stacked))) for i in range(2)]))
+    call = call_of(offsets=torch.tensor([0, 5, 13], device=device))
+    assert_vmap(call, (0, 0) + (None,) * 6, OPERATION, backend, stacked)
 
 
 @on_every_backend
 def test_compile(backend, device, dtype):
-    """One graph without a break; one compilation serves every size."""
-    run = run_of(backend, need_weights=True)
-    torch._dynamo.reset()
-    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for shape in ((2, 13, 20), (3, 29, 20)):
-            tensors = inputs(dtype, device, shape).values()
-            assert_close(gradients(compiled, tensors), gradients(run, tensors))
+    assert_compiles(call_of(need_weights=True), OPERATION, backend, [list(inputs(dtype, device, shape).values()) for shape in ((2, 13, 20), (3, 29, 20))])
 
 
 @pytest.mark.parametrize("packed, kept_rows", [(False, 0), (True, 0), (False, 7), (True, 13)])
@@ -202,6 +191,7 @@ def test_opcheck(extension, packed, kept_rows):
                           (*given, None, torch.tensor([0, 5, 13]) if packed else None, 2, True, kept_rows))
 
 
+@pytest.mark.threads
 @on_every_backend
 def test_same_bits_twice(backend, device, dtype):
     first, second = (gradients(run_of(backend), inputs(dtype, device, (3, 300, 40)).values()) for _ in range(2))
@@ -211,10 +201,8 @@ def test_same_bits_twice(backend, device, dtype):
 @pytest.mark.parametrize("query_dim, gated", [(None, True), (9, False)])
 def test_module(extension, query_dim, gated):
     torch.manual_seed(0)
-    make = functools.partial(mmk.AdditiveAttention, 24, 10, query_dim, num_queries=2, gated=gated)
-    fused, plain = make(), make(backend="reference")
-    plain.load_state_dict(fused.state_dict())
+    module = mmk.AdditiveAttention(24, 10, query_dim, num_queries=2, gated=gated)
     image, query, mask = draw(2, 30, 24), None if query_dim is None else draw(2, query_dim, seed=1), torch.arange(60).view(2, 30) % 4 > 0
-    assert_close(fused(image, query, mask=mask, need_weights=True), plain(image, query, mask=mask, need_weights=True))
-    pooled = fused(image.flatten(0, 1), query, offsets=torch.tensor([0, 30, 60]))
-    torch.testing.assert_close(pooled, fused(image, query), rtol=1e-4, atol=1e-5)
+    assert_module(lambda m, image, query: m(image, query, mask=mask, need_weights=True), module, (image, query))
+    pooled = module(image.flatten(0, 1), query, offsets=torch.tensor([0, 30, 60]))
+    assert_module(lambda m, image, query: m(image, query), module, (image, query), found=pooled)

@@ -4,7 +4,9 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_close, assert_right, assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, draw, gradients
+from attention_tests import (assert_compiles, assert_gradients, assert_module, assert_right,
+                             assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, assert_vmap, call, draw,
+                             gradients)
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -24,7 +26,7 @@ def inputs(dtype=torch.float32, device="cpu", shape=(2, 3, 13, 11, 8, 6)):
 
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
-    assert_right(OPERATION, mmk.bidirectional_attention, case, dtype, device, backend)
+    assert_right(OPERATION, case, dtype, device, backend)
 
 
 @in_float64
@@ -64,6 +66,7 @@ def test_nothing_to_attend_to(backend, device, dtype):
     assert all(bool(t.isfinite().all()) for t in (image_out, text_out, *grads)) and not grads[2][0].any() and not grads[3][1].any()
 
 
+@pytest.mark.threads
 @on_every_backend
 def test_function_vmap_and_twice(backend, device, dtype):
     tensors = inputs(dtype, device)
@@ -71,15 +74,14 @@ def test_function_vmap_and_twice(backend, device, dtype):
     first, second = gradients(run, tensors), gradients(run, tensors)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
     apply = lambda *t: mmk.BidirectionalAttentionFunction.apply(*t, None, None, 0.3, backend)[:2]
-    assert_close(gradients(apply, tensors), first)
+    assert_gradients(gradients(apply, tensors), functools.partial(call, scale=0.3), OPERATION, tensors)
     stacked = [torch.stack([t, t + 1]) for t in tensors]
-    for mapped, one, two in zip(torch.func.vmap(run)(*stacked), run(*tensors), run(*(t + 1 for t in tensors))):
-        torch.testing.assert_close(mapped, torch.stack([one, two]), rtol=1e-5, atol=1e-6)
+    assert_vmap(functools.partial(call, scale=0.3), (0,) * 4, OPERATION, backend, stacked)
 
 
 @on_every_backend
 def test_upstream_gradients(backend, device, dtype):
-    assert_upstream_may_lie_anyhow(functools.partial(mmk.bidirectional_attention, backend=backend), inputs(dtype, device))
+    assert_upstream_may_lie_anyhow(call, OPERATION, backend, inputs(dtype, device))
 
 
 @pytest.mark.virtual_memory
@@ -89,19 +91,13 @@ def test_upstream_gradients(backend, device, dtype):
 def test_far_apart(backend, device, dtype, shape, dim):
     """Strides beyond 2^31 elements from sample to sample, head to head, row to row, channel to channel; masks have the first two."""
     masks = [draw(shape[0], size, seed=7) > -0.5 for size in shape[2:4]]
-    run = lambda *t: mmk.bidirectional_attention(*t[:4], image_mask=t[4], text_mask=t[5], backend=backend)
-    assert_strides_may_be_huge(run, [*inputs(dtype, device, shape), *masks], dim, device)
+    masked = lambda function, *t: function(*t[:4], image_mask=t[4], text_mask=t[5])
+    assert_strides_may_be_huge(masked, OPERATION, backend, [*inputs(dtype, device, shape), *masks], dim, device)
 
 
 @on_every_backend
 def test_compile(backend, device, dtype):
-    """One graph without a break; one compilation serves every size."""
-    run = functools.partial(mmk.bidirectional_attention, backend=backend)
-    torch._dynamo.reset()
-    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for shape in ((2, 3, 13, 11, 8, 6), (3, 3, 29, 17, 8, 6)):
-            assert_close(gradients(compiled, inputs(dtype, device, shape)), gradients(run, inputs(dtype, device, shape)))
+    assert_compiles(call, OPERATION, backend, [inputs(dtype, device, shape) for shape in ((2, 3, 13, 11, 8, 6), (3, 3, 29, 17, 8, 6))])
 
 
 def test_opcheck(extension):
@@ -110,8 +106,6 @@ def test_opcheck(extension):
 
 def test_module(extension):
     torch.manual_seed(0)
-    fused, plain = (mmk.BidirectionalAttention(24, 10, 12, 3, backend=backend) for backend in (None, "reference"))
-    plain.load_state_dict(fused.state_dict())
-    image, text = draw(2, 30, 24), draw(2, 7, 10, seed=1)
     masks = {"image_mask": torch.arange(60).view(2, 30) % 4 > 0, "text_mask": torch.arange(14).view(2, 7) % 4 > 0}
-    assert_close(fused(image, text, **masks), plain(image, text, **masks))
+    module = mmk.BidirectionalAttention(24, 10, 12, 3)
+    assert_module(lambda m, image, text: m(image, text, **masks), module, (draw(2, 30, 24), draw(2, 7, 10, seed=1)))

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from attention_tests import (assert_computes, assert_gradients, assert_right, assert_rule, assert_strides_may_be_huge,
+                             assert_upstream_may_lie_anyhow, assert_vmap, draw, far_apart, gradients)
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
-from mmkernels import backends, cases, reference, tolerance
+from mmkernels import backends, cases, reference
 
 OPERATION = "spatial_attention"
-CASES = {case.name: case for case in cases.selected(OPERATION)}
 ALL = cases.DTYPES
 
 on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
@@ -21,39 +22,29 @@ in_float64 = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATIO
 both_ways = pytest.mark.parametrize("combine", ["multiply", "pool"])
 
 
-@functools.lru_cache(maxsize=None)
-def standard(name, dtype, device):
-    return tolerance.Standard(OPERATION, CASES[name], dtype, device)
-
-
-def assert_right(verdicts):
-    wrong = [str(verdict) for verdict in verdicts if not verdict.passed]
-    assert not wrong, "\n".join(wrong)
-
-
-def draw(shape, dtype=torch.float32, device="cpu", seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
-
-
 def inputs(dtype=torch.float32, device="cpu", shape=(3, 29, 24)):
     """image, text, and a mask without any sample that is masked completely."""
     mask = torch.rand(shape[:2], generator=torch.Generator().manual_seed(2)) < 0.6
     mask[:, 3] = True
-    return draw(shape, dtype, device), draw((shape[0], shape[2]), dtype, device, 1), mask.to(device)
+    text = draw(shape[0], shape[2], dtype=dtype, device=device, seed=1)
+    return draw(*shape, dtype=dtype, device=device), text, mask.to(device)
 
 
-def gradients(function, *tensors, **options):
-    """The result, and the gradients of its weighted sum."""
-    tensors = [t.detach().requires_grad_() for t in tensors]
-    result = function(*tensors, **options)
-    return result.detach(), *torch.autograd.grad(result, tensors, draw(result.shape, result.dtype, result.device, 5))
+def calling(**options):
+    """``call(function, *tensors)`` with options. Peers give weights in image's dtype, the others in float32 at least."""
+    def call(function, *tensors):
+        found = function(*tensors, **options)
+        if not options.get("need_weights"):
+            return found
+        return found[0], found[1].to(torch.promote_types(found[1].dtype, torch.float32))
+    return call
 
 
 # Results and gradients ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
-    assert_right(standard(case.name, dtype, device).test(mmk.spatial_attention, backend=backend))
+    assert_right(OPERATION, case, dtype, device, backend)
 
 
 @on_every_backend
@@ -65,9 +56,9 @@ def test_same_values_whatever_is_asked_for(backend, device, dtype, combine):
     plain = mmk.spatial_attention(image, text, **options)
     result, weights = mmk.spatial_attention(image, text, need_weights=True, **options)
     assert torch.equal(plain, result) and not weights.requires_grad
-    _, image_grad, text_grad = gradients(mmk.spatial_attention, image, text, **options)
-    _, only_image = gradients(lambda i: mmk.spatial_attention(i, text, **options), image)
-    _, only_text = gradients(lambda t: mmk.spatial_attention(image, t, **options), text)
+    _, image_grad, text_grad = gradients(mmk.spatial_attention, (image, text), **options)
+    _, only_image = gradients(lambda i: mmk.spatial_attention(i, text, **options), (image,))
+    _, only_text = gradients(lambda t: mmk.spatial_attention(image, t, **options), (text,))
     assert torch.equal(only_image, image_grad) and torch.equal(only_text, text_grad)
 
 
@@ -75,34 +66,21 @@ def test_same_values_whatever_is_asked_for(backend, device, dtype, combine):
 @both_ways
 def test_gradient_of_the_weights_alone(backend, device, dtype, combine):
     image, text, mask = inputs(dtype, device)
-    weights = lambda run: lambda i, t: run(i, t, mask=mask, num_heads=2, combine=combine, need_weights=True)[1]
-    actual = gradients(weights(functools.partial(mmk.spatial_attention, backend=backend)), image, text)
-    expected = gradients(weights(reference.spatial_attention), image, text)
-    for a, e in zip(actual, expected):
-        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-6)
+    weights = lambda function, *t: function(*t, mask=mask, num_heads=2, combine=combine, need_weights=True)[1]
+    run = functools.partial(weights, functools.partial(mmk.spatial_attention, backend=backend))
+    found = gradients(run, (image, text))
+    assert_gradients(found, weights, OPERATION, (image, text))
 
 
 @on_every_backend
 @pytest.mark.parametrize("layout", ["bnd", "bdhw", "channels_last"])
 def test_strided_gradients(backend, device, dtype, layout):
-    """The gradient that flows in may be expanded, transposed, or cut out of a larger one."""
     image, text, _ = inputs(dtype, device, (2, 12, 8))
-    options = {"backend": backend}
     if layout != "bnd":
-        options["layout"] = "bdhw"
         image = image.mT.unflatten(2, (3, 4))
         image = image.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
-    image.requires_grad_(), text.requires_grad_()
-    result = mmk.spatial_attention(image, text, **options)
-    larger = draw([n + 2 for n in result.shape], dtype, device, 8)[(slice(1, -1),) * result.dim()]
-    for upstream in (torch.ones((), dtype=dtype, device=device).expand(result.shape),
-                     draw((1, *result.shape[1:]), dtype, device, 6).expand(result.shape),
-                     draw(result.mT.shape, dtype, device, 7).mT, larger):
-        actual = torch.autograd.grad(result, (image, text), upstream, retain_graph=True)
-        expected = torch.autograd.grad(result, (image, text), upstream.clone(memory_format=torch.contiguous_format),
-                                       retain_graph=True)
-        for a, e in zip(actual, expected):
-            torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6)
+    call = calling(layout="bnd" if layout == "bnd" else "bdhw")
+    assert_upstream_may_lie_anyhow(call, OPERATION, backend, (image, text))
 
 
 GRADCHECKS = {
@@ -125,8 +103,8 @@ def test_gradcheck(backend, device, dtype, name, masked):
         shape = (10, 6)
     elif "layout" in options:
         shape = (2, 6, 2, 3)
-    text = draw((3 if len(shape) == 2 else 2, 6), dtype, device, 1).requires_grad_()
-    image = draw(shape, dtype, device).requires_grad_()
+    text = draw(3 if len(shape) == 2 else 2, 6, dtype=dtype, device=device, seed=1).requires_grad_()
+    image = draw(*shape, dtype=dtype, device=device).requires_grad_()
     if masked:
         grid = shape[:1] if len(shape) == 2 else shape[:2] if len(shape) == 3 else (shape[0], *shape[2:])
         options["mask"] = (torch.arange(torch.Size(grid).numel(), device=device) % 3 > 0).view(grid)
@@ -139,9 +117,9 @@ def test_gradcheck(backend, device, dtype, name, masked):
 def test_function(backend, device, dtype):
     """The autograd Function is the same thing."""
     image, text, mask = inputs(dtype, device)
-    public = gradients(mmk.spatial_attention, image, text, mask=mask, scale=0.2, num_heads=2, backend=backend)
+    public = gradients(mmk.spatial_attention, (image, text), mask=mask, scale=0.2, num_heads=2, backend=backend)
     apply = lambda i, t: mmk.SpatialAttentionFunction.apply(i, t, mask, None, 0.2, 2, False, False, backend)[0]
-    for a, e in zip(gradients(apply, image, text), public):
+    for a, e in zip(gradients(apply, (image, text)), public):
         assert torch.equal(a, e)
 
 
@@ -205,10 +183,11 @@ def test_masked_values_reach_nothing(backend, device, dtype, combine, layout, po
     def run(image):
         image, t = image.clone().requires_grad_(), text.clone().requires_grad_()
         result, weights = mmk.spatial_attention(image, t, **options)
-        upstream = draw(result.shape, dtype, device, 4)
+        upstream = draw(*result.shape, dtype=dtype, device=device, seed=4)
         if combine == "multiply":
             upstream = torch.where(image.isfinite(), upstream, poison)
-        return result, weights, *torch.autograd.grad((result, weights), (image, t), (upstream, draw(weights.shape, weights.dtype, device, 5)))
+        of_weights = draw(*weights.shape, dtype=weights.dtype, device=device, seed=5)
+        return result, weights, *torch.autograd.grad((result, weights), (image, t), (upstream, of_weights))
 
     for actual, expected in zip(run(dirty), run(clean)):
         assert torch.equal(actual, expected)
@@ -222,14 +201,14 @@ def test_unmasked_nan_and_inf(backend, device, dtype, combine, value, sign):
     image, text, mask = inputs(dtype, device)
     text[:, 2] = sign
     image[1, 3, 2] = value
-    actual = mmk.spatial_attention(image, text, mask=mask, combine=combine, need_weights=True, num_heads=2, backend=backend)
-    expected = reference.spatial_attention(image, text, mask=mask, combine=combine, need_weights=True, num_heads=2)
-    clean = mmk.spatial_attention(image.nan_to_num(0, 0, 0), text, mask=mask, combine=combine, need_weights=True,
-                                  num_heads=2, backend=backend)
+    options = {"mask": mask, "combine": combine, "need_weights": True, "num_heads": 2}
+    actual = mmk.spatial_attention(image, text, backend=backend, **options)
+    expected = reference.spatial_attention(image, text, **options)
+    clean = mmk.spatial_attention(image.nan_to_num(0, 0, 0), text, backend=backend, **options)
     for a, e, c in zip(actual, expected, clean):
         assert torch.equal(a.isnan(), e.isnan()) and torch.equal(a.isinf(), e.isinf())
         assert torch.equal(a[0], c[0]) and torch.equal(a[2], c[2])
-        torch.testing.assert_close(a, e, equal_nan=True, rtol=1e-2, atol=1e-3)
+    assert_computes(calling(**options), OPERATION, backend, (image, text), found=actual)
 
 
 @on_every_backend
@@ -242,7 +221,7 @@ def test_huge_scores(backend, device, dtype, combine, size):
     _, weights = mmk.spatial_attention(image, text, combine=combine, scale=1.0, need_weights=True, backend=backend)
     winner = 7 if size > 0 else 0
     assert torch.equal(weights, torch.eye(8, device=device)[winner].expand(2, 1, 8))
-    result, *grads = gradients(mmk.spatial_attention, image, text, combine=combine, scale=1.0, backend=backend)
+    result, *grads = gradients(mmk.spatial_attention, (image, text), combine=combine, scale=1.0, backend=backend)
     expected = torch.zeros_like(result)
     expected[..., winner] = 1
     if combine == "multiply":
@@ -255,9 +234,10 @@ def test_huge_scores(backend, device, dtype, combine, size):
 def test_equal_scores(backend, device, dtype):
     """A text of zeros: every position weighs the same, also when the positions end in the middle of a vector."""
     for n in (1, 2, 3, 7, 8, 9, 31, 33, 100):
-        image = draw((2, n, 5), dtype, device)
+        image = draw(2, n, 5, dtype=dtype, device=device)
         _, weights = mmk.spatial_attention(image, image.new_zeros(2, 5), need_weights=True, backend=backend)
-        torch.testing.assert_close(weights, torch.full_like(weights, 1 / n), rtol=1e-6, atol=0)
+        truth = torch.full_like(weights, 1 / n, dtype=torch.float64)
+        assert_rule(weights, truth, peer=truth.to(dtype))
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
@@ -280,18 +260,17 @@ OUTS = {"bnd": ((2, 17, 19), None), "bnd transposed": ((2, 17, 19), (0, 2, 1)), 
 @pytest.mark.parametrize("name", OUTS)
 def test_out_writes_all_of_itself_and_nothing_else(backend, device, dtype, combine, name):
     shape, order = OUTS[name]
-    options = {"combine": combine, "backend": backend, "layout": "bdhw" if len(shape) == 4 else "bnd"}
+    options = {"combine": combine, "layout": "bdhw" if len(shape) == 4 else "bnd"}
     if len(shape) == 2:
         options["offsets"] = torch.tensor([0, 9, 9, 17], device=device)
     batch = 3 if len(shape) == 2 else 2
-    image, text = draw(shape, dtype, device), draw((batch, 19), dtype, device, 1)
-    fresh, fresh_weights = mmk.spatial_attention(image, text, need_weights=True, **options)
+    image, text = draw(*shape, dtype=dtype, device=device), draw(batch, 19, dtype=dtype, device=device, seed=1)
+    fresh = mmk.spatial_attention(image, text, backend=backend, **options)
     base, out = window_of(fresh.shape, dtype, device, order if combine == "multiply" else None)
     out.fill_(float("nan"))
-    result, weights = mmk.spatial_attention(image, text, out=out, need_weights=True, **options)
+    result, weights = mmk.spatial_attention(image, text, out=out, need_weights=True, backend=backend, **options)
     assert result is out
-    torch.testing.assert_close(weights, fresh_weights, rtol=1e-6, atol=0)
-    torch.testing.assert_close(out, fresh, rtol=max(4 * torch.finfo(dtype).eps, 1e-13), atol=0)
+    assert_computes(calling(need_weights=True, **options), OPERATION, backend, (image, text), found=(out, weights))
     out.fill_(7)
     assert bool((base == 7).all())
 
@@ -299,28 +278,29 @@ def test_out_writes_all_of_itself_and_nothing_else(backend, device, dtype, combi
 @on_every_backend_and_dtype
 @pytest.mark.parametrize("shape", [(3, 37, 40), (3, 40, 5, 7), (64, 20)])
 def test_out_may_be_the_image(backend, device, dtype, shape):
-    options = {"backend": backend, "layout": "bdhw" if len(shape) == 4 else "bnd"}
+    options = {"layout": "bdhw" if len(shape) == 4 else "bnd"}
     if len(shape) == 2:
         options["offsets"] = torch.tensor([0, 9, 9, 64], device=device)
-    image, text = draw(shape, dtype, device), draw((3, shape[1] if len(shape) != 3 else shape[2]), dtype, device, 1)
-    expected = mmk.spatial_attention(image, text, **options)
+    image = draw(*shape, dtype=dtype, device=device)
+    text = draw(3, shape[1] if len(shape) != 3 else shape[2], dtype=dtype, device=device, seed=1)
     for candidate in (image.clone(), image.clone().mT.contiguous().mT):
-        assert mmk.spatial_attention(candidate, text, out=candidate, **options) is candidate
-        torch.testing.assert_close(candidate, expected, rtol=4 * torch.finfo(dtype).eps, atol=1e-7)
+        assert mmk.spatial_attention(candidate, text, out=candidate, backend=backend, **options) is candidate
+        assert_computes(calling(**options), OPERATION, backend, (image, text), found=candidate)
 
 
+@pytest.mark.threads
 @on_every_backend
 def test_large_out(backend, device, dtype):
     """Large enough for streaming stores, at every alignment."""
     if cases.is_slow(backend, device):
         pytest.skip("a large case")
-    image, text = draw((2, 3000, 515), dtype, device), draw((2, 515), dtype, device, 1)
+    image, text = draw(2, 3000, 515, dtype=dtype, device=device), draw(2, 515, dtype=dtype, device=device, seed=1)
     expected = mmk.spatial_attention(image, text, backend=backend)
     for start in range(4):
         base = torch.full((image.numel() + 8,), 7.0, device=device)
         out = base[start:start + image.numel()].view(image.shape)
         mmk.spatial_attention(image, text, out=out, backend=backend)
-        torch.testing.assert_close(out, expected, rtol=1e-6, atol=0)
+        assert torch.equal(out, expected)
         assert bool((base[:start] == 7).all()) and bool((base[start + image.numel():] == 7).all())
 
 
@@ -332,7 +312,7 @@ def test_inputs_stay_as_they_are(backend, device, dtype, combine):
     for tensors, options in (((image, text, mask), {}), ((image[0], text[:2], mask[0]), {"offsets": offsets})):
         before = [t.clone() for t in (*tensors, offsets)]
         versions = [t._version for t in (*tensors, offsets)]
-        gradients(mmk.spatial_attention, *tensors[:2], mask=tensors[2], combine=combine, backend=backend, **options)
+        gradients(mmk.spatial_attention, tensors[:2], mask=tensors[2], combine=combine, backend=backend, **options)
         assert [t._version for t in (*tensors, offsets)] == versions
         assert all(torch.equal(t, b) for t, b in zip((*tensors, offsets), before))
 
@@ -362,7 +342,7 @@ VIEWS = {"bnd": lambda t: t, "transposed": lambda t: t.mT.contiguous().mT, "slic
 @both_ways
 def test_memory(extension, view, combine):
     """Nothing but results and O(B N) is allocated: no copy of a strided input, no temporary of the image's size."""
-    image, text = VIEWS[view](draw((2, 1000, 64))).requires_grad_(), draw((2, 64), seed=1).requires_grad_()
+    image, text = VIEWS[view](draw(2, 1000, 64)).requires_grad_(), draw(2, 64, seed=1).requires_grad_()
     options = {"combine": combine, "backend": "cpu", "layout": "bdhw" if image.dim() == 4 else "bnd"}
     if image.dim() == 2:
         options["offsets"] = torch.tensor([0, 700, 2000])
@@ -371,7 +351,7 @@ def test_memory(extension, view, combine):
     with allocations() as sizes:
         result = mmk.spatial_attention(image, text, **options)
     assert result_bytes <= sum(sizes) <= result_bytes + small
-    upstream = draw(result.shape)
+    upstream = draw(*result.shape)
     with allocations() as sizes:
         torch.autograd.grad(result, (image, text), upstream)
     assert image.numel() * 4 <= sum(sizes) <= image.numel() * 4 + small
@@ -385,61 +365,55 @@ def test_memory(extension, view, combine):
 @both_ways
 def test_strided_offsets(backend, device, dtype, combine):
     """Bounds that are a column of a table."""
-    image, text, table = draw((13, 6), dtype, device), draw((2, 6), dtype, device, 1), torch.tensor([[0, 99], [5, 99], [13, 99]], device=device)
-    strided, dense = (gradients(mmk.spatial_attention, image, text, offsets=offsets, combine=combine, backend=backend)
+    image, text = draw(13, 6, dtype=dtype, device=device), draw(2, 6, dtype=dtype, device=device, seed=1)
+    table = torch.tensor([[0, 99], [5, 99], [13, 99]], device=device)
+    strided, dense = (gradients(mmk.spatial_attention, (image, text), offsets=offsets, combine=combine, backend=backend)
                       for offsets in (table[:, 0], table[:, 0].contiguous()))
     assert all(torch.equal(a, e) for a, e in zip(strided, dense))
 
 
 @pytest.mark.virtual_memory
 @on_every_backend
-@pytest.mark.parametrize("far", ["batch", "position", "channel", "mask"])
+@pytest.mark.parametrize("dim", range(3))
+@pytest.mark.parametrize("shape", [(2, 2, 3), (2, 36, 20)], ids=str)
 @both_ways
-def test_far_apart(backend, device, dtype, far, combine):
-    """Strides beyond 2^31 elements. The memory between is only virtual: nobody touches it."""
-    if device != "cpu":
-        pytest.skip("needs virtual memory")
-    gap = 2**31 + 12_345
-    shape = (2, 2, 3)
-    strides = {"batch": (gap, 3, 1), "position": (3, gap, 1), "channel": (6, 3, gap // 2 + 7), "mask": (6, 3, 1)}[far]
-    length = 1 + sum((n - 1) * s for n, s in zip(shape, strides))
-    image = torch.empty(length, dtype=dtype).as_strided(shape, strides).copy_(draw(shape))
-    text = draw((2, 3), seed=1)
-    mask = torch.ones(2, 2, dtype=torch.bool)
-    if far == "mask":
-        mask = torch.empty(gap + 2, dtype=torch.bool).as_strided((2, 2), (gap, 1)).copy_(torch.tensor([[True, False], [True, True]]))
-    near = [t.clone(memory_format=torch.contiguous_format) for t in (image, mask)]
-    run = functools.partial(mmk.spatial_attention, combine=combine, backend=backend)
-    for a, e in zip(gradients(run, image, text, mask=mask), gradients(run, near[0], text, mask=near[1])):
-        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-6)
+def test_far_apart(backend, device, dtype, shape, dim, combine):
+    """Strides beyond 2^31 elements from sample to sample, position to position (the mask has both), channel to channel."""
+    tensors = draw(*shape, dtype=dtype, device=device), draw(shape[0], shape[2], dtype=dtype, device=device, seed=1)
+    mask = torch.ones(shape[:2], dtype=torch.bool, device=device)
+    mask[0, 1] = False
+    call = lambda function, *t: function(*t[:2], mask=t[2], combine=combine)
+    assert_strides_may_be_huge(call, OPERATION, backend, [*tensors, mask], dim, device)
     if combine == "multiply":
-        out = torch.empty(length, dtype=dtype).as_strided(shape, strides)
-        run(image, text, mask=mask, out=out)
-        torch.testing.assert_close(out.clone(memory_format=torch.contiguous_format), run(near[0], text, mask=near[1]))
+        image, out = far_apart(tensors[0], dim), far_apart(tensors[0], dim).fill_(float("nan"))
+        mmk.spatial_attention(image, tensors[1], mask=mask, out=out, backend=backend)
+        near = out.clone(memory_format=torch.contiguous_format)
+        assert_computes(calling(mask=mask), OPERATION, backend, tensors, found=near)
 
 
-@pytest.mark.slow
+@pytest.mark.threads
 @on_every_backend
 @pytest.mark.parametrize("layout", ["bnd", "packed", "bdhw"])
 def test_more_than_2_31_elements(backend, device, dtype, layout):
-    """One row expanded to so many positions that their elements can't be counted in 32 bits."""
+    """One row expanded to so many positions that their elements can't be counted in 32 bits. It holds small integers, and
+    the positions are a power of two: every sum is exact in float32, in any order."""
     if cases.is_slow(backend, device) or backend == "reference":
         pytest.skip("a large case")
-    n, d = 2**20 + 77, 2048 + 4
-    row, text = draw((1, 1, d), dtype, device), draw((1, d), dtype, device, 1)
+    n, d = 2**20, 2048 + 4
+    row = draw(1, 1, d, dtype=dtype, device=device).mul(3).round()
+    text = draw(1, d, dtype=dtype, device=device, seed=1).mul(3).round()
     image, options = row.expand(1, n, d), {}
     if layout == "packed":
         image, options = image[0], {"offsets": torch.tensor([0, n], device=device)}
     elif layout == "bdhw":
         image, options = row.mT[..., None].expand(1, d, 1, n), {"layout": "bdhw"}
     result, weights = mmk.spatial_attention(image, text, combine="pool", need_weights=True, backend=backend, **options)
-    torch.testing.assert_close(weights.flatten(), torch.full((n,), 1 / n, device=device), rtol=1e-4, atol=0)
-    # A million equal terms is the worst there is for a float32 sum (the eager peer is 0.4 % off); a wrong index is far more.
-    torch.testing.assert_close(result, row[0], rtol=1e-2, atol=1e-5)
+    assert torch.equal(weights, torch.full_like(weights, 1 / n)) and torch.equal(result, row[0])
 
 
 # Determinism and threads ----------------------------------------------------------------------------------------------
 
+@pytest.mark.threads
 @on_every_backend_and_dtype
 @both_ways
 @pytest.mark.parametrize("shape", [(5, 37, 24), (1, 9001, 33)])
@@ -447,11 +421,12 @@ def test_same_bits_twice(backend, device, dtype, combine, shape):
     if cases.is_slow(backend, device) and shape[1] > 1000:
         pytest.skip("a large case")
     image, text, mask = inputs(dtype, device, shape)
-    first, *others = [gradients(mmk.spatial_attention, image, text, mask=mask, combine=combine, backend=backend)
+    first, *others = [gradients(mmk.spatial_attention, (image, text), mask=mask, combine=combine, backend=backend)
                       for _ in range(3)]
     assert all(torch.equal(a, b) for other in others for a, b in zip(first, other))
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("dtype", ALL, ids=str)
 @both_ways
 @pytest.mark.parametrize("layout", ["bnd", "bdhw", "packed"])
@@ -466,22 +441,23 @@ def test_same_bits_for_any_number_of_threads(extension, dtype, combine, layout):
     try:
         for count in (1, 2, 3, 5):
             torch.set_num_threads(count)
-            found.append(gradients(mmk.spatial_attention, image, text, combine=combine, backend="cpu", **options))
+            found.append(gradients(mmk.spatial_attention, (image, text), combine=combine, backend="cpu", **options))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
 
 
+@pytest.mark.threads
 @on_every_backend
 def test_many_callers_at_once(backend, device, dtype):
     """Python threads may call at the same time: nothing is shared between calls."""
     image, text, mask = inputs(dtype, device, (2, 500, 24))
-    expected = gradients(mmk.spatial_attention, image, text, mask=mask, backend=backend)
+    expected = gradients(mmk.spatial_attention, (image, text), mask=mask, backend=backend)
     wrong = []
 
     def work():
         for _ in range(3 if cases.is_slow(backend, device) else 10):
-            found = gradients(mmk.spatial_attention, image, text, mask=mask, backend=backend)
+            found = gradients(mmk.spatial_attention, (image, text), mask=mask, backend=backend)
             wrong.extend(i for i, (a, e) in enumerate(zip(found, expected)) if not torch.equal(a, e))
 
     callers = [threading.Thread(target=work) for _ in range(4)]
@@ -508,7 +484,7 @@ def op_arguments(name, requires_grad=True):
     if mask is not None:
         grid = shape[:1] if len(shape) == 2 else shape[:2] if len(shape) == 3 else (shape[0], *shape[2:])
         mask = torch.arange(torch.Size(grid).numel()).view(grid) % 3 > 0
-    image, text = draw(shape).requires_grad_(requires_grad), draw((2, 6), seed=1).requires_grad_(requires_grad)
+    image, text = draw(*shape).requires_grad_(requires_grad), draw(2, 6, seed=1).requires_grad_(requires_grad)
     return image, text, mask, None if offsets is None else torch.tensor(offsets), *options
 
 
@@ -530,9 +506,9 @@ def test_opcheck_backward(extension, name, needs):
     both = all(needs)                             # an unwanted gradient is empty and has no derivative
     image, text, *rest = op_arguments(name, both)
     result, weights = torch.ops.mmkernels.spatial_attention(image.detach(), text.detach(), *rest)
-    grads = draw(result.shape, seed=3).requires_grad_(both), draw(weights.shape, seed=4).requires_grad_(both)
+    grads = draw(*result.shape, seed=3).requires_grad_(both), draw(*weights.shape, seed=4).requires_grad_(both)
     torch.library.opcheck(torch.ops.mmkernels.spatial_attention_backward.default,
-                          (*grads, image, text, weights, *rest, *needs))
+                          (*grads, image, text, *rest[:2], weights, *rest[2:], *needs))
 
 
 @on_every_backend
@@ -546,8 +522,8 @@ def test_compile_without_recompiling(backend, device, dtype, combine):
         for shape in ((3, 29, 24), (4, 31, 24), (7, 5, 24), (2, 100, 24)):
             image, text, mask = inputs(dtype, device, shape)
             image.requires_grad_(), text.requires_grad_()
-            for actual, expected in zip(compiled(image, text, mask=mask), run(image, text, mask=mask)):
-                torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+            call = calling(combine=combine, num_heads=2, need_weights=True, mask=mask)
+            assert_computes(call, OPERATION, backend, (image, text), found=compiled(image, text, mask=mask))
 
 
 @on_every_backend
@@ -556,15 +532,15 @@ def test_compile_static(backend, device, dtype, layout):
     if backend == "reference" and layout == "packed":
         pytest.skip("the reference reads the offsets' values")
     image, text, mask = inputs(dtype, device, (2, 12, 8))
-    options = {"mask": mask, "backend": backend}
+    options = {"mask": mask}
     if layout == "bdhw":
         image, options = image.mT.unflatten(2, (3, 4)), options | {"layout": "bdhw", "mask": mask.unflatten(1, (3, 4))}
     elif layout == "packed":
         image, options = image.flatten(0, 1), options | {"mask": mask.flatten(), "offsets": torch.tensor([0, 5, 24], device=device)}
     torch._dynamo.reset()
     compiled = torch.compile(mmk.spatial_attention, fullgraph=True, dynamic=False, backend="aot_eager")
-    for actual, expected in zip(gradients(compiled, image, text, **options), gradients(mmk.spatial_attention, image, text, **options)):
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    found = gradients(compiled, (image, text), backend=backend, **options)
+    assert_gradients(found, calling(**options), OPERATION, (image, text))
 
 
 @pytest.mark.slow
@@ -572,15 +548,15 @@ def test_compile_static(backend, device, dtype, layout):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_inductor(backend, device, dtype, dynamic):
     """Through the default compiler, between other operations, forward and backward."""
-    def model(image, text):
-        return mmk.spatial_attention(image * 2, text.tanh(), num_heads=2, backend=backend).relu().sum(1)
+    def model(function, image, text):
+        return function(image * 2, text.tanh(), num_heads=2).relu().sum(1)
 
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
+    run = functools.partial(model, functools.partial(mmk.spatial_attention, backend=backend))
+    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic)
     for shape in ((3, 29, 24), (5, 8, 24)) if dynamic else ((3, 29, 24),):
         image, text, _ = inputs(dtype, device, shape)
-        for actual, expected in zip(gradients(compiled, image, text), gradients(model, image, text)):
-            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+        assert_gradients(gradients(compiled, (image, text)), model, OPERATION, (image, text))
 
 
 @on_every_backend
@@ -590,7 +566,7 @@ def test_compile_out(backend, device, dtype):
     compiled = torch.compile(lambda i, t, o: mmk.spatial_attention(i, t, out=o, backend=backend), fullgraph=True, backend="aot_eager")
     out = torch.full_like(image, float("nan"))
     compiled(image, text, out)
-    torch.testing.assert_close(out, mmk.spatial_attention(image, text, backend=backend), rtol=1e-6, atol=1e-7)
+    assert_computes(calling(), OPERATION, backend, (image, text), found=out)
 
 
 @on_every_backend
@@ -611,16 +587,12 @@ def test_meta(backend, device, dtype, combine):
 def test_vmap(backend, device, dtype, combine, in_dims):
     """Mapped over any argument, along any dimension: the same as a loop."""
     def argument(shape, dim, seed):
-        return draw(shape if dim is None else (*shape[:dim], 4, *shape[dim:]), dtype, device, seed)
+        return draw(*(shape if dim is None else (*shape[:dim], 4, *shape[dim:])), dtype=dtype, device=device, seed=seed)
 
     image, text = argument((2, 7, 6), in_dims[0], 0), argument((2, 6), in_dims[1], 1)
     mask = argument((2, 7), in_dims[2], 2) > -0.5
-    run = lambda i, t, m: mmk.spatial_attention(i, t, mask=m, num_heads=2, combine=combine, need_weights=True, backend=backend)
-    pick = lambda t, dim, k: t if dim is None else t.select(dim, k)
-    mapped = torch.func.vmap(run, in_dims)(image, text, mask)
-    looped = [run(*(pick(t, dim, k) for t, dim in zip((image, text, mask), in_dims))) for k in range(4)]
-    for actual, expected in zip(mapped, zip(*looped)):
-        torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-5, atol=1e-6)
+    call = lambda function, i, t, m: function(i, t, mask=m, num_heads=2, combine=combine, need_weights=True)
+    assert_vmap(call, in_dims, OPERATION, backend, (image, text, mask))
 
 
 @on_every_backend
@@ -630,13 +602,12 @@ def test_vmap_layouts(backend, device, dtype, layout, combine):
     if backend == "reference" and layout == "packed":
         pytest.skip("the reference reads the offsets' values")
     if layout == "packed":
-        image, options = draw((4, 11, 6), dtype, device), {"offsets": torch.tensor([0, 4, 4, 11], device=device)}
-        text = draw((4, 3, 6), dtype, device, 1)
+        shapes, options = ((4, 11, 6), (4, 3, 6)), {"offsets": torch.tensor([0, 4, 4, 11], device=device)}
     else:
-        image, text, options = draw((4, 2, 6, 3, 5), dtype, device), draw((4, 2, 6), dtype, device, 1), {"layout": "bdhw"}
-    run = lambda i, t: mmk.spatial_attention(i, t, num_heads=2, combine=combine, need_weights=True, backend=backend, **options)
-    for actual, expected in zip(torch.func.vmap(run)(image, text), zip(*(run(i, t) for i, t in zip(image, text)))):
-        torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-5, atol=1e-6)
+        shapes, options = ((4, 2, 6, 3, 5), (4, 2, 6)), {"layout": "bdhw"}
+    image, text = (draw(*shape, dtype=dtype, device=device, seed=seed) for seed, shape in enumerate(shapes))
+    call = calling(num_heads=2, combine=combine, need_weights=True, **options)
+    assert_vmap(call, (0, 0), OPERATION, backend, (image, text))
 
 
 @on_every_backend
@@ -644,19 +615,18 @@ def test_vmap_layouts(backend, device, dtype, layout, combine):
 def test_per_sample_gradients(backend, device, dtype, combine):
     """torch.func.grad under vmap: the gradient of every sample, with a text that all share."""
     image, _, _ = inputs(dtype, device, (4, 7, 6))
-    text = draw((1, 6), dtype, device, 1)
-    loss = lambda t, i: mmk.spatial_attention(i[None], t, combine=combine, backend=backend).square().sum()
-    mapped = torch.func.vmap(torch.func.grad(loss), (None, 0))(text, image)
-    looped = torch.stack([torch.func.grad(loss)(text, i) for i in image])
-    torch.testing.assert_close(mapped, looped, rtol=1e-5, atol=1e-6)
+    text = draw(1, 6, dtype=dtype, device=device, seed=1)
+    loss = lambda function: lambda t, i: function(i[None], t, combine=combine).square().sum()
+    call = lambda function, i, t: torch.func.grad(loss(function))(t, i)
+    assert_vmap(call, (0, None), OPERATION, backend, (image, text))
 
 
 @in_float64
 def test_hessian(backend, device, dtype):
-    image, text = draw((1, 4, 3), dtype, device), draw((1, 3), dtype, device, 1)
-    loss = lambda run: lambda t: run(image, t).square().sum()
-    actual = torch.func.jacrev(torch.func.jacrev(loss(functools.partial(mmk.spatial_attention, backend=backend))))(text)
-    torch.testing.assert_close(actual, torch.func.jacrev(torch.func.jacrev(loss(reference.spatial_attention)))(text))
+    image, text = draw(1, 4, 3, dtype=dtype, device=device), draw(1, 3, dtype=dtype, device=device, seed=1)
+    loss = lambda function, i: lambda t: function(i, t).square().sum()
+    hessian = lambda function, i, t: torch.func.jacrev(torch.func.jacrev(loss(function, i)))(t)
+    assert_computes(hessian, OPERATION, backend, (image, text))
 
 
 @on_every_backend
@@ -689,56 +659,3 @@ def test_default_backend_is_the_fastest_that_can_run(extension):
     image, text, mask = inputs()
     default = mmk.spatial_attention(image, text, mask=mask)
     assert torch.equal(default, mmk.spatial_attention(image, text, mask=mask, backend="cpu"))
-
-
-# Any shape, any strides -----------------------------------------------------------------------------------------------
-
-hypothesis = pytest.importorskip("hypothesis")
-from hypothesis import strategies as st  # noqa: E402
-
-
-@st.composite
-def any_case(draw_from):
-    """A case with any sizes, heads, options and memory layout."""
-    batch, height, width, heads, per_head = (draw_from(st.integers(low, high)) for low, high in
-                                             ((1, 4), (1, 9), (1, 9), (1, 4), (1, 20)))
-    layout = draw_from(st.sampled_from(["bnd", "bdhw", "packed"]))
-    channels = heads * per_head
-    shape = {"bnd": (batch, height * width, channels), "bdhw": (batch, channels, height, width),
-             "packed": (height * width, channels)}[layout]
-    order = draw_from(st.permutations(range(len(shape))))
-    steps = [draw_from(st.sampled_from([0, 1, 1, 1, 2, 3])) for _ in shape]
-    start = draw_from(st.integers(0, 3))
-    cuts = sorted(draw_from(st.lists(st.integers(0, shape[0]), max_size=4)))
-    masked = draw_from(st.sampled_from([None, 0.0, 0.3, 0.9]))
-    options = {"num_heads": heads, "combine": draw_from(st.sampled_from(["multiply", "pool"])),
-               "rescale": draw_from(st.booleans()), "need_weights": draw_from(st.booleans())}
-
-    def make(draw):
-        # Dimension d is d-th in memory by `order`; step 0 expands it, a larger one skips elements.
-        lengths = [max(1, shape[d] * steps[d]) for d in order]
-        base = draw.normal(start + torch.Size(lengths).numel())[start:].view(lengths)
-        for i, d in enumerate(order):
-            base = base.expand(*lengths[:i], shape[d], *base.shape[i + 1:]) if steps[d] == 0 else \
-                base[(slice(None),) * i + (slice(None, None, steps[d]),)]
-            lengths[i] = shape[d]
-        arguments = {"image": base.permute([order.index(d) for d in range(len(shape))]), **options}
-        assert arguments["image"].shape == shape
-        bounds = [0, *cuts, shape[0]]
-        arguments["text"] = draw.normal(len(bounds) - 1 if layout == "packed" else batch, channels)
-        if layout == "packed":
-            arguments["offsets"] = torch.tensor(bounds, device=draw.device)
-        if layout == "bdhw":
-            arguments["layout"] = "bdhw"
-        if masked is not None:
-            grid = {"bnd": shape[:2], "bdhw": (batch, height, width), "packed": shape[:1]}[layout]
-            arguments["mask"] = draw.mask(*grid, share=1 - masked)
-        return arguments
-
-    return cases.Case(f"{layout} {shape} {order} {steps} {start} {masked} {cuts} {options}", "any", make, True)
-
-
-@on_every_backend
-@hypothesis.given(case=any_case())
-def test_anything(backend, device, dtype, case):
-    assert_right(tolerance.Standard(OPERATION, case, dtype, device).test(mmk.spatial_attention, backend=backend))

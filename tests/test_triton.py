@@ -234,7 +234,7 @@ def test_nothing_is_written_beside_a_tensor(shape, combine, monkeypatch):
     text = draw(3 if packed else shape[0], shape[-1], seed=1)
     options = (None, offsets, 0.3, 1, combine == "pool", False)
     result, weights = torch.ops.mmkernels.spatial_attention_triton(image, text, *options)
-    grads = torch.ops.mmkernels.spatial_attention_triton_backward(result, weights, image, text, weights, *options, True, True)
+    grads = torch.ops.mmkernels.spatial_attention_triton_backward(result, weights, image, text, *options[:2], weights, *options[2:], True, True)
     assert len(allocated) >= 4
     for base, room in allocated:
         assert bool((base[:32] == 77).all()) and bool((base[32 + room:] == 77).all())
@@ -355,7 +355,7 @@ def test_opcheck(combine):
     result, weights = operations.spatial_attention_triton(image.detach(), text.detach(), *options)
     torch.library.opcheck(operations.spatial_attention_triton_out.default, (image.detach(), text.detach(), *options, result))
     torch.library.opcheck(operations.spatial_attention_triton_backward.default,
-                          (result, weights, image, text, weights, *options, True, True))
+                          (result, weights, image, text, *options[:2], weights, *options[2:], True, True))
 
 
 @interpreted

@@ -114,7 +114,7 @@ def test_pairs_and_bias(mask, gated, monkeypatch):
     processors(monkeypatch, 50)
     shape = (2, 1, 20, 150, 12, 20)
     query, key, value, gate = inputs("gated_cross_attention", shape)
-    bias = draw(20, 150)
+    bias = draw(1, 1, 20, 150)
     attn_mask = {"pairs": bias > 0, "bias": bias, "-inf": bias.masked_fill(bias < 0, float("-inf")), "rows": draw(2, 1, 20, 1) > 0, None: None}[mask]
     check("gated_cross_attention", (query, key, value, gate if gated else None), attn_mask=attn_mask)
 

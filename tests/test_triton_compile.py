@@ -71,7 +71,7 @@ def spatial_attention(torch, module, shape, dtype, masked=False, bags=None, num_
     offsets = torch.empty(bags + 1, dtype=torch.int64) if bags else None
     options = (mask, offsets, 1.0, num_heads, pool, False)
     result, weights = module.forward(image, text, *options)
-    module.backward(result, weights, image, text, weights, *options, True, True)
+    module.backward(result, weights, image, text, *options[:2], weights, *options[2:], True, True)
 
 
 def heads_of(torch, dtype, batch, heads):

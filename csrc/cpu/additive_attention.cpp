@@ -44,6 +44,11 @@ template <class T> struct Inputs {
   }
 
   bool keeps(int64_t row) const { return !a.mask.data || a.mask.data[row / a.N * a.mask.b + row % a.N * a.mask.x]; }
+  bool takes_part(int64_t b) const {                // any of a sample's rows
+    for (int64_t r = samples.begin(b); r < samples.end(b); ++r)
+      if (keeps(r)) return true;
+    return false;
+  }
   const C* tile(int64_t first, int64_t count, C* copy, int64_t& step) const {
     return image_tile<T>(image, first, count, samples.rows(), a.D, copy, step, [&](int64_t r) { return keeps(r); });
   }
@@ -192,7 +197,7 @@ template <class T> struct Forward {
 
   void finish(int64_t b, const State<C>& state) {
     for (int64_t k = 0; k < a.K; ++k) {
-      const C factor = state.total[k] != 0 ? 1 / state.total[k] : C(0);
+      const C factor = state.total[k] != 0 ? 1 / state.total[k] : in.takes_part(b) ? C(__builtin_nan("")) : C(0);   // all -Inf: NaN, as softmax has it
       top.data[b * in.maps + k] = state.top[k] == -infinity<C> ? C(0) : state.top[k], share.data[b * in.maps + k] = factor;
       if (a.pool) write_row<T>(state.sums + k * channels, a.D, factor, result.row(b * a.K + k), result.c);
     }
@@ -222,8 +227,10 @@ template <class T> struct Forward {
     in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) {
       for (int64_t k = 0; k < a.K; ++k) {
         C* w = weights + in.at(b, r) + k * a.N;
+        const C factor = share.data[b * in.maps + k];
         exp_sum(w, last - r, top.data[b * in.maps + k]);
-        multiply(w, last - r, share.data[b * in.maps + k]);
+        multiply(w, last - r, factor);
+        if (factor != factor) for (int64_t i = r; i < last; ++i) if (!in.keeps(i)) w[i - r] = 0;
       }
       if (a.pool) return;
       const C* w = weights + in.at(b, r);

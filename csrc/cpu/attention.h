@@ -110,7 +110,25 @@ template <class T> inline void fetch_rows(Fetch& fetch, Head<T> from, int64_t fi
   if (from && from.c == 1) fetch.add(from.row(first), from.n, channels, rows);
 }
 
-// Softmax along the columns of a tile of scores (base 2): scores -> exp2(score - top of the column), 0 in rows that don't take part; top and
+// What backward needs to find the weights of a softmax again, exp(score - top) share: the largest score, and one over the sum of
+// exponentials; of `count` queries or tokens of a head, [2, count]. Where nothing takes part share is 0. They are two numbers as their
+// logarithms' sum would be rounded: beside a top of 1e9, a mask's, nothing would be left of the sum.
+// A weight that is exactly 1 is the only one: its score has no gradient, and rounding must not leave one.
+template <class C> struct SoftmaxRows {
+  C *top, *share;
+  SoftmaxRows() : top(nullptr), share(nullptr) {}
+  SoftmaxRows(void* data, int64_t head, int64_t count) : top(static_cast<C*>(data) + 2 * head * count), share(top + count) {}
+  void write(int64_t first, int64_t count, const C* most, const C* total) const {
+    for (int64_t i = 0; i < count; ++i) {
+      top[first + i] = most[i] == -infinity<C> ? C(0) : most[i];
+      share[first + i] = total[i] == 0 ? C(0) : 1 / total[i];
+    }
+  }
+  C base(int64_t i) const { return share[i] != 0 ? top[i] : infinity<C>; }      // what exponentials of scores less it are 0 where nothing takes part
+  C certain(int64_t i) const { return share[i] == 1 ? C(1) : C(2); }            // the exponential whose weight is 1, if there is one
+};
+
+// Softmax along the columns of a tile of scores: scores -> exp(score - top of the column), 0 in rows that don't take part; top and
 // total brought up to date: the largest score so far, and the sum of the exponentials. `factor` is what sums before this block are to be
 // multiplied by. First block: top = -Inf, total = 0.
 template <class C, class Keeps>
@@ -124,11 +142,11 @@ inline void softmax_columns(C* scores, int64_t rows, int64_t step, int64_t count
     vec<C> sum = {};
     for (int64_t r = 0; r < rows; ++r) {
       vec<C> e = {};
-      if (keeps(r)) e = exp2(load(scores + r * step + i) - base);
+      if (keeps(r)) e = exp_below(load(scores + r * step + i) - base);
       store(scores + r * step + i, e);
       sum += e;
     }
-    const vec<C> f = before == none ? vec<C>{} : exp2(before - base);
+    const vec<C> f = before == none ? vec<C>{} : exp_below(before - base);
     store(factor + i, f);
     store(total + i, load(total + i) * f + sum);
     store(top + i, now);

@@ -52,14 +52,14 @@ inline void softmax_rows(C* scores, int64_t rows, int64_t step, int64_t count, C
     vec<C> most = end;
     for (int64_t i = 0; i < last; i += lanes<C>) most = maximum<C>(most, load(s + i));
     const C before = top[r], now = maximum(before, max<C>(most)), base = now == -infinity<C> ? C(0) : now;
-    vec<C> sum = exp2(end - base);
+    vec<C> sum = exp_below(end - base);
     store(s + last, sum);
     for (int64_t i = 0; i < last; i += lanes<C>) {
-      vec<C> e = exp2(load(s + i) - base);
+      vec<C> e = exp_below(load(s + i) - base);
       store(s + i, e);
       sum += e;
     }
-    factor[r] = before == -infinity<C> ? C(0) : exp2(before - base);
+    factor[r] = before == -infinity<C> ? C(0) : exp_below(before - base);
     total[r] = total[r] * factor[r] + mmk::sum<C>(sum);
     top[r] = now;
   }
@@ -71,11 +71,12 @@ template <class T> struct HeadInputs {
   const BidirectionalAttention& a;
   Head<T> query, key, image_value, text_value, image_out, text_out;
   Head<const bool> image_mask{};                    // one column
-  C *image_log_sum = nullptr, *text_log_sum = nullptr;
+  SoftmaxRows<C> image_softmax, text_softmax;
+  const Scale<C> scale;
   Order order;                                      // of the tokens
   Scratch<T> clean;                                 // keys, in that order, if masked ones must be cleaned
 
-  explicit HeadInputs(const BidirectionalAttention& a) : a(a), order(a.T), clean(a.text_mask.data ? a.T * a.d : 0) {}
+  explicit HeadInputs(const BidirectionalAttention& a) : a(a), scale(a.scale), order(a.T), clean(a.text_mask.data ? a.T * a.d : 0) {}
 
   void set(int64_t index) {
     const int64_t b = index / a.H, h = index % a.H;
@@ -83,8 +84,7 @@ template <class T> struct HeadInputs {
     image_value = head<T>(a.image_value, b, h), text_value = head<T>(a.text_value, b, h);
     image_out = head<T>(a.image_out, b, h), text_out = head<T>(a.text_out, b, h);
     image_mask = {a.image_mask.data ? a.image_mask.data + b * a.image_mask.b + h * a.image_mask.h : nullptr, a.image_mask.t, 0};
-    image_log_sum = static_cast<C*>(a.image_log_sum) + index * a.N;
-    text_log_sum = static_cast<C*>(a.text_log_sum) + index * a.T;
+    image_softmax = {a.image_softmax, index, a.N}, text_softmax = {a.text_softmax, index, a.T};
     order.find(a.text_mask.data ? a.text_mask.data + b * a.text_mask.b + h * a.text_mask.h : nullptr, a.text_mask.t, a.T, true);
     if (order.count == a.T) return;
     for (int64_t t = 0; t < a.T; ++t)
@@ -131,7 +131,7 @@ template <class C> struct TextSums {
     for (int64_t t = 0; t < tokens; ++t) {
       if (other.top[t] == -infinity<C>) continue;
       const C now = maximum(top[t], other.top[t]);
-      const C mine = top[t] == -infinity<C> ? C(0) : exp2(top[t] - now), its = exp2(other.top[t] - now);
+      const C mine = top[t] == -infinity<C> ? C(0) : exp_below(top[t] - now), its = exp_below(other.top[t] - now);
       top[t] = now, total[t] = total[t] * mine + other.total[t] * its;
       for (int64_t c = 0; c < width; ++c) values[t * width + c] = values[t * width + c] * mine + other.values[t * width + c] * its;
     }
@@ -139,9 +139,9 @@ template <class C> struct TextSums {
   template <class T> void write(const HeadInputs<T>& in) const {
     for (int64_t i = 0; i < tokens; ++i) {
       const int64_t t = in.order[i];
-      const bool any = total[i] != 0;
-      in.text_log_sum[t] = any ? top[i] + mmk::log2(total[i]) : infinity<C>;
-      write_row<T>(any ? values + i * width : nullptr, in.a.dv, any ? 1 / total[i] : C(0), in.text_out.row(t), in.text_out.c);
+      in.text_softmax.write(t, 1, top + i, total + i);
+      const C share = in.text_softmax.share[t];
+      write_row<T>(share != 0 ? values + i * width : nullptr, in.a.dv, share, in.text_out.row(t), in.text_out.c);
     }
   }
 };
@@ -167,7 +167,7 @@ template <class T> struct Forward {
 
   void start(int64_t index) {
     in.set(index);
-    pack_columns(in.key, in.order, a.T, a.d, C(a.scale) * log2_e<C>, keys.data);
+    pack_columns(in.key, in.order, a.T, a.d, in.scale.query, keys.data);
     pack_rows(in.text_value, in.order, in.order.count, a.dv, values.data);
     of_text.clear();
   }
@@ -180,6 +180,7 @@ template <class T> struct Forward {
     for (int64_t k = 0; k < blocks(a.T); ++k) {
       const int64_t n = block_tokens(a.T, k), part = in.taking_part(k), t = k * token_block;
       multiply<C, false>(count, n, a.d, q, step, {keys.data + t * a.d, 0}, scores.data, width, false);
+      in.scale.apply(scores.data, count, width, padded<C>(n));
       if (part) {
         for (int64_t r = 0; r < count; ++r) memcpy(weights.data + r * width, scores.data + r * width, padded<C>(part) * sizeof(C));
         softmax_rows(weights.data, count, width, part, top.data, total.data, factor.data);
@@ -190,10 +191,10 @@ template <class T> struct Forward {
       scale_rows(of_text.values + t * value_width, n, value_width, a.dv, column_factor.data);
       multiply<C, true>(n, a.dv, count, scores.data, width, {image_values.data, value_width}, of_text.values + t * value_width, value_width, true);
     }
+    in.image_softmax.write(first, count, top.data, total.data);
     for (int64_t r = 0; r < count; ++r) {
-      const bool any = total.data[r] != 0;
-      in.image_log_sum[first + r] = any ? top.data[r] + mmk::log2(total.data[r]) : infinity<C>;
-      write_row<T>(any ? sums.data + r * value_width : nullptr, a.dv, any ? 1 / total.data[r] : C(0), in.image_out.row(first + r), in.image_out.c);
+      const C share = in.image_softmax.share[first + r];
+      write_row<T>(share != 0 ? sums.data + r * value_width : nullptr, a.dv, share, in.image_out.row(first + r), in.image_out.c);
     }
   }
 };
@@ -207,7 +208,8 @@ template <class T> struct Backward {
   const int64_t width, rows, query_width, value_width;
   const bool of_scores;                             // a gradient of query or key is wanted
   Scratch<C> key_columns, key_rows, value_columns, upstream_columns, upstream_rows, query, image_values, upstream, scores, weights, grad_weights,
-      grad_scores, query_sums, value_sums, image_mean, text_mean, text_log_sum, tokens;
+      grad_scores, query_sums, value_sums, image_mean, text_mean, text_base, text_certain, text_upstream, tokens;
+  bool some_certain = false;                        // a token's weight may be exactly 1
 
   Backward(const BidirectionalAttentionBackward& g, const Tiles& tiles)
       : g(g), a(g.forward), in(a), width(score_width(a.T, lanes<C>)), rows(tiles.height + slack), query_width(padded<C>(a.d)),
@@ -216,7 +218,8 @@ template <class T> struct Backward {
         upstream_columns(packed_size<C>(a.T, a.dv)), upstream_rows(packed_size<C>(a.T, a.dv)), query(rows * query_width),
         image_values(rows * value_width), upstream(rows * value_width), scores(rows * width + slack), weights(rows * width + slack),
         grad_weights(rows * width + slack), grad_scores(rows * width + slack), query_sums(rows * query_width), value_sums(rows * value_width),
-        image_mean(rows), text_mean(padded<C>(a.T) + token_block), text_log_sum(padded<C>(a.T) + token_block), tokens(size(a)) {}
+        image_mean(rows), text_mean(padded<C>(a.T) + token_block), text_base(padded<C>(a.T) + token_block), text_certain(padded<C>(a.T) + token_block),
+        text_upstream(a.T * value_width), tokens(size(a)) {}
 
   static int64_t size(const BidirectionalAttention& a) { return (a.T + slack) * (padded<C>(a.d) + padded<C>(a.dv)); }
   C* key_sums() const { return tokens.data; }
@@ -227,37 +230,50 @@ template <class T> struct Backward {
     in.set(index);
     grad_image_out = head<T>(g.grad_image_out, b, h), grad_text_out = head<T>(g.grad_text_out, b, h);
     grad_query = head<T>(g.grad_image_query, b, h), grad_image_value = head<T>(g.grad_image_value, b, h);
-    pack_columns(in.key, in.order, a.T, a.d, C(a.scale) * log2_e<C>, key_columns.data);
+    pack_columns(in.key, in.order, a.T, a.d, in.scale.query, key_columns.data);
     pack_rows(in.key, in.order, a.T, a.d, key_rows.data);
     pack_columns(in.text_value, in.order, in.order.count, a.dv, C(1), value_columns.data);
     if (grad_text_out) {
-      pack_columns(grad_text_out, in.order, a.T, a.dv, C(1), upstream_columns.data);
-      pack_rows(grad_text_out, in.order, a.T, a.dv, upstream_rows.data);
+      const Head<C> upstream{text_upstream.data, value_width, 1};
+      read_upstream(grad_text_out, in.text_softmax, 0, a.T, upstream.data);
+      pack_columns(upstream, in.order, a.T, a.dv, C(1), upstream_columns.data);
+      pack_rows(upstream, in.order, a.T, a.dv, upstream_rows.data);
     }
+    some_certain = false;
     for (int64_t i = 0; i < padded<C>(a.T); ++i) {
       const int64_t t = i < a.T ? in.order[i] : -1;
-      text_log_sum.data[i] = t < 0 ? infinity<C> : in.text_log_sum[t];
-      text_mean.data[i] = t < 0 || !grad_text_out ? C(0) : product(grad_text_out, in.text_out, t);
+      text_base.data[i] = t < 0 ? infinity<C> : in.text_softmax.base(t);
+      text_certain.data[i] = t < 0 ? C(2) : in.text_softmax.certain(t);
+      text_mean.data[i] = t < 0 || !grad_text_out ? C(0) : mean(grad_text_out, in.text_out, in.text_softmax, t);
+      some_certain = some_certain || text_certain.data[i] == 1;
     }
     memset(tokens.data, 0, size(a) * sizeof(C));
   }
-  C product(Head<T> x, Head<T> y, int64_t n) const {
+  // What arrives times the softmax's share, since the weights are a factor of all that has it. [count, value_width]
+  void read_upstream(Head<T> from, const SoftmaxRows<C>& softmax, int64_t first, int64_t count, C* to) const {
+    read_rows<T>(count, a.dv, [&](int64_t r) -> const T* { return softmax.share[first + r] != 0 ? from.row(first + r) : nullptr; }, from.c, to);
+    scale_rows(to, count, value_width, value_width, softmax.share + first);
+  }
+  // Of the weights' gradient, times share, too.
+  C mean(Head<T> upstream, Head<T> result, const SoftmaxRows<C>& softmax, int64_t n) const {
+    if (softmax.share[n] == 0) return 0;
     C total = 0;
-    for (int64_t c = 0; c < a.dv; ++c) total += to_acc(x.row(n)[c * x.c]) * to_acc(y.row(n)[c * y.c]);
-    return total;
+    for (int64_t c = 0; c < a.dv; ++c) total += to_acc(upstream.row(n)[c * upstream.c]) * to_acc(result.row(n)[c * result.c]);
+    return total * softmax.share[n];
   }
 
   void tile(int64_t first, int64_t count) {
     in.read(first, count, query.data);
     in.read_values(first, count, image_values.data);
     if (grad_image_out) {
-      read_rows<T>(count, a.dv, [&](int64_t r) { return grad_image_out.row(first + r); }, grad_image_out.c, upstream.data);
-      for (int64_t r = 0; r < count; ++r) image_mean.data[r] = product(grad_image_out, in.image_out, first + r);
+      read_upstream(grad_image_out, in.image_softmax, first, count, upstream.data);
+      for (int64_t r = 0; r < count; ++r) image_mean.data[r] = mean(grad_image_out, in.image_out, in.image_softmax, first + r);
     }
     for (int64_t k = 0; k < blocks(a.T); ++k) {
       const int64_t n = block_tokens(a.T, k), part = grad_image_out ? in.taking_part(k) : 0, t = k * token_block;
       C* ds = grad_scores.data;
       multiply<C, false>(count, n, a.d, query.data, query_width, {key_columns.data + t * a.d, 0}, scores.data, width, false);
+      in.scale.apply(scores.data, count, width, padded<C>(n));
       for (int64_t r = 0; r < count; ++r) memset(ds + r * width, 0, padded<C>(n) * sizeof(C));
       if (part) {
         if (of_scores) multiply<C, false>(count, part, a.dv, upstream.data, value_width, {value_columns.data + t * a.dv, 0}, grad_weights.data, width, false);
@@ -282,40 +298,46 @@ template <class T> struct Backward {
     }
   }
 
-  // weights = P, grad_scores += P (dP - mean). Lanes behind the last token that takes part get 0.
+  // weights = exponentials, grad_scores += P (dP - mean). Lanes behind the last token that takes part get 0.
   void over_tokens(int64_t first, int64_t count, int64_t n) {
     const int64_t last = vectors<C>(n) * lanes<C> - lanes<C>;
     const vec<C> none = padding<C>(n);
     for (int64_t r = 0; r < count; ++r) {
       const int64_t at = r * width;
-      const C log_sum = in.image_log_sum[first + r], mean = image_mean.data[r];
-      for (int64_t i = 0; i <= last; i += lanes<C>) {
-        vec<C> s = load(scores.data + at + i) - log_sum;
-        const vec<C> p = exp2(i == last ? s + none : s);
-        store(weights.data + at + i, p);
-        if (!of_scores) continue;
-        const vec<C> d = p * (load(grad_weights.data + at + i) - mean);
-        store(grad_scores.data + at + i, i == last ? (none == vec<C>{} ? d : vec<C>{}) : d);
-      }
+      const C base = in.image_softmax.base(first + r), certain = in.image_softmax.certain(first + r), mean = image_mean.data[r];
+      with_flag(certain == 1, [&](auto may_be) {
+        for (int64_t i = 0; i <= last; i += lanes<C>) {
+          vec<C> s = load(scores.data + at + i) - base;
+          const vec<C> p = exp_below(i == last ? s + none : s);
+          store(weights.data + at + i, p);
+          if (!of_scores) continue;
+          vec<C> d = p * (load(grad_weights.data + at + i) - mean);
+          if (may_be.value) d = p == certain ? vec<C>{} : d;
+          store(grad_scores.data + at + i, i == last ? (none == vec<C>{} ? d : vec<C>{}) : d);
+        }
+      });
     }
   }
 
-  // scores = R, grad_scores += R (dR - mean of the token). 0 in rows that don't take part.
+  // scores = exponentials, grad_scores += R (dR - mean of the token). 0 in rows that don't take part.
   void over_positions(int64_t first, int64_t count, int64_t n, int64_t t) {
-    for (int64_t r = 0; r < count; ++r) {
-      C* s = scores.data + r * width;
-      if (!in.keeps(first + r)) {
-        memset(s, 0, padded<C>(n) * sizeof(C));
-        continue;
+    with_flag(some_certain, [&](auto some) {
+      for (int64_t r = 0; r < count; ++r) {
+        C *s = scores.data + r * width, *ds = grad_scores.data + r * width;
+        if (!in.keeps(first + r)) {
+          memset(s, 0, padded<C>(n) * sizeof(C));
+          continue;
+        }
+        for (int64_t i = 0; i < n; i += lanes<C>) {
+          const vec<C> p = exp_below(load(s + i) - load(text_base.data + t + i));
+          store(s + i, p);
+          if (!of_scores) continue;
+          vec<C> d = p * (load(grad_weights.data + r * width + i) - load(text_mean.data + t + i));
+          if (some.value) d = p == load(text_certain.data + t + i) ? vec<C>{} : d;
+          store(ds + i, load(ds + i) + d);
+        }
       }
-      for (int64_t i = 0; i < n; i += lanes<C>) {
-        const vec<C> p = exp2(load(s + i) - load(text_log_sum.data + t + i));
-        store(s + i, p);
-        if (of_scores)
-          store(grad_scores.data + r * width + i,
-                load(grad_scores.data + r * width + i) + p * (load(grad_weights.data + r * width + i) - load(text_mean.data + t + i)));
-      }
-    }
+    });
   }
 };
 

@@ -3,7 +3,6 @@
 // packed weight, and its scores turn into the result while they are in the second-level cache. No [B, N, D] scores exist.
 // Backward, with P = weights, G = grad_result, H = grad_weights, the scores computed again (P of the first rows may be kept): dP = G X + H;
 //   dS = P (dP - rowsum(P dP));  dX = G P + dS W;  dW = dS^T X;  dshift = sum over a sample's rows of dS.
-// Scores are kept in base 2: weight and shift are copied times 1 / ln 2.
 #include "../channel_attention.h"
 
 #include "dispatch.h"
@@ -19,12 +18,11 @@ template <class T> struct Inputs {
   Source<const T> image;
   const Samples samples;
   const int64_t width;
-  Scratch<C> weight, shift;                         // B[in, out], [B, D]: both for scores in base 2
+  Scratch<C> weight;                                // B[in, out]
 
   Inputs(const ChannelAttention& a, const Parallel& parallel, int64_t parts)
-      : a(a), image(a.image, a.N), samples{a.B, a.N, nullptr}, width(spaced<C>(a.D)), weight(a.D * width), shift(a.B * a.D) {
-    pack_weight_transposed<T>(a.weight, a.D, a.D, log2_e<C>, weight.data, parallel, parts);
-    for (int64_t i = 0; i < a.B * a.D; ++i) shift.data[i] = static_cast<const C*>(a.shift)[i] * log2_e<C>;
+      : a(a), image(a.image, a.N), samples{a.B, a.N, nullptr}, width(spaced<C>(a.D)), weight(a.D * width) {
+    pack_weight_transposed<T>(a.weight, a.D, a.D, C(1), weight.data, parallel, parts);
   }
 
   // Scores of a tile, with the shift: exponentials and one over their sum, a row each.
@@ -32,7 +30,7 @@ template <class T> struct Inputs {
     fetch.spread(count * a.D * a.D);
     multiply<C, false>(count, a.D, a.D, x, step, {weight.data, 0}, scores, width, false, fetch);
     for (int64_t r = 0; r < count; ++r) {
-      const C* shift = this->shift.data + samples.of(first + r) * a.D;
+      const C* shift = static_cast<const C*>(a.shift) + samples.of(first + r) * a.D;
       C* s = scores + r * width;
       vec<C> most = splat(-infinity<C>);
       C top = -infinity<C>;
@@ -43,7 +41,7 @@ template <class T> struct Inputs {
         most = maximum<C>(most, x);
       }
       for (; c < a.D; ++c) top = maximum(top, s[c] += shift[c]);
-      share[r] = 1 / exp2_sum(s, a.D, maximum(top, max<C>(most)));
+      share[r] = 1 / exp_sum(s, a.D, maximum(top, max<C>(most)));
     }
   }
 };
@@ -121,7 +119,8 @@ template <class T> struct Backward {
     if (a.stream) fence();
   }
 
-  // A row: exponentials -> the scores' gradient, grad_result -> the image's direct part of its gradient.
+  // A row: exponentials -> the scores' gradient, grad_result -> the image's direct part of its gradient. A weight of 1 is the only one: its
+  // score has no gradient, and rounding must not leave one.
   void differentiate(C* p, const C* x, C* up, int64_t row, C share) {
     const T* of_weights = grad_weights ? grad_weights.row(row) : nullptr;
     const int64_t step = grad_weights.c;
@@ -133,7 +132,7 @@ template <class T> struct Backward {
       for (int64_t c = 0; c < a.D; ++c) {
         const C weight = p[c], arrives = arriving(c);
         if (grad_result) up[c] *= weight;
-        p[c] = weight * (arrives - total);
+        p[c] = weight == 1 ? C(0) : weight * (arrives - total);
       }
       return;
     }
@@ -147,8 +146,14 @@ template <class T> struct Backward {
     }
     for (; c < a.D; ++c) total += (up[c] *= p[c] * share) * x[c];
     total += sum<C>(sums);
-    for (c = 0; c < whole; c += lanes<C>) store(p + c, load(up + c) * load(x + c) - load(p + c) * share * total);
-    for (; c < a.D; ++c) p[c] = up[c] * x[c] - p[c] * share * total;
+    for (c = 0; c < whole; c += lanes<C>) {
+      const vec<C> weight = load(p + c) * share;
+      store(p + c, weight == C(1) ? vec<C>{} : load(up + c) * load(x + c) - weight * total);
+    }
+    for (; c < a.D; ++c) {
+      const C weight = p[c] * share;
+      p[c] = weight == 1 ? C(0) : up[c] * x[c] - weight * total;
+    }
   }
 };
 

@@ -4,9 +4,9 @@
 // `token_block` tokens are taken in blocks with an online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867).
 // Scores are made transposed, [token, query]: vectors lie along the queries, so that a softmax needs no sum within a vector, and short texts
 // no padding. A tile's queries are transposed for it, backward its G, too.
-// Backward, with P = weights, A = P value, G = grad_result * gate: the scores are recomputed from log_sum, then
+// Backward, with P = weights, A = P value, G = grad_result * gate: the scores are recomputed, P = exp(score - top) share, then
 //   dP = G value^T;  dS = P (dP - rowsum(G A));  dquery = scale dS key;  dkey = scale dS^T query;  dvalue = P^T G;  dgate = grad_result A.
-// Scores are kept in base 2: queries are transposed times scale / ln 2.
+// G is multiplied by the query's share, as P is a factor of all that has G.
 #include "../gated_cross_attention.h"
 
 #include "attention.h"
@@ -22,11 +22,12 @@ template <class T> struct HeadInputs {
   Head<T> query, key, value, gate, attended;
   Head<const bool> pairs{};
   Head<const C> bias{};
-  C* log_sum = nullptr;
+  SoftmaxRows<C> softmax;
   Order order;
+  const Scale<C> scale;
   int64_t row = 0;                                  // of the head among all heads' rows
 
-  explicit HeadInputs(const GatedCrossAttention& a) : a(a), order(a.T) {}
+  explicit HeadInputs(const GatedCrossAttention& a) : a(a), order(a.T), scale(a.scale) {}
 
   void set(int64_t index) {
     const int64_t b = index / a.H, h = index % a.H;
@@ -34,21 +35,22 @@ template <class T> struct HeadInputs {
     gate = head<T>(a.gate, b, h), attended = head<T>(a.attended, b, h);
     pairs = {a.pairs.data ? a.pairs.data + b * a.pairs.b + h * a.pairs.h : nullptr, a.pairs.n, a.pairs.t};
     bias = {a.bias.data ? static_cast<const C*>(a.bias.data) + b * a.bias.b + h * a.bias.h : nullptr, a.bias.n, a.bias.t};
-    log_sum = static_cast<C*>(a.log_sum) + index * a.N;
+    softmax = {a.softmax, index, a.N};
     row = index * a.N;
     order.find(a.tokens.data ? a.tokens.data + b * a.tokens.b + h * a.tokens.h : nullptr, a.tokens.t, a.T, false);
   }
-  // Adds the bias to a tile of scores, [token, query], and takes out the pairs that don't attend.
-  void mask(C* scores, int64_t step, int64_t first, int64_t count, int64_t block) const {
+  // A tile of products -> scores, [token, query]: scaled, with the bias, and -Inf for pairs that don't attend.
+  void finish(C* scores, int64_t step, int64_t first, int64_t count, int64_t block) const {
     const int64_t n = block_tokens(order.count, block), t0 = block * token_block;
+    scale.apply(scores, n, step, padded<C>(count));
+    if (!pairs && !bias) return;
     for (int64_t i = 0; i < n; ++i) {
       C* s = scores + i * step;
       const int64_t t = order[t0 + i];
-      if (bias) for (int64_t r = 0; r < count; ++r) s[r] += bias.row(first + r)[t * bias.c] * log2_e<C>;
+      if (bias) for (int64_t r = 0; r < count; ++r) s[r] += bias.row(first + r)[t * bias.c];
       if (pairs) for (int64_t r = 0; r < count; ++r) s[r] = pairs.row(first + r)[t * pairs.c] ? s[r] : -infinity<C>;
     }
   }
-  bool masked() const { return pairs || bias; }
 };
 
 template <class T> struct Forward {
@@ -74,7 +76,7 @@ template <class T> struct Forward {
 
   void tile(int64_t first, int64_t count) {
     const int64_t whole = padded<C>(count);
-    pack_transposed<T>(a.d, count, [&](int64_t r) { return in.query.row(first + r); }, in.query.c, C(a.scale) * log2_e<C>, query.data);
+    pack_transposed<T>(a.d, count, [&](int64_t r) { return in.query.row(first + r); }, in.query.c, in.scale.query, query.data);
     for (int64_t r = 0; r < whole; ++r) top.data[r] = -infinity<C>, total.data[r] = 0;
     Fetch fetch;
     fetch_rows(fetch, in.gate, first, count, a.dv);
@@ -83,7 +85,7 @@ template <class T> struct Forward {
     for (int64_t k = 0; k < blocks(in.order.count); ++k) {
       const int64_t n = block_tokens(in.order.count, k), t = k * token_block;
       multiply<C, false>(n, count, a.d, keys.data + t * key_width, key_width, {query.data, 0}, scores.data, width, false, fetch);
-      if (in.masked()) in.mask(scores.data, width, first, count, k);
+      in.finish(scores.data, width, first, count, k);
       softmax_columns(scores.data, n, width, whole, [](int64_t) { return true; }, top.data, total.data, factor.data);
       if (k) scale_rows(sums.data, count, value_width, a.dv, factor.data);
       multiply<C, true>(count, a.dv, n, scores.data, width, {values.data + t * value_width, 0}, sums.data, value_width, k != 0, fetch);
@@ -103,28 +105,23 @@ template <class T> struct Forward {
   }
 
   void write(int64_t first, int64_t count) {
-    // In their place: top -> log_sum, total -> one over it, 0 where there is nothing.
-    for (int64_t r = 0; r < count; r += lanes<C>) {
-      const vec<C> sum = load(total.data + r), none = {};
-      store(top.data + r, sum == none ? splat(infinity<C>) : load(top.data + r) + log2(sum));
-      store(total.data + r, sum == none ? none : C(1) / sum);
-    }
-    memcpy(in.log_sum + first, top.data, count * sizeof(C));
+    in.softmax.write(first, count, top.data, total.data);
+    const C* share = in.softmax.share + first;
     const bool unit = result.c == 1 && (!in.gate || in.gate.c == 1) && (!in.attended || in.attended.c == 1);
     for (int64_t r = 0; r < count; ++r) {
       const C* sum = sums.data + r * value_width;
       T *to = result.row(first + r), *before = in.attended ? in.attended.row(first + r) : nullptr;
       const T* gate = in.gate ? in.gate.row(first + r) : nullptr;
-      if (total.data[r] == 0) {                     // nothing to attend to: 0, whatever the gate is
+      if (share[r] == 0) {                          // nothing to attend to: 0, whatever the gate is
         write_row<T, C>(nullptr, a.dv, 0, to, result.c);
         if (before) write_row<T, C>(nullptr, a.dv, 0, before, in.attended.c);
       } else if (unit && a.stream && streamable(to, a.dv, result.n) && (!before || streamable(before, a.dv, in.attended.n))) {
-        write<true>(sum, total.data[r], gate, before, to);
+        write<true>(sum, share[r], gate, before, to);
       } else if (unit) {
-        write<false>(sum, total.data[r], gate, before, to);
+        write<false>(sum, share[r], gate, before, to);
       } else {
         for (int64_t c = 0; c < a.dv; ++c) {
-          const C x = sum[c] * total.data[r];
+          const C x = sum[c] * share[r];
           if (before) before[c * in.attended.c] = from_acc<T>(x);
           to[c * result.c] = from_acc<T>(gate ? x * to_acc(gate[c * in.gate.c]) : x);
         }
@@ -156,7 +153,9 @@ template <class T> struct Backward {
   Head<T> grad_result{}, grad_query{}, grad_gate{};
   const int64_t width, query_width, value_width;
   const bool scores_matter;                         // anything but grad_value and grad_gate
-  Scratch<C> keys, key_panels, values, query, query_columns, upstream, upstream_columns, weights, grad_scores, sums, mean, log_sum, tokens;
+  Scratch<C> keys, key_panels, values, query, query_columns, upstream, upstream_columns, weights, grad_scores, sums, mean, base, certain,
+      tokens;
+  bool some_certain = false;                        // a weight may be exactly 1
 
   Backward(const GatedCrossAttentionBackward& g, const Tiles& tiles)
       : g(g), a(g.forward), tiles(tiles), in(a), width(padded<C>(tiles.height)), query_width(padded<C>(a.d)), value_width(padded<C>(a.dv)),
@@ -164,7 +163,7 @@ template <class T> struct Backward {
         key_panels(g.grad_query.data ? packed_size<C>(a.T, a.d) : 0), values(scores_matter ? (a.T + slack) * value_width : 0), query(width * query_width),
         query_columns(a.d * width), upstream(width * value_width), upstream_columns(scores_matter ? a.dv * width : 0),
         weights(score_rows(a.T) * width + slack), grad_scores(score_rows(a.T) * width + slack), sums((tiles.height + slack) * query_width), mean(width),
-        log_sum(width), tokens(size(a)) {}
+        base(width), certain(width), tokens(size(a)) {}
 
   // Sums for the tokens of a head: of dkey, then of dvalue.
   static int64_t size(const GatedCrossAttention& a) { return (a.T + slack) * (padded<C>(a.d) + padded<C>(a.dv)); }
@@ -182,14 +181,20 @@ template <class T> struct Backward {
   }
 
   void tile(int64_t first, int64_t count) {
-    // A query that attends to nothing (log_sum is Inf) may hold NaN: it is read as 0.
-    auto attends = [&](int64_t r) { return in.log_sum[first + r] != infinity<C>; };
+    // A query that attends to nothing may hold NaN: it is read as 0.
+    auto attends = [&](int64_t r) { return in.softmax.share[first + r] != 0; };
     read_rows<T>(count, a.d, [&](int64_t r) -> const T* { return attends(r) ? in.query.row(first + r) : nullptr; }, in.query.c, query.data);
-    pack_transposed<C>(a.d, count, [&](int64_t r) { return query.data + r * query_width; }, 1, C(a.scale) * log2_e<C>, query_columns.data);
+    pack_transposed<C>(a.d, count, [&](int64_t r) { return query.data + r * query_width; }, 1, in.scale.query, query_columns.data);
     for (int64_t r = 0; r < count; ++r) read_upstream(first, r, attends(r));
     if (scores_matter) pack_transposed<C>(a.dv, count, [&](int64_t r) { return upstream.data + r * value_width; }, 1, C(1), upstream_columns.data);
-    for (int64_t r = 0; r < padded<C>(count); ++r) log_sum.data[r] = r < count ? in.log_sum[first + r] : infinity<C>;
-    for (int64_t r = count; r < padded<C>(count); ++r) mean.data[r] = 0;
+    int64_t found = 0;
+    for (int64_t r = 0; r < count; ++r) {
+      base.data[r] = in.softmax.base(first + r);
+      certain.data[r] = in.softmax.certain(first + r);
+      found += certain.data[r] == 1;
+    }
+    some_certain = found > 0;
+    for (int64_t r = count; r < padded<C>(count); ++r) mean.data[r] = 0, base.data[r] = infinity<C>, certain.data[r] = 2;
     Fetch fetch;
     ahead(fetch, first + count);
     fetch.spread(count * in.order.count * 2 * (a.d + a.dv));
@@ -197,7 +202,7 @@ template <class T> struct Backward {
       const int64_t n = block_tokens(in.order.count, k), t = k * token_block;
       C *p = weights.data, *ds = grad_scores.data;
       multiply<C, false>(n, count, a.d, keys.data + t * query_width, query_width, {query_columns.data, 0}, p, width, false, fetch);
-      if (in.masked()) in.mask(p, width, first, count, k);
+      in.finish(p, width, first, count, k);
       if (scores_matter) multiply<C, false>(n, count, a.dv, values.data + t * value_width, value_width, {upstream_columns.data, 0}, ds, width, false, fetch);
       recover(padded<C>(count), n);
       if (g.grad_value.data) multiply<C, false>(n, a.dv, count, p, width, {upstream.data, value_width}, value_sums() + t * value_width, value_width, true, fetch);
@@ -217,7 +222,7 @@ template <class T> struct Backward {
     fetch_rows(fetch, in.gate, first, rows, a.dv);
   }
 
-  // G = grad_result * gate, its product with A, and the gate's gradient.
+  // G = grad_result * gate * share, its product with A, and the gate's gradient.
   void read_upstream(int64_t first, int64_t r, bool attends) {
     const int64_t n = first + r;
     C* to = upstream.data + r * value_width;
@@ -229,13 +234,14 @@ template <class T> struct Backward {
       mean.data[r] = 0;
       return;
     }
+    const C share = in.softmax.share[n];
     const bool unit = grad_result.c == 1 && in.attended.c == 1 && (!gate || in.gate.c == 1) && (!of_gate || grad_gate.c == 1);
     vec<C> total = {};
     C rest = 0;
     int64_t c = 0;
     auto along = [&](auto stream) {
       for (; c + lanes<C> <= a.dv; c += lanes<C>) {
-        const vec<C> up = load(from + c), x = load(before + c), scaled = gate ? up * load(gate + c) : up;
+        const vec<C> up = load(from + c), x = load(before + c), scaled = (gate ? up * load(gate + c) : up) * share;
         if (of_gate) store_or_stream<stream.value>(of_gate + c, up * x);
         store(to + c, scaled);
         total += scaled * x;
@@ -244,7 +250,7 @@ template <class T> struct Backward {
     if (unit) with_flag(of_gate && a.stream && streamable(of_gate, a.dv, grad_gate.n), along);
     for (; c < a.dv; ++c) {
       const C up = to_acc(from[c * grad_result.c]), x = to_acc(before[c * in.attended.c]);
-      const C scaled = gate ? up * to_acc(gate[c * in.gate.c]) : up;
+      const C scaled = (gate ? up * to_acc(gate[c * in.gate.c]) : up) * share;
       if (of_gate) of_gate[c * grad_gate.c] = from_acc<T>(up * x);
       to[c] = scaled;
       rest += scaled * x;
@@ -253,16 +259,20 @@ template <class T> struct Backward {
     mean.data[r] = sum<C>(total) + rest;
   }
 
-  // Scores -> weights, and their gradient -> that of the scores.
+  // Scores -> exponentials, and the weights' gradient -> that of the scores.
   void recover(int64_t count, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-      C *p = weights.data + i * width, *ds = grad_scores.data + i * width;
-      for (int64_t r = 0; r < count; r += lanes<C>) {
-        const vec<C> w = exp2(load(p + r) - load(log_sum.data + r));
-        store(p + r, w);
-        if (scores_matter) store(ds + r, w * (load(ds + r) - load(mean.data + r)));
+    with_flag(some_certain, [&](auto some) {
+      for (int64_t i = 0; i < n; ++i) {
+        C *p = weights.data + i * width, *ds = grad_scores.data + i * width;
+        for (int64_t r = 0; r < count; r += lanes<C>) {
+          const vec<C> w = exp_below(load(p + r) - load(base.data + r));
+          store(p + r, w);
+          if (!scores_matter) continue;
+          const vec<C> d = w * (load(ds + r) - load(mean.data + r));
+          store(ds + r, some.value && w == load(certain.data + r) ? vec<C>{} : d);
+        }
       }
-    }
+    });
   }
 
   void write_bias(int64_t first, int64_t count, int64_t block) {

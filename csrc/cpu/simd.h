@@ -252,48 +252,30 @@ MMK_INLINE vec<double> exp(vec<double> x) {        // few are needed, libm's are
   return y;
 }
 
-// 2^x for x < 127: exact for whole x, relative error below 2^-22; under 2^-126.5 it is 0; -Inf and NaN give 0 and NaN. What softmax needs of
-// scores below their maximum. tests/native checks every float.
-MMK_INLINE vec<float> exp2(vec<float> x) {
+// e^x for x < 88, what softmax needs of scores below their maximum: exact for 0, relative error below 2^-22, beyond 30 2^-21; below
+// -87.7 it is 0; -Inf and NaN give 0 and NaN. As many instructions as a power of 2. tests/native checks every float.
+MMK_INLINE vec<float> exp_below(vec<float> x) {
   const vec<float> shifter = splat(0x1.8p23f);
-  x = x < -127.f ? splat(-127.f) : x;              // there the power below is 0
-  vec<float> shifted = x + shifter;                // its last bits are n, the whole number next to x
-  vec<float> r = x - (shifted - shifter);
-  vec<float> p = splat(0x1.5c08e6p-10f);           // minimax for 2^r, |r| <= 1/2, relative error 2^-23.7
-  p = p * r + 0x1.3d0c52p-7f;
-  p = p * r + 0x1.c6b6e4p-5f;
-  p = p * r + 0x1.ebf918p-3f;
-  p = p * r + 0x1.62e428p-1f;
+  x = x < -88.f ? splat(-88.f) : x;                // there the power below is 0
+  vec<float> shifted = x * 0x1.715476p0f + shifter;   // its last bits are n, the whole number next to x / ln 2
+  vec<float> n = shifted - shifter;
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  vec<float> r = x - n * 0x1.62e43p-1f;            // not rounded in between
+#else
+  vec<float> r = x - n * 0x1.62e4p-1f;             // ln 2 in two parts: n times the first one is exact
+  r = r - n * 0x1.7f7d1cp-20f;
+#endif
+  vec<float> p = splat(0x1.0fa7d8p-7f);            // minimax for (exp(r) - 1) / r, |r| <= ln 2 / 2, relative error of exp 2^-23.3
+  p = p * r + 0x1.573adp-5f;
+  p = p * r + 0x1.555a72p-3f;
+  p = p * r + 0x1.fffdc4p-2f;
+  p = p * r + 0x1.fffff6p-1f;
   p = p * r + 1.f;
   return p * bit_cast<vec<float>>((bit_cast<vec<uint32_t>>(shifted) << 23) + (127u << 23));
 }
-MMK_INLINE vec<double> exp2(vec<double> x) {
-  vec<double> y;
-  for (int64_t i = 0; i < lanes<double>; ++i) y[i] = __builtin_exp2(x[i]);
-  return y;
-}
-// log2(x) of normal x > 0: x = 2^e m, m around 1; log2(m) is 2 / ln 2 artanh((m - 1) / (m + 1)), by its series. Relative error below
-// 2^-21.5. Inf and NaN stay. What the sums of softmax need; tests/native checks every float.
-MMK_INLINE vec<float> log2(vec<float> x) {
-  const vec<int32_t> bits = bit_cast<vec<int32_t>>(x), e = (bits - 0x3f3504f3) >> 23;       // m from sqrt(1/2) to sqrt(2)
-  const vec<float> m = bit_cast<vec<float>>(bits - (e << 23)), s = (m - 1.f) / (m + 1.f), z = s * s;
-  vec<float> p = splat(0x1.484b14p-2f);            // 2 / ln 2 over 9, 7, 5, 3
-  p = p * z + 0x1.a61762p-2f;
-  p = p * z + 0x1.2776c6p-1f;
-  p = p * z + 0x1.ec709ep-1f;
-  const vec<float> y = __builtin_convertvector(e, vec<float>) + (s * z * p + s * 0x1.715476p1f);
-  return x - x == 0 ? y : x;
-}
-MMK_INLINE vec<double> log2(vec<double> x) {
-  vec<double> y;
-  for (int64_t i = 0; i < lanes<double>; ++i) y[i] = __builtin_log2(x[i]);
-  return y;
-}
-
-MMK_INLINE double log2(double x) { return __builtin_log2(x); }
-MMK_INLINE float log2(float x) { return log2(splat(x))[0]; }
-MMK_INLINE double exp2(double x) { return __builtin_exp2(x); }
-MMK_INLINE float exp2(float x) { return exp2(splat(x))[0]; }
+MMK_INLINE vec<double> exp_below(vec<double> x) { return exp(x); }
+MMK_INLINE double exp_below(double x) { return __builtin_exp(x); }
+MMK_INLINE float exp_below(float x) { return exp_below(splat(x))[0]; }
 
 MMK_INLINE double exp(double x) { return __builtin_exp(x); }
 MMK_INLINE float exp(float x) { return exp(splat(x))[0]; }

@@ -8,7 +8,6 @@ namespace mmk {
 namespace {
 
 template <class C> constexpr C infinity = C(__builtin_inf());
-template <class C> constexpr C log2_e = C(1.44269504088896340736);
 
 template <class C> inline C max_of(const C* s, int64_t count) {
   int64_t i = 0;
@@ -22,30 +21,23 @@ template <class C> inline C max_of(const C* s, int64_t count) {
   return m;
 }
 
-// s = power(s - m), exp or exp2, returns the sum.
-template <class C, class Power> inline C power_sum(C* s, int64_t count, C m, Power power) {
+// s = exp(s - m), returns the sum. Nothing is above m.
+template <class C> inline C exp_sum(C* s, int64_t count, C m) {
   int64_t i = 0;
   vec<C> total = {};
   for (; i + lanes<C> <= count; i += lanes<C>) {
-    vec<C> e = power(load(s + i) - m);
+    vec<C> e = exp_below(load(s + i) - m);
     store(s + i, e);
     total += e;
   }
-  if (i < count) {                       // the rest padded with power(-Inf) = 0
+  if (i < count) {                       // the rest padded with exp(-Inf) = 0
     vec<C> rest = splat(-infinity<C>);
     for (int64_t j = i; j < count; ++j) rest[j - i] = s[j] - m;
-    rest = power(rest);
+    rest = exp_below(rest);
     for (int64_t j = i; j < count; ++j) s[j] = rest[j - i];
     total += rest;
   }
   return sum<C>(total);
-}
-
-template <class C> inline C exp_sum(C* s, int64_t count, C m) {
-  return power_sum(s, count, m, [](vec<C> x) { return exp(x); });
-}
-template <class C> inline C exp2_sum(C* s, int64_t count, C m) {
-  return power_sum(s, count, m, [](vec<C> x) { return exp2(x); });
 }
 
 // From the chunks' maxima and sums, `step` apart, to the factor of each chunk's exponentials; in place of the maxima.
@@ -67,6 +59,17 @@ template <class C> inline void merge_chunks(C* maxima, const C* sums, int64_t ch
 template <class C> inline void multiply(C* s, int64_t count, C factor) {
   for (int64_t i = 0; i < count; ++i) s[i] *= factor;
 }
+
+// Scale, as a factor of what is multiplied to scores; one beyond 1 is a factor of the scores: a query times it may be out of range where its
+// scores aren't.
+template <class C> struct Scale {
+  C query, score;
+  explicit Scale(double scale) : query(scale < -1 || scale > 1 ? 1 : C(scale)), score(scale < -1 || scale > 1 ? C(scale) : 1) {}
+  void apply(C* scores, int64_t rows, int64_t step, int64_t count) const {
+    if (score == 1) return;
+    for (int64_t r = 0; r < rows; ++r) multiply(scores + r * step, count, score);
+  }
+};
 
 }  // namespace
 }  // namespace mmk

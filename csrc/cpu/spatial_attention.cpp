@@ -24,8 +24,9 @@ template <class T, class L> struct Common {
   const SpatialAttention& a;
   Heads<C> heads;
   const Split& split;
+  const Scale<C> scale;
 
-  Common(const SpatialAttention& a, const Split& split) : a(a), heads{a.H, a.D / a.H}, split(split) {}
+  Common(const SpatialAttention& a, const Split& split) : a(a), heads{a.H, a.D / a.H}, split(split), scale(a.scale) {}
 
   int64_t head_stride(const Sample& s) const { return a.offsets ? a.X : s.count; }
   template <class P> P* of_sample(P* base, const Sample& s) const {
@@ -70,7 +71,7 @@ template <class T, class L> struct Forward : Common<T, L> {
       : Base(a, split), text(split.slots * a.D), maxima(split.chunk_slots * a.H), sums(split.chunk_slots * a.H),
         kept(split.chunk_slots), partial(a.pool ? split.chunk_slots * a.D + a.D * split.slots : 0) {}
 
-  void prepare(const Sample& s) { this->read(a.text, s, C(a.scale), text.data + s.slot * a.D); }
+  void prepare(const Sample& s) { this->read(a.text, s, this->scale.query, text.data + s.slot * a.D); }
 
   void first(const Sample& s, int64_t k) {
     const int64_t c = s.chunk + k, stride = this->head_stride(s);
@@ -84,6 +85,7 @@ template <class T, class L> struct Forward : Common<T, L> {
         return;
       }
       L::dot(this->run(a.image, s, y, x), t, count, heads, w + n, stride);
+      this->scale.apply(w + n, a.H, stride, count);
       for (int64_t h = 0; h < a.H; ++h) m[h] = maximum(m[h], max_of(w + h * stride + n, count));
       positions += count;
     });

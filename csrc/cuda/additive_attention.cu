@@ -93,16 +93,14 @@ MMK_DEVICE void normalise(const FinishTask& t) {
   const AdditiveAttention& a = t.a;
   const SampledRows& rows = t.rows;
   const int64_t b = blockIdx.x, k = blockIdx.y, begin = begin_of(rows, b), end = end_of(rows, b);
-  float top = -INFINITY, total = 0;
-  for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x) {
-    if (!keeps(rows, a.mask, r)) continue;
-    const float s = load(t.scores + r * a.K + k), now = fmaxf(top, s);
-    total = now == -INFINITY ? total : total * exponential(top - now) + exponential(s - now);
-    top = now;
-  }
-  const float all = over_block(top, scratch, Max()), base = all == -INFINITY ? 0 : all;
-  total = over_block(top == -INFINITY ? total : total * exponential(top - base), scratch, Sum());
-  const float share = total == 0 ? 0 : reciprocal(total);                   // NaN stays
+  Running own;
+  float takes_part = 0;
+  for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x)
+    if (keeps(rows, a.mask, r)) own.add(load(t.scores + r * a.K + k)), takes_part = 1;
+  const float all = over_block(own.top, scratch, Max()), base = all == -INFINITY ? 0 : all;
+  const float total = over_block(own.below(base), scratch, Sum());
+  float share = 1 / total;                                                  // exactly 1 for a single position; NaN stays
+  if (total == 0) share = over_block(takes_part, scratch, Max()) != 0 ? NAN : 0.f;     // all -Inf: NaN, as softmax has it. Nothing takes part: 0
   float* to = static_cast<float*>(a.weights) + weight_at(a, b, begin) + k * a.N;
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x)
     store(to + r - begin, keeps(rows, a.mask, r) ? exponential(load(t.scores + r * a.K + k) - base) * share : 0.f);
@@ -190,7 +188,7 @@ MMK_DEVICE void center(const BackTask& t) {
       if (w != 0) total += w * (load(x + r) - mean[0]), mass += w;
     }
     total = over_block(total, scratch, Sum()), mass = over_block(mass, scratch, Sum());
-    mean[pass] = mass == 0 ? 0 : total * reciprocal(mass);
+    mean[pass] = mass == 0 ? 0 : total / mass;
   }
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x) {
     const float w = load(weights + r);

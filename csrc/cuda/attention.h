@@ -13,9 +13,9 @@
 namespace mmk::cuda {
 
 constexpr const char* no_float64 = "the CUDA kernels have no float64";
+constexpr int64_t most_rows = (int64_t(1) << 30) - 1;   // of a head: kernels count them in 32 bits, a tile further
 constexpr const char* too_little = "a block has too little shared memory for the CUDA kernels";
 
-constexpr float log2e = 1.4426950408889634f;
 constexpr int tile_rows = 64;                     // rows of a block's own side
 
 // Rows of the streamed side that come at once: what shared memory has room for.
@@ -24,6 +24,28 @@ template <class T> constexpr int pad = 16 / sizeof(T);
 template <class T, int C> constexpr int pitch_of = C + pad<T>;
 
 struct alignas(8) Two { float at[2]; };
+
+// Scores are kept in base 4, divided by ln 4: so they are in range wherever the scores themselves are. In base 2, which the hardware has, a
+// mask of the lowest float wouldn't be.
+constexpr float log4e = 0.7213475204444817f;
+
+// exp(score - top), 2^(2 x - 2 top) of scores in base 4, no more instructions than a difference. Where 2 top could be out of range, scores are
+// equal or so far apart that 2^(x - top) is the same. No score at all, or all -Inf: exponentials 0, not NaN.
+struct Exponential {
+  float factor, base;
+  Exponential() = default;
+  MMK_DEVICE explicit Exponential(float top) : factor(fabsf(top) < 0x1p126f ? 2.f : 1.f), base(top == -INFINITY ? 0.f : factor * top) {}
+  MMK_DEVICE float operator()(float x) const { return exponential2(fmaf(x, factor, -base)); }
+};
+
+// What backward finds the weights with, exp(score - top) share: of `rows` rows of a head, [2, rows], the largest score, and one over the sum
+// of exponentials, 0 where nothing takes part. (The logarithm of a sum would be lost beside a top of 1e9, a mask's.)
+MMK_DEVICE void store_softmax(float* to, int64_t head, int64_t rows, int64_t r, float top, float total) {
+  to += 2 * head * rows + r;
+  store(to, top == -INFINITY ? 0.f : top), store(to + rows, total == 0 ? 0.f : 1 / total);
+}
+MMK_DEVICE float top_of(const float* softmax, int64_t head, int64_t rows, int64_t r) { return load(softmax + 2 * head * rows + r); }
+MMK_DEVICE float share_of(const float* softmax, int64_t head, int64_t rows, int64_t r) { return load(softmax + (2 * head + 1) * rows + r); }
 
 MMK_DEVICE int lane_row() { return threadIdx.x % 32 / 4; }            // g
 MMK_DEVICE int lane_column() { return 2 * (threadIdx.x % 4); }        // 2 q

@@ -1,9 +1,10 @@
 // The gradients of both operations. A block of eight warps has a tile of 64 rows of one side and streams the other side; either
-// may be the image or the text. Scores are taken again from queries and keys, weights from them and from log_sum.
+// may be the image or the text. Scores are taken again from queries and keys, weights from them and from what is kept of the softmax.
 //
-//   Own    rows have a softmax over the streamed side:   p  = exp2(s - log_sum[row]),     dp  = <grad[row], value[streamed]>
-//   Other  streamed rows have one over this side's rows: p' = exp2(s - log_sum[streamed]), dp' = <grad[streamed], value[row]>
-//   ds = p (dp - delta[row]) + p' (dp' - delta[streamed]), delta = <grad, result>;
+//   Own    rows have a softmax over the streamed side:   p  = exp(s - top[row]) share[row],           dp  = <grad[row], value[streamed]>
+//   Other  streamed rows have one over this side's rows: p' = exp(s - top[streamed]) share[streamed], dp' = <grad[streamed], value[row]>
+//   ds = p (dp - delta[row]) + p' (dp' - delta[streamed]), delta = <grad, result>. A weight that is exactly 1 is the only one: its score has
+//   no gradient, and rounding must not leave one.
 //   grad_query[row] = scale sum ds key, grad_value[row] = sum p' grad[streamed].
 //
 // Gated cross-attention: Own with the image's rows gives grad_query and grad_bias, Other with the text's rows grad_key and
@@ -24,8 +25,8 @@ struct BackwardTask {
   HeadRows query, key;                              // 14 of the rows; streamed
   HeadRows grad, gate, value;                       // 24 Own: of the rows; their factor; streamed
   HeadRows stream_grad, stream_gate, row_value;     // 39 Other: streamed; their factor; of the rows
-  const float *log_sum, *delta;                     // 54 Own: [b, h, rows]
-  const float *stream_log_sum, *stream_delta;       // 56 Other: [b, h, streamed]
+  const float *softmax, *delta;                     // 54 Own: [b, h, 2, rows], store_softmax; [b, h, rows]
+  const float *stream_softmax, *stream_delta;       // 56 Other: [b, h, 2, streamed]; [b, h, streamed]
   Tokens row_mask, stream_mask;                     // 58
   Pairs pairs;                                      // 66 n: of rows, t: of streamed
   Bias bias;                                        // 71
@@ -37,6 +38,11 @@ struct BackwardTask {
 };
 static_assert(sizeof(BackwardTask) == 101 * 8, "every field has 8 bytes");
 
+struct alignas(16) StreamSide {                       // of a streamed row's softmax
+  Exponential power;
+  float share, delta;
+};
+
 template <class T, int C, bool Own, bool Other> struct BackwardLayout {
   static constexpr int S = sizeof(T) == 4 || C > 128 || (C > 64 && Own && Other) ? 32 : 64;
   static constexpr int pitch = pitch_of<T, C>, weights = S + pad<T>, panels = 1 + Own + Other;
@@ -47,8 +53,8 @@ template <class T, int C, bool Own, bool Other> struct BackwardLayout {
     ds = rows + panels * tile_rows * pitch * size;                    // T [64][weights]
     other = ds + weight_bytes;                                        // p'
     own = other + (Other ? weight_bytes : 0);                         // p, for the streamed rows' gradients
-    side = own + (Own && whole ? weight_bytes : 0);                   // float [stages][2][S]: log_sum and delta of streamed rows
-    keep = side + (Other ? stages * 2 * S * 4 : 0);                   // bytes [stages][S]
+    side = own + (Own && whole ? weight_bytes : 0);                   // StreamSide [stages][S]
+    keep = side + (Other ? stages * S * int64_t(sizeof(StreamSide)) : 0);   // bytes [stages][S]
     total = keep + round_up(stages * S, 16);
   }
 };
@@ -64,7 +70,7 @@ template <class T> struct BackwardRows {
   MMK_DEVICE bool taken(int64_t n) const {
     return !t.stream_mask.data || load(t.stream_mask.data + b * t.stream_mask.b + h * t.stream_mask.h + n * t.stream_mask.t);
   }
-  MMK_DEVICE bool silent(const float* log_sum, int64_t rows, int64_t r) const { return log_sum && load(log_sum + bh * rows + r) == INFINITY; }
+  MMK_DEVICE bool silent(const float* softmax, int64_t rows, int64_t r) const { return softmax && share_of(softmax, bh, rows, r) == 0; }
   // The gradient of what counted as 0 because it takes no part and isn't finite is 0.
   MMK_DEVICE void put_input(const HeadRows& to, const HeadRows& input, int64_t r, int64_t c, float (&x)[8], int count, bool part, bool dead) const {
     if (!part && !t.drop) {
@@ -84,7 +90,7 @@ template <class T> struct BackwardRows {
     put<8>(head_of<T>(to, b, h) + r * to.n + c * to.c, x, to.c, count);
   }
   MMK_DEVICE void put_query(int64_t r, int64_t c, float (&x)[8], int count) const {
-    put_input(t.grad_query, t.query, r, c, x, count, row_taken(r), t.drop && silent(t.log_sum, t.rows, r));
+    put_input(t.grad_query, t.query, r, c, x, count, row_taken(r), t.drop && silent(t.softmax, t.rows, r));
   }
 };
 
@@ -95,7 +101,7 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
   static constexpr int S = Layout::S, J = S / 16, W = C / 16, pitch = Layout::pitch, threads = 256;
   int chunk, split, first, begin, end;                                 // first row; streamed rows
   T *streams, *rows, *ds, *other, *own;
-  float* side;
+  StreamSide* side;
   uint8_t* keep;
   int group, part;                                                     // the warp's 16 rows, its half of the columns
 
@@ -109,7 +115,7 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
     const Layout at(t.stages, t.whole);
     streams = reinterpret_cast<T*>(shared), rows = reinterpret_cast<T*>(shared + at.rows);
     ds = reinterpret_cast<T*>(shared + at.ds), other = reinterpret_cast<T*>(shared + at.other), own = reinterpret_cast<T*>(shared + at.own);
-    side = reinterpret_cast<float*>(shared + at.side), keep = shared + at.keep;
+    side = reinterpret_cast<StreamSide*>(shared + at.side), keep = shared + at.keep;
     group = threadIdx.x / 32 % 4, part = threadIdx.x / 128;
   }
 
@@ -132,14 +138,14 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
   MMK_DEVICE void bring_row_values(int slab) const {
     if (Own)
       bring<tile_rows>(row_panel(own_panel), t.grad, first, t.rows, t.dv, slab,
-                       [&](int r) { return this->silent(t.log_sum, t.rows, first + r) ? Row::zeros : Row::whole; }, t.gate);
+                       [&](int r) { return this->silent(t.softmax, t.rows, first + r) ? Row::zeros : Row::whole; }, t.gate);
     if (Other)
       bring<tile_rows>(row_panel(other_panel), t.row_value, first, t.rows, t.dv, slab,
                        [&](int r) { return this->row_taken(first + r) ? Row::whole : Row::zeros; });
   }
   MMK_DEVICE void bring_key(int at, int n, int slab) const {
     bring<S>(panel(at, 0), t.key, n, end, t.d, slab, [&](int r) {
-      if (t.drop) return this->taken(n + r) && !(Other && this->silent(t.stream_log_sum, t.streamed, n + r)) ? Row::whole : Row::zeros;
+      if (t.drop) return this->taken(n + r) && !(Other && this->silent(t.stream_softmax, t.streamed, n + r)) ? Row::whole : Row::zeros;
       return this->taken(n + r) ? Row::whole : Row::finite;
     });
   }
@@ -148,15 +154,17 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
       bring<S>(panel(at, own_panel), t.value, n, end, t.dv, slab, [&](int r) { return this->taken(n + r) ? Row::whole : Row::zeros; });
     if (Other)
       bring<S>(panel(at, other_panel), t.stream_grad, n, end, t.dv, slab,
-               [&](int r) { return this->silent(t.stream_log_sum, t.streamed, n + r) ? Row::zeros : Row::whole; }, t.stream_gate);
+               [&](int r) { return this->silent(t.stream_softmax, t.streamed, n + r) ? Row::zeros : Row::whole; }, t.stream_gate);
   }
   MMK_DEVICE void bring_side(int at, int n) const {
     for (int r = threadIdx.x; r < S; r += threads) {
       keep[at * S + r] = n + r < end && this->taken(n + r);
       if (Other) {
-        const bool there = n + r < end;
-        side[2 * at * S + r] = there ? load(t.stream_log_sum + bh * t.streamed + n + r) : INFINITY;
-        side[(2 * at + 1) * S + r] = there && t.stream_grad.data ? load(t.stream_delta + bh * t.streamed + n + r) : 0.f;
+        const bool there = n + r < end && t.stream_grad.data;
+        StreamSide& to = side[at * S + r];
+        to.power = Exponential(there ? top_of(t.stream_softmax, bh, t.streamed, n + r) : 0.f);
+        to.share = there ? share_of(t.stream_softmax, bh, t.streamed, n + r) : 0.f;
+        to.delta = there ? load(t.stream_delta + bh * t.streamed + n + r) : 0.f;
       }
     }
   }
@@ -167,14 +175,20 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
     multiply<J, false, false>(s, row_panel(i) + 16 * group * pitch, pitch, panel(at, i) + part * (S / 2) * pitch, pitch, depth);
   }
 
-  struct RowSide { float log_sum[2], delta[2]; bool taken[2]; };
+  struct RowSide {
+    Exponential power[2];
+    float share[2], delta[2];
+    bool taken[2];
+  };
 
   // Weights and the scores' gradients, to shared memory.
   MMK_DEVICE void weigh(const float (&s)[J][4], const float (&dp)[J][4], const float (&dq)[J][4], const RowSide& mine, int at, int n) const {
-    const float scale = float(t.scale) * log2e;
+    const float scale = float(t.scale) * log4e;
 #pragma unroll
     for (int j = 0; j < J; ++j) {
       const int column = part * (S / 2) + 8 * j + lane_column();
+      StreamSide its[2] = {};
+      if (Other) its[0] = side[at * S + column], its[1] = side[at * S + column + 1];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int half = i / 2, c = column + i % 2;
@@ -182,17 +196,15 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
         bool attends = r < t.rows && k < end;
         float x = s[j][i] * scale, p = 0, q = 0, d = 0;
         if (attends && t.pairs.data) attends = load(t.pairs.data + b * t.pairs.b + h * t.pairs.h + r * t.pairs.n + k * t.pairs.t);
-        if (attends && t.bias.data) x += log2e * load(static_cast<const float*>(t.bias.data) + b * t.bias.b + h * t.bias.h + r * t.bias.n + k * t.bias.t);
-        if (Own && attends && keep[at * S + c] && mine.log_sum[half] != INFINITY) {
-          p = exponential2(x - mine.log_sum[half]);
-          d = p * (dp[j][i] - mine.delta[half]);
+        if (attends && t.bias.data)
+          x = fmaf(load(static_cast<const float*>(t.bias.data) + b * t.bias.b + h * t.bias.h + r * t.bias.n + k * t.bias.t), log4e, x);
+        if (Own && attends && keep[at * S + c] && mine.share[half] != 0) {
+          p = mine.power[half](x) * mine.share[half];
+          d = p == 1 ? 0.f : p * (dp[j][i] - mine.delta[half]);
         }
-        if (Other && attends && mine.taken[half]) {
-          const float log_sum = side[2 * at * S + c];
-          if (log_sum != INFINITY) {
-            q = exponential2(x - log_sum);
-            d += q * (dq[j][i] - side[(2 * at + 1) * S + c]);
-          }
+        if (Other && attends && mine.taken[half] && its[i % 2].share != 0) {
+          q = its[i % 2].power(x) * its[i % 2].share;
+          d += q == 1 ? 0.f : q * (dq[j][i] - its[i % 2].delta);
         }
         if (t.grad_bias && chunk == 0 && r < t.rows && k < end)
           store(t.grad_bias + bh * t.rows * t.streamed + r * t.grad_bias_row + k * t.grad_bias_stream, d);
@@ -217,7 +229,7 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
           const int k = n + r0 + r;
           if (k >= end || c0 + c >= t.d) return;
           this->put_input(t.grad_key, t.key, k, c0 + c, v, int(least<int64_t>(8, t.d - c0 - c)), this->taken(k),
-                          t.drop && this->silent(t.stream_log_sum, t.streamed, k));
+                          t.drop && this->silent(t.stream_softmax, t.streamed, k));
         });
       }
       if (Own && t.grad_value.data && c0 < t.dv) {
@@ -237,8 +249,10 @@ template <class T, int C, bool Own, bool Other> struct Backward : BackwardRows<T
     RowSide mine;
     for (int half = 0; half < 2; ++half) {
       const int r = first + 16 * group + lane_row() + 8 * half;
-      mine.log_sum[half] = Own && r < t.rows ? load(t.log_sum + bh * t.rows + r) : INFINITY;
-      mine.delta[half] = Own && r < t.rows && t.grad.data ? load(t.delta + bh * t.rows + r) : 0.f;
+      const bool there = Own && r < t.rows && t.grad.data;
+      mine.power[half] = Exponential(there ? top_of(t.softmax, bh, t.rows, r) : 0.f);
+      mine.share[half] = there ? share_of(t.softmax, bh, t.rows, r) : 0.f;
+      mine.delta[half] = there ? load(t.delta + bh * t.rows + r) : 0.f;
       mine.taken[half] = r < t.rows && this->row_taken(r);
     }
     float to_query[W][4], to_value[Other ? W : 1][4];
@@ -331,7 +345,7 @@ template <class T> MMK_DEVICE void backward_merge(const BackwardTask& t) {
 struct DeltaTask {
   int64_t heads, count, rows, dv;                   //  0 every field has 8 bytes
   HeadRows grad, gate, result, grad_gate;           //  4 gate, grad_gate: data null = none; result: before the gate
-  const float* log_sum;                             // 24 Inf: the row takes no part, is 0
+  const float* softmax;                             // 24 [b, h, 2, rows], share 0: the row takes no part, is 0
   float* delta;                                     // 25 [b, h, rows]
 };
 static_assert(sizeof(DeltaTask) == 26 * 8, "every field has 8 bytes");
@@ -341,7 +355,7 @@ template <class T> MMK_DEVICE void backward_delta(const DeltaTask& t) {
   const int64_t row = (int64_t(blockIdx.x) * 128 + threadIdx.x) / lanes;
   const bool there = row < t.count * t.rows;
   const int64_t bh = there ? row / t.rows : 0, r = there ? row % t.rows : 0, b = bh / t.heads, h = bh % t.heads;
-  const bool silent = there && load(t.log_sum + row) == INFINITY;
+  const bool silent = there && share_of(t.softmax, bh, t.rows, r) == 0;
   float sum = 0;
   for (int64_t c = 8 * lane; there && c < t.dv; c += 8 * lanes) {
     const int count = int(least<int64_t>(8, t.dv - c));
@@ -418,9 +432,9 @@ inline int64_t backward_scratch(BackwardTask& t, float* memory) {
 inline const char* backward_launch(const BackwardTask& t, const BackwardPlan& plan, BackwardKernel kernel, BackwardKernel merge, Stream stream) {
   const int64_t blocks = t.count * t.tiles * t.splits * t.chunks;
   const int64_t merging = (t.count * t.rows * ((t.d + 7) / 8 + (t.dv + 7) / 8) + 127) / 128;
-  if (blocks == 0) return nullptr;
-  if (blocks >= (int64_t(1) << 31) || merging >= (int64_t(1) << 31) || t.streamed >= (int64_t(1) << 30) || t.rows >= (int64_t(1) << 30)) return "the sizes are beyond the CUDA kernels";
-  const char* error = launch(kernel, blocks, 1, 1, 256, plan.shared, stream, t);
+  const char* error = beyond("positions or tokens", t.rows < t.streamed ? t.streamed : t.rows, most_rows);
+  if (error) return error;
+  error = launch(kernel, blocks, 1, 1, 256, plan.shared, stream, t);
   return error || t.splits == 1 ? error : launch(merge, merging, 1, 1, 128, 0, stream, t);
 }
 
@@ -428,8 +442,7 @@ inline const char* delta_launch(const DeltaTask& t, DeltaKernel kernel, Stream s
   int64_t lanes = 1;
   while (lanes < 32 && 8 * lanes < t.dv) lanes *= 2;
   const int64_t blocks = (t.count * t.rows * lanes + 127) / 128;
-  if (blocks >= (int64_t(1) << 31)) return "the sizes are beyond the CUDA kernels";
-  return blocks == 0 || !t.grad.data ? nullptr : launch(kernel, blocks, 1, 1, 128, 0, stream, t);
+  return !t.grad.data ? nullptr : launch(kernel, blocks, 1, 1, 128, 0, stream, t);
 }
 
 }  // namespace mmk::cuda

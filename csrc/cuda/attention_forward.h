@@ -28,10 +28,10 @@ struct AttendTask {
   Tokens row_mask, stream_mask;                    // 44 data, b, h, t: which rows take part (Both; else only: what is NaN there is 0)
   Pairs pairs;                                     // 52 data, b, h, n, t
   Bias bias;                                       // 57
-  float* log_sum;                                  // 62 [b, h, rows]
+  float* softmax;                                  // 62 [b, h, 2, rows]: store_softmax
   float *partial, *stats;                          // 63 split: [b, h, split, rows, dv], [b, h, split, rows, 2]: maximum, sum
   HeadRows row_value, stream_result;               // 65 Both: the rows' values, and what the streamed rows get from them
-  float* stream_log_sum;                           // 75 Both: [b, h, streamed]
+  float* stream_softmax;                           // 75 Both: [b, h, 2, streamed]
 };
 static_assert(sizeof(AttendTask) == 76 * 8, "every field has 8 bytes");
 
@@ -105,9 +105,9 @@ template <class T, int C, bool Both> struct Attend {
     for (int r = threadIdx.x; r < S; r += threads) keep[stage_index * S + r] = n + r < end && taken(n + r);
   }
 
-  // Scores become base-2, with everything that is added to them; -Inf where a row doesn't attend.
+  // Scores, with everything that is added to them; -Inf where a row doesn't attend.
   MMK_DEVICE void mask(float (&s)[J][4], int row, int n, const uint8_t* kept) const {
-    const float scale = float(t.scale) * log2e;
+    const float scale = float(t.scale) * log4e;
     const bool some = t.stream_mask.data || n + S > end;
 #pragma unroll
     for (int j = 0; j < J; ++j)
@@ -119,13 +119,13 @@ template <class T, int C, bool Both> struct Attend {
         bool takes = !some || kept[column];
         if (!Both && (t.pairs.data || t.bias.data) && takes && r < t.rows) {
           if (t.pairs.data) takes = load(t.pairs.data + b * t.pairs.b + h * t.pairs.h + r * t.pairs.n + (n + column) * t.pairs.t);
-          else x += log2e * load(static_cast<const float*>(t.bias.data) + b * t.bias.b + h * t.bias.h + r * t.bias.n + (n + column) * t.bias.t);
+          else x = fmaf(load(static_cast<const float*>(t.bias.data) + b * t.bias.b + h * t.bias.h + r * t.bias.n + (n + column) * t.bias.t), log4e, x);
         }
         s[j][i] = takes ? x : -INFINITY;
       }
   }
 
-  // The streamed rows' own softmax, over all rows of this tile, and their result. s: base-2 scores, not masked.
+  // The streamed rows' own softmax, over all rows of this tile, and their result. s: scores, not masked.
   MMK_DEVICE void stream_side(const float (&s)[J][4], int row, int n) const {
     float *most_of = reduce, *sum_of = reduce + 4 * S;
     const int r = row + lane_row();
@@ -139,14 +139,14 @@ template <class T, int C, bool Both> struct Attend {
         if (lane < 4) most_of[warp * S + 8 * j + lane_column() + c] = m;
       }
     __syncthreads();
+    auto top = [&](int column) { return fmaxf(fmaxf(most_of[column], most_of[S + column]), fmaxf(most_of[2 * S + column], most_of[3 * S + column])); };
 #pragma unroll
     for (int j = 0; j < J; ++j)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int column = 8 * j + lane_column() + c;
-        float m = fmaxf(fmaxf(most_of[column], most_of[S + column]), fmaxf(most_of[2 * S + column], most_of[3 * S + column]));
-        if (m == -INFINITY) m = 0;
-        const float x = low ? exponential2(s[j][c] - m) : 0.f, y = high ? exponential2(s[j][2 + c] - m) : 0.f;
+        const Exponential power(top(column));
+        const float x = low ? power(s[j][c]) : 0.f, y = high ? power(s[j][2 + c]) : 0.f;
         T* to = q + (16 * warp + lane_row()) * Layout::weights + column;
         to[0] = from_float<T>(x), to[8 * Layout::weights] = from_float<T>(y);
         float sum = x + y;
@@ -156,11 +156,7 @@ template <class T, int C, bool Both> struct Attend {
     __syncthreads();
     auto sum = [&](int column) { return sum_of[column] + sum_of[S + column] + sum_of[2 * S + column] + sum_of[3 * S + column]; };
     for (int column = threadIdx.x; column < S; column += threads)
-      if (n + column < end) {
-        const float m = fmaxf(fmaxf(most_of[column], most_of[S + column]), fmaxf(most_of[2 * S + column], most_of[3 * S + column]));
-        const float total = sum(column);
-        store(t.stream_log_sum + bh * t.streamed + n + column, total == 0 ? INFINITY : (m == -INFINITY ? 0.f : m) + log2f(total));
-      }
+      if (n + column < end) store_softmax(t.stream_softmax, bh, t.streamed, n + column, top(column), sum(column));
     constexpr int row_groups = S / 16, W = 4, width = 8 * W;           // a warp's columns at a time
     T* result = head_of<T>(t.stream_result, b, h);
     for (int item = warp; item < row_groups * (C / width); item += 4) {
@@ -185,7 +181,7 @@ template <class T, int C, bool Both> struct Attend {
         const int r = row + lane_row() + 8 * half;
         if (r >= t.rows) continue;
         if (t.splits == 1) {
-          store(t.log_sum + bh * t.rows + r, l[half] == 0 ? INFINITY : (m[half] == -INFINITY ? 0.f : m[half]) + log2f(l[half]));
+          store_softmax(t.softmax, bh, t.rows, r, m[half], l[half]);
         } else {
           float* stats = t.stats + 2 * ((bh * t.splits + split) * t.rows + r);
           store(stats, m[half]), store(stats + 1, l[half]);
@@ -265,7 +261,7 @@ template <class T, int C, bool Both> struct Attend {
 #pragma unroll
           for (int j = 0; j < J; ++j)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) raw[j][i] = s[j][i] * (float(t.scale) * log2e);
+            for (int i = 0; i < 4; ++i) raw[j][i] = s[j][i] * (float(t.scale) * log4e);
           stream_side(raw, row, n);
         }
         mask(s, row, n, keep + at * S);
@@ -276,13 +272,14 @@ template <class T, int C, bool Both> struct Attend {
           for (int j = 0; j < J; ++j) top = fmaxf(top, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
           top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 1));
           top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 2));
-          const float base = top == -INFINITY ? 0.f : top, before = exponential2(m[half] - base);
+          const Exponential power(top);
+          const float before = power(m[half]);
           m[half] = top, l[half] *= before;
 #pragma unroll
           for (int j = 0; j < J; ++j)
 #pragma unroll
             for (int c = 0; c < 2; ++c) {
-              const float x = exponential2(s[j][2 * half + c] - base);
+              const float x = power(s[j][2 * half + c]);
               s[j][2 * half + c] = x, l[half] += x;
             }
 #pragma unroll
@@ -312,14 +309,14 @@ template <class T> MMK_DEVICE void attend_merge(const AttendTask& t) {
   float top = -INFINITY, total = 0;
   for (int64_t s = lane; s < t.splits; s += 32) top = fmaxf(top, load(stats(s)));
   top = over_lanes(top, 32, Max());
-  const float base = top == -INFINITY ? 0.f : top;
+  const Exponential power(top);
   auto share = [&](int64_t s) {
     const float l = load(stats(s) + 1);
-    return l == 0 ? 0.f : exponential2(load(stats(s)) - base);
+    return l == 0 ? 0.f : power(load(stats(s)));
   };
   for (int64_t s = lane; s < t.splits; s += 32) total += share(s) * load(stats(s) + 1);
   total = over_lanes(total, 32, Sum());
-  if (lane == 0) store(t.log_sum + row, total == 0 ? INFINITY : base + log2f(total));
+  if (lane == 0) store_softmax(t.softmax, bh, t.rows, r, top, total);
   for (int64_t c = lane; c < t.dv; c += 32) {
     float sum = 0;
     for (int64_t s = 0; s < t.splits; ++s) {
@@ -391,9 +388,9 @@ AttendKernel attend_merge_kernel(Dtype);
 
 inline const char* attend_launch(const AttendTask& t, Dtype dtype, int index, bool both, AttendKernel kernel, AttendKernel merge, Stream stream) {
   const int64_t blocks = t.count * ((t.tiles + t.group - 1) / t.group) * t.splits * t.chunks, merging = (t.count * t.rows + 3) / 4;
-  if (blocks == 0) return nullptr;
-  if (blocks >= (int64_t(1) << 31) || t.streamed >= (int64_t(1) << 30) || t.rows >= (int64_t(1) << 30)) return "the sizes are beyond the CUDA kernels";
-  const char* error = launch(kernel, blocks, 1, 1, 128, attend_shared(dtype, index, t.stages, both), stream, t);
+  const char* error = beyond("positions or tokens", t.rows < t.streamed ? t.streamed : t.rows, most_rows);
+  if (error) return error;
+  error = launch(kernel, blocks, 1, 1, 128, attend_shared(dtype, index, t.stages, both), stream, t);
   return error || t.splits == 1 ? error : launch(merge, merging, 1, 1, 128, 0, stream, t);
 }
 

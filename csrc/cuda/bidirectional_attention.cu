@@ -1,4 +1,4 @@
-// Bidirectional attention in CUDA C++. Must move: queries, keys and both values once, both results once, 4 bytes a row for its sum;
+// Bidirectional attention in CUDA C++. Must move: queries, keys and both values once, both results once, 8 bytes a row for its softmax;
 // no N x T matrix. So it is where the text has up to 64 tokens and the channels fit a class: each block streams a part of
 // the image past all of the text, takes each tile of scores once, finishes the image's rows, and leaves its part of the
 // text's sums, which a second launch merges by maximum and sum in a fixed order. A longer text takes the kernels of gated
@@ -54,8 +54,8 @@ AttendTask text_rows(const BidirectionalAttention& a, bool both) {
   AttendTask t = {};
   t.count = a.B * a.H, t.heads = a.H, t.rows = a.T, t.streamed = a.N, t.d = a.d, t.dv = a.dv, t.scale = a.scale;
   t.query = a.text_key, t.key = a.image_query, t.value = a.image_value, t.result = a.text_out;
-  t.row_mask = a.text_mask, t.stream_mask = a.image_mask, t.log_sum = static_cast<float*>(a.text_log_sum);
-  if (both) t.row_value = a.text_value, t.stream_result = a.image_out, t.stream_log_sum = static_cast<float*>(a.image_log_sum);
+  t.row_mask = a.text_mask, t.stream_mask = a.image_mask, t.softmax = static_cast<float*>(a.text_softmax);
+  if (both) t.row_value = a.text_value, t.stream_result = a.image_out, t.stream_softmax = static_cast<float*>(a.image_softmax);
   return t;
 }
 
@@ -63,7 +63,7 @@ AttendTask image_rows(const BidirectionalAttention& a) {
   AttendTask t = {};
   t.count = a.B * a.H, t.heads = a.H, t.rows = a.N, t.streamed = a.T, t.d = a.d, t.dv = a.dv, t.scale = a.scale;
   t.query = a.image_query, t.key = a.text_key, t.value = a.text_value, t.result = a.image_out;
-  t.row_mask = a.image_mask, t.stream_mask = a.text_mask, t.log_sum = static_cast<float*>(a.image_log_sum);
+  t.row_mask = a.image_mask, t.stream_mask = a.text_mask, t.softmax = static_cast<float*>(a.image_softmax);
   return t;
 }
 
@@ -98,22 +98,22 @@ struct Backwards {
     const BidirectionalAttention& a = g.forward;
     const Device device = current_device();
     const int64_t heads = a.B * a.H;
-    const float *image_sums = static_cast<const float*>(a.image_log_sum), *text_sums = static_cast<const float*>(a.text_log_sum);
+    const float *image_softmax = static_cast<const float*>(a.image_softmax), *text_softmax = static_cast<const float*>(a.text_softmax);
     float *of_image = memory, *of_text = memory + heads * a.N;
     floats = heads * (a.N + a.T);
     for (DeltaTask* t : {&image_delta, &text_delta}) t->heads = a.H, t->count = heads, t->dv = a.dv;
-    image_delta.rows = a.N, image_delta.grad = g.grad_image_out, image_delta.result = a.image_out, image_delta.log_sum = image_sums, image_delta.delta = of_image;
-    text_delta.rows = a.T, text_delta.grad = g.grad_text_out, text_delta.result = a.text_out, text_delta.log_sum = text_sums, text_delta.delta = of_text;
+    image_delta.rows = a.N, image_delta.grad = g.grad_image_out, image_delta.result = a.image_out, image_delta.softmax = image_softmax, image_delta.delta = of_image;
+    text_delta.rows = a.T, text_delta.grad = g.grad_text_out, text_delta.result = a.text_out, text_delta.softmax = text_softmax, text_delta.delta = of_text;
 
     for (BackwardTask* t : {&image, &text}) t->heads = a.H, t->count = heads, t->d = a.d, t->dv = a.dv, t->scale = a.scale;
     image.rows = a.N, image.streamed = a.T, image.query = a.image_query, image.key = a.text_key;
     image.grad = g.grad_image_out, image.value = a.text_value, image.stream_grad = g.grad_text_out, image.row_value = a.image_value;
-    image.log_sum = image_sums, image.delta = of_image, image.stream_log_sum = text_sums, image.stream_delta = of_text;
+    image.softmax = image_softmax, image.delta = of_image, image.stream_softmax = text_softmax, image.stream_delta = of_text;
     image.row_mask = a.image_mask, image.stream_mask = a.text_mask;
     image.grad_query = g.grad_image_query, image.grad_row_value = g.grad_image_value;
     text.rows = a.T, text.streamed = a.N, text.query = a.text_key, text.key = a.image_query;
     text.grad = g.grad_text_out, text.value = a.image_value, text.stream_grad = g.grad_image_out, text.row_value = a.text_value;
-    text.log_sum = text_sums, text.delta = of_text, text.stream_log_sum = image_sums, text.stream_delta = of_image;
+    text.softmax = text_softmax, text.delta = of_text, text.stream_softmax = image_softmax, text.stream_delta = of_image;
     text.row_mask = a.text_mask, text.stream_mask = a.image_mask;
     text.grad_query = g.grad_text_key, text.grad_row_value = g.grad_text_value;
 

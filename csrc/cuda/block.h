@@ -26,6 +26,18 @@ MMK_DEVICE int power_of_two(int x) {   // the smallest that isn't below x
 struct Sum { MMK_DEVICE float operator()(float a, float b) const { return a + b; } };
 struct Max { MMK_DEVICE float operator()(float a, float b) const { return fmaxf(a, b); } };   // NaN is left out: the sum has it
 
+// A thread's part of a softmax: the largest score, and the sum of exponentials of what the others are less. Scores of -Inf add 0, NaN makes
+// the sum NaN.
+struct Running {
+  float top = -INFINITY, total = 0;
+  MMK_DEVICE void add(float score) {
+    const float now = fmaxf(top, score), base = now == -INFINITY ? 0.f : now;
+    total = total * exponential(top - base) + exponential(score - base);
+    top = now;
+  }
+  MMK_DEVICE float below(float all) const { return total * exponential(top - all); }    // the sum, beside the largest of all
+};
+
 // Over the lanes of groups of `lanes`, a power of two.
 template <class Op> MMK_DEVICE float over_lanes(float value, int lanes, Op op) {
   for (int offset = lanes / 2; offset > 0; offset /= 2) value = op(value, __shfl_xor_sync(all_lanes, value, offset));

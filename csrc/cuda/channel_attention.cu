@@ -37,16 +37,11 @@ struct Row {
 struct Softmax {
   float top, share;
   MMK_DEVICE Softmax(const float* scores, const float* shift, int64_t D, int64_t lane) {
-    float largest = -INFINITY, total = 0;
-    for (int64_t c = lane; c < D; c += 32) {
-      const float s = load(scores + c) + load(shift + c), now = fmaxf(largest, s);
-      total = now == -INFINITY ? total : total * exponential(largest - now) + exponential(s - now);
-      largest = now;
-    }
-    top = over_lanes(largest, 32, Max());
+    Running own;
+    for (int64_t c = lane; c < D; c += 32) own.add(load(scores + c) + load(shift + c));
+    top = over_lanes(own.top, 32, Max());
     if (top == -INFINITY) top = 0;
-    total = over_lanes(largest == -INFINITY ? total : total * exponential(largest - top), 32, Sum());
-    share = reciprocal(total);
+    share = 1 / over_lanes(own.below(top), 32, Sum());                             // exactly 1 for a single channel
   }
   MMK_DEVICE float operator()(float score) const { return exponential(score - top) * share; }
 };
@@ -88,7 +83,8 @@ template <class T> MMK_DEVICE void differentiate(const DifferentiateTask& t) {
   mean = over_lanes(mean, 32, Sum());
   for (int64_t c = row.lane; c < D; c += 32) {
     const float w = weight(load(scores + c) + load(shift + c)), up = upstream(c);
-    store(scores + c, w * (arriving(c, up) - mean));
+    // A weight of 1 is the only one: its score has no gradient, and rounding must not leave one.
+    store(scores + c, w == 1 ? 0.f : w * (arriving(c, up) - mean));
     if (t.direct) store(t.direct + row.r * D + c, w * up);
   }
 }
@@ -113,7 +109,7 @@ MMK_KERNELS(f16, f16)
 
 // Place counts positions in 32 bits.
 template <class Task> const char* run_panel(Dtype dtype, void (*kernel)(Task), const Task& task, void* stream) {
-  if (task.panel.position >= int64_t(1) << 31) return "the sizes are beyond the CUDA kernels";
+  if (const char* error = beyond("positions", task.panel.position, most_positions)) return error;
   return run(dtype, kernel, task.panel, task, stream);
 }
 

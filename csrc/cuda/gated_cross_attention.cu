@@ -1,4 +1,4 @@
-// Gated cross-attention in CUDA C++. Must move: queries, keys, values and gate once, the result once, 4 bytes a query for its sum;
+// Gated cross-attention in CUDA C++. Must move: queries, keys, values and gate once, the result once, 8 bytes a query for its softmax;
 // no N x T matrix (but grad_bias, which is one). Queries, gate and result are. Keys and values are read by every block, of 64
 // queries or, where they stay in shared memory, of up to 512: from L2. Backward reads upstream gradient, gate and what was
 // attended for the rows' deltas, then all inputs and that gradient again: once where the text has up to 64 tokens and both
@@ -55,7 +55,7 @@ AttendTask task_of(const GatedCrossAttention& a) {
   AttendTask t = {};
   t.count = a.B * a.H, t.heads = a.H, t.rows = a.N, t.streamed = a.T, t.d = a.d, t.dv = a.dv, t.scale = a.scale;
   t.query = a.query, t.key = a.key, t.value = a.value, t.gate = a.gate, t.result = a.result, t.attended = a.attended;
-  t.stream_mask = a.tokens, t.pairs = a.pairs, t.bias = a.bias, t.log_sum = static_cast<float*>(a.log_sum);
+  t.stream_mask = a.tokens, t.pairs = a.pairs, t.bias = a.bias, t.softmax = static_cast<float*>(a.softmax);
   return t;
 }
 
@@ -65,7 +65,7 @@ BackwardTask image_task(const GatedCrossAttentionBackward& g) {
   BackwardTask t = {};
   t.count = a.B * a.H, t.heads = a.H, t.rows = a.N, t.streamed = a.T, t.d = a.d, t.dv = a.dv, t.scale = a.scale, t.drop = 1;
   t.query = a.query, t.key = a.key, t.grad = g.grad_result, t.gate = a.gate, t.value = a.value;
-  t.log_sum = static_cast<const float*>(a.log_sum), t.stream_mask = a.tokens, t.pairs = a.pairs, t.bias = a.bias;
+  t.softmax = static_cast<const float*>(a.softmax), t.stream_mask = a.tokens, t.pairs = a.pairs, t.bias = a.bias;
   t.grad_bias = static_cast<float*>(g.grad_bias), t.grad_bias_row = a.T, t.grad_bias_stream = 1;
   t.grad_query = g.grad_query;
   return t;
@@ -77,7 +77,7 @@ BackwardTask text_task(const GatedCrossAttentionBackward& g) {
   BackwardTask t = {};
   t.count = a.B * a.H, t.heads = a.H, t.rows = a.T, t.streamed = a.N, t.d = a.d, t.dv = a.dv, t.scale = a.scale, t.drop = 1;
   t.query = a.key, t.key = a.query, t.stream_grad = g.grad_result, t.stream_gate = a.gate, t.row_value = a.value;
-  t.stream_log_sum = static_cast<const float*>(a.log_sum), t.row_mask = a.tokens;
+  t.stream_softmax = static_cast<const float*>(a.softmax), t.row_mask = a.tokens;
   t.pairs = {a.pairs.data, a.pairs.b, a.pairs.h, a.pairs.t, a.pairs.n}, t.bias = {a.bias.data, a.bias.b, a.bias.h, a.bias.t, a.bias.n};
   t.grad_query = g.grad_key, t.grad_row_value = g.grad_value;
   return t;
@@ -95,7 +95,7 @@ struct Backwards {
     const Device device = current_device();
     delta.heads = a.H, delta.count = a.B * a.H, delta.rows = a.N, delta.dv = a.dv;
     delta.grad = g.grad_result, delta.gate = a.gate, delta.result = a.attended, delta.grad_gate = g.grad_gate;
-    delta.log_sum = static_cast<const float*>(a.log_sum), delta.delta = memory;
+    delta.softmax = static_cast<const float*>(a.softmax), delta.delta = memory;
     floats = a.B * a.H * a.N;
     image.delta = text.stream_delta = memory;
     const bool of_image = g.grad_query.data || g.grad_bias, of_text = g.grad_key.data || g.grad_value.data;

@@ -1,4 +1,4 @@
-// The only place with inline PTX, launches and dynamic shared memory: what CUDA kernels are made of, real under nvcc, emulated
+// The only place with inline PTX and dynamic shared memory: what CUDA kernels are made of, real under nvcc, emulated
 // under g++ with -DMMK_EMULATED (tests/cuda_emulator). Kernels reach global memory through load, store and copy_async alone,
 // so that the emulator can count bytes.
 #pragma once
@@ -9,19 +9,14 @@
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_runtime.h>
 #endif
+
+#include "launch.h"
 
 namespace mmk::cuda {
 
 #define MMK_DEVICE __device__ __forceinline__
 #define MMK_HOST_DEVICE __host__ __device__ __forceinline__
-
-// What a plan depends on. `shared`: bytes of shared memory that one block may have. `cluster`: the most blocks of a cluster, a
-// power of two; 1: there are no clusters (before compute capability 9.0).
-struct Device {
-  int64_t shared, processors, cluster;
-};
 
 template <class T> struct alignas(16) Pack {
   static constexpr int size = 16 / sizeof(T);
@@ -32,7 +27,6 @@ template <class T> struct alignas(16) Pack {
 
 using emulator::bf16;
 using emulator::f16;
-using Stream = void*;
 
 template <class T> inline T load(const T* from) { return emulator::counted_load(from); }
 template <class T> inline void store(T* to, T value) { emulator::counted_store(to, value); }
@@ -66,22 +60,10 @@ template <class T> inline uint32_t pair_of(float low, float high) {
 
 #define MMK_DYNAMIC_SHARED(name) unsigned char* name = static_cast<unsigned char*>(::emulator::dynamic_shared())
 
-inline Device current_device() { return {emulator::config.shared, emulator::config.processors, 1}; }
-template <class Arguments> inline Device current_device(void (*)(Arguments)) {
-  return {emulator::config.shared, emulator::config.processors, emulator::config.cluster};
-}
-
-template <class Arguments>
-inline const char* launch(void (*kernel)(Arguments), int64_t x, int64_t y, int64_t cluster, int threads, int64_t shared, Stream,
-                          const Arguments& arguments) {
-  return emulator::launch(kernel, dim3(unsigned(x), unsigned(y)), unsigned(cluster), dim3(unsigned(threads)), size_t(shared), arguments);
-}
-
 #else
 
 using bf16 = __nv_bfloat16;
 using f16 = __half;
-using Stream = cudaStream_t;
 
 template <class T> MMK_DEVICE T load(const T* from) {
   if constexpr (sizeof(T) == 16) {
@@ -182,44 +164,6 @@ template <class T> MMK_DEVICE uint32_t pair_of(float low, float high) {   // two
 }
 
 #define MMK_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
-
-// Of the device that is current, for kernels without clusters.
-inline Device current_device() {
-  int index = 0, shared = 48 << 10, processors = 1;
-  cudaGetDevice(&index);
-  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index);
-  return {shared, processors, 1};
-}
-// As `kernel` (and what was compiled with it) can use it: PTX for an older architecture runs on a newer device, but has no clusters.
-template <class Arguments> inline Device current_device(void (*kernel)(Arguments)) {
-  Device device = current_device();
-  int index = 0, clusters = 0;
-  cudaGetDevice(&index);
-  cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, index);
-  cudaFuncAttributes compiled = {};
-  if (clusters && (cudaFuncGetAttributes(&compiled, kernel) != cudaSuccess || compiled.ptxVersion < 90)) clusters = 0;
-  if (clusters) device.cluster = 8;                        // what every such device can do
-  return device;
-}
-
-// Blocks of a cluster follow each other along x. Returns null, or what went wrong.
-template <class Arguments>
-inline const char* launch(void (*kernel)(Arguments), int64_t x, int64_t y, int64_t cluster, int threads, int64_t shared, Stream stream,
-                          const Arguments& arguments) {
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
-  if (error == cudaSuccess) {
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = unsigned(cluster), attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(unsigned(x), unsigned(y)), config.blockDim = dim3(unsigned(threads));
-    config.dynamicSmemBytes = size_t(shared), config.stream = stream;
-    config.attrs = &attribute, config.numAttrs = cluster > 1;
-    error = cudaLaunchKernelEx(&config, kernel, arguments);
-  }
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
 
 #endif
 

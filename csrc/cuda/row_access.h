@@ -24,7 +24,8 @@ MMK_DEVICE bool keeps(const SampledRows& s, const Mask& mask, int64_t row) {
   return !mask.data || load(mask.data + (s.offsets ? row * mask.x : row / s.N * mask.b + row % s.N * mask.x));
 }
 
-// Where a panel's row is, without a division of 64 bits. There are fewer than 2^31 positions.
+// Where a panel's row is, without a division of 64 bits.
+constexpr int64_t most_positions = (int64_t(1) << 31) - 1;
 struct Place {
   int64_t sample, position;
   MMK_DEVICE Place(const Panel& panel, int64_t N, int64_t r) {
@@ -42,8 +43,7 @@ MMK_HOST_DEVICE int64_t row_blocks(int64_t rows) { return ceil_div(rows, row_thr
 
 template <class Task> const char* run(Dtype dtype, void (*kernel)(Task), int64_t x, int64_t y, int threads, int64_t shared, const Task& task, void* stream) {
   if (dtype == Dtype::float64) return "the CUDA kernels have no float64";
-  if (x >= int64_t(1) << 31 || y >= 1 << 16) return "the sizes are beyond the CUDA kernels";
-  return x && y ? launch(kernel, x, y, 1, threads, shared, static_cast<Stream>(stream), task) : nullptr;
+  return launch(kernel, x, y, 1, threads, shared, static_cast<Stream>(stream), task);
 }
 // A kernel with a warp a row of a panel.
 template <class Task> const char* run(Dtype dtype, void (*kernel)(Task), const Panel& panel, const Task& task, void* stream) {

@@ -63,14 +63,13 @@ extern "C" __global__ void __launch_bounds__(256, 1) rows_add(const AddTask task
 
 const char* gather_rows(Dtype dtype, const SampledRows& samples, const Panel& panel, const SampleRows& image, const Mask& mask, int64_t D, void* to,
                         void* stream) {
-  if (samples.N >= int64_t(1) << 31) return "the sizes are beyond the CUDA kernels";
+  if (const char* error = beyond("positions", samples.N, most_positions)) return error;
   return run(dtype, MMK_PICK(dtype, rows_gather), panel, GatherTask{samples.N, D, panel, image, mask, to}, stream);
 }
 const char* sum_columns(const SampledRows& samples, int64_t first, int64_t count, const float* rows, int64_t C, float* to, void* stream) {
   return launch(rows_columns, samples.B, ceil_div(C, 128), 1, 128, 0, static_cast<Stream>(stream), ColumnsTask{samples, first, count, C, rows, to});
 }
 const char* clear(float* to, int64_t count, void* stream) {
-  if (!count) return nullptr;
   return launch(rows_add, ceil_div(count, 256), 1, 1, 256, 0, static_cast<Stream>(stream), AddTask{to, nullptr, count});
 }
 const char* accumulate(float* to, const float* from, int64_t count, void* stream) {

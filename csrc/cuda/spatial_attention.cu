@@ -306,6 +306,10 @@ template <class T> struct Block {
 // The maximum to subtract: scores that are all -Inf give exponentials 0, not NaN.
 MMK_DEVICE float base(float maximum) { return maximum == -INFINITY ? 0.f : maximum; }
 
+// Scale, as a factor of the text; one beyond 1 is a factor of the scores: the text times it may be out of range where they aren't.
+MMK_DEVICE float text_scale(const Task& t) { return fabsf(float(t.scale)) > 1 ? 1.f : float(t.scale); }
+MMK_DEVICE float score_scale(const Task& t) { return fabsf(float(t.scale)) > 1 ? float(t.scale) : 1.f; }
+
 // The weights' factor. Scores that are all -Inf though positions take part: NaN, as softmax has it. Nothing takes part: 0.
 MMK_DEVICE float share(const Task& t, float total, float kept) {
   return total != 0 ? (t.rescale ? kept : 1.f) / total : kept != 0 ? NAN : 0.f;
@@ -342,13 +346,17 @@ template <class T> MMK_DEVICE void forward_finish(const Task& t, const Block<T>&
 // stats.
 template <class T> MMK_DEVICE void softmax_tile(const Task& t, const Block<T>& b, const Teams& teams, int64_t n0, int positions, bool keep_scores) {
   float *maximum = b.stats, *total = maximum + t.heads, *factor = total + t.heads;
+  const float scale = score_scale(t);
   for (int round = 0; round < b.heads; round += teams.count) {
     const int h = round + teams.index, size = h < b.heads ? positions : 0;
     float* p = b.p + h * b.tile;
     const float old = size && teams.thread == 0 ? maximum[h] : -INFINITY;
     float m = old;
     for (int n = teams.thread; n < size; n += teams.threads)
-      if (b.keep[n]) m = fmaxf(m, p[n]);
+      if (b.keep[n]) {
+        if (scale != 1) p[n] *= scale;
+        m = fmaxf(m, p[n]);
+      }
     m = teams.over(m, b.scratch, Max());
     float l = 0;
     for (int n = teams.thread; n < size; n += teams.threads) {
@@ -380,7 +388,7 @@ template <class T> MMK_DEVICE void forward_first(const Task& t, unsigned char* s
     b.slabs([&](int c0, int count) {
       if (c0) __syncthreads();
       b.stage(t.image, b.x, n0, positions, c0, count);
-      if (n0 == b.begin || t.slab < b.channels) b.stage(t.text, b.v, c0, count, float(t.scale));
+      if (n0 == b.begin || t.slab < b.channels) b.stage(t.text, b.v, c0, count, text_scale(t));
       b.arrive();
       b.template score<true>(b.v, b.p, positions, c0, count);
     });
@@ -460,7 +468,7 @@ template <class T> MMK_DEVICE void forward_cluster(const Task& t, unsigned char*
   for (int h = threadIdx.x; h < b.heads; h += blockDim.x) maximum[h] = -INFINITY, maximum[t.heads + h] = 0;
   const float taken = b.load_mask(b.begin, positions);
   b.stage(t.image, b.x, b.begin, positions, 0, b.channels);
-  b.stage(t.text, b.v, 0, b.channels, float(t.scale));
+  b.stage(t.text, b.v, 0, b.channels, text_scale(t));
   b.arrive();
   b.template score<true>(b.v, b.p, positions, 0, b.channels);
   __syncthreads();
@@ -809,7 +817,7 @@ const char* run(const Task& t, Dtype dtype, bool backward, const Device& device,
   if (t.B == 0 || t.slots == 0) return nullptr;
   if (dtype == Dtype::float64) return "the CUDA kernels have no float64";
   const int64_t shared = Layout(t, element_size(dtype), backward).total, groups = up(t.H, t.heads);
-  if (shared > device.shared || t.slots >= (int64_t(1) << 31) || groups >= (1 << 16)) return "the sizes are beyond the CUDA kernels";
+  if (const char* error = beyond("bytes of shared memory for a block", shared, device.shared)) return error;
   const int threads = 2 * shared > device.shared ? 512 : 256;        // where a processor has room for one block, a larger one
   const Kernels& kernels = dtype == Dtype::float32 ? f32 : dtype == Dtype::bfloat16 ? bf16 : f16;
   if (t.cluster > 1) return launch(kernels.cluster, t.slots, groups, t.cluster, threads, shared, stream, t);

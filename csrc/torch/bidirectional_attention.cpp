@@ -49,19 +49,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image_query, co
   BidirectionalAttention a = arguments(image_query, text_key, image_value, text_value, image_mask, text_mask, scale);
   const ScalarType accumulate = accumulate_type(a.dtype);
   Tensor image_out = empty_heads(image_query, a.dv), text_out = empty_heads(text_key, a.dv);
-  Tensor image_log_sum = torch::stable::new_empty(image_query, {a.B, a.H, a.N}, accumulate);
-  Tensor text_log_sum = torch::stable::new_empty(image_query, {a.B, a.H, a.T}, accumulate);
+  Tensor image_softmax = torch::stable::new_empty(image_query, {a.B, a.H, 2, a.N}, accumulate);
+  Tensor text_softmax = torch::stable::new_empty(image_query, {a.B, a.H, 2, a.T}, accumulate);
   a.image_out = head_rows(image_out), a.text_out = head_rows(text_out);
-  a.image_log_sum = image_log_sum.mutable_data_ptr(), a.text_log_sum = text_log_sum.mutable_data_ptr();
+  a.image_softmax = image_softmax.mutable_data_ptr(), a.text_softmax = text_softmax.mutable_data_ptr();
   Launch(a, image_query);
-  return {image_out, text_out, image_log_sum, text_log_sum};
+  return {image_out, text_out, image_softmax, text_softmax};
 }
 
 template <auto Launch>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Optional& grad_image_out, const Optional& grad_text_out, const Tensor& image_query, const Tensor& text_key,
     const Tensor& image_value, const Tensor& text_value, const Optional& image_mask, const Optional& text_mask, const Tensor& image_out,
-    const Tensor& text_out, const Tensor& image_log_sum, const Tensor& text_log_sum, double scale, bool need_image_query_grad,
+    const Tensor& text_out, const Tensor& image_softmax, const Tensor& text_softmax, double scale, bool need_image_query_grad,
     bool need_text_key_grad, bool need_image_value_grad, bool need_text_value_grad) {
   BidirectionalAttentionBackward g;
   g.forward = arguments(image_query, text_key, image_value, text_value, image_mask, text_mask, scale);
@@ -70,11 +70,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   const ScalarType accumulate = accumulate_type(a.dtype);
   anchor.check(image_out, "image_out", anchor.type, {a.B, a.H, a.N, a.dv});
   anchor.check(text_out, "text_out", anchor.type, {a.B, a.H, a.T, a.dv});
-  anchor.check(image_log_sum, "image_log_sum", accumulate, {a.B, a.H, a.N});
-  anchor.check(text_log_sum, "text_log_sum", accumulate, {a.B, a.H, a.T});
-  Tensor image_sums = torch::stable::contiguous(image_log_sum), text_sums = torch::stable::contiguous(text_log_sum);
+  anchor.check(image_softmax, "image_softmax", accumulate, {a.B, a.H, 2, a.N});
+  anchor.check(text_softmax, "text_softmax", accumulate, {a.B, a.H, 2, a.T});
+  Tensor image_rows = torch::stable::contiguous(image_softmax), text_rows = torch::stable::contiguous(text_softmax);
   a.image_out = head_rows(image_out), a.text_out = head_rows(text_out);
-  a.image_log_sum = image_sums.mutable_data_ptr(), a.text_log_sum = text_sums.mutable_data_ptr();
+  a.image_softmax = image_rows.mutable_data_ptr(), a.text_softmax = text_rows.mutable_data_ptr();
   if (grad_image_out) {
     anchor.check(*grad_image_out, "grad_image_out", anchor.type, {a.B, a.H, a.N, a.dv});
     g.grad_image_out = head_rows(*grad_image_out);
@@ -123,7 +123,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
         "Tensor? text_mask, float scale) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(MMK_OPERATION "_backward(Tensor? grad_image_out, Tensor? grad_text_out, Tensor image_query, Tensor text_key, "
         "Tensor image_value, Tensor text_value, Tensor? image_mask, Tensor? text_mask, Tensor image_out, Tensor text_out, "
-        "Tensor image_log_sum, Tensor text_log_sum, float scale, bool need_image_query_grad, bool need_text_key_grad, "
+        "Tensor image_softmax, Tensor text_softmax, float scale, bool need_image_query_grad, bool need_text_key_grad, "
         "bool need_image_value_grad, bool need_text_value_grad) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 

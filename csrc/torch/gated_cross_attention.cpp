@@ -50,18 +50,18 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& query, const Tensor& ke
   GatedCrossAttention a = arguments(query, key, value, gate, tokens, pairs, bias, scale);
   Tensor result = empty_heads(query, a.dv);
   Tensor attended = need_attended && gate ? empty_heads(query, a.dv) : torch::stable::new_empty(query, {0});
-  Tensor log_sum = torch::stable::new_empty(query, {a.B, a.H, a.N}, accumulate_type(a.dtype));
+  Tensor softmax = torch::stable::new_empty(query, {a.B, a.H, 2, a.N}, accumulate_type(a.dtype));
   a.result = head_rows(result);
   if (need_attended && gate) a.attended = head_rows(attended);
-  a.log_sum = log_sum.mutable_data_ptr(), a.stream = too_large_for_cache(result);
+  a.softmax = softmax.mutable_data_ptr(), a.stream = too_large_for_cache(result);
   Launch(a, query);
-  return {result, attended, log_sum};
+  return {result, attended, softmax};
 }
 
 template <auto Launch>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Optional& grad_result, const Tensor& query, const Tensor& key, const Tensor& value, const Optional& gate, const Optional& tokens,
-    const Optional& pairs, const Optional& bias, const Tensor& attended, const Tensor& log_sum, double scale, bool,
+    const Optional& pairs, const Optional& bias, const Tensor& attended, const Tensor& softmax, double scale, bool,
     bool need_query_grad, bool need_key_grad, bool need_value_grad, bool need_gate_grad, bool need_bias_grad) {
   GatedCrossAttentionBackward g;
   g.forward = arguments(query, key, value, gate, tokens, pairs, bias, scale);
@@ -70,9 +70,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   STD_TORCH_CHECK(bool(grad_result), "grad_result must be given");
   anchor.check(*grad_result, "grad_result", anchor.type, {a.B, a.H, a.N, a.dv});
   anchor.check(attended, "attended", anchor.type, {a.B, a.H, a.N, a.dv});
-  anchor.check(log_sum, "log_sum", accumulate_type(a.dtype), {a.B, a.H, a.N});
-  Tensor sums = torch::stable::contiguous(log_sum);
-  g.grad_result = head_rows(*grad_result), a.attended = head_rows(attended), a.log_sum = sums.mutable_data_ptr();
+  anchor.check(softmax, "softmax", accumulate_type(a.dtype), {a.B, a.H, 2, a.N});
+  Tensor rows = torch::stable::contiguous(softmax);
+  g.grad_result = head_rows(*grad_result), a.attended = head_rows(attended), a.softmax = rows.mutable_data_ptr();
   a.stream = too_large_for_cache(attended);
   auto [grad_query, to_query] = gradient(query, need_query_grad);
   auto [grad_key, to_key] = gradient(key, need_key_grad);
@@ -116,7 +116,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
   m.def(MMK_OPERATION "(Tensor query, Tensor key, Tensor value, Tensor? gate, Tensor? tokens, Tensor? pairs, Tensor? bias, float scale, "
         "bool need_attended) -> (Tensor, Tensor, Tensor)");
   m.def(MMK_OPERATION "_backward(Tensor? grad_result, Tensor query, Tensor key, Tensor value, Tensor? gate, Tensor? tokens, "
-        "Tensor? pairs, Tensor? bias, Tensor attended, Tensor log_sum, float scale, bool need_attended, bool need_query_grad, "
+        "Tensor? pairs, Tensor? bias, Tensor attended, Tensor softmax, float scale, bool need_attended, bool need_query_grad, "
         "bool need_key_grad, bool need_value_grad, bool need_gate_grad, bool need_bias_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 

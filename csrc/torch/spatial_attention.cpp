@@ -129,8 +129,8 @@ Tensor forward_out(const Tensor& image, const Tensor& text, const std::optional<
 
 template <auto Launch>
 std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& grad_result, const std::optional<Tensor>& grad_weights,
-                                    const Tensor& image, const Tensor& text, const Tensor& weights,
-                                    const std::optional<Tensor>& mask, const std::optional<Tensor>& offsets, double scale,
+                                    const Tensor& image, const Tensor& text, const std::optional<Tensor>& mask,
+                                    const std::optional<Tensor>& offsets, const Tensor& weights, double scale,
                                     int64_t num_heads, bool pool, bool rescale, bool need_image_grad, bool need_text_grad) {
   Arguments all = arguments(image, text, mask, offsets, scale, num_heads, pool, rescale);
   SpatialAttention& a = all.a;
@@ -198,8 +198,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
         "bool rescale) -> (Tensor, Tensor)");
   m.def(MMK_OPERATION "_out(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
         "bool rescale, Tensor(a!) out) -> Tensor");
-  m.def(MMK_OPERATION "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor text, Tensor weights, "
-        "Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, bool rescale, bool need_image_grad, "
+  m.def(MMK_OPERATION "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor text, Tensor? mask, "
+        "Tensor? offsets, Tensor weights, float scale, int num_heads, bool pool, bool rescale, bool need_image_grad, "
         "bool need_text_grad) -> (Tensor, Tensor)");
 }
 

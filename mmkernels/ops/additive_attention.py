@@ -1,11 +1,8 @@
 """Additive attention: the public function, and the operation as PyTorch sees it."""
 
-import torch
-from torch.nn.functional import linear
-
 from .. import backends, checks
 from ..reference.additive_attention import ACTIVATIONS, attend
-from .common import accumulate_dtype, autocast, kept_rows
+from .common import accumulate_dtype, autocast, kept_rows, linear
 from .operation import Operation
 
 
@@ -29,7 +26,8 @@ def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=N
         bias_gate: ``[A]``, same dtype, or None; only with ``w_gate``.
         activation: ``"tanh"``, ``"relu"`` or ``"gelu"`` (the exact one, by erf).
         mask: bool ``[B, N]`` (``[rows]`` with ``offsets``), True = takes part.
-        offsets: int32 or int64 ``[B + 1]``, ascending, first 0, last = rows: bag b is rows ``offsets[b]:offsets[b+1]``.
+        offsets: int32 or int64 ``[B + 1]``, or a list, ascending, first 0, last = rows: bag b is rows
+            ``offsets[b]:offsets[b+1]``.
         combine: ``"pool"``: ``[B, K, D]``, the weighted sums. ``"multiply"`` (K = 1 only): like image, every position times its weight.
         need_weights: also return the weights, ``[B, K, N]`` (packed: ``[K, rows]``), float32 (float64 for float64), differentiable.
         backend: None picks the fastest that can run; ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"`` force one.
@@ -52,23 +50,23 @@ def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=N
             checks.features(name, tensor)
     given = dict(zip(given, autocast(*given.values())))
     image, query, w_image, w_query, v, bias, w_gate, bias_gate = given.values()
-    _check(given, activation, mask, offsets, combine, need_weights)
+    need_weights = checks.flag("need_weights", need_weights)
+    if offsets is not None:
+        offsets = checks.bag_offsets(offsets, image)
+    _check(given, activation, mask, offsets, combine)
     batch, accumulate = image.shape[0] if offsets is None else offsets.shape[0] - 1, accumulate_dtype(image)
     run = backends.choose("additive_attention", image, backend)
     to = lambda tensor: None if tensor is None else tensor.to(accumulate)
-    with torch.autocast(image.device.type, enabled=False):
-        shift = to(bias) if query is None else linear(to(query), to(w_query), to(bias))
-    inputs = (image, None if shift is None else shift.expand(batch, -1), w_image, v, w_gate, to(bias_gate), mask,
-              None if offsets is None else offsets.to(torch.int64))
+    shift = to(bias) if query is None else linear(to(query), to(w_query), to(bias))
+    inputs = (image, None if shift is None else shift.expand(batch, -1), w_image, v, w_gate, to(bias_gate), mask, offsets)
     rows = kept_rows(run, image.numel() // image.shape[-1], kept_columns(w_image, w_gate), accumulate, *inputs[:6])
     result, weights, _ = run(*inputs, list(ACTIVATIONS).index(activation), combine == "pool", rows)
     return (result, weights) if need_weights else result
 
 
-def _check(given, activation, mask, offsets, combine, need_weights):
+def _check(given, activation, mask, offsets, combine):
     checks.choice("activation", activation, tuple(ACTIVATIONS))
     checks.choice("combine", combine, ("pool", "multiply"))
-    checks.flag("need_weights", need_weights)
     image, query, w_image, w_query, v, bias, w_gate, bias_gate = given.values()
     batch, channels, grid = checks.image_rows(image, offsets)
     if channels == 0:
@@ -100,9 +98,7 @@ def _check(given, activation, mask, offsets, combine, need_weights):
             raise ValueError("w_gate must be given with bias_gate, got None")
         checks.shape("bias_gate", bias_gate, ("A", hidden))
     if mask is not None:
-        checks.boolean_mask("mask", mask)
-        checks.same_device("mask", mask, "image", image)
-        checks.shape("mask", mask, *grid)
+        checks.boolean_mask("mask", mask, "image", image, *grid)
 
 
 # The operation. inputs: shift [B, A], the query's part of the hidden vector and the bias, and shift_gate [A], both float32 (float64);

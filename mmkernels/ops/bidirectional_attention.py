@@ -1,7 +1,7 @@
 """Bidirectional attention: the public function, and the operation as PyTorch sees it."""
 
 from .. import backends, checks, reference
-from .common import accumulate_dtype, autocast, empty_heads
+from .common import autocast, empty_heads, empty_softmax
 from .operation import Operation
 
 
@@ -61,13 +61,10 @@ def _check(image_query, text_key, image_value, text_value, image_mask, text_mask
     checks.shape("text_value", text_value, ("B", batch), ("H", heads), ("T", text_key.shape[2]), ("dv", image_value.shape[3]))
     for name, mask, size in (("image_mask", image_mask, ("N", positions)), ("text_mask", text_mask, ("T", text_key.shape[2]))):
         if mask is not None:
-            checks.boolean_mask(name, mask)
-            checks.same_device(name, mask, "image_query", image_query)
-            checks.shape(name, mask, ("B", batch), size)
+            checks.boolean_mask(name, mask, "image_query", image_query, ("B", batch), size)
 
 
-# The operation. option: scale; extras: image_log_sum [B, H, N] and text_log_sum [B, H, T], base-2 logarithms of the sums of the
-# scores' exponentials.
+# The operation. option: scale; extras: image_softmax and text_softmax, what the weights are recomputed from.
 
 def _reference(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
     return reference.bidirectional_attention(image_query, text_key, image_value, text_value, image_mask=image_mask,
@@ -75,9 +72,8 @@ def _reference(image_query, text_key, image_value, text_value, image_mask, text_
 
 
 def _fake(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
-    channels, accumulate = image_value.shape[3], accumulate_dtype(image_query)
-    return (empty_heads(image_query, channels), empty_heads(text_key, channels),
-            image_query.new_empty(image_query.shape[:3], dtype=accumulate), text_key.new_empty(text_key.shape[:3], dtype=accumulate))
+    channels = image_value.shape[3]
+    return empty_heads(image_query, channels), empty_heads(text_key, channels), empty_softmax(image_query), empty_softmax(text_key)
 
 
 OPERATION = Operation(

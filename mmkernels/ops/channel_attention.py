@@ -1,11 +1,8 @@
 """Channel attention: the public function, and the operation as PyTorch sees it."""
 
-import torch
-from torch.nn.functional import linear
-
 from .. import backends, checks
 from ..reference.precision import without_autocast
-from .common import accumulate_dtype, autocast, kept_rows
+from .common import accumulate_dtype, autocast, kept_rows, linear
 from .operation import Operation
 
 
@@ -42,11 +39,11 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
     for name, tensor in (("text", text), ("weight", weight), *((("bias", bias),) if bias is not None else ())):
         checks.features(name, tensor)
     image, text, weight, bias = autocast(image, text, weight, bias)
-    _check(image, text, weight, bias, need_weights)
+    need_weights = checks.flag("need_weights", need_weights)
+    _check(image, text, weight, bias)
     channels, accumulate = image.shape[-1], accumulate_dtype(image)
     run = backends.choose("channel_attention", image, backend)
-    with torch.autocast(image.device.type, enabled=False):
-        shift = linear(text.to(accumulate), weight[:, channels:].to(accumulate), None if bias is None else bias.to(accumulate))
+    shift = linear(text.to(accumulate), weight[:, channels:].to(accumulate), None if bias is None else bias.to(accumulate))
     inputs = image if image.dim() == 3 else image[:, None], shift, weight[:, :channels]
     result, weights, _ = run(*inputs, need_weights, kept_rows(run, image.numel() // channels, channels, accumulate, *inputs))
     if image.dim() == 2:
@@ -54,15 +51,13 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
     return (result, weights) if need_weights else result
 
 
-def _check(image, text, weight, bias, need_weights):
-    checks.flag("need_weights", need_weights)
+def _check(image, text, weight, bias):
     if image.dim() != 2:
         checks.shape("image", image, ("B", None), ("N", None), ("D", None))
     batch, channels = image.shape[0], image.shape[-1]
     if channels == 0:
         raise ValueError(f"image must have at least one channel (D), got shape {list(image.shape)}")
-    checks.like("text", text, "image", image)
-    checks.shape("text", text, ("B", batch), ("E", None))
+    checks.channel_text(image, text)
     checks.like("weight", weight, "image", image)
     checks.shape("weight", weight, ("D", channels), ("D + E", channels + text.shape[1]))
     if bias is not None:

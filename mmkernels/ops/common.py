@@ -1,18 +1,24 @@
 """What the operations' PyTorch side shares."""
 
-import functools
-
 import torch
+
+from ..reference.precision import autocast_is_on, without_autocast
 
 
 def autocast(*tensors):
     """The floating-point tensors, in autocast's dtype where autocast is on (as SDPA does); None stays None."""
     device_type = next(t for t in tensors if t is not None).device.type
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+    if not autocast_is_on(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
                  for t in tensors)
+
+
+@without_autocast
+def linear(rows, weight, bias=None):
+    """In the dtype that it is given."""
+    return torch.nn.functional.linear(rows, weight, bias)
 
 
 def accumulate_dtype(tensor):
@@ -57,20 +63,6 @@ def writes_itself(tensor):
     return False
 
 
-def register_fake(name, fake):
-    """Tells PyTorch what an operation returns. Where only some of the arguments are meta tensors PyTorch calls the fake, not the
-    kernels: without the check it would hand out memory that nobody wrote."""
-
-    @functools.wraps(fake)
-    def checked(*arguments):
-        devices = {str(a.device) for a in arguments if isinstance(a, torch.Tensor)}
-        if len(devices) > 1:
-            raise RuntimeError(f"{name}'s arguments must be on one device, got {' and '.join(sorted(devices))}")
-        return fake(*arguments)
-
-    torch.library.register_fake(f"mmkernels::{name}", checked)
-
-
 def move_batch(tensor, dim, size):
     """A vmapped tensor with its extra dimension in front; one that isn't vmapped is expanded there."""
     if tensor is None:
@@ -95,3 +87,10 @@ def empty_heads(like, channels):
     if heads > 1 and positions > 1 and like.stride(1) < like.stride(2):
         return like.new_empty(batch, positions, heads, channels).transpose(1, 2)
     return like.new_empty(batch, heads, positions, channels)
+
+
+def empty_softmax(queries):
+    """``[B, H, 2, N]``, of each query's softmax: its largest score, in the kernels' own unit, and one over the sum of the exponentials of what
+    scores are less; 0 where nothing takes part."""
+    batch, heads, positions, _ = queries.shape
+    return queries.new_empty(batch, heads, 2, positions, dtype=accumulate_dtype(queries))

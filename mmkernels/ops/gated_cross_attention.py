@@ -3,8 +3,9 @@
 import torch
 
 from .. import backends, checks, reference
-from ..reference.gated_cross_attention import attention_weights, full_mask
-from .common import accumulate_dtype, autocast, empty_heads, needs_gradient
+from ..reference.gated_cross_attention import attention_weights, four_dimensional, full_mask
+from ..reference.precision import without_autocast
+from .common import accumulate_dtype, autocast, empty_heads, empty_softmax, needs_gradient
 from .operation import Operation
 
 
@@ -21,7 +22,7 @@ def gated_cross_attention(query, key, value, gate=None, *, attn_mask=None, scale
         value: ``[B, H, T, dv]``, same dtype.
         gate: ``[B, H, N, dv]``, same dtype, or None: plain attention.
         attn_mask: bool (True = attend) or floating point (added to the scores), ``[B, T]``, or anything that broadcasts to
-            ``[B, H, N, T]``; it is not expanded. Two dimensions are ``[B, T]`` where that fits, else ``[N, T]``.
+            ``[B, H, N, T]``; it is not expanded. Two dimensions are always ``[B, T]``: a mask per query is ``[1, 1, N, T]``.
         scale: factor of the scores; default ``d ** -0.5``.
         need_weights: also return the weights, ``[B, H, N, T]``, float32 (float64 for float64), differentiable. That matrix is
             what the kernels avoid: plain PyTorch computes it, beside the kernel.
@@ -38,11 +39,13 @@ def gated_cross_attention(query, key, value, gate=None, *, attn_mask=None, scale
     Source: Vaswani et al. 2017 (arXiv:1706.03762); the gate: pixel-word attention of LAVT, Yang et al. 2022
     (arXiv:2112.02244); online softmax and recomputation: Dao et al. 2022 (arXiv:2205.14135).
     """
-    checks.features("query", query)
-    for name, tensor in (("key", key), ("value", value), *((("gate", gate),) if gate is not None else ())):
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
         checks.features(name, tensor)
+    if gate is not None:
+        checks.is_tensor("gate", gate)
     query, key, value, gate = autocast(query, key, value, gate)
-    _check(query, key, value, gate, attn_mask, scale, need_weights)
+    need_weights = checks.flag("need_weights", need_weights)
+    _check(query, key, value, gate, attn_mask, scale)
     scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
     tokens, pairs, bias = _masks(attn_mask, query, key)
     run = backends.choose("gated_cross_attention", query, backend)
@@ -53,8 +56,7 @@ def gated_cross_attention(query, key, value, gate=None, *, attn_mask=None, scale
     return result, _weights(query, key, attn_mask, scale)
 
 
-def _check(query, key, value, gate, attn_mask, scale, need_weights):
-    checks.flag("need_weights", need_weights)
+def _check(query, key, value, gate, attn_mask, scale):
     if scale is not None:
         checks.number("scale", scale)
     checks.shape("query", query, ("B", None), ("H", None), ("N", None), ("d", None))
@@ -68,10 +70,21 @@ def _check(query, key, value, gate, attn_mask, scale, need_weights):
     if value.shape[3] == 0:
         raise ValueError(f"value must have at least one channel (dv), got shape {list(value.shape)}")
     if gate is not None:
-        checks.like("gate", gate, "query", query)
-        checks.shape("gate", gate, ("B", batch), ("H", heads), ("N", positions), ("dv", value.shape[3]))
+        _check_gate(gate, query, key, value)
     if attn_mask is not None:
         checks.attention_mask("attn_mask", attn_mask, "query", query, batch, heads, positions, key.shape[2])
+
+
+def _check_gate(gate, query, key, value):
+    try:
+        checks.features("gate", gate)
+        checks.like("gate", gate, "query", query)
+        checks.shape("gate", gate, *zip(("B", "H", "N", "dv"), (*query.shape[:3], value.shape[3])))
+    except ValueError as error:
+        # SDPA's fourth argument is the mask.
+        if checks.could_be_mask(gate, (*query.shape[:3], key.shape[2])):
+            raise ValueError(f"{error}: did you mean attn_mask=?") from None
+        raise
 
 
 def _masks(attn_mask, query, key):
@@ -81,27 +94,26 @@ def _masks(attn_mask, query, key):
     """
     if attn_mask is None:
         return None, None, None
-    same_for_all = attn_mask.dim() < 2 or attn_mask.shape[-2] == 1 or attn_mask.shape == (query.shape[0], key.shape[2])
-    full = full_mask(attn_mask, query, key)
     if attn_mask.dtype != torch.bool:
         return None, None, full_mask(attn_mask.to(accumulate_dtype(query)), query, key)
-    if same_for_all and query.shape[2] != 0:
-        return full[:, :, 0], None, None
-    small = attn_mask.reshape((1,) * (4 - attn_mask.dim()) + tuple(attn_mask.shape))
-    return small.any(2).expand(full.shape[0], full.shape[1], full.shape[3]), full, None
+    small = four_dimensional(attn_mask)
+    of_head = *query.shape[:2], key.shape[2]
+    if small.shape[2] == 1:                       # the same for all queries
+        return small[:, :, 0].expand(of_head), None, None
+    return small.any(2).expand(of_head), full_mask(attn_mask, query, key), None
 
 
+@without_autocast
 def _weights(query, key, attn_mask, scale):
     accumulate = accumulate_dtype(query)
     query, key, attn_mask = query.to(accumulate), key.to(accumulate), full_mask(attn_mask, query, key)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         query, key = query.where(attn_mask.any(3)[..., None], 0), key.where(attn_mask.any(2)[..., None], 0)
-    with torch.autocast(query.device.type, enabled=False):
-        return attention_weights(query, key, attn_mask, scale)
+    return attention_weights(query, key, attn_mask, scale)
 
 
-# The operation. options: scale, need_attended; extras: attended (the result before the gate, where it is needed), and log_sum
-# [B, H, N], the base-2 logarithm of the sum of the scores' exponentials: what the weights are recomputed from.
+# The operation. options: scale, need_attended; extras: attended (the result before the gate, where it is needed), and softmax, what the
+# weights are recomputed from.
 
 def _reference(query, key, value, gate, tokens, pairs, bias, scale, need_attended):
     mask = bias if bias is not None else pairs if pairs is not None else None if tokens is None else tokens[:, :, None]
@@ -109,9 +121,8 @@ def _reference(query, key, value, gate, tokens, pairs, bias, scale, need_attende
 
 
 def _fake(query, key, value, gate, tokens, pairs, bias, scale, need_attended):
-    accumulate = accumulate_dtype(query)
     attended = empty_heads(query, value.shape[3]) if need_attended and gate is not None else query.new_empty(0)
-    return empty_heads(query, value.shape[3]), attended, query.new_empty(query.shape[:3], dtype=accumulate)
+    return empty_heads(query, value.shape[3]), attended, empty_softmax(query)
 
 
 def _fake_grad(name, tensor):

@@ -3,17 +3,20 @@
 An operation's kernels come as two registered functions, ``NAME`` and ``NAME_backward``:
 
     NAME(*inputs, *options) -> (*outputs, *extras)
+    NAME_out(*inputs, *options, out) -> the second output; the first goes into `out`. (Only where the public function has `out`.)
     NAME_backward(*output_grads, *inputs, *kept, *options, *needs) -> (*input_grads)
 
 ``inputs`` are tensors or None, ``options`` plain values, ``extras`` what only the backward pass wants, ``kept`` what it gets of
 outputs and extras, ``needs`` one bool for each differentiable input; a gradient that isn't needed comes as an empty tensor.
-The plain PyTorch reference serves as a backend of the same form, and gives the second derivatives of all.
+The plain PyTorch reference serves as a backend of the same form, and gives the second derivatives and the tangents of all.
 """
 
 import torch
+from torch.autograd import forward_ad
 
 from .. import backends
-from .common import fold, move_batch, register_fake
+from .common import fold, move_batch
+from .registration import register_autograd, register_fake, register_out, tangent
 
 
 class Operation:
@@ -38,38 +41,51 @@ class Operation:
         self.differentiable = tuple(inputs.index(i) for i in differentiable)
         self.shared = {inputs.index(i) for i in shared}
         self.Function, self.BackwardFunction = _functions(self)
-        self._implement("reference", self._run_reference, self.reference_backward, transformed=False)
+        self._implement("reference", self._run_reference, self.reference_backward, self._reference_into, transformed=False)
 
     # Backends --------------------------------------------------------------------------------------------------------
 
-    def register(self, name, *names, fake=None):
-        """Gives the registered functions ``name`` and ``name_backward`` their rules, and makes them the backends ``names``.
+    def register(self, name, *names):
+        """Gives the registered functions ``name``, ``name_backward`` and ``name_out``, if there is one, their rules, and makes them the
+        backends ``names``."""
+        namespace = torch.ops.mmkernels
+        forward, backward = getattr(namespace, name).default, getattr(namespace, f"{name}_backward").default
+        into = getattr(namespace, f"{name}_out").default if hasattr(namespace, f"{name}_out") else None
+        for backend in names:
+            run = self._implement(backend, forward, backward, into)
 
-        ``fake``: where their extras have other shapes than those of the others.
-        """
-        forward, backward = (getattr(torch.ops.mmkernels, n).default for n in (name, f"{name}_backward"))
-        register_fake(name, fake or self.fake)
-        register_fake(f"{name}_backward", self._fake_backward)
-        torch.library.register_autograd(
-            f"mmkernels::{name}", self._backward,
-            setup_context=lambda ctx, inputs, output: self._setup_context(ctx, inputs, output, backward))
-        torch.library.register_autograd(f"mmkernels::{name}_backward", self._second, setup_context=self._setup_second)
+        register_fake(forward, self.fake)
+        register_fake(backward, self._fake_backward)
+        register_autograd(forward, lambda *arguments: self.Function.apply(*arguments, run))
+        register_autograd(backward, lambda *arguments: self.BackwardFunction.apply(*arguments, run))
         torch.library.register_vmap(f"mmkernels::{name}", self._vmap(forward))
         torch.library.register_vmap(f"mmkernels::{name}_backward", self._vmap(backward, self.outputs))
-        for backend in names:
-            self._implement(backend, forward, backward)
+        if into is not None:
+            register_fake(into, lambda *arguments: self.fake(*arguments[:-1])[1])
+            register_out(into)
 
-    def _implement(self, backend, forward, backward, transformed=True):
+    def _implement(self, backend, forward, backward, into, transformed=True):
         def run(*arguments):
             if transformed and torch._C._are_functorch_transforms_active():       # they don't know registered autograd rules
                 return self.Function.apply(*arguments, backend)
             return forward(*arguments)
 
-        run.backend, run.forward, run.backward = backend, forward, backward
+        run.backend, run.forward, run.backward, run.into = backend, forward, backward, into
         backends.implement(backend, self.name, run)
+        return run
+
+    def choose(self, tensor, backend):
+        """What runs on `tensor`: of the backend of that name (None: the fastest), or `backend` itself, where it is one that was chosen."""
+        return backend if callable(backend) else backends.choose(self.name, tensor, backend)
 
     def _run_reference(self, *arguments):
         return (*self.reference(*arguments), *(None,) * self.extras)
+
+    def _reference_into(self, *arguments):
+        *arguments, out = arguments
+        result, other = self._run_reference(*arguments)
+        out.copy_(result)
+        return other
 
     def reference_backward(self, *arguments):
         """First derivatives by autograd through the reference: differentiable again."""
@@ -91,7 +107,12 @@ class Operation:
         inputs, ctx.options = inputs[:self.inputs], inputs[self.inputs:]
         ctx.backward = backward
         ctx.save_for_backward(*inputs, *self.keep(inputs, output))
+        ctx.save_for_forward(*inputs)
+        ctx.mark_non_differentiable(*(t for t in output[self.outputs:] if t is not None))
         ctx.set_materialize_grads(False)
+
+    def _jvp(self, ctx):
+        return *_tangents(self.reference, *ctx.saved_tensors, *ctx.options), *(None,) * self.extras
 
     def _backward(self, ctx, *grads):
         upstream, saved = grads[:self.outputs], ctx.saved_tensors
@@ -104,10 +125,14 @@ class Operation:
         return tuple(found)
 
     def _setup_second(self, ctx, inputs, output):
-        upstream, given, kept, options, needs = self._split(inputs)
+        upstream, given, _, options, needs = self._split(inputs)
         ctx.save_for_backward(*upstream, *given)
+        ctx.save_for_forward(*upstream, *given)
         ctx.options = (*options, *needs)
         ctx.set_materialize_grads(False)
+
+    def _backward_jvp(self, ctx):
+        return _tangents(self.reference_backward, *ctx.saved_tensors, *(None,) * self.kept, *ctx.options)
 
     def _second(self, ctx, *grads):
         """Second derivatives, in plain PyTorch: what is kept is a function of the inputs there, and gets no gradient."""
@@ -142,34 +167,40 @@ class Operation:
         """Folds the new dimension into the batch; where weights are vmapped, or want gradients, or bags are packed, calls one
         after another."""
         shared = {before + i for i in self.shared}
-        packed = before + self.names.index("offsets") if "offsets" in self.names else None
+        offsets = before + self.names.index("offsets") if "offsets" in self.names else None
 
         def run(info, in_dims, *arguments):
             size = info.batch_size
             tensors = [i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)]
-            if shared and (before or any(in_dims[i] is not None for i in shared) or packed in tensors):
+            if offsets in tensors or (before and shared) or any(in_dims[i] is not None for i in shared):
                 calls = [function(*(a.select(in_dims[i], k) if i in tensors and in_dims[i] is not None else a
                                     for i, a in enumerate(arguments))) for k in range(size)]
-                return tuple(torch.stack(parts) for parts in zip(*calls)), (0,) * len(calls[0])
+                produced = [None if parts[0] is None else torch.stack(parts) for parts in zip(*calls)]
+                return tuple(produced), tuple(None if p is None else 0 for p in produced)
             produced = function(*(fold(move_batch(a, in_dims[i], size)) if i in tensors and i not in shared else a
                                   for i, a in enumerate(arguments)))
-            empty = [p.dim() == 1 and p.numel() == 0 for p in produced]
-            return (tuple(p if e else p.unflatten(0, (size, p.shape[0] // size)) for p, e in zip(produced, empty)),
-                    tuple(None if e else 0 for e in empty))
+            whole = [p is None or p.dim() == 1 and p.numel() == 0 for p in produced]
+            return (tuple(p if w else p.unflatten(0, (size, p.shape[0] // size)) for p, w in zip(produced, whole)),
+                    tuple(None if w else 0 for w in whole))
 
         return run
 
 
+def _tangents(function, *arguments):
+    """The tangents of what a function in plain PyTorch gives for dual tensors."""
+    with forward_ad._set_fwd_grad_enabled(True):  # around a Function's jvp it is off
+        results = function(*arguments)
+        return tuple(torch.zeros_like(r) if tangent(r) is None else tangent(r) for r in results)
+
+
 def _functions(operation):
-    """The autograd Functions: for those who build on them, and for torch.func's transforms."""
+    """The autograd Functions: for those who build on them, for the registered operations, and for torch.func's transforms."""
 
     class BackwardFunction(torch.autograd.Function):
-        generate_vmap_rule = True
-
         @staticmethod
         def forward(*arguments):
             *arguments, backend = arguments
-            return backends.choose(operation.name, arguments[operation.outputs], backend).backward(*arguments)
+            return operation.choose(arguments[operation.outputs], backend).backward(*arguments)
 
         @staticmethod
         def setup_context(ctx, inputs, output):
@@ -179,14 +210,19 @@ def _functions(operation):
         def backward(ctx, *grads):
             return *operation._second(ctx, *grads), None
 
-    class Function(torch.autograd.Function):
-        generate_vmap_rule = True
+        @staticmethod
+        def jvp(ctx, *tangents):
+            return operation._backward_jvp(ctx)
 
+        @staticmethod
+        def vmap(info, in_dims, *arguments):
+            return operation._vmap(BackwardFunction.apply, operation.outputs)(info, in_dims, *arguments)
+
+    class Function(torch.autograd.Function):
         @staticmethod
         def forward(*arguments):
             *arguments, backend = arguments
-            run = backends.choose(operation.name, arguments[0], backend)
-            return getattr(run, "forward", run)(*arguments)
+            return operation.choose(arguments[0], backend).forward(*arguments)
 
         @staticmethod
         def setup_context(ctx, inputs, output):
@@ -197,5 +233,15 @@ def _functions(operation):
         def backward(ctx, *grads):
             return *operation._backward(ctx, *grads), None
 
-    Function.__name__ = Function.__qualname__ = "".join(part.title() for part in operation.name.split("_")) + "Function"
+        @staticmethod
+        def jvp(ctx, *tangents):
+            return operation._jvp(ctx)
+
+        @staticmethod
+        def vmap(info, in_dims, *arguments):
+            return operation._vmap(Function.apply)(info, in_dims, *arguments)
+
+    title = "".join(part.title() for part in operation.name.split("_"))
+    Function = type(f"{title}Function", (Function,), {})               # nodes of the graph have the name that a class is made with
+    BackwardFunction = type(f"{title}BackwardFunction", (BackwardFunction,), {})
     return Function, BackwardFunction

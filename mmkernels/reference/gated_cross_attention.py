@@ -40,10 +40,12 @@ def safe_softmax(scores, dim):
 
 
 def full_mask(attn_mask, query, key):
-    """``attn_mask`` as a view ``[B, H, N, T]``; two dimensions are ``[B, T]`` where that fits, else ``[N, T]``."""
-    if attn_mask is None:
-        return None
-    batch, heads, positions, tokens = *query.shape[:3], key.shape[2]
-    if attn_mask.dim() == 2 and attn_mask.shape == (batch, tokens):
-        attn_mask = attn_mask[:, None, None]
-    return attn_mask.expand(batch, heads, positions, tokens)
+    """``attn_mask`` as a view ``[B, H, N, T]``."""
+    return None if attn_mask is None else four_dimensional(attn_mask).expand(*query.shape[:3], key.shape[2])
+
+
+def four_dimensional(attn_mask):
+    """``attn_mask`` with four dimensions, of sizes 1 where it is the same for all; two dimensions are always ``[B, T]``."""
+    if attn_mask.dim() == 2:
+        return attn_mask[:, None, None]
+    return attn_mask.reshape((1,) * (4 - attn_mask.dim()) + tuple(attn_mask.shape))

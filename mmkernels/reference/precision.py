@@ -1,18 +1,22 @@
-"""The references choose their own precision."""
+"""The operations choose their own precision, also where autocast is on."""
 
 import functools
 
 import torch
 
 
+def autocast_is_on(device_type):
+    """Devices that know no autocast (meta) are asked nothing: PyTorch would raise."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def without_autocast(function):
-    """Autocast would run the reference's sums in low precision."""
+    """Runs a function in the dtypes that it is given: autocast would run its products in low precision."""
     @functools.wraps(function)
     def run(*arguments, **options):
-        first = arguments[0] if arguments else next(iter(options.values()))
-        device = first.device.type
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        device_type = next(a for a in (*arguments, *options.values()) if isinstance(a, torch.Tensor)).device.type
+        if not autocast_is_on(device_type):
             return function(*arguments, **options)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device_type, enabled=False):
             return function(*arguments, **options)
     return run

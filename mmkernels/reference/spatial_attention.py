@@ -2,6 +2,7 @@
 
 import torch
 
+from .bags import bag_bounds, bag_of_rows, bag_softmax, bag_sums
 from .precision import without_autocast
 
 
@@ -9,9 +10,10 @@ from .precision import without_autocast
 def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_heads=1,
                       combine="multiply", rescale=False, layout="bnd", need_weights=False):
     """See :func:`mmkernels.spatial_attention`. Runs in float32 (float64 for float64) inside."""
+    offsets = bag_bounds(offsets, image)
     if offsets is not None:
-        return _packed(image, text, mask, offsets, scale=scale, num_heads=num_heads,
-                       combine=combine, rescale=rescale, need_weights=need_weights)
+        result, weights = _packed(image, text, mask, offsets, scale, num_heads, combine == "pool", rescale)
+        return (result, weights) if need_weights else result
     grid = image.shape[2:]
     if layout == "bdhw":
         image = image.flatten(2).transpose(1, 2)
@@ -44,20 +46,21 @@ def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_h
     return (result, weights) if need_weights else result
 
 
-def _packed(image, text, mask, offsets, *, need_weights, **options):
-    """One bag after another."""
-    bounds = offsets.tolist()
-    results, weights = [], []
-    for bag, (start, stop) in enumerate(zip(bounds, bounds[1:])):
-        result, weight = spatial_attention(
-            image[None, start:stop], text[bag:bag + 1],
-            mask=None if mask is None else mask[None, start:stop], need_weights=True, **options)
-        results.append(result if options["combine"] == "pool" else result[0])
-        weights.append(weight[0])
-    if results:
-        result, weight = torch.cat(results), torch.cat(weights, -1)
-    else:                                         # no bags, so no rows: empty, yet differentiable
-        accumulate = torch.float64 if image.dtype == torch.float64 else torch.float32
-        result = text + image.sum(0) if options["combine"] == "pool" else image + text.sum(0)
-        weight = (image.sum(1) + text.sum()).to(accumulate).expand(options["num_heads"], -1)
-    return (result, weight) if need_weights else result
+def _packed(image, text, mask, offsets, scale, num_heads, pool, rescale):
+    dtype = image.dtype
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    (rows, channels), count = image.shape, offsets.shape[0] - 1
+    width = channels // num_heads
+    scale = width ** -0.5 if scale is None else scale
+    bags = bag_of_rows(offsets, rows)
+    part = torch.ones(rows, dtype=torch.bool, device=image.device) if mask is None else mask
+
+    x = image.to(accumulate).masked_fill(~part[:, None], 0).reshape(rows, num_heads, width)
+    t = text.to(accumulate).reshape(count, num_heads, width).index_select(0, bags)
+    weights = bag_softmax((x * t).sum(-1) * scale, part, bags, count)
+    if rescale:
+        weights = weights * bag_sums(part.long(), bags, count).index_select(0, bags)[:, None]
+
+    result = weights[..., None] * x
+    result = bag_sums(result, bags, count) if pool else result
+    return result.flatten(1).to(dtype), weights.T

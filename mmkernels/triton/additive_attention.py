@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 
 from ..ops.additive_attention import OPERATION, kept_columns
+from ..reference.precision import without_autocast
 from .common import all_have_read, define, launch, on_device, processors, require
-from .rows import Rows, WeightGradient, nothing_kept, product, sum_columns, without_autocast
+from .rows import Rows, WeightGradient, nothing_kept, product, sum_columns
 
 TANH, RELU, GELU = (tl.constexpr(i) for i in range(3))       # ops/additive_attention.py's order
 

@@ -72,7 +72,7 @@ def tokens(t):
 
 
 def softmax_shape(queries):
-    """Of what is kept of their softmax: see Side. The other backends keep its logarithm of a sum."""
+    """Of what is kept of their softmax: see Side."""
     return *queries.shape[:2], 2, queries.shape[2]
 
 

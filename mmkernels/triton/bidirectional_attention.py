@@ -9,7 +9,7 @@ import torch
 import triton
 
 from ..ops.bidirectional_attention import OPERATION
-from ..ops.common import empty_heads
+from ..ops.common import empty_heads, empty_softmax
 from .attention import BACKWARD_BOTH, FORWARD, Heads, Side, head_rows, softmax_shape, tokens
 from .common import define, on_device, require, tuned
 
@@ -43,7 +43,7 @@ class Problem:
 def forward(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
     problem = Problem(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
     image_out, text_out = (empty_heads(t, problem.image_shape[3]) for t in (image_query, text_key))
-    image_softmax, text_softmax = (problem.heads.scratch(*softmax_shape(t)) for t in (image_query, text_key))
+    image_softmax, text_softmax = (empty_softmax(t) for t in (image_query, text_key))
     image, text = problem.image._replace(softmax=image_softmax), problem.text._replace(softmax=text_softmax)
 
     def run(configuration):
@@ -55,11 +55,6 @@ def forward(image_query, text_key, image_value, text_value, image_mask, text_mas
     return image_out, text_out, image_softmax, text_softmax
 
 
-def fake(image_query, text_key, *others):
-    *results, _, _ = OPERATION.fake(image_query, text_key, *others)
-    return *results, *(image_query.new_empty(softmax_shape(t), dtype=torch.float32) for t in (image_query, text_key))
-
-
 def backward(grad_image_out, grad_text_out, image_query, text_key, image_value, text_value, image_mask, text_mask, image_out, text_out,
              image_softmax, text_softmax, scale, need_image_query_grad, need_text_key_grad, need_image_value_grad, need_text_value_grad):
     problem = Problem(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
@@ -67,7 +62,7 @@ def backward(grad_image_out, grad_text_out, image_query, text_key, image_value, 
                            (image_out, "image_out", problem.image_shape), (text_out, "text_out", problem.text_shape)):
         if t is not None:
             require(t, name, image_query, shape)
-    for t, name, like in ((image_softmax, "image_log_sum", image_query), (text_softmax, "text_log_sum", text_key)):
+    for t, name, like in ((image_softmax, "image_softmax", image_query), (text_softmax, "text_softmax", text_key)):
         require(t, name, image_query, softmax_shape(like), torch.float32)
     needs = need_image_query_grad, need_text_key_grad, need_image_value_grad, need_text_value_grad
     grads = [empty_heads(t, t.shape[3]) if need else image_query.new_empty(0)
@@ -101,6 +96,6 @@ define("bidirectional_attention_triton(Tensor image_query, Tensor text_key, Tens
        "Tensor? text_mask, float scale) -> (Tensor, Tensor, Tensor, Tensor)", forward)
 define("bidirectional_attention_triton_backward(Tensor? grad_image_out, Tensor? grad_text_out, Tensor image_query, Tensor text_key, "
        "Tensor image_value, Tensor text_value, Tensor? image_mask, Tensor? text_mask, Tensor image_out, Tensor text_out, "
-       "Tensor image_log_sum, Tensor text_log_sum, float scale, bool need_image_query_grad, bool need_text_key_grad, "
+       "Tensor image_softmax, Tensor text_softmax, float scale, bool need_image_query_grad, bool need_text_key_grad, "
        "bool need_image_value_grad, bool need_text_value_grad) -> (Tensor, Tensor, Tensor, Tensor)", backward)
-OPERATION.register("bidirectional_attention_triton", "triton", fake=fake)
+OPERATION.register("bidirectional_attention_triton", "triton")

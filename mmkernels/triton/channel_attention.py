@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 
 from ..ops.channel_attention import OPERATION
+from ..reference.precision import without_autocast
 from .common import all_have_read, define, launch, on_device, require
-from .rows import Rows, WeightGradient, blocks, nothing_kept, product, sum_columns, without_autocast
+from .rows import Rows, WeightGradient, blocks, nothing_kept, product, sum_columns
 
 
 @triton.jit

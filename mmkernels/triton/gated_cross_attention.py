@@ -7,7 +7,7 @@ the queries' gradient (and the bias's) with tokens as columns, then keys' and va
 import torch
 import triton
 
-from ..ops.common import empty_heads
+from ..ops.common import empty_heads, empty_softmax
 from ..ops.gated_cross_attention import OPERATION
 from .attention import BACKWARD, FORWARD, Heads, Side, head_rows, softmax_shape, swapped, tokens
 from .common import define, on_device, require, tuned
@@ -49,7 +49,7 @@ def forward(query, key, value, gate, mask, pairs, bias, scale, need_attended):
     need_attended = need_attended and gate is not None
     result = empty_heads(query, problem.shape[3])
     attended = empty_heads(query, problem.shape[3]) if need_attended else query.new_empty(0)
-    softmax = problem.heads.scratch(*softmax_shape(query))
+    softmax = empty_softmax(query)
     queries = problem.queries._replace(softmax=softmax)
 
     def run(configuration):
@@ -61,11 +61,6 @@ def forward(query, key, value, gate, mask, pairs, bias, scale, need_attended):
     return result, attended, softmax
 
 
-def fake(query, *others):
-    result, attended, _ = OPERATION.fake(query, *others)
-    return result, attended, query.new_empty(softmax_shape(query), dtype=torch.float32)
-
-
 def backward(grad_result, query, key, value, gate, mask, pairs, bias, attended, softmax, scale, need_attended,
              need_query_grad, need_key_grad, need_value_grad, need_gate_grad, need_bias_grad):
     problem = Problem(query, key, value, gate, mask, pairs, bias, scale)
@@ -73,7 +68,7 @@ def backward(grad_result, query, key, value, gate, mask, pairs, bias, attended, 
         raise RuntimeError("grad_result must be given")
     require(grad_result, "grad_result", query, problem.shape)
     require(attended, "attended", query, problem.shape)
-    require(softmax, "log_sum", query, softmax_shape(query), torch.float32)
+    require(softmax, "softmax", query, softmax_shape(query), torch.float32)
     like = lambda t, need: empty_heads(t, t.shape[3]) if need and t is not None else query.new_empty(0)
     grads = [like(t, need) for t, need in ((query, need_query_grad), (key, need_key_grad), (value, need_value_grad), (gate, need_gate_grad))]
     need_bias_grad = need_bias_grad and bias is not None
@@ -103,7 +98,7 @@ def backward(grad_result, query, key, value, gate, mask, pairs, bias, attended, 
 define("gated_cross_attention_triton(Tensor query, Tensor key, Tensor value, Tensor? gate, Tensor? tokens, Tensor? pairs, Tensor? bias, "
        "float scale, bool need_attended) -> (Tensor, Tensor, Tensor)", forward)
 define("gated_cross_attention_triton_backward(Tensor? grad_result, Tensor query, Tensor key, Tensor value, Tensor? gate, Tensor? tokens, "
-       "Tensor? pairs, Tensor? bias, Tensor attended, Tensor log_sum, float scale, bool need_attended, bool need_query_grad, "
+       "Tensor? pairs, Tensor? bias, Tensor attended, Tensor softmax, float scale, bool need_attended, bool need_query_grad, "
        "bool need_key_grad, bool need_value_grad, bool need_gate_grad, bool need_bias_grad) -> "
        "(Tensor, Tensor, Tensor, Tensor, Tensor)", backward)
-OPERATION.register("gated_cross_attention_triton", "triton", fake=fake)
+OPERATION.register("gated_cross_attention_triton", "triton")

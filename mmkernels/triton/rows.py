@@ -4,7 +4,6 @@ A layer's product is torch's library's; a panel's scores or hidden vectors stay 
 what is kept. Nothing is summed by atomics: panels follow each other on the stream, and a sum over rows has one program a column.
 """
 
-import functools
 
 import torch
 import triton
@@ -14,16 +13,6 @@ from .common import all_have_read, launch
 
 PANEL_BYTES = 4 << 20     # of scores in flight
 WIDEST = 2048             # channels that a program holds at most; more are walked
-
-
-def without_autocast(function):
-    """Autocast would round what the library's products give to their kernels."""
-    @functools.wraps(function)
-    def run(*arguments):
-        device = next(a for a in arguments if isinstance(a, torch.Tensor)).device.type
-        with torch.autocast(device, enabled=False):
-            return function(*arguments)
-    return run
 
 
 def nothing_kept(kept_rows):

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..ops.spatial_attention import register_operations
+from ..ops.spatial_attention import OPERATION
 from .common import (MAX_TILE, Features, Vectors, all_have_read, define, features, launch, mask_features, merge_rows,
                      on_device, processors, require, tuned, vectors)
 
@@ -556,7 +556,7 @@ def forward_out(image, text, mask, offsets, scale, num_heads, pool, rescale, out
     return forward_into(out, image, text, mask, offsets, scale, num_heads, pool, rescale)
 
 
-def backward(grad_result, grad_weights, image, text, weights, mask, offsets, scale, num_heads, pool, rescale,
+def backward(grad_result, grad_weights, image, text, mask, offsets, weights, scale, num_heads, pool, rescale,
              need_image_grad, need_text_grad):
     grad_image = torch.empty_like(image) if need_image_grad else image.new_empty(0)
     grad_text = torch.empty_like(text, memory_format=torch.contiguous_format) if need_text_grad else text.new_empty(0)
@@ -594,7 +594,7 @@ define("spatial_attention_triton(Tensor image, Tensor text, Tensor? mask, Tensor
        "bool rescale) -> (Tensor, Tensor)", forward)
 define("spatial_attention_triton_out(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
        "bool rescale, Tensor(a!) out) -> Tensor", forward_out)
-define("spatial_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor text, Tensor weights, "
-       "Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, bool rescale, bool need_image_grad, "
+define("spatial_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor text, Tensor? mask, "
+       "Tensor? offsets, Tensor weights, float scale, int num_heads, bool pool, bool rescale, bool need_image_grad, "
        "bool need_text_grad) -> (Tensor, Tensor)", backward)
-register_operations("spatial_attention_triton", "triton")
+OPERATION.register("spatial_attention_triton", "triton")

@@ -113,7 +113,7 @@ const char* gated() {
   pick_sizes(N, T);
   Heads query(N, d, true), key(T, d, true), value(T, dv, true), gate(N, dv, true), result(N, dv, false), attended(N, dv, false), upstream(N, dv, true);
   Heads grad_query(N, d, false), grad_key(T, d, false), grad_value(T, dv, false), grad_gate(N, dv, false);
-  Floats log_sum(B * H * N), bias(B * H * N * T), grad_bias(B * H * N * T);
+  Floats kept(2 * B * H * N), bias(B * H * N * T), grad_bias(B * H * N * T);
   Flags tokens(B * H * T), pairs(B * H * N * T);
   const int masks = pick(0, 3);                    // none, tokens, pairs, bias
   const bool gates = toss();
@@ -139,7 +139,7 @@ const char* gated() {
   }
   GatedCrossAttention a;
   a.dtype = dtype, a.B = B, a.H = H, a.N = N, a.T = T, a.d = d, a.dv = dv, a.scale = 0.2;
-  a.query = query, a.key = key, a.value = value, a.result = result, a.log_sum = log_sum;
+  a.query = query, a.key = key, a.value = value, a.result = result, a.softmax = kept;
   if (gates) a.gate = gate, a.attended = attended;
   if (masks == 1 || masks == 2) a.tokens = {tokens.data.get(), H * T, T, 1};
   if (masks == 2) a.pairs = {pairs.data.get(), H * N * T, N * T, T, 1};
@@ -196,7 +196,7 @@ const char* bidirectional() {
   pick_sizes(N, T);
   Heads query(N, d, true), key(T, d, true), image_value(N, dv, true), text_value(T, dv, true), image_out(N, dv, false), text_out(T, dv, false);
   Heads image_up(N, dv, true), text_up(T, dv, true), grad_query(N, d, false), grad_key(T, d, false), grad_image(N, dv, false), grad_text(T, dv, false);
-  Floats image_sums(B * H * N), text_sums(B * H * T);
+  Floats image_kept(2 * B * H * N), text_kept(2 * B * H * T);
   Flags image_mask(B * N), text_mask(B * T);
   BidirectionalAttention a;
   a.dtype = dtype, a.B = B, a.H = H, a.N = N, a.T = T, a.d = d, a.dv = dv, a.scale = 0.2;
@@ -215,7 +215,7 @@ const char* bidirectional() {
       }
   }
   a.image_query = query, a.text_key = key, a.image_value = image_value, a.text_value = text_value, a.image_out = image_out, a.text_out = text_out;
-  a.image_log_sum = image_sums, a.text_log_sum = text_sums;
+  a.image_softmax = image_kept, a.text_softmax = text_kept;
   if (const char* error = run<BidirectionalAttention>(a, cuda::bidirectional_attention_forward, cuda::bidirectional_attention_scratch)) return error;
   BidirectionalAttentionBackward g;
   g.forward = a;

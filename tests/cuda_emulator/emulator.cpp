@@ -257,6 +257,11 @@ const char* run(dim3 grid, unsigned cluster, dim3 block, size_t shared, void (*b
   if (int64_t(shared) > config.shared) return "more shared memory than a block may have";
   if (cluster < 1 || cluster > config.cluster) return "the device has no clusters of so many blocks";
   if (grid.x % cluster) return "the grid can't be cut into clusters";
+  if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
+    error = "a grid has 1 to 2147483647 x 65535 x 65535 blocks, not " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
+            std::to_string(grid.z);
+    return error.c_str();
+  }
   kernel_body = body, kernel_context = context;
   const int together = int(cluster) * threads;
   while (int(fibers.size()) < together) fibers.emplace_back();

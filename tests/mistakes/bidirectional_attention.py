@@ -21,5 +21,5 @@ MISTAKES = {"masked": {
 
 KERNELS = {"masked": (Form(SIZES, INPUTS, scale=0.5), {"_backward": {
     "grad_image_out": "B, H, N, dv", "grad_text_out": "B, H, T, dv", "image_out": "B, H, N, dv", "text_out": "B, H, T, dv",
-    "image_log_sum": "B, H, N", "text_log_sum": "B, H, T"}})}
+    "image_softmax": "B, H, 2, N", "text_softmax": "B, H, 2, T"}})}
 WRONG = {"masked": {"queries without channels": CHANNELLESS[0], "values without channels": CHANNELLESS[1]}}

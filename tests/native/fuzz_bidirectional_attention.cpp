@@ -11,10 +11,10 @@ template <class T> static void round(Dtype dtype) {
   Tensor<T> query(image, true), key(text, true), image_value(image_v, true), text_value(text_v, true), image_out(image_v, false), text_out(text_v, false),
       grad_image_out(image_v, true), grad_text_out(text_v, true), grad_query(image, false), grad_key(text, false), grad_image_value(image_v, false),
       grad_text_value(text_v, false);
-  Tensor<C> image_sums({a.B, a.H, a.N}, false, true), text_sums({a.B, a.H, a.T}, false, true);
+  Tensor<C> image_softmax({a.B, a.H, 2, a.N}, false, true), text_softmax({a.B, a.H, 2, a.T}, false, true);
   auto positions = random_mask(a.B * a.N), tokens = random_mask(a.B * a.T);
   a.image_query = head_rows(query), a.text_key = head_rows(key), a.image_value = head_rows(image_value), a.text_value = head_rows(text_value);
-  a.image_out = head_rows(image_out), a.text_out = head_rows(text_out), a.image_log_sum = image_sums.data(), a.text_log_sum = text_sums.data();
+  a.image_out = head_rows(image_out), a.text_out = head_rows(text_out), a.image_softmax = image_softmax.data(), a.text_softmax = text_softmax.data();
   if (draw(0, 1)) a.image_mask = {reinterpret_cast<bool*>(positions.data()), a.N, 0, 1};
   if (draw(0, 1)) a.text_mask = {reinterpret_cast<bool*>(tokens.data()), a.T, 0, 1};
   baseline::bidirectional_attention_forward(a, three);

@@ -11,9 +11,9 @@ template <class T> static void round(Dtype dtype) {
       grad({a.B, a.H, a.N, a.dv}, true), result({a.B, a.H, a.N, a.dv}, false), attended({a.B, a.H, a.N, a.dv}, false),
       grad_query({a.B, a.H, a.N, a.d}, false), grad_key({a.B, a.H, a.T, a.d}, false), grad_value({a.B, a.H, a.T, a.dv}, false),
       grad_gate({a.B, a.H, a.N, a.dv}, false);
-  Tensor<C> log_sum({a.B, a.H, a.N}, false, true), bias({a.B, a.H, a.N, a.T}, true), grad_bias({a.B, a.H, a.N, a.T}, false, true);
+  Tensor<C> softmax({a.B, a.H, 2, a.N}, false, true), bias({a.B, a.H, a.N, a.T}, true), grad_bias({a.B, a.H, a.N, a.T}, false, true);
   auto tokens = random_mask(a.B * a.T), pairs = random_mask(a.N * a.T);
-  a.query = head_rows(query), a.key = head_rows(key), a.value = head_rows(value), a.result = head_rows(result), a.log_sum = log_sum.data();
+  a.query = head_rows(query), a.key = head_rows(key), a.value = head_rows(value), a.result = head_rows(result), a.softmax = softmax.data();
   const bool gated = draw(0, 1);
   if (gated) a.gate = head_rows(gate);
   a.attended = head_rows(attended);

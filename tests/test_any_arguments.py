@@ -1,0 +1,165 @@
+"""Any sizes, options and memory layouts, on every backend that can run here. This file alone needs hypothesis."""
+
+import pytest
+import torch
+from attention_tests import assert_passed
+from conftest import runnable
+
+import mmkernels as mmk
+from mmkernels import cases, functional, tolerance
+
+hypothesis = pytest.importorskip("hypothesis", reason="hypothesis isn't installed: it draws these tests' arguments")
+from hypothesis import strategies as st  # noqa: E402
+
+sizes = st.integers(1, 9)
+widths = st.integers(1, 40)
+shares = st.sampled_from([None, 0.0, 0.3, 0.9])   # of what is masked out; None: no mask
+
+
+@st.composite
+def layouts(draw_from, dimensions):
+    """``make(draw, shape)``: a tensor with its dimensions in any order in memory, expanded or with elements skipped."""
+    order = draw_from(st.permutations(range(dimensions)))
+    steps = [draw_from(st.sampled_from([0, 1, 1, 1, 2, 3])) for _ in range(dimensions)]
+    start = draw_from(st.integers(0, 3))
+
+    def make(draw, shape):
+        # Dimension d is d-th in memory by `order`; step 0 expands it, a larger one skips elements.
+        assert len(shape) == dimensions
+        lengths = [max(1, shape[d] * steps[d]) for d in order]
+        tensor = draw.normal(start + torch.Size(lengths).numel())[start:].view(lengths)
+        for i, d in enumerate(order):
+            if steps[d] == 0:
+                tensor = tensor.expand(*tensor.shape[:i], shape[d], *tensor.shape[i + 1:])
+            else:
+                tensor = tensor[(slice(None),) * i + (slice(None, None, steps[d]),)]
+        return tensor.permute([order.index(d) for d in range(dimensions)])
+
+    return make
+
+
+@st.composite
+def spatial_attention(draw_from):
+    batch, height, width = draw_from(st.integers(1, 4)), draw_from(sizes), draw_from(sizes)
+    heads, per_head = draw_from(st.integers(1, 4)), draw_from(st.integers(1, 20))
+    layout = draw_from(st.sampled_from(["bnd", "bdhw", "packed"]))
+    channels = heads * per_head
+    shape = {"bnd": (batch, height * width, channels), "bdhw": (batch, channels, height, width),
+             "packed": (height * width, channels)}[layout]
+    grid = {"bnd": shape[:2], "bdhw": (batch, height, width), "packed": shape[:1]}[layout]
+    bounds = [0, *sorted(draw_from(st.lists(st.integers(0, shape[0]), max_size=4))), shape[0]]
+    image, share = draw_from(layouts(len(shape))), draw_from(shares)
+    options = {"num_heads": heads, "combine": draw_from(st.sampled_from(["multiply", "pool"])),
+               "rescale": draw_from(st.booleans()), "need_weights": draw_from(st.booleans())}
+
+    def make(draw):
+        samples = len(bounds) - 1 if layout == "packed" else batch
+        arguments = {"image": image(draw, shape), "text": draw.normal(samples, channels), **options}
+        if layout == "packed":
+            arguments["offsets"] = torch.tensor(bounds, device=draw.device)
+        if layout == "bdhw":
+            arguments["layout"] = "bdhw"
+        if share is not None:
+            arguments["mask"] = draw.mask(*grid, share=1 - share)
+        return arguments
+
+    return cases.Case(f"{layout} {shape} {share} {bounds} {options}", "any", make, True)
+
+
+@st.composite
+def gated_cross_attention(draw_from):
+    batch, heads, positions, tokens = (draw_from(sizes) for _ in range(4))
+    width, value_width = draw_from(widths), draw_from(widths)
+    shapes = {"query": (batch, heads, positions, width), "key": (batch, heads, tokens, width),
+              "value": (batch, heads, tokens, value_width)}
+    if draw_from(st.booleans()):
+        shapes["gate"] = (batch, heads, positions, value_width)
+    layout, share = {name: draw_from(layouts(4)) for name in shapes}, draw_from(shares)
+    grid = [draw_from(st.sampled_from([1, size])) for size in (batch, heads, positions)]
+    need_weights = draw_from(st.booleans())
+
+    def make(draw):
+        arguments = {name: layout[name](draw, shape) for name, shape in shapes.items()}
+        if share is not None:
+            arguments["attn_mask"] = draw.mask(*grid, tokens, share=1 - share)
+        return {**arguments, "need_weights": need_weights}
+
+    return cases.Case(f"{shapes} {share} {grid}", "any", make, True)
+
+
+@st.composite
+def bidirectional_attention(draw_from):
+    batch, heads, positions, tokens = (draw_from(sizes) for _ in range(4))
+    width, value_width = draw_from(widths), draw_from(widths)
+    shapes = {"image_query": (batch, heads, positions, width), "text_key": (batch, heads, tokens, width),
+              "image_value": (batch, heads, positions, value_width), "text_value": (batch, heads, tokens, value_width)}
+    layout = {name: draw_from(layouts(4)) for name in shapes}
+    masked = {"image_mask": (positions, draw_from(shares)), "text_mask": (tokens, draw_from(shares))}
+
+    def make(draw):
+        arguments = {name: layout[name](draw, shape) for name, shape in shapes.items()}
+        return arguments | {name: draw.mask(batch, size, share=1 - share)
+                            for name, (size, share) in masked.items() if share is not None}
+
+    return cases.Case(f"{shapes} {masked}", "any", make, True)
+
+
+@st.composite
+def channel_attention(draw_from):
+    image = [draw_from(sizes) for _ in range(draw_from(st.integers(1, 2)))] + [draw_from(widths)]
+    text, bias, need_weights = draw_from(widths), draw_from(st.booleans()), draw_from(st.booleans())
+    shapes = {"image": image, "text": (image[0], text), "weight": (image[-1], image[-1] + text)}
+    layout = {name: draw_from(layouts(len(shape))) for name, shape in shapes.items()}
+
+    def make(draw):
+        arguments = {name: layout[name](draw, shape) for name, shape in shapes.items()}
+        arguments["weight"] = arguments["weight"] * arguments["weight"].shape[1] ** -0.5
+        return {**arguments, "bias": draw.normal(image[-1]) if bias else None, "need_weights": need_weights}
+
+    return cases.Case(f"{shapes} {bias} {need_weights}", "any", make, True)
+
+
+@st.composite
+def additive_attention(draw_from):
+    packed, gated, query, bias, need_weights = (draw_from(st.booleans()) for _ in range(5))
+    batch, positions = draw_from(sizes), draw_from(st.integers(1, 40))
+    channels, hidden, text = draw_from(widths), draw_from(widths), draw_from(sizes)
+    combine = draw_from(st.sampled_from(["pool", "multiply"]))
+    maps = draw_from(st.integers(1, 5)) if combine == "pool" else 1
+    bounds = [0, *sorted(draw_from(st.lists(st.integers(0, positions), max_size=4))), positions]
+    shapes = {"image": (positions, channels) if packed else (batch, positions, channels), "w_image": (hidden, channels),
+              "v": (maps, hidden)} | ({"w_gate": (hidden, channels)} if gated else {})
+    layout, share = {name: draw_from(layouts(len(shape))) for name, shape in shapes.items()}, draw_from(shares)
+    activation = draw_from(st.sampled_from(["tanh", "relu", "gelu"]))
+
+    def make(draw):
+        arguments = {name: layout[name](draw, shape) for name, shape in shapes.items()}
+        for name in arguments.keys() - {"image"}:
+            arguments[name] = arguments[name] * shapes[name][1] ** -0.5
+        samples = len(bounds) - 1 if packed else batch
+        arguments["query"] = draw.normal(samples, text) if query else None
+        arguments["w_query"] = draw.normal(hidden, text) * text ** -0.5 if query else None
+        arguments["bias"] = draw.normal(hidden) if bias else None
+        if gated and bias:
+            arguments["bias_gate"] = draw.normal(hidden)
+        if packed:
+            arguments["offsets"] = torch.tensor(bounds, device=draw.device)
+        if share is not None:
+            arguments["mask"] = draw.mask(*shapes["image"][:-1], share=1 - share)
+        return {**arguments, "activation": activation, "combine": combine, "need_weights": need_weights}
+
+    return cases.Case(f"{shapes} {share} {bounds} {query} {bias} {activation}", "any", make, True)
+
+
+@pytest.mark.parametrize("operation, backend, device, dtype", [
+    pytest.param(operation, *combination.values, id=f"{operation}-{combination.id}")
+    for operation in functional.__all__ for combination in runnable(operation)])
+def test_anything(operation, backend, device, dtype):
+    # Of a few tokens or channels a softmax's gradient may cancel to less than its terms' rounding, and the peer be lucky:
+    # where arguments are arbitrary the rule judges gradients of spatial attention alone. Cases judge the others'.
+    @hypothesis.given(case=globals()[operation]())
+    def check(case):
+        standard = tolerance.Standard(operation, case, dtype, device, gradients=operation == "spatial_attention")
+        assert_passed(standard.test(getattr(mmk, operation), backend=backend))
+
+    check()

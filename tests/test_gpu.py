@@ -1,0 +1,153 @@
+"""Graphs, streams and threads on a GPU: what no emulator has. Without a GPU the same code runs on the CPU, where a replay is another call."""
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import nullcontext
+
+import pytest
+import torch
+from compiling import ROOT
+from gpu_calls import Call, chosen
+
+from mmkernels import backends, cases, functional
+
+DTYPES = (torch.float32, torch.bfloat16)
+GPU = torch.cuda.is_available()
+needs_gpu = pytest.mark.skipif(not GPU, reason="there is no GPU")
+on_every_operation = pytest.mark.parametrize("operation", functional.__all__)
+
+
+def places(*found):
+    """(backend, device) as parameters; a GPU's are skipped without one."""
+    return pytest.mark.parametrize("backend, device", [pytest.param(*place, id="-".join(place), marks=[needs_gpu] if place[1] == "cuda" else [])
+                                                       for place in found])
+
+
+def skip_unless_it_runs(backend, operation, device):
+    reason = backends.why_not(backend, operation, device, torch.float32) if backend in backends.names() else "it isn't registered"
+    if reason is not None:
+        pytest.skip(f"{backend}: {reason}")
+
+
+def same(found, expected):
+    """Every element equals, or both are NaN: what overflows stays what it is."""
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def replayed(function, device, warm=True):
+    """(replay, outputs): the function's tensors, computed anew by each replay(), in the same memory."""
+    if device == "cpu":
+        outputs = function()
+        return lambda: [output.copy_(new) for output, new in zip(outputs, function())], outputs
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2 * warm):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = function()
+    return graph.replay, outputs
+
+
+def assert_replays(call, device, gradients=True, warm=True):
+    """Replays give what a plain call gives, bit by bit, after the inputs have changed where they lie."""
+    replay, outputs = replayed(lambda: call(gradients), device, warm)
+    replay()
+    before = None
+    for seed in (1, 2):
+        call.change(seed)
+        replay()
+        expected = call(gradients)
+        assert len(outputs) == len(expected)
+        assert all(map(same, outputs, expected)), f"{call}, values {seed}"
+        if before is not None and outputs[0].nan_to_num().count_nonzero():
+            assert not same(outputs[0], before), f"{call}: the inputs' new values change nothing"
+        before = outputs[0].clone()
+
+
+@places(("cpu", "cpu"), ("cuda", "cuda"), ("triton", "cuda"))
+@pytest.mark.parametrize("gradients", [False, True], ids=["forward", "forward and backward"])
+@on_every_operation
+def test_replays(operation, gradients, backend, device):
+    skip_unless_it_runs(backend, operation, device)
+    for case in chosen(operation, small=device == "cpu"):
+        for dtype in DTYPES:
+            assert_replays(Call(operation, case, dtype, device, backend), device, gradients)
+
+
+@places(("cpu", "cpu"), ("cuda", "cuda"))
+@on_every_operation
+def test_first_call_in_a_capture(operation, backend, device):
+    """In a process that has only seen a small call, a large one of the same kernels is captured at once: whatever a kernel has to be told
+    about its shared memory is told without a synchronisation. (Triton compiles and loads with the first call: it has to be warm.)"""
+    skip_unless_it_runs(backend, operation, device)
+    if device == "cpu":
+        capture_first_call(operation, backend, device)
+        return
+    code = f"import test_gpu; test_gpu.capture_first_call({operation!r}, {backend!r}, {device!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, text=True, env={
+        **os.environ, "PYTHONPATH": os.pathsep.join([*sys.path[1:], os.environ.get("PYTHONPATH", "")])})
+    assert done.returncode == 0, done.stderr
+
+
+def capture_first_call(operation, backend, device):
+    small, *_ = chosen(operation, small=True)
+    large = [case for case in chosen(operation) if case.group == "large"][0]
+    Call(operation, small, torch.float32, device, backend)()
+    assert_replays(Call(operation, large, torch.float32, device, backend), device, warm=False)
+
+
+@places(("cpu", "cpu"), ("cuda-emulated", "cpu"), ("cuda", "cuda"), ("triton", "cuda"))
+@on_every_operation
+def test_two_threads_with_different_shapes(operation, backend, device):
+    """Each on a stream of its own, through the same calls in opposite orders: what one call asks of a kernel doesn't reach the other's."""
+    skip_unless_it_runs(backend, operation, device)
+    slow = cases.is_slow(backend, device)
+    picked = chosen(operation, small=device == "cpu")
+    calls = [Call(operation, case, dtype, device, backend) for case in picked[::3 if slow else 1] for dtype in DTYPES[:1 if slow else 2]]
+    alone = [call() for call in calls]
+    start, wrong = threading.Barrier(2), []
+
+    def work(order):
+        torch.set_num_threads(1)                  # of this thread's products: PyTorch tells MKL with its first call only
+        with torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else nullcontext():
+            start.wait(60)
+            for _ in range(20 if device == "cuda" else 1):
+                for i in order:
+                    found = calls[i]()
+                    wrong.extend(str(calls[i]) for a, b in zip(found, alone[i]) if not same(a, b))
+
+    raised = run_in_threads(work, range(len(calls)), range(len(calls))[::-1])
+    assert not raised and not wrong
+
+
+def run_in_threads(work, *arguments):
+    """What was raised in ``work(argument)``, each in a thread."""
+    raised = []
+
+    def guarded(argument):
+        try:
+            work(argument)
+        except Exception as error:
+            raised.append(error)
+
+    if GPU:
+        torch.cuda.synchronize()                  # other streams read what this one made
+    threads = [threading.Thread(target=guarded, args=[argument]) for argument in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+@needs_gpu
+def test_triton_is_not_interpreted_here():
+    """TRITON_INTERPRET=1, from wherever, would run its kernels on the CPU and test nothing of the GPU."""
+    if os.environ.get("TRITON_INTERPRET", "0") == "1" and not backends.INTERPRETED:
+        pytest.fail("a test module set TRITON_INTERPRET=1: set TRITON_INTERPRET=0 before pytest starts")

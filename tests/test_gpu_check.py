@@ -1,0 +1,150 @@
+"""tools/gpu_check.py, with steps that need no GPU: it goes on, it skips with a word, and its report has everything."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from compiling import ROOT
+
+from mmkernels import functional
+
+FACTS = {"gpus": [], "torch": "2.11", "commit": "abc", "driver": ""}
+CARD = {"name": "a card", "capability": "9.0"}
+
+
+@pytest.fixture
+def check():
+    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "tools" / "gpu_check.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module               # where dataclasses look for it
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def report(path):
+    found = json.loads(path.read_text())
+    return found["facts"], {step["name"]: step for step in found["steps"]}
+
+
+def test_it_goes_on_after_a_failure(check, tmp_path, capsys):
+    steps = [check.Step("wrong", [python("print('what went wrong'); raise SystemExit(3)")]),
+             check.Step("without", [python("")], ("gpu",)),
+             check.Step("right", [python("import sys; open(sys.argv[1], 'w').write('{\"found\": NaN}')") + ["{json}"]])]
+    assert check.run(steps, FACTS, tmp_path / "report.json", limit=60) == 1
+    facts, found = report(tmp_path / "report.json")
+    assert facts == FACTS
+    assert {name: step["status"] for name, step in found.items()} == {"wrong": "failed", "without": "skipped", "right": "passed"}
+    assert found["wrong"]["commands"][0]["exit_code"] == 3 and "what went wrong" in found["wrong"]["commands"][0]["tail"]
+    assert found["right"]["commands"][0]["results"] == {"found": "NaN"} and found["right"]["commands"][0]["seconds"] > 0
+    assert found["without"]["reason"] == "there is no GPU that torch can use"
+    said = capsys.readouterr().out
+    assert "what went wrong" in said and "1 failed: wrong; 1 skipped: without" in said
+
+
+def test_nothing_failed(check, tmp_path):
+    assert check.run([check.Step("right", [python("")])], FACTS, tmp_path / "report.json", limit=60) == 0
+
+
+@pytest.mark.parametrize("codes, passing, passed", [((0, 0), (0,), True), ((0, 5), (0,), False), ((0, 5), (0, 5), True), ((5, 5), (0, 5), False),
+                                                    ((0, 1), (0, 5), False)])
+def test_every_command_counts(check, codes, passing, passed):
+    step = check.Step("several", [python(f"raise SystemExit({code})") for code in codes], passing=passing)
+    found = check.run_step(step, limit=60)
+    assert [command["exit_code"] for command in found["commands"]] == list(codes)
+    assert (found["status"] == "passed") is passed
+
+
+def test_a_step_out_of_time_is_ended(check, tmp_path, monkeypatch):
+    """With everything that it started; what came after it in the step never starts."""
+    monkeypatch.setattr(check, "cores", lambda: 2)
+    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    parent = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    found = check.run_step(check.Step("endless", [python(parent), python("")]), limit=4)
+    assert found["status"] == "failed" and found["seconds"] < 30
+    assert [command["exit_code"] for command in found["commands"]] == [check.OUT_OF_TIME] * 2
+    assert "begun" in found["commands"][0]["tail"] and "never started" in found["commands"][1]["tail"]
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def gone(process, seconds=10):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        if subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout.startswith("Z"):
+            return True                           # dead; whoever adopted it hasn't looked yet
+        time.sleep(0.1)
+    return False
+
+
+def test_a_later_run_adds_to_the_report(check, tmp_path):
+    path = tmp_path / "report.json"
+    check.run([check.Step("a", [python("raise SystemExit(1)")]), check.Step("b", [python("")])], FACTS, path, limit=60)
+    assert check.run([check.Step("a", [python("")])], FACTS, path, limit=60) == 0
+    assert {name: step["status"] for name, step in report(path)[1].items()} == {"a": "passed", "b": "passed"}
+    check.run([check.Step("a", [python("")])], {**FACTS, "commit": "another"}, path, limit=60)
+    assert set(report(path)[1]) == {"a"}, "what another commit gave is no part of this one's report"
+
+
+def test_steps(check, monkeypatch):
+    monkeypatch.delenv("MMKERNELS_CUDA_ARCHS", raising=False)
+    found = {step.name: step for step in check.steps({**FACTS, "gpus": [CARD, CARD]})}
+    assert len(found) == len(list(check.steps(FACTS)))
+    assert found["build"].environment == {"MMKERNELS_CUDA": "1", "MMKERNELS_CUDA_ARCHS": "9.0"}
+    assert check.OPERATIONS == sorted(functional.__all__)
+    assert {name.removesuffix("-cuda") for name in found if "check-" in name and name.endswith("-cuda")} == {"memcheck", "racecheck", "synccheck", "initcheck"}
+    order = list(found)
+    assert order[:2] == ["build", "info"] and order.index("tests-cuda") < order.index("memcheck-cuda") < order.index("bench-spatial_attention")
+    for step in found.values():
+        assert not any("pip" in word for command in step.commands for word in command), "nothing is installed"
+
+
+def test_what_is_missing_is_named(check, monkeypatch):
+    machine = {**FACTS, "gpus": [CARD]}
+    monkeypatch.setattr(check.shutil, "which", lambda *_, **__: None)
+    assert check.lacking(("gpu", "compute-sanitizer"), machine) == "compute-sanitizer isn't installed"
+    assert check.lacking(("gpu", "no_such_module"), machine) == "no_such_module isn't installed"
+    assert check.lacking(("gpu", "pytest"), machine) is None
+
+
+def test_the_environment_of_a_step(check, monkeypatch):
+    """Triton runs for real, whatever a test module would set, and this checkout is imported."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    found = check.environment()
+    assert found["TRITON_INTERPRET"] == "0" and found["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/elsewhere"]
+
+
+def test_command_line(check, tmp_path, capsys):
+    assert check.main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("build", "verify-triton", "racecheck-cuda", "bench-channel_attention"))
+    assert check.main(["--list", "--only", "bench-", "info"]) == 0
+    listed = capsys.readouterr().out
+    assert "bench-spatial_attention" in listed and "info" in listed and "verify" not in listed
+    with pytest.raises(SystemExit):
+        check.main(["--only", "velify"])
+    assert "velify: no step begins so" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="this system has no make")
+def test_make(tmp_path):
+    """The target itself."""
+    told = subprocess.run(["make", "-s", "gpu-check", f"PYTHON={sys.executable}", f"ONLY=info --json {tmp_path / 'report.json'}"],
+                          cwd=ROOT, capture_output=True, text=True)
+    facts, found = report(tmp_path / "report.json")
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert list(found) == ["info"] and found["info"]["status"] == "passed" and found["info"]["commands"][0]["results"]["backends"]
+    assert facts["torch"] and facts["cores"] and facts["packages"]["pytest"]
