@@ -1,5 +1,5 @@
 # make demo   installs, builds, verifies the kernels, trains the reference model fused and unfused, writes out/demo.html
-# make test   the tests            make test-slow, make test-triton   the rest of them: .ci/run runs all
+# make test   the tests            make test-slow, test-triton, test-triton-oldest   the rest: .ci/run runs all
 TORCH  := torch==2.13.0
 PYTHON ?= python3
 VENV   := .venv
@@ -21,7 +21,7 @@ export ONEDNN_MAX_CPU_ISA := $(if $(filter baseline,$(HELD)),SSE41,AVX2)
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/inductor-$(HELD)
 endif
 
-.PHONY: demo test test-slow test-triton bench gpu-check install clean
+.PHONY: demo test test-slow test-triton test-triton-oldest bench gpu-check install clean
 
 demo: install
 	$(BIN)/python -m mmkernels demo --out out
@@ -35,6 +35,15 @@ test-slow: install
 # The same cases on the Triton kernels, run by Triton's interpreter.
 test-triton: install
 	TRITON_INTERPRET=1 && export TRITON_INTERPRET && $(PYTEST) -k triton --ignore test_triton_compile.py
+
+# The oldest Triton that is supported compiles every kernel, too; beside the newest, which is installed.
+OLDEST_TRITON := build/triton-3.6
+$(OLDEST_TRITON): $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ "triton==3.6.*"
+	touch $@
+
+test-triton-oldest: install $(OLDEST_TRITON)
+	export MMKERNELS_OLDEST_TRITON=$(abspath $(OLDEST_TRITON)) && $(PYTEST) -m slow -k oldest_triton test_triton_compile.py
 
 bench: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,cli]"

@@ -37,7 +37,7 @@ def planted():
     backends._operations.pop("planted", None)
 
 
-def right(image, text, mask, offsets, scale, num_heads, pool, rescale, out):
+def right(image, text, mask, offsets, scale, num_heads, pool, rescale):
     return reference.spatial_attention(
         image, text, mask=mask, offsets=offsets, scale=scale, num_heads=num_heads, combine="pool" if pool else "multiply",
         rescale=rescale, layout="bdhw" if image.dim() == 4 else "bnd", need_weights=True)

@@ -3,6 +3,11 @@
 import torch
 
 
+def bag_bounds(offsets, image):
+    """``offsets``, also a list, as a tensor."""
+    return None if offsets is None else torch.as_tensor(offsets, device=image.device)
+
+
 def bag_of_rows(offsets, rows):
     """The number of the bag that each row is in, ``[rows]``."""
     each = torch.arange(rows, dtype=offsets.dtype, device=offsets.device)

@@ -6,6 +6,7 @@ what they must refuse beyond the common ones. A public mistake is (changed argum
 """
 
 import inspect
+import warnings
 
 import torch
 
@@ -33,7 +34,7 @@ class Form:
 
 
 def _size(dim, sizes):
-    return sum(sizes[part] for part in dim.split(" + "))          # "D + E" is a dimension, too
+    return sum(int(part) if part.isdigit() else sizes[part] for part in dim.split(" + "))     # "D + E" and "2" are dimensions, too
 
 
 def _resized(tensor):
@@ -51,11 +52,12 @@ def of_types(form, optional):
     anchor, *rest = (name for name, value in form.arguments.items() if isinstance(value, torch.Tensor))
     for name in (anchor, *rest):
         value = form.arguments[name]
-        yield f"{name} a list", {name: [[1.0]]}, TypeError, [f"{name} must be a torch.Tensor, got list"]
-        yield f"{name} a number", {name: 1.0}, TypeError, [f"{name} must be a torch.Tensor, got float"]
+        if name != "offsets":
+            yield f"{name} a list", {name: [[1.0]]}, TypeError, [f"{name} must be a torch.Tensor, got list"]
+            yield f"{name} a number", {name: 1.0}, TypeError, [f"{name} must be a torch.Tensor, got float"]
         if name not in optional:
             yield f"{name} None", {name: None}, TypeError, [f"{name} must be a torch.Tensor, got NoneType"]
-        yield f"{name} sparse", {name: value.to_sparse()}, ValueError, [f"{name} must be a dense", "torch.sparse_coo"]
+        yield from of_layouts(name, value)
         if name == anchor:
             yield f"{name} elsewhere", {name: value.to("meta")}, ValueError, [f"{name}'s device meta, got cpu"]
         else:
@@ -69,6 +71,23 @@ def of_types(form, optional):
             for dtype in (torch.float64, torch.float16, torch.bfloat16):
                 yield (f"{name} of {dtype}", {name: value.to(dtype)}, ValueError,
                        [f"{name} must have {anchor}'s dtype torch.float32, got {dtype}"])
+        if value.dtype == torch.bool:             # as Hugging Face's attention_mask comes
+            for dtype in (torch.int64, torch.int32, torch.uint8):
+                yield (f"{name} of {dtype}", {name: value.to(dtype)}, ValueError,
+                       [f"{name} {expected}, got {dtype}: {name}.bool() makes zeros and ones a mask"])
+
+
+def of_layouts(name, value):
+    yield f"{name} sparse", {name: value.to_sparse()}, ValueError, [f"{name} must be a dense (strided) tensor, got layout torch.sparse_coo"]
+    for layout in (torch.strided, torch.jagged):
+        nested = _nested(value, layout)
+        yield f"{name} nested, {layout}", {name: nested}, ValueError, [f"{name} must be a dense (strided) tensor, got nested, layout {layout}"]
+
+
+def _nested(value, layout):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")           # strided ones are a prototype
+        return torch.nested.nested_tensor([value, value], layout=layout)
 
 
 def of_shapes(form, known=()):
@@ -86,6 +105,9 @@ def of_shapes(form, known=()):
         tensor = form.tensors[name]
         for what, wrong in (("too deep", tensor[None]), ("too flat", tensor[0])):
             yield f"{name} {what}", {name: wrong}, *told(name, wrong, form.sizes)
+        if i == 0 and dims[0] == "B":             # whatever the number of samples is, it may be 1
+            exception, (message,) = told(name, tensor[0], form.sizes)
+            yield f"{name} of one sample", {name: tensor[0]}, exception, [f"{message}: one sample without a batch is {name}[None]"]
         for place, wrong in _resized(tensor):
             what = f"{name} {list(wrong.shape)}"
             if set(dims[place].split(" + ")) <= seen:
@@ -134,6 +156,14 @@ def of_offsets(form):
         if place == 0:
             yield f"image {list(wrong.shape)}", {"image": wrong}, ValueError, [
                 f"offsets must end with the number of rows of image, {len(wrong)}, got 6"]
+    yield "offsets a number", {"offsets": 1.0}, TypeError, ["offsets must be a torch.Tensor or a list of ints, got float"]
+    for kind in (list, tuple):
+        yield f"offsets a {kind.__name__} of floats", {"offsets": kind([0, 2.0, 6])}, TypeError, ["offsets[1] must be an int, got float"]
+        yield f"offsets a {kind.__name__} of lists", {"offsets": kind([[0, 6]])}, TypeError, ["offsets[0] must be an int, got list"]
+        yield f"offsets an empty {kind.__name__}", {"offsets": kind()}, ValueError, ["offsets must have shape [B + 1], got [0]"]
+        yield f"offsets a {kind.__name__} that ends early", {"offsets": kind([0, 2, 3, 5])}, ValueError, [
+            "offsets must end with the number of rows of image, 6, got 5"]
+    yield "offsets an array of floats", {"offsets": BAGS.double().numpy()}, ValueError, ["offsets must be int32 or int64, got torch.float64"]
     yield "offsets of two dimensions", {"offsets": BAGS[None]}, ValueError, ["offsets must have shape [B + 1], got [1, 4]"]
     yield "offsets without dimensions", {"offsets": bounds(0)[0]}, ValueError, ["offsets must have shape [B + 1], got []"]
     yield "offsets empty", {"offsets": bounds()}, ValueError, ["offsets must have shape [B + 1], got [0]"]
@@ -186,5 +216,5 @@ def wrong_tensors(form, name):
     if form.others.get("offsets") is not None:
         told.add("B")
     for place, wrong in _resized(tensor):
-        if form.shapes[name][place] in told:      # else any size fits
+        if form.shapes[name][place] in told or form.shapes[name][place].isdigit():       # else any size fits
             yield f"{list(wrong.shape)}", wrong

@@ -11,7 +11,9 @@ GIVEN = FORMS["positions"].arguments
 
 MISTAKES = {"positions": {
     # six samples without positions
-    "image too flat": ({"image": GIVEN["image"][0]}, ValueError, ["text must have shape [B, E] = [6, any], got [2, 5]"]),
+    **{f"image {what}": ({"image": GIVEN["image"][0]}, ValueError, [
+        "text must have shape [B, E] = [6, any], got [2, 5]: image [B, D] has no positions, one sample's [N, D] is image[None]"])
+       for what in ("too flat", "of one sample")},
     "image of one dimension": ({"image": GIVEN["image"][0, 0]}, ValueError, ["image must have shape [B, N, D] = [any, any, any], got [8]"]),
     "image without channels": ({"image": GIVEN["image"][..., :0]}, ValueError, ["image must have at least one channel (D), got shape [2, 6, 0]"]),
     "weight turned": ({"weight": GIVEN["weight"].T}, ValueError, ["weight must have shape [D, D + E] = [8, 13], got [13, 8]"]),

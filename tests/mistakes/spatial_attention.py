@@ -2,7 +2,7 @@
 
 import torch
 
-from . import BAG_SIZES, BAGS, WRONG_OFFSETS, Form
+from . import BAG_SIZES, BAGS, WRONG_OFFSETS, Form, of_layouts
 
 SIZES = {"B": 2, "N": 6, "Y": 2, "X": 3, "D": 8}
 POSITIONAL = 2
@@ -28,7 +28,9 @@ MISTAKES = {
         "combine unknown": ({"combine": "add"}, ValueError, ["combine must be one of 'multiply', 'pool', got 'add'"]),
         "layout unknown": ({"layout": "bhwd"}, ValueError, ["layout must be one of 'bnd', 'bdhw', got 'bhwd'"]),
         "out a list": ({"out": []}, TypeError, ["out must be a torch.Tensor, got list"]),
-        "out sparse": ({"out": torch.zeros(2, 6, 8).to_sparse()}, ValueError, ["out must be a dense", "torch.sparse_coo"]),
+        **{what: mistake for what, *mistake in of_layouts("out", torch.zeros(2, 6, 8))},
+        "mask of one sample": ({"image": IMAGE[:1], "text": TEXT[:1], "mask": GIVEN["mask"][0]}, ValueError,
+                               ["mask must have shape [B, N] = [1, 6], got [6]: one sample without a batch is mask[None]"]),
         "out turned": ({"out": torch.empty(2, 8, 6)}, ValueError, ["out must have the result's shape [2, 6, 8], got [2, 8, 6]"]),
         "out of the pooled shape": ({"out": torch.empty(2, 8)}, ValueError, ["out must have the result's shape [2, 6, 8], got [2, 8]"]),
         "out of the image's shape": ({"combine": "pool", "out": torch.empty(2, 6, 8)}, ValueError,
