@@ -19,6 +19,7 @@ dtype, and the places of NaN and Inf are the truth's.
 """
 
 import functools
+import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -89,10 +90,13 @@ class Standard:
     """What a case has to give: its arguments, the truth, and how far off the peer is. Serves every backend."""
 
     def __init__(self, operation, case, dtype, device="cpu", seed=0, gradients=True):
-        self.run, self.arguments = getattr(reference, operation), case.build(dtype, device, seed)
+        self.run, peer = getattr(reference, operation), getattr(peers, operation)
+        # With the defaults: what a sample is depends on them, and operations have different ones.
+        defaults = {name: p.default for name, p in inspect.signature(self.run).parameters.items() if p.default is not p.empty}
+        self.arguments = defaults | case.build(dtype, device, seed)
         self.gradients = gradients
         self.names = OUTPUTS.get(operation, ("result", "weights"))
-        run, peer = self.run, getattr(peers, operation)
+        run = self.run
         with _threads(1 if case.small else torch.get_num_threads()):      # waking the others costs more than it gives
             self.truth = evaluate(run, self.arguments, dtype=torch.float64, gradients=gradients, names=self.names)
             self.peer = evaluate(peer, self.arguments, gradients=gradients, names=self.names)
@@ -120,14 +124,10 @@ class Standard:
 
 
 def _judge(standard, name, actual, truth):
-    if actual.shape != truth.shape:
-        return Verdict(name, 0, 0, f"shape {list(actual.shape)}, expected {list(truth.shape)}")
     dtype = standard.dtypes[name]
-    if actual.dtype != dtype:
-        return Verdict(name, 0, 0, f"dtype {actual.dtype}, expected {dtype}")
-    if not torch.equal(actual.isfinite(), truth.isfinite()):
-        return Verdict(name, 0, 0, f"{int((actual.isfinite() != truth.isfinite()).sum())} elements are NaN or Inf "
-                                   "where the truth isn't, or the other way round")
+    problem = _problem(actual, truth, dtype)
+    if problem:
+        return Verdict(name, 0, 0, problem)
     errors, of_peer = (_errors(standard, name, t, truth, dtype) for t in (actual, standard.peer[name]))
     of_narrow = None if standard.narrow is None else _errors(standard, name, standard.narrow[name], truth, dtype)
     verdict = _verdict(name, dtype, errors, of_peer, of_narrow)
@@ -150,12 +150,9 @@ def compare(name, actual, truth, peer, narrow=None, samples=False):
     `truth` is float64, `peer` what plain PyTorch gives in actual's precision, `narrow` what it gives in float32 where
     actual is float64. With `samples` every entry along dimension 0 is judged on its own, else the tensor as a whole.
     """
-    if actual.shape != truth.shape:
-        return Verdict(name, 0, 0, f"shape {list(actual.shape)}, expected {list(truth.shape)}")
-    if actual.dtype != peer.dtype:
-        return Verdict(name, 0, 0, f"dtype {actual.dtype}, expected {peer.dtype}")
-    if not torch.equal(actual.isfinite(), truth.isfinite()):
-        return Verdict(name, 0, 0, "elements are NaN or Inf where the truth isn't, or the other way round")
+    problem = _problem(actual, truth, peer.dtype)
+    if problem:
+        return Verdict(name, 0, 0, problem)
 
     def errors(found):
         if found is None:
@@ -164,6 +161,19 @@ def compare(name, actual, truth, peer, narrow=None, samples=False):
         return _largest_and_rms([(part, true, False) for part, true in pairs], actual.dtype)
 
     return _verdict(name, actual.dtype, errors(actual), errors(peer), errors(narrow))
+
+
+def _problem(actual, truth, dtype):
+    """What can't be a matter of rounding: shape, dtype, the places of NaN, Inf and -Inf; "" where they are right."""
+    if actual.shape != truth.shape:
+        return f"shape {list(actual.shape)}, expected {list(truth.shape)}"
+    if actual.dtype != dtype:
+        return f"dtype {actual.dtype}, expected {dtype}"
+    for name, which in (("NaN", torch.isnan), ("Inf", torch.isposinf), ("-Inf", torch.isneginf)):
+        wrong = int((which(actual) != which(truth)).sum())
+        if wrong:
+            return f"{wrong} elements are {name} where the truth isn't, or the other way round"
+    return ""
 
 
 def _verdict(name, dtype, errors, of_peer, of_narrow, of_rounded=(0, 0)):
@@ -214,7 +224,7 @@ def _samples(name, tensor, arguments):
     sizes = offsets.diff().tolist()
     if name == "weights":
         return tensor.split(sizes, -1)
-    if name == "image.grad" or (name == "result" and arguments.get("combine", "multiply") != "pool"):
+    if name == "image.grad" or (name == "result" and arguments["combine"] != "pool"):
         return tensor.split(sizes, 0)
     return tensor.unbind(0)
 

@@ -304,3 +304,12 @@ def test_compare_catches(spoil, samples):
 def test_compare_judges_samples_on_their_own():
     small = spoiled_at(2, 1.0001)
     assert compared(small, samples=False).passed and not compared(small, samples=True).passed
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("other", [float("nan"), float("inf"), float("-inf"), 1.0])
+def test_compare_tells_what_is_not_finite(value, other):
+    """NaN isn't Inf, nor is either a number."""
+    truth, found = (torch.tensor([1.0, first]) for first in (value, other))
+    verdict = tolerance.compare("tensor", found, truth.double(), peer=truth)
+    assert verdict.passed == torch.equal(truth.nan_to_num(2), found.nan_to_num(2))

@@ -6,6 +6,7 @@ test imported mmkernels without it, this file runs in a process of its own.
 
 import functools
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -15,9 +16,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
+from attention_tests import assert_computes, assert_meets, standard_of
 
 import mmkernels as mmk
-from mmkernels import backends, reference
+from mmkernels import backends
 
 OPERATION = "spatial_attention"
 INSTALLED = importlib.util.find_spec("triton") is not None
@@ -63,19 +65,13 @@ def everything(function, image, text, grads, **options):
     return *outputs, *torch.autograd.grad(outputs, (image, text), [g.to(o.dtype).view(o.shape) for g, o in zip(grads, outputs)])
 
 
+def standard(image, text, **options):
+    return standard_of(OPERATION, {"image": image, "text": text, **options, "need_weights": True})
+
+
 def check(image, text, **options):
     """Against the definition in float64, forward and backward."""
-    probe = reference.spatial_attention(image.double(), text.double(), need_weights=True, **options)
-    grads = [draw(*p.shape, seed=5 + i).bfloat16() for i, p in enumerate(probe)]
-    truth = everything(functools.partial(reference.spatial_attention, need_weights=True), image.double(), text.double(), grads, **options)
-    found = everything(run, image, text, grads, **options)
-    kinds = image.dtype, torch.float32, image.dtype, text.dtype
-    for name, actual, expected, kind in zip(("result", "weights", "image.grad", "text.grad"), found, truth, kinds):
-        assert actual.shape == expected.shape and actual.dtype == kind, name
-        size = float(expected.detach().abs().nan_to_num(0).max()) if expected.numel() else 0
-        torch.testing.assert_close(actual.double(), expected, rtol=2 * torch.finfo(kind).eps, equal_nan=True, msg=lambda m: f"{name}: {m}",
-                                   atol=64 * torch.finfo(torch.float32).eps * max(size, 1) + 2 * torch.finfo(kind).eps * size)
-    return found
+    return tuple(assert_meets(standard(image, text, **options), OPERATION, "triton").values())
 
 
 SHAPES = ((1, 1, 1), (2, 1, 3), (3, 5, 1), (1, 37, 257), (1, 300, 257), (2, 9, 40), (1, 1100, 24))
@@ -173,10 +169,8 @@ def test_extreme_scores(value, length, combine, all_of_them):
     """One or all scores -Inf, Inf or NaN: as softmax."""
     image, text = draw(2, length, 3), torch.ones(2, 3)
     image[0, slice(None) if all_of_them else 2, 1] = value
-    found = run(image, text, combine=combine)
-    expected = reference.spatial_attention(image, text, combine=combine, need_weights=True)
-    for actual, wanted in zip(found, expected):
-        torch.testing.assert_close(actual, wanted, equal_nan=True, rtol=1e-5, atol=1e-6)
+    call = lambda function, *tensors: function(*tensors, combine=combine, need_weights=True)
+    assert_computes(call, OPERATION, "triton", (image, text))
 
 
 class Guarded:
@@ -248,12 +242,12 @@ def test_nothing_is_written_beside_a_tensor(shape, combine, monkeypatch):
 @pytest.mark.parametrize("length", [9, 2100])
 def test_part_of_the_gradients(length, flows, needs):
     """Only one input wants a gradient, or only one output has one."""
-    image, text = draw(1, length, 12), draw(1, 12, seed=1)
-    wanted = lambda function: torch.autograd.grad(
-        [o for o, flow in zip(function(*inputs, num_heads=2), flows) if flow], [i for i, need in zip(inputs, needs) if need],
-        [draw(*o.shape, seed=3) for o, flow in zip(reference.spatial_attention(image, text, num_heads=2, need_weights=True), flows) if flow])[0]
-    inputs = [t.requires_grad_(need) for t, need in zip((image, text), needs)]
-    torch.testing.assert_close(wanted(run), wanted(functools.partial(reference.spatial_attention, need_weights=True)), rtol=1e-4, atol=1e-6)
+    def compute(function, *tensors):
+        inputs = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs)]
+        output, = itertools.compress(function(*inputs, num_heads=2, need_weights=True), flows)
+        return torch.autograd.grad(output, itertools.compress(inputs, needs), draw(*output.shape, seed=3).to(output.dtype))
+
+    assert_computes(compute, OPERATION, "triton", (draw(1, length, 12), draw(1, 12, seed=1)))
 
 
 @interpreted
@@ -273,14 +267,12 @@ def test_every_configuration_gives_the_same(combine, monkeypatch):
     """Whatever a GPU finds fastest, and however many processors it has."""
     from mmkernels.triton import spatial_attention as kernels
     image, text, mask = draw(1, 600, 130), draw(1, 130, seed=1), draw(1, 600, seed=2) > 0
-    grads = draw(1, 130) if combine == "pool" else draw(1, 600, 130), draw(1, 2, 600)
-    expected = everything(run, image, text, grads, mask=mask, num_heads=2, combine=combine)
+    wanted = standard(image, text, mask=mask, num_heads=2, combine=combine)
     for processors in (1, 200):
         monkeypatch.setattr(kernels, "processors", lambda tensor: processors)
         for i in range(max(len(kernels.FORWARD), len(kernels.BACKWARD))):
             monkeypatch.setattr(kernels, "tuned", lambda key, configurations, tensor, run: configurations[i % len(configurations)])
-            for actual, wanted in zip(everything(run, image, text, grads, mask=mask, num_heads=2, combine=combine), expected):
-                torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
+            assert_meets(wanted, OPERATION, "triton")
 
 
 @interpreted
@@ -297,13 +289,13 @@ def test_tuning():
 
     tuned = lambda key, configurations, tensor, run: common.tuned(("test", *key), configurations, tensor, run, measure)
     image, text = draw(2, 9, 12), draw(2, 12, seed=1)
-    expected, chosen = run(image, text)[0], []
+    chosen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "tuned", lambda *arguments: chosen.append(tuned(*arguments)) or chosen[-1])
         for _ in range(2):
             out = image.clone()
             run(out, text, out=out)
-            torch.testing.assert_close(out, expected)
+            assert_computes(lambda function, *tensors: function(*tensors), OPERATION, "triton", (image, text), found=out)
     assert len(measured) == len(kernels.FORWARD) and chosen == [kernels.FORWARD[-1]] * 2
     assert common.tuned("none", kernels.FORWARD, image, None) == kernels.FORWARD[0]
 
@@ -323,7 +315,7 @@ image, text = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 4)
 run = lambda i, t: mmk.spatial_attention(i, t, backend="triton")
 result = torch.compile(run, fullgraph=True, backend="aot_eager")(image, text)
 result.sum().backward()
-torch.testing.assert_close(result, run(image, text))
+assert torch.equal(result, run(image, text))
 """
 
 

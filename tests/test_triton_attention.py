@@ -6,6 +6,7 @@ Runs in a process of its own where mmkernels was imported without TRITON_INTERPR
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
 import subprocess
 import sys
@@ -15,9 +16,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
+from attention_tests import assert_computes, assert_meets, assert_rule, standard_of
 
 import mmkernels as mmk
-from mmkernels import backends, reference
+from mmkernels import backends
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
@@ -65,18 +67,14 @@ def everything(function, tensors, **options):
     return *found, *torch.autograd.grad(found, [t for t in tensors if t is not None], grads)
 
 
+def standard(operation, tensors, **options):
+    names = inspect.signature(getattr(mmk, operation)).parameters
+    return standard_of(operation, {**dict(zip(names, tensors)), **options})
+
+
 def check(operation, tensors, **options):
     """Against the definition in float64, forward and backward."""
-    truth = everything(getattr(reference, operation), [None if t is None else t.double() for t in tensors], **{
-        name: o.double() if isinstance(o, torch.Tensor) and o.is_floating_point() else o for name, o in options.items()})
-    found = everything(functools.partial(getattr(mmk, operation), backend="triton"), tensors, **options)
-    eps = torch.finfo(tensors[0].dtype).eps
-    for i, (actual, expected) in enumerate(zip(found, truth)):
-        assert actual.shape == expected.shape and actual.dtype == tensors[0].dtype
-        size = float(expected.detach().abs().max()) if expected.numel() else 0
-        torch.testing.assert_close(actual.double(), expected, rtol=4 * eps, atol=(200 * 2 ** -23 + 8 * eps * (eps > 1e-5)) * (size + 1e-3),
-                                   msg=lambda m: f"{i}: {m}")
-    return found
+    return tuple(assert_meets(standard(operation, tensors, **options), operation, "triton").values())
 
 
 def processors(monkeypatch, count):
@@ -125,12 +123,12 @@ def test_gradient_of_the_bias(count, monkeypatch):
     processors(monkeypatch, count)
     tensors = (*inputs("gated_cross_attention", (1, 1, 20, 150, 12, 70)), draw(1, 1, 20, 150))
     for only in (False, True):
-        run = lambda function: lambda q, k, v, g, b: function(*((t.detach() for t in (q, k, v, g)) if only else (q, k, v, g)), attn_mask=b)
-        grads = [torch.autograd.grad(run(f)(*used).double().square().sum(), used[4:] if only else used) for f in (
-            functools.partial(mmk.gated_cross_attention, backend="triton"), reference.gated_cross_attention)
-            for used in ([t.detach().requires_grad_() for t in tensors],)]
-        for actual, expected in zip(*grads):
-            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+        def compute(function, *tensors):
+            *features, bias = (t.detach().requires_grad_(not only or i == 4) for i, t in enumerate(tensors))
+            result = function(*features, attn_mask=bias)
+            return torch.autograd.grad(result.square().sum(), [bias] if only else [*features, bias])
+
+        assert_computes(compute, "gated_cross_attention", "triton", tensors)
 
 
 @interpreted
@@ -183,18 +181,23 @@ def test_nothing_takes_part(operation, count, monkeypatch):
 
 @interpreted
 @pytest.mark.parametrize("count", (1, 50), ids=("whole", "split"))
-def test_log_sum(count, monkeypatch):
+def test_kept_softmax(count, monkeypatch):
+    """Its largest score, and one over the sum of the exponentials below it: the largest weight."""
     processors(monkeypatch, count)
     query, key, value, gate = inputs("gated_cross_attention", (1, 2, 9, 140, 12, 8))
     mmk.gated_cross_attention(query, key, value, backend="triton")
     pairs = draw(1, 2, 9, 140) > 0
     pairs[:, :, 3] = False
-    result, attended, log_sum = torch.ops.mmkernels.gated_cross_attention_triton(query, key, value, gate, pairs.any(2), pairs, None, 0.7, True)
-    scores = (0.7 * query @ key.mT).masked_fill(~pairs, float("-inf"))
-    expected = scores.logsumexp(3) / torch.tensor(2.0).log()
-    expected[:, :, 3] = float("inf")
-    torch.testing.assert_close(log_sum, expected)
-    torch.testing.assert_close(attended * gate, result)
+    tensors, some = (query, key, value, gate), pairs.any(3)
+    result, attended, softmax = torch.ops.mmkernels.gated_cross_attention_triton(*tensors, pairs.any(2), pairs, None, 0.7, True)
+
+    def plain(query, key, value, gate):
+        scores = (0.7 * query @ key.mT).masked_fill(~pairs, float("-inf"))
+        weights, largest = scores.softmax(3).nan_to_num(0), scores.amax(3)
+        return weights @ value * gate, weights @ value, largest.where(some, 0), weights.amax(3)
+
+    found = result, attended, softmax[:, :, 0].where(some, 0), softmax[:, :, 1]
+    assert_rule(found, truth=plain(*(t.double() for t in tensors)), peer=plain(*tensors))
     assert not attended[:, :, 3].any()
 
 
@@ -251,15 +254,17 @@ def test_nothing_is_written_beside_a_tensor(operation, count, monkeypatch):
 def test_one_gradient_alone(operation, wanted):
     """What isn't wanted isn't computed; bidirectional: also where only one result has a gradient."""
     tensors = inputs(operation, (1, 2, 40, 21, 12, 8))
-    tensors[wanted].requires_grad_()
     for flows in (0, 1) if operation == "bidirectional_attention" else (0,):
-        found = []
-        for function in (functools.partial(getattr(mmk, operation), backend="triton"), getattr(reference, operation)):
+        def compute(function, *tensors):
+            tensors = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(tensors)]
             result = function(*tensors)
             result = result if isinstance(result, torch.Tensor) else result[flows]
-            found.append(torch.autograd.grad(result, tensors[wanted], draw(*result.shape, seed=3), allow_unused=True, materialize_grads=True)[0]
-                         if result.requires_grad else torch.zeros_like(tensors[wanted]))      # a value has part in one result only
-        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+            if not result.requires_grad:           # a value has part in one result only
+                return torch.zeros_like(tensors[wanted])
+            upstream = draw(*result.shape, seed=3).to(result.dtype)
+            return torch.autograd.grad(result, tensors[wanted], upstream, allow_unused=True, materialize_grads=True)
+
+        assert_computes(compute, operation, "triton", tensors)
 
 
 @interpreted

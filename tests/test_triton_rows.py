@@ -14,10 +14,11 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
+from attention_tests import assert_computes, assert_meets, assert_rule, standard_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmkernels as mmk
-from mmkernels import backends, reference
+from mmkernels import backends
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
@@ -73,14 +74,14 @@ def everything(run, tensors):
 
 def check(operation, tensors, **options):
     """Against the definition in float64, forward and backward."""
-    truth = everything(function(operation, reference, need_weights=True, **options), [t.double() for t in tensors])
-    found = everything(function(operation, mmk, need_weights=True, backend="triton", **options), tensors)
-    eps = torch.finfo(tensors[0].dtype).eps
-    for i, (actual, expected) in enumerate(zip(found, truth)):
-        size = float(expected.abs().max()) if expected.numel() else 0
-        torch.testing.assert_close(actual.double(), expected, rtol=4 * eps, atol=(200 * 2 ** -23 + 8 * eps * (eps > 1e-5)) * (size + 1e-3),
-                                   msg=lambda m: f"{i}: {m}")
-    return found
+    names = ("image", "text", "weight", "bias") if operation == CHANNEL else NAMES
+    arguments = {**dict(zip(names, tensors)), **options, "need_weights": True}
+    return tuple(assert_meets(standard_of(operation, arguments), operation, "triton").values())
+
+
+def assert_formula(formula, tensors, found):
+    """`found` is ``formula(*tensors)`` in float64, as near as it is in float32."""
+    assert_rule(found, truth=formula(*(t.double() for t in tensors)), peer=formula(*tensors))
 
 
 def panels_of(monkeypatch, values):
@@ -196,12 +197,11 @@ def test_extreme_scores(value):
     for some in (2, slice(None)):
         shift, scores = draw(2, 4), draw(2, 9)
         shift[0, some], scores[0, some] = value, value
-        options = image, shift, torch.zeros(4, 4), True, 0
-        mmk.channel_attention(*channel((1, 1, 1)), backend="triton")
-        for actual, expected in zip(torch.ops.mmkernels.channel_attention_triton(*options), mmk.ops.channel_attention._reference(*options)):
-            torch.testing.assert_close(actual, expected, equal_nan=True)
-        found = normalised(scores)
-        torch.testing.assert_close(found, scores.softmax(1), equal_nan=True)
+        mmk.channel_attention(*channel((1, 1, 1)), backend="triton")        # brings the operations
+        tensors = image, shift, torch.zeros(4, 4)
+        result, weights, _ = torch.ops.mmkernels.channel_attention_triton(*tensors, True, 0)
+        assert_formula(lambda *t: mmk.ops.channel_attention._reference(*t, True, 0)[:2], tensors, (result, weights))
+        assert_formula(lambda scores: scores.softmax(1), [scores], normalised(scores))
 
 
 def normalised(scores):
@@ -223,19 +223,19 @@ def test_many_weights():
     step, scores = 2 ** 30, draw(5, 3)
     weights = torch.empty(2 * step + 5)
     launch(additive_attention.normalise, (1, 3), scores, weights, scores, torch.tensor([0, 5]), 5, 3, 0, step, PACKED=True, MASKED=False, BLOCK=16)
-    torch.testing.assert_close(torch.stack([weights[k * step:k * step + 5] for k in range(3)]), scores.softmax(0).T)
+    assert_formula(lambda scores: scores.softmax(0).T, [scores], torch.stack([weights[k * step:k * step + 5] for k in range(3)]))
     partial = torch.empty(1, 1, 3, 2)
     image = draw(5, 2)
     launch(additive_attention.pool, (1, 1, 3), weights, image, 0, 2, 1, torch.tensor([0, 5]), partial, 5, 3, 2, 0, step, 1, PACKED=True, BLOCK_N=16, BLOCK_C=2)
-    torch.testing.assert_close(partial[0, 0], scores.softmax(0).T @ image)
+    assert_formula(lambda scores, image: scores.softmax(0).T @ image, [scores, image], partial[0, 0])
     found = torch.empty(3, 5)
     launch(additive_attention.of_weights, (1, 3), weights, image, 0, 2, 1, image, 0, 0, 0, 1, image, torch.tensor([0, 5]), found, 5, 3, 2, 0, step, 1,
            PACKED=True, GRAD=True, GIVEN=False, BLOCK_N=16, BLOCK_C=2)
-    torch.testing.assert_close(found, (image @ image[0]).expand(3, 5))
+    assert_formula(lambda image: (image @ image[0]).expand(3, 5), [image], found)
     result, through = torch.empty(5, 2), torch.zeros(5, 2)
     launch(additive_attention.combine, (1, 1), through, weights, image, 0, 0, 0, 1, image, torch.zeros(5, dtype=torch.int32), torch.tensor([0, 5]), result, 5,
            3, 2, 0, step, 0, PACKED=True, GRAD=True, MASKED=False, BLOCK_N=16, BLOCK_C=2)
-    torch.testing.assert_close(result, scores.softmax(0).sum(1)[:, None] * image[0])
+    assert_formula(lambda scores, image: scores.softmax(0).sum(1)[:, None] * image[0], [scores, image], result)
 
 
 class Allocations(TorchDispatchMode):
@@ -364,13 +364,13 @@ def test_gradients_that_lie_anyhow(operation, lies, monkeypatch):
     options = {**options, **({"offsets": torch.tensor(offsets)} if offsets else {}), "need_weights": True}
     change = {"expanded": lambda g: g.flatten()[:1].view([1] * g.dim()).expand(g.shape), "transposed": lambda g: g.mT.contiguous().mT,
               "window": lambda g: torch.nn.functional.pad(g, (1, 1, 2, 2), value=77.0)[..., 2:-2, 1:-1], "batch expanded": lambda g: g[:1].expand(g.shape)}[lies]
-    found = []
-    for module, chosen in ((mmk, {"backend": "triton"}), (reference, {})):
+
+    def compute(run, *tensors):
         leaves = [t.detach().requires_grad_() for t in tensors]
-        outputs = function(CHANNEL if operation == CHANNEL else ADDITIVE, module, **options, **chosen)(*leaves)
-        found.append(torch.autograd.grad(outputs, leaves, [change(draw(*o.shape, seed=4)) for o in outputs]))
-    for actual, expected in zip(*found):
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)
+        outputs = run(*leaves, **options) if operation == CHANNEL else run(**dict(zip(NAMES, leaves)), **options)
+        return torch.autograd.grad(outputs, leaves, [change(draw(*o.shape, seed=4).to(o.dtype)) for o in outputs])
+
+    assert_computes(compute, CHANNEL if operation == CHANNEL else ADDITIVE, "triton", tensors)
 
 
 @interpreted
