@@ -41,7 +41,11 @@ def shape(name, value, *expected, hint=""):
     names = ", ".join(n for n, _ in expected)
     sizes = ", ".join("any" if size is None else str(size) for _, size in expected)
     batch = ("B", None), ("B", 1)
-    alone = f": one sample without a batch is {name}[None]" if expected[0] in batch and _fits(value.shape, expected[1:]) else ""
+    alone = (
+        f": one sample without a batch is {name}[None]"
+        if expected[0] in batch and _fits(value.shape, expected[1:])
+        else ""
+    )
     raise ValueError(f"{name} must have shape [{names}] = [{sizes}], got {list(value.shape)}{alone}{hint}")
 
 
@@ -72,15 +76,19 @@ def attention_mask(name, value, other_name, other, batch, heads, positions, toke
     """bool or floating point, [B, T] or broadcastable to [B, H, N, T]: two dimensions are always [B, T]."""
     is_tensor(name, value)
     if value.dtype != torch.bool and value.dtype not in FLOATS:
-        raise ValueError(f"{name} must be bool (True = attend) or floating point (added to the scores), got {value.dtype}"
-                         f"{_as_bool(name, value)}")
+        raise ValueError(
+            f"{name} must be bool (True = attend) or floating point (added to the scores), got {value.dtype}"
+            f"{_as_bool(name, value)}"
+        )
     same_device(name, value, other_name, other)
     full = (batch, heads, positions, tokens)
     if _broadcasts(value.shape, (batch, tokens) if value.dim() == 2 else full):
         return
     per_query = f": a mask per query is [1, 1, N, T], {name}[None, None]" if _broadcasts(value.shape, full) else ""
-    raise ValueError(f"{name} must have shape [B, T] = [{batch}, {tokens}] or broadcast to [B, H, N, T] = {list(full)}, "
-                     f"got {list(value.shape)}{per_query}")
+    raise ValueError(
+        f"{name} must have shape [B, T] = [{batch}, {tokens}] or broadcast to [B, H, N, T] = {list(full)}, "
+        f"got {list(value.shape)}{per_query}"
+    )
 
 
 def could_be_mask(value, full):
@@ -114,9 +122,10 @@ def _of_numpy(value, *names):
 
 
 def number(name, value):
-    """A real number, or a symbolic one while torch.compile traces."""
+    """A real number, also NumPy's, as a float; a symbolic one while torch.compile traces."""
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return value if isinstance(value, (torch.SymInt, torch.SymFloat)) else float(value)
 
 
 def integer(name, value):
@@ -177,7 +186,7 @@ def _offsets_tensor(value):
     if isinstance(value, (list, tuple)):
         return torch.tensor([integer(f"offsets[{i}]", bound) for i, bound in enumerate(value)], dtype=torch.int64)
     if _of_numpy(value, "ndarray"):
-        return torch.as_tensor(value.copy())      # an array may be read-only, which a tensor is not
+        return torch.as_tensor(value.copy())  # an array may be read-only, which a tensor is not
     raise TypeError(f"offsets must be a torch.Tensor or a list of ints, got {type(value).__name__}")
 
 
@@ -200,7 +209,7 @@ def channel_text(image, text):
 
 
 def image_rows(image, offsets):
-    """``image`` is [B, N, D], or packed [rows, D] with :func:`bag_offsets`: (batch, channels, its rows as :func:`shape` expects them of a mask)."""
+    """``image`` is [B, N, D], or packed [rows, D] with :func:`bag_offsets`: (batch, channels, the shape of a mask)."""
     if offsets is None:
         shape("image", image, ("B", None), ("N", None), ("D", None))
         return image.shape[0], image.shape[2], (("B", image.shape[0]), ("N", image.shape[1]))

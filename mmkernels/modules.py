@@ -1,7 +1,8 @@
 """The operations as modules: they hold the projections that bring text to the image's channels.
 
-The projections are submodules that are used as such: hooks on them, wrappers around them (LoRA), pruning, parametrizations, quantisation
-and tensor parallelism take effect. Heads are split by their width, so that a rank that holds a part of the channels holds whole heads.
+The projections are submodules that are used as such: hooks on them, wrappers around them (LoRA), pruning,
+parametrizations, quantisation and tensor parallelism take effect. Heads are split by their width, so that a rank that
+holds a part of the channels holds whole heads.
 """
 
 import torch
@@ -31,35 +32,63 @@ class SpatialAttention(nn.Module):
         like image (``combine="multiply"``) or ``[B, D]`` (``"pool"``).
     """
 
-    def __init__(self, image_dim, text_dim, *, num_heads=1, combine="multiply", rescale=False, layout="bnd",
-                 scale=None, bias=True, backend=None, device=None, dtype=None):
+    def __init__(
+        self,
+        image_dim,
+        text_dim,
+        *,
+        num_heads=1,
+        combine="multiply",
+        rescale=False,
+        layout="bnd",
+        scale=None,
+        bias=True,
+        backend=None,
+        device=None,
+        dtype=None,
+    ):
         super().__init__()
-        _check_options(scale, backend)
+        backends.check(backend)
         checks.choice("combine", combine, ("multiply", "pool"))
         checks.choice("layout", layout, ("bnd", "bdhw"))
         self.image_dim, self.text_dim = checks.dimension("image_dim", image_dim), checks.dimension("text_dim", text_dim)
         self.num_heads = checks.heads("num_heads", num_heads, ("image_dim", self.image_dim))
-        self.combine, self.rescale, self.layout, self.scale = combine, checks.flag("rescale", rescale), layout, scale
+        self.combine, self.rescale, self.layout = combine, checks.flag("rescale", rescale), layout
+        self.scale = None if scale is None else checks.number("scale", scale)
         self.backend = backend
-        self.text_projection = nn.Linear(self.text_dim, self.image_dim, bias=checks.flag("bias", bias), device=device, dtype=dtype)
+        self.text_projection = nn.Linear(
+            self.text_dim, self.image_dim, bias=checks.flag("bias", bias), device=device, dtype=dtype
+        )
 
     def forward(self, image, text, *, mask=None, offsets=None, need_weights=False):
         _check_image(image, self.image_dim, offsets, self.layout)
         _check("text", text, ("B", None), ("E", None))
         return functional.spatial_attention(
-            image, self.text_projection(text), mask=mask, offsets=offsets, scale=self.scale, num_heads=self.num_heads,
-            combine=self.combine, rescale=self.rescale, layout=self.layout, need_weights=need_weights,
-            backend=self.backend)
+            image,
+            self.text_projection(text),
+            mask=mask,
+            offsets=offsets,
+            scale=self.scale,
+            num_heads=self.num_heads,
+            combine=self.combine,
+            rescale=self.rescale,
+            layout=self.layout,
+            need_weights=need_weights,
+            backend=self.backend,
+        )
 
     def extra_repr(self):
-        return (f"image_dim={self.image_dim}, text_dim={self.text_dim}, num_heads={self.num_heads}, "
-                f"combine={self.combine!r}, rescale={self.rescale}, layout={self.layout!r}, backend={self.backend!r}")
+        return (
+            f"image_dim={self.image_dim}, text_dim={self.text_dim}, num_heads={self.num_heads}, "
+            f"combine={self.combine!r}, rescale={self.rescale}, layout={self.layout!r}, backend={self.backend!r}"
+        )
 
 
 class GatedCrossAttention(nn.Module):
     """Image positions attend to text tokens, and the result multiplies the image's own features.
 
-    ``out(gate * attention)``: query and gate are projections of the image, key and value of the text, the gate with an activation.
+    ``out(gate * attention)``: query and gate are projections of the image, key and value of the text, the gate with an
+    activation.
 
     Args:
         image_dim: D, channels of the image features.
@@ -67,11 +96,11 @@ class GatedCrossAttention(nn.Module):
         num_heads: H, divides ``embed_dim`` and ``value_dim``.
         embed_dim: channels of query and key, all heads together; default ``image_dim``.
         value_dim: channels of value and gate; default ``image_dim``.
-        gate_activation: a module between the gate's projection and the multiplication, of every element by itself; default
-            ``nn.ReLU()``; ``nn.Identity()`` for none.
-        norm: a module for ``[B, N, value_dim]`` between attention and gate, e.g. ``nn.LayerNorm(value_dim)``. With one, as in LAVT's
-            pixel-word attention (whose norm is over positions), the gate can't be fused: it is multiplied after the norm, by PyTorch.
-            It needs all channels: under tensor parallelism of value and gate there can't be one.
+        gate_activation: a module between the gate's projection and the multiplication, of every element by itself;
+            default ``nn.ReLU()``; ``nn.Identity()`` for none.
+        norm: a module for ``[B, N, value_dim]`` between attention and gate, e.g. ``nn.LayerNorm(value_dim)``. With one,
+            as in LAVT's pixel-word attention (whose norm is over positions), the gate can't be fused: it is multiplied
+            after the norm, by PyTorch. It needs all channels: under tensor parallelism of value and gate there can't be one.
         bias: whether the projections have one.
         scale, backend: as in :func:`mmkernels.gated_cross_attention`.
 
@@ -82,10 +111,24 @@ class GatedCrossAttention(nn.Module):
     Source: Yang et al. 2022 (arXiv:2112.02244), section 3.2.
     """
 
-    def __init__(self, image_dim, text_dim, num_heads=1, *, embed_dim=None, value_dim=None, gate_activation=None, norm=None,
-                 bias=True, scale=None, backend=None, device=None, dtype=None):
+    def __init__(
+        self,
+        image_dim,
+        text_dim,
+        num_heads=1,
+        *,
+        embed_dim=None,
+        value_dim=None,
+        gate_activation=None,
+        norm=None,
+        bias=True,
+        scale=None,
+        backend=None,
+        device=None,
+        dtype=None,
+    ):
         super().__init__()
-        _check_options(scale, backend)
+        backends.check(backend)
         image_dim, text_dim = checks.dimension("image_dim", image_dim), checks.dimension("text_dim", text_dim)
         embed_dim = image_dim if embed_dim is None else checks.dimension("embed_dim", embed_dim)
         value_dim = image_dim if value_dim is None else checks.dimension("value_dim", value_dim)
@@ -94,7 +137,11 @@ class GatedCrossAttention(nn.Module):
             if module is not None and not callable(module):
                 raise TypeError(f"{name} must be a module or None, got {type(module).__name__}")
         self.image_dim, self.text_dim, self.embed_dim, self.value_dim = image_dim, text_dim, embed_dim, value_dim
-        self.num_heads, self.scale, self.backend = num_heads, scale, backend
+        self.num_heads, self.scale, self.backend = (
+            num_heads,
+            None if scale is None else checks.number("scale", scale),
+            backend,
+        )
         options = {"bias": checks.flag("bias", bias), "device": device, "dtype": dtype}
         self.query_projection = nn.Linear(image_dim, embed_dim, **options)
         self.gate_projection = nn.Linear(image_dim, value_dim, **options)
@@ -113,8 +160,15 @@ class GatedCrossAttention(nn.Module):
         value = _split_heads("value_projection", self.value_projection(text), value_width)
         gate = self.gate_activation(self.gate_projection(image))
         found = functional.gated_cross_attention(
-            query, key, value, _split_heads("gate_projection", gate, value_width) if self.norm is None else None, attn_mask=mask,
-            scale=self.scale, need_weights=need_weights, backend=self.backend)
+            query,
+            key,
+            value,
+            _split_heads("gate_projection", gate, value_width) if self.norm is None else None,
+            attn_mask=mask,
+            scale=self.scale,
+            need_weights=need_weights,
+            backend=self.backend,
+        )
         result, weights = found if need_weights else (found, None)
         result = _join_heads(result)
         if self.norm is not None:
@@ -125,7 +179,10 @@ class GatedCrossAttention(nn.Module):
         return (result, weights) if need_weights else result
 
     def extra_repr(self):
-        return f"image_dim={self.image_dim}, text_dim={self.text_dim}, num_heads={self.num_heads}, backend={self.backend!r}"
+        return (
+            f"image_dim={self.image_dim}, text_dim={self.text_dim}, num_heads={self.num_heads}, "
+            f"backend={self.backend!r}"
+        )
 
 
 class BidirectionalAttention(nn.Module):
@@ -140,20 +197,23 @@ class BidirectionalAttention(nn.Module):
         scale, backend: as in :func:`mmkernels.bidirectional_attention`.
 
     Shape:
-        image ``[B, N, D]``, text ``[B, T, E]``, image_mask bool ``[B, N]``, text_mask bool ``[B, T]`` (True = takes part) ->
-        (``[B, N, D]``, ``[B, T, E]``): what image and text have learnt of each other; residuals and norms are the caller's.
+        image ``[B, N, D]``, text ``[B, T, E]``, image_mask bool ``[B, N]``, text_mask bool ``[B, T]`` (True = takes
+        part) -> (``[B, N, D]``, ``[B, T, E]``): what image and text have learnt of each other; residuals and norms are
+        the caller's.
 
     Source: Li et al. 2022 (arXiv:2112.03857), equations 4 to 6; as in Liu et al. 2023 (arXiv:2303.05499).
     """
 
-    def __init__(self, image_dim, text_dim, embed_dim, num_heads, *, bias=True, scale=None, backend=None, device=None, dtype=None):
+    def __init__(
+        self, image_dim, text_dim, embed_dim, num_heads, *, bias=True, scale=None, backend=None, device=None, dtype=None
+    ):
         super().__init__()
-        _check_options(scale, backend)
+        backends.check(backend)
         image_dim, text_dim = checks.dimension("image_dim", image_dim), checks.dimension("text_dim", text_dim)
         embed_dim = checks.dimension("embed_dim", embed_dim)
         num_heads = checks.heads("num_heads", num_heads, ("embed_dim", embed_dim))
         self.image_dim, self.text_dim, self.embed_dim, self.num_heads = image_dim, text_dim, embed_dim, num_heads
-        self.scale, self.backend = scale, backend
+        self.scale, self.backend = None if scale is None else checks.number("scale", scale), backend
         options = {"bias": checks.flag("bias", bias), "device": device, "dtype": dtype}
         self.image_query_projection = nn.Linear(image_dim, embed_dim, **options)
         self.text_key_projection = nn.Linear(text_dim, embed_dim, **options)
@@ -171,20 +231,32 @@ class BidirectionalAttention(nn.Module):
         image_value = _split_heads("image_value_projection", self.image_value_projection(image), width)
         text_value = _split_heads("text_value_projection", self.text_value_projection(text), width)
         image_out, text_out = functional.bidirectional_attention(
-            image_query, text_key, image_value, text_value, image_mask=image_mask, text_mask=text_mask, scale=self.scale,
-            backend=self.backend)
+            image_query,
+            text_key,
+            image_value,
+            text_value,
+            image_mask=image_mask,
+            text_mask=text_mask,
+            scale=self.scale,
+            backend=self.backend,
+        )
         return self.image_out_projection(_join_heads(image_out)), self.text_out_projection(_join_heads(text_out))
 
     def extra_repr(self):
-        return (f"image_dim={self.image_dim}, text_dim={self.text_dim}, embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
-                f"backend={self.backend!r}")
+        return (
+            f"image_dim={self.image_dim}, text_dim={self.text_dim}, embed_dim={self.embed_dim}, "
+            f"num_heads={self.num_heads}, "
+            f"backend={self.backend!r}"
+        )
 
 
 class ChannelAttention(nn.Module):
-    """Weighs the channels of every image position by image and text together: the article's ``softmax(W_a [X, Y])``, multiplied.
+    """Weighs the channels of every image position by image and text together.
 
-    A kernel reads the weight of ``score_projection`` where that is a plain ``nn.Linear``. Where it is anything else (it has hooks, is
-    wrapped, pruned, parametrized, quantised or sharded) it is called, and plain PyTorch does the rest.
+    It is the article's ``softmax(W_a [X, Y])``, multiplied.
+
+    A kernel reads the weight of ``score_projection`` where that is a plain ``nn.Linear``. Where it is anything else (it
+    has hooks, is wrapped, pruned, parametrized, quantised or sharded) it is called, and plain PyTorch does the rest.
 
     Args:
         image_dim: D, channels of the image features.
@@ -198,17 +270,25 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, image_dim, text_dim, *, bias=True, backend=None, device=None, dtype=None):
         super().__init__()
-        _check_options(None, backend)
+        backends.check(backend)
         self.image_dim, self.text_dim = checks.dimension("image_dim", image_dim), checks.dimension("text_dim", text_dim)
         self.backend = backend
-        self.score_projection = nn.Linear(self.image_dim + self.text_dim, self.image_dim, bias=checks.flag("bias", bias), device=device, dtype=dtype)
+        self.score_projection = nn.Linear(
+            self.image_dim + self.text_dim, self.image_dim, bias=checks.flag("bias", bias), device=device, dtype=dtype
+        )
 
     def forward(self, image, text, *, need_weights=False):
         checks.features("image", image)
         checks.shape("image", image, ("B", None), *((("N", None),) if image.dim() != 2 else ()), ("D", self.image_dim))
         if _may_be_read("channel_attention", self.backend, score_projection=self.score_projection):
-            return functional.channel_attention(image, text, self.score_projection.weight, self.score_projection.bias,
-                                                need_weights=need_weights, backend=self.backend)
+            return functional.channel_attention(
+                image,
+                text,
+                self.score_projection.weight,
+                self.score_projection.bias,
+                need_weights=need_weights,
+                backend=self.backend,
+            )
         need_weights = checks.flag("need_weights", need_weights)
         checks.features("text", text)
         image, text = autocast(image, text)
@@ -223,11 +303,14 @@ class ChannelAttention(nn.Module):
 
 
 class AdditiveAttention(nn.Module):
-    """Attention whose scores come from a small network: over image regions for a question (SAN, bottom-up-top-down), or over the
-    patches of a slide without any query (attention-based multiple-instance learning, CLAM).
+    """Attention whose scores come from a small network.
 
-    A kernel reads the weights of the projections where all are plain ``nn.Linear``. Where one is anything else (it has hooks, is
-    wrapped, pruned, parametrized, quantised or sharded) they are called, and plain PyTorch does the rest: the hidden matrix exists then.
+    Over image regions for a question (SAN, bottom-up-top-down), or over the patches of a slide without any query
+    (attention-based multiple-instance learning, CLAM).
+
+    A kernel reads the weights of the projections where all are plain ``nn.Linear``. Where one is anything else (it has
+    hooks, is wrapped, pruned, parametrized, quantised or sharded) they are called, and plain PyTorch does the rest: the
+    hidden matrix exists then.
 
     Args:
         image_dim: D, channels of the image features.
@@ -241,13 +324,27 @@ class AdditiveAttention(nn.Module):
         backend: as in :func:`mmkernels.additive_attention`.
 
     Shape:
-        image ``[B, N, D]`` (packed: ``[rows, D]`` with ``offsets``), query ``[B, E]`` -> ``[B, K, D]``, or like image (``"multiply"``).
+        image ``[B, N, D]`` (packed: ``[rows, D]`` with ``offsets``), query ``[B, E]`` -> ``[B, K, D]``, or like image
+        (``"multiply"``).
     """
 
-    def __init__(self, image_dim, hidden_dim, query_dim=None, num_queries=1, activation="tanh", gated=False, *, combine="pool", bias=True,
-                 backend=None, device=None, dtype=None):
+    def __init__(
+        self,
+        image_dim,
+        hidden_dim,
+        query_dim=None,
+        num_queries=1,
+        activation="tanh",
+        gated=False,
+        *,
+        combine="pool",
+        bias=True,
+        backend=None,
+        device=None,
+        dtype=None,
+    ):
         super().__init__()
-        _check_options(None, backend)
+        backends.check(backend)
         checks.choice("activation", activation, tuple(ACTIVATIONS))
         checks.choice("combine", combine, ("pool", "multiply"))
         image_dim, hidden_dim = checks.dimension("image_dim", image_dim), checks.dimension("hidden_dim", hidden_dim)
@@ -256,30 +353,54 @@ class AdditiveAttention(nn.Module):
         if combine == "multiply" and num_queries != 1:
             raise ValueError(f"num_queries must be 1 with combine='multiply', got {num_queries}")
         bias, gated = checks.flag("bias", bias), checks.flag("gated", gated)
-        self.image_dim, self.hidden_dim, self.query_dim, self.num_queries = image_dim, hidden_dim, query_dim, num_queries
+        self.image_dim, self.hidden_dim, self.query_dim, self.num_queries = (
+            image_dim,
+            hidden_dim,
+            query_dim,
+            num_queries,
+        )
         self.activation, self.gated, self.combine, self.backend = activation, gated, combine, backend
         options = {"device": device, "dtype": dtype}
         self.image_projection = nn.Linear(image_dim, hidden_dim, bias=bias, **options)
         self.query_projection = None if query_dim is None else nn.Linear(query_dim, hidden_dim, bias=False, **options)
         self.gate_projection = nn.Linear(image_dim, hidden_dim, bias=bias, **options) if gated else None
-        self.score_projection = nn.Linear(hidden_dim, num_queries, bias=False, **options)     # a bias would cancel in the softmax
+        self.score_projection = nn.Linear(
+            hidden_dim, num_queries, bias=False, **options
+        )  # a bias would cancel in the softmax
 
     def forward(self, image, query=None, *, mask=None, offsets=None, need_weights=False):
         _check_image(image, self.image_dim, offsets)
         if (query is None) != (self.query_projection is None):
             expected = "a torch.Tensor" if query is None else "None"
             raise ValueError(f"query must be {expected} with query_dim={self.query_dim}, got {type(query).__name__}")
-        if not _may_be_read("additive_attention", self.backend, image_projection=self.image_projection, query_projection=self.query_projection,
-                            gate_projection=self.gate_projection, score_projection=self.score_projection):
+        if not _may_be_read(
+            "additive_attention",
+            self.backend,
+            image_projection=self.image_projection,
+            query_projection=self.query_projection,
+            gate_projection=self.gate_projection,
+            score_projection=self.score_projection,
+        ):
             need_weights = checks.flag("need_weights", need_weights)
             result, weights = self._call_projections(image, query, mask, offsets)
             return (result, weights) if need_weights else result
         gate = self.gate_projection
         return functional.additive_attention(
-            image, query, self.image_projection.weight, None if self.query_projection is None else self.query_projection.weight,
-            self.score_projection.weight, bias=self.image_projection.bias, w_gate=None if gate is None else gate.weight,
-            bias_gate=None if gate is None else gate.bias, activation=self.activation, mask=mask, offsets=offsets, combine=self.combine,
-            need_weights=need_weights, backend=self.backend)
+            image,
+            query,
+            self.image_projection.weight,
+            None if self.query_projection is None else self.query_projection.weight,
+            self.score_projection.weight,
+            bias=self.image_projection.bias,
+            w_gate=None if gate is None else gate.weight,
+            bias_gate=None if gate is None else gate.bias,
+            activation=self.activation,
+            mask=mask,
+            offsets=offsets,
+            combine=self.combine,
+            need_weights=need_weights,
+            backend=self.backend,
+        )
 
     def _call_projections(self, image, query, mask, offsets):
         """(result, weights), in plain PyTorch."""
@@ -293,7 +414,7 @@ class AdditiveAttention(nn.Module):
             checks.shape("query", query, ("B", batch), ("E", None))
         if mask is not None:
             checks.boolean_mask("mask", mask, "image", image, *grid)
-            image = image.where(mask[..., None], 0)       # what is masked out may hold NaN
+            image = image.where(mask[..., None], 0)  # what is masked out may hold NaN
         hidden = self.image_projection(image)
         if query is not None:
             shift = self.query_projection(query)
@@ -309,14 +430,11 @@ class AdditiveAttention(nn.Module):
         return combine_positions(image, scores, mask, offsets, self.combine == "pool")
 
     def extra_repr(self):
-        return (f"image_dim={self.image_dim}, hidden_dim={self.hidden_dim}, query_dim={self.query_dim}, num_queries={self.num_queries}, "
-                f"activation={self.activation!r}, gated={self.gated}, combine={self.combine!r}, backend={self.backend!r}")
-
-
-def _check_options(scale, backend):
-    if scale is not None:
-        checks.number("scale", scale)
-    backends.check(backend)
+        return (
+            f"image_dim={self.image_dim}, hidden_dim={self.hidden_dim}, query_dim={self.query_dim}, "
+            f"num_queries={self.num_queries}, "
+            f"activation={self.activation!r}, gated={self.gated}, combine={self.combine!r}, backend={self.backend!r}"
+        )
 
 
 def _check(name, tensor, *shape):
@@ -344,25 +462,36 @@ PLAIN_TENSORS = (nn.Parameter, torch.Tensor, FakeTensor)
 
 
 def _may_be_read(operation, backend, **projections):
-    """Whether a kernel may read the projections' weights itself. If not they must be called, which a forced backend can't."""
+    """Whether a kernel may read the projections' weights. If not they must be called, which a forced backend can't."""
     for name, projection in projections.items():
         if projection is None or _is_plain_linear(projection):
             continue
         if backend not in (None, "reference"):
             raise backends.BackendError(
-                f"backend {backend!r} can't run {operation} where {name} isn't a plain nn.Linear without hooks (it is {type(projection).__name__}): "
-                "it has to be called, and plain PyTorch does the rest, with backend=None or 'reference'")
+                f"backend {backend!r} can't run {operation} where {name} isn't a plain nn.Linear without hooks "
+                f"(it is {type(projection).__name__}): "
+                "it has to be called, and plain PyTorch does the rest, with backend=None or 'reference'"
+            )
         return False
     return True
 
 
 def _is_plain_linear(module):
     """Nothing but a weight and a bias: nobody notices whether it is called or its weight is read."""
-    return (type(module) is nn.Linear and "forward" not in module.__dict__
-            and type(module._parameters.get("weight")) in PLAIN_TENSORS
-            and "bias" in module._parameters and (module._parameters["bias"] is None or type(module._parameters["bias"]) in PLAIN_TENSORS)
-            and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-                     or nn.modules.module._has_any_global_hook()))
+    return (
+        type(module) is nn.Linear
+        and "forward" not in module.__dict__
+        and type(module._parameters.get("weight")) in PLAIN_TENSORS
+        and "bias" in module._parameters
+        and (module._parameters["bias"] is None or type(module._parameters["bias"]) in PLAIN_TENSORS)
+        and not (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or nn.modules.module._has_any_global_hook()
+        )
+    )
 
 
 def _split_heads(name, tensor, width):

@@ -1,4 +1,4 @@
-"""One rank of the modules under tensor parallelism: ``python tensor_parallel.py RANK FOLDER``, for test_tensor_parallel.py."""
+"""One rank of the modules under tensor parallelism: ``python tensor_parallel.py RANK FOLDER``."""
 
 import datetime
 import sys
@@ -14,7 +14,7 @@ RANKS = 2
 B, N, T, D, E = 3, 5, 4, 8, 6
 
 IN, OUT = ColwiseParallel, RowwiseParallel
-WHOLE = {"output_layouts": Replicate()}           # a rank computes a part of the channels and gets all
+WHOLE = {"output_layouts": Replicate()}  # a rank computes a part of the channels and gets all
 
 
 def image():
@@ -34,16 +34,35 @@ def heads(*projections):
 
 
 GATED = heads("query_projection", "key_projection", "value_projection", "gate_projection", "out_projection")
-BIDIRECTIONAL = heads("image_query_projection", "text_key_projection", "image_value_projection", "text_value_projection",
-                      "image_out_projection", "text_out_projection")
-ADDITIVE = {"image_projection": (IN, {}), "query_projection": (IN, {}), "gate_projection": (IN, {}), "score_projection": (OUT, {})}
+BIDIRECTIONAL = heads(
+    "image_query_projection",
+    "text_key_projection",
+    "image_value_projection",
+    "text_value_projection",
+    "image_out_projection",
+    "text_out_projection",
+)
+ADDITIVE = {
+    "image_projection": (IN, {}),
+    "query_projection": (IN, {}),
+    "gate_projection": (IN, {}),
+    "score_projection": (OUT, {}),
+}
 
 # What is right: (module, inputs, options of the call, plan)
 RIGHT = {
-    "gated": (lambda: mmk.GatedCrossAttention(D, E, 2, embed_dim=12, value_dim=20), (image, tokens),
-              {"mask": torch.arange(B * T).view(B, T) % 3 > 0}, GATED),
-    "bidirectional": (lambda: mmk.BidirectionalAttention(D, E, 12, 4), (image, tokens),
-                      {"image_mask": torch.arange(B * N).view(B, N) % 4 > 0, "text_mask": torch.arange(B * T).view(B, T) % 3 > 0}, BIDIRECTIONAL),
+    "gated": (
+        lambda: mmk.GatedCrossAttention(D, E, 2, embed_dim=12, value_dim=20),
+        (image, tokens),
+        {"mask": torch.arange(B * T).view(B, T) % 3 > 0},
+        GATED,
+    ),
+    "bidirectional": (
+        lambda: mmk.BidirectionalAttention(D, E, 12, 4),
+        (image, tokens),
+        {"image_mask": torch.arange(B * N).view(B, N) % 4 > 0, "text_mask": torch.arange(B * T).view(B, T) % 3 > 0},
+        BIDIRECTIONAL,
+    ),
     "additive": (lambda: mmk.AdditiveAttention(D, 10, E, num_queries=2, gated=True), (image, vector), {}, ADDITIVE),
     "channel": (lambda: mmk.ChannelAttention(D, E), (image, vector), {}, {"score_projection": (IN, WHOLE)}),
     "spatial": (lambda: mmk.SpatialAttention(D, E, num_heads=4), (image, vector), {}, {"text_projection": (IN, WHOLE)}),
@@ -51,22 +70,77 @@ RIGHT = {
 
 # What is refused: the same, and the message.
 REFUSED = {
-    "half a head": (lambda: mmk.BidirectionalAttention(D, E, 12, 1), (image, tokens), {}, BIDIRECTIONAL, "whole heads of 12 channels, got 6"),
-    "half a gate": (lambda: mmk.GatedCrossAttention(D, E, 1), (image, tokens), {}, GATED, "whole heads of 8 channels, got 4"),
-    "keys of all heads": (lambda: mmk.GatedCrossAttention(D, E, 2), (image, tokens), {}, GATED | {"key_projection": (IN, WHOLE)}, "key must have shape"),
-    "a norm of a part": (lambda: mmk.GatedCrossAttention(D, E, 2, norm=torch.nn.Softmax(-1)), (image, tokens), {}, GATED, "must give 8 channels for norm, got 4"),
-    "a part of the text": (lambda: mmk.SpatialAttention(D, E, num_heads=2), (image, vector), {}, {"text_projection": (IN, {})}, "text must have shape"),
-    "a part of text and image": (lambda: mmk.SpatialAttention(D, E, num_heads=2), (lambda: image()[..., :D // RANKS], vector), {},
-                                 {"text_projection": (IN, {})}, "image must have shape [B, N, D] = [any, any, 8], got [3, 5, 4]"),
+    "half a head": (
+        lambda: mmk.BidirectionalAttention(D, E, 12, 1),
+        (image, tokens),
+        {},
+        BIDIRECTIONAL,
+        "whole heads of 12 channels, got 6",
+    ),
+    "half a gate": (
+        lambda: mmk.GatedCrossAttention(D, E, 1),
+        (image, tokens),
+        {},
+        GATED,
+        "whole heads of 8 channels, got 4",
+    ),
+    "keys of all heads": (
+        lambda: mmk.GatedCrossAttention(D, E, 2),
+        (image, tokens),
+        {},
+        GATED | {"key_projection": (IN, WHOLE)},
+        "key must have shape",
+    ),
+    "a norm of a part": (
+        lambda: mmk.GatedCrossAttention(D, E, 2, norm=torch.nn.Softmax(-1)),
+        (image, tokens),
+        {},
+        GATED,
+        "must give 8 channels for norm, got 4",
+    ),
+    "a part of the text": (
+        lambda: mmk.SpatialAttention(D, E, num_heads=2),
+        (image, vector),
+        {},
+        {"text_projection": (IN, {})},
+        "text must have shape",
+    ),
+    "a part of text and image": (
+        lambda: mmk.SpatialAttention(D, E, num_heads=2),
+        (lambda: image()[..., : D // RANKS], vector),
+        {},
+        {"text_projection": (IN, {})},
+        "image must have shape [B, N, D] = [any, any, 8], got [3, 5, 4]",
+    ),
     # One channel of two would broadcast.
-    "channels": (lambda: mmk.ChannelAttention(2, E), (lambda: image()[..., :2], vector), {}, {"score_projection": (IN, {})},
-                 "score_projection must give 2 channels, got 1"),
-    "hidden": (lambda: mmk.AdditiveAttention(D, 2, E), (image, vector), {}, {"image_projection": (IN, {})},
-               "query_projection must give 1 channels like image_projection, got 2"),
-    "hidden gate": (lambda: mmk.AdditiveAttention(D, 2, gated=True), (image,), {}, {"gate_projection": (IN, {})},
-                    "gate_projection must give 2 channels like image_projection, got 1"),
-    "maps": (lambda: mmk.AdditiveAttention(D, 6, num_queries=2), (image,), {}, {"score_projection": (IN, {})},
-             "score_projection must give 2 channels, got 1"),
+    "channels": (
+        lambda: mmk.ChannelAttention(2, E),
+        (lambda: image()[..., :2], vector),
+        {},
+        {"score_projection": (IN, {})},
+        "score_projection must give 2 channels, got 1",
+    ),
+    "hidden": (
+        lambda: mmk.AdditiveAttention(D, 2, E),
+        (image, vector),
+        {},
+        {"image_projection": (IN, {})},
+        "query_projection must give 1 channels like image_projection, got 2",
+    ),
+    "hidden gate": (
+        lambda: mmk.AdditiveAttention(D, 2, gated=True),
+        (image,),
+        {},
+        {"gate_projection": (IN, {})},
+        "gate_projection must give 2 channels like image_projection, got 1",
+    ),
+    "maps": (
+        lambda: mmk.AdditiveAttention(D, 6, num_queries=2),
+        (image,),
+        {},
+        {"score_projection": (IN, {})},
+        "score_projection must give 2 channels, got 1",
+    ),
 }
 
 
@@ -84,7 +158,9 @@ def compute(module, tensors, options):
     results = results if isinstance(results, tuple) else (results,)
     sum((r * torch.linspace(-1, 1, r.numel(), dtype=r.dtype).view_as(r)).sum() for r in results).backward()
     grads = [t.grad for t in (*leaves, *module.parameters())]
-    return [(t.full_tensor() if isinstance(t, DTensor) else t).clone() for t in (*(r.detach() for r in results), *grads)]
+    return [
+        (t.full_tensor() if isinstance(t, DTensor) else t).clone() for t in (*(r.detach() for r in results), *grads)
+    ]
 
 
 def parallel(module, plan):
@@ -94,18 +170,20 @@ def parallel(module, plan):
 
 def main(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS, timeout=datetime.timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=RANKS,
+        timeout=datetime.timedelta(seconds=60),
+    )
     found = {}
-    for name, (make, inputs, options, plan) in RIGHT.items():
-        module, tensors = build(make, inputs)
-        found[name] = compute(parallel(module, plan), tensors, options)
-    for name, (make, inputs, options, plan, _) in REFUSED.items():
+    for name, (make, inputs, options, plan, *_) in (RIGHT | REFUSED).items():
         module, tensors = build(make, inputs)
         try:
-            parallel(module, plan)(*tensors, **options)
-            found[name] = "no error"
-        except ValueError as error:
-            found[name] = str(error)
+            found[name] = compute(parallel(module, plan), tensors, options)
+        except Exception as error:  # told by its type and message
+            found[name] = repr(error)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

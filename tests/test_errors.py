@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from mistakes import of_public, wrong_tensors
+from mistakes import modules, of_public, wrong_tensors
 from mistakes.spatial_attention import IMAGE, TEXT
 
 import mmkernels as mmk
@@ -27,9 +27,7 @@ def test_the_call_that_the_mistakes_differ_from_is_valid(operation, form):
 def test_message(operation, kind, changes, exception, parts):
     with pytest.raises(exception) as caught:
         getattr(mmk, operation)(**OPERATIONS[operation].FORMS[kind].arguments | changes)
-    assert type(caught.value) is exception
-    missing = [part for part in parts if part not in str(caught.value)]
-    assert not missing, f"{missing} not in: {caught.value}"
+    assert_message(caught, exception, parts)
 
 
 @on_every_operation
@@ -80,6 +78,43 @@ def test_a_backend_that_refuses_is_never_replaced(operation, monkeypatch):
     with pytest.raises(mmk.BackendError, match="cpu: it is switched off by this test"):
         getattr(mmk, operation)(**arguments, backend="cpu")
     getattr(mmk, operation)(**arguments)
+
+
+# The modules: their constructors, and what they are called with. Projections that are called tell the same as those that are read.
+
+def assert_message(caught, exception, parts):
+    assert type(caught.value) is exception
+    missing = [part for part in parts if part not in str(caught.value)]
+    assert not missing, f"{missing} not in: {caught.value}"
+
+
+@pytest.mark.parametrize("name, changes, exception, parts", [
+    pytest.param(name, *mistake, id=f"{name}-{what}") for name in modules.MADE_OF for what, *mistake in modules.of_constructor(name)])
+def test_constructor_message(name, changes, exception, parts):
+    getattr(mmk, name)(**modules.MADE_OF[name])
+    with pytest.raises(exception) as caught:
+        getattr(mmk, name)(**modules.MADE_OF[name] | changes)
+    assert_message(caught, exception, parts)
+
+
+@pytest.mark.parametrize("name", modules.MADE_OF)
+def test_every_argument_of_a_constructor_has_its_mistakes(name):
+    mistaken = {argument for _, changes, *_ in modules.of_constructor(name) for argument in changes}
+    assert mistaken | modules.ELSEWHERE == set(inspect.signature(getattr(mmk, name)).parameters)
+
+
+@pytest.mark.parametrize("called", [False, True], ids=["read", "called"])
+@pytest.mark.parametrize("kind, changes, exception, parts", [
+    pytest.param(kind, *mistake, id=f"{kind}-{what}") for kind in modules.CALLS for what, *mistake in modules.of_call(kind)])
+def test_message_of_a_module(kind, changes, exception, parts, called):
+    module, arguments = modules.module(kind), modules.CALLS[kind][2]
+    if called:
+        for child in module.children():
+            child.register_forward_hook(lambda module, given, result: None)
+    module(**arguments)
+    with pytest.raises(exception) as caught:
+        module(**arguments | changes)
+    assert_message(caught, exception, parts)
 
 
 def test_out_overlaps_an_input():

@@ -26,7 +26,8 @@ def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=N
         bias_gate: ``[A]``, same dtype, or None; only with ``w_gate``.
         activation: ``"tanh"``, ``"relu"`` or ``"gelu"`` (the exact one, by erf).
         mask: bool ``[B, N]`` (``[rows]`` with ``offsets``), True = takes part.
-        offsets: int32 or int64 ``[B + 1]``, or a list, ascending, first 0, last = rows: bag b is rows ``offsets[b]:offsets[b+1]``.
+        offsets: int32 or int64 ``[B + 1]``, or a list, ascending, first 0, last = rows: bag b is rows
+            ``offsets[b]:offsets[b+1]``.
         combine: ``"pool"``: ``[B, K, D]``, the weighted sums. ``"multiply"`` (K = 1 only): like image, every position times its weight.
         need_weights: also return the weights, ``[B, K, N]`` (packed: ``[K, rows]``), float32 (float64 for float64), differentiable.
         backend: None picks the fastest that can run; ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"`` force one.

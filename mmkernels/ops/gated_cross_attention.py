@@ -97,9 +97,10 @@ def _masks(attn_mask, query, key):
     if attn_mask.dtype != torch.bool:
         return None, None, full_mask(attn_mask.to(accumulate_dtype(query)), query, key)
     small = four_dimensional(attn_mask)
-    same_for_all = small.shape[2] == 1
-    tokens = small[:, :, 0] if same_for_all else small.any(2)
-    return tokens.expand(*query.shape[:2], key.shape[2]), None if same_for_all else full_mask(attn_mask, query, key), None
+    of_head = *query.shape[:2], key.shape[2]
+    if small.shape[2] == 1:                       # the same for all queries
+        return small[:, :, 0].expand(of_head), None, None
+    return small.any(2).expand(of_head), full_mask(attn_mask, query, key), None
 
 
 @without_autocast

@@ -21,7 +21,8 @@ def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_h
             float32, bfloat16, float16 or float64, any strides.
         text: one vector a sample, ``[B, D]``, same dtype.
         mask: bool ``[B, N]`` (``[B, Y, X]`` for ``bdhw``, ``[rows]`` with ``offsets``), True = takes part.
-        offsets: int32 or int64 ``[B + 1]``, or a list, ascending, first 0, last = rows: bag b is rows ``offsets[b]:offsets[b+1]``.
+        offsets: int32 or int64 ``[B + 1]``, or a list, ascending, first 0, last = rows: bag b is rows
+            ``offsets[b]:offsets[b+1]``.
         scale: factor of the scores; default ``(D / num_heads) ** -0.5``.
         num_heads: H, divides D. The channels are split evenly, one softmax a head.
         combine: ``"multiply"``: like image, every position times its weight. ``"pool"``: ``[B, D]``, the weighted sum.
@@ -46,7 +47,8 @@ def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_h
     checks.features("image", image)
     checks.features("text", text)
     image, text = autocast(image, text)
-    num_heads, rescale, need_weights = checks.integer("num_heads", num_heads), checks.flag("rescale", rescale), checks.flag("need_weights", need_weights)
+    num_heads = checks.integer("num_heads", num_heads)
+    rescale, need_weights = checks.flag("rescale", rescale), checks.flag("need_weights", need_weights)
     checks.choice("layout", layout, ("bnd", "bdhw"))
     if offsets is not None:
         if layout != "bnd":

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import gelu
 
-from .bags import bag_of_rows, bag_softmax, bag_sums
+from .bags import bag_bounds, bag_of_rows, bag_softmax, bag_sums
 from .precision import without_autocast
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": gelu}
@@ -13,6 +13,7 @@ ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": gelu}
 def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=None, bias_gate=None, activation="tanh",
                        mask=None, offsets=None, combine="pool", need_weights=False):
     """See :func:`mmkernels.additive_attention`. Runs in float32 (float64 for float64) inside."""
+    offsets = bag_bounds(offsets, image)
     accumulate = torch.float64 if image.dtype == torch.float64 else torch.float32
     query, w_query, bias, bias_gate = (None if t is None else t.to(accumulate) for t in (query, w_query, bias, bias_gate))
     shift = bias if query is None else query @ w_query.T if bias is None else query @ w_query.T + bias

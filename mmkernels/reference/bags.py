@@ -3,6 +3,13 @@
 import torch
 
 
+def bag_bounds(offsets, image):
+    """``offsets``, also a list or an array, as a tensor."""
+    if offsets is None or isinstance(offsets, torch.Tensor):
+        return offsets
+    return torch.as_tensor(list(offsets), device=image.device)
+
+
 def bag_of_rows(offsets, rows):
     """The number of the bag that each row is in, ``[rows]``."""
     each = torch.arange(rows, dtype=offsets.dtype, device=offsets.device)

@@ -2,7 +2,7 @@
 
 import torch
 
-from .bags import bag_of_rows, bag_softmax, bag_sums
+from .bags import bag_bounds, bag_of_rows, bag_softmax, bag_sums
 from .precision import without_autocast
 
 
@@ -10,6 +10,7 @@ from .precision import without_autocast
 def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_heads=1,
                       combine="multiply", rescale=False, layout="bnd", need_weights=False):
     """See :func:`mmkernels.spatial_attention`. Runs in float32 (float64 for float64) inside."""
+    offsets = bag_bounds(offsets, image)
     if offsets is not None:
         result, weights = _packed(image, text, mask, offsets, scale, num_heads, combine == "pool", rescale)
         return (result, weights) if need_weights else result

@@ -1,0 +1,165 @@
+"""Mistakes in the modules: in what they are made of, told by the constructor, and in what they are called with."""
+
+import inspect
+
+import torch
+
+import mmkernels as mmk
+
+from . import of_layouts, of_options
+
+# The arguments that are needed.
+MADE_OF = {
+    "SpatialAttention": {"image_dim": 8, "text_dim": 5},
+    "GatedCrossAttention": {"image_dim": 8, "text_dim": 5},
+    "BidirectionalAttention": {"image_dim": 8, "text_dim": 5, "embed_dim": 12, "num_heads": 2},
+    "ChannelAttention": {"image_dim": 8, "text_dim": 5},
+    "AdditiveAttention": {"image_dim": 8, "hidden_dim": 7},
+}
+DIMENSIONS = ("image_dim", "text_dim", "embed_dim", "value_dim", "hidden_dim", "query_dim", "num_queries")
+# PyTorch tells mistakes in these.
+ELSEWHERE = {"device", "dtype"}
+
+FURTHER = {
+    "SpatialAttention": {
+        "num_heads 3": ({"num_heads": 3}, ValueError, "num_heads must be at least 1 and divide image_dim = 8, got 3")
+    },
+    "GatedCrossAttention": {
+        "num_heads 4 of queries": (
+            {"num_heads": 4, "embed_dim": 6},
+            ValueError,
+            "num_heads must be at least 1 and divide embed_dim = 6, got 4",
+        ),
+        "num_heads 4 of values": (
+            {"num_heads": 4, "value_dim": 6},
+            ValueError,
+            "num_heads must be at least 1 and divide value_dim = 6, got 4",
+        ),
+        "gate_activation a name": (
+            {"gate_activation": "relu"},
+            TypeError,
+            "gate_activation must be a module or None, got str",
+        ),
+        "norm a flag": ({"norm": True}, TypeError, "norm must be a module or None, got bool"),
+    },
+    "BidirectionalAttention": {
+        "num_heads 5": ({"num_heads": 5}, ValueError, "num_heads must be at least 1 and divide embed_dim = 12, got 5")
+    },
+    "AdditiveAttention": {
+        "maps multiplied": (
+            {"num_queries": 2, "combine": "multiply"},
+            ValueError,
+            "num_queries must be 1 with combine='multiply', got 2",
+        ),
+        "combine of SpatialAttention": (
+            {"combine": "sum"},
+            ValueError,
+            "combine must be one of 'pool', 'multiply', got 'sum'",
+        ),
+    },
+}
+
+
+def of_constructor(name):
+    """(what, changed arguments, exception, message parts)"""
+    module = getattr(mmk, name)
+    yield from of_options(module)
+    for argument, parameter in inspect.signature(module).parameters.items():
+        if argument not in (*DIMENSIONS, "num_heads"):
+            continue
+        for value in (2.0, True, "8", torch.tensor(8), *([] if parameter.default is None else [None])):
+            yield (
+                f"{argument} {value!r}",
+                {argument: value},
+                TypeError,
+                [f"{argument} must be an int, got {type(value).__name__}"],
+            )
+        for value in (0, -2):
+            yield (
+                f"{argument} {value}",
+                {argument: value},
+                ValueError,
+                [f"{argument} must be at least 1", f"got {value}"],
+            )
+    for what, (changes, exception, message) in FURTHER.get(name, {}).items():
+        yield what, changes, exception, [message]
+
+
+# Calls: what the module is made of besides, and valid tensors.
+IMAGE, TEXT, TOKENS, OFFSETS = torch.randn(3, 6, 8), torch.randn(3, 5), torch.randn(3, 4, 5), torch.tensor([0, 2, 3, 6])
+CALLS = {
+    "spatial": ("SpatialAttention", {}, {"image": IMAGE, "text": TEXT}),
+    "planes": ("SpatialAttention", {"layout": "bdhw"}, {"image": IMAGE.mT.unflatten(2, (2, 3)), "text": TEXT}),
+    "spatial packed": ("SpatialAttention", {}, {"image": IMAGE[0], "text": TEXT, "offsets": OFFSETS}),
+    "gated": ("GatedCrossAttention", {}, {"image": IMAGE, "text": TOKENS}),
+    "bidirectional": ("BidirectionalAttention", {}, {"image": IMAGE, "text": TOKENS}),
+    "channel": ("ChannelAttention", {}, {"image": IMAGE, "text": TEXT}),
+    "additive": ("AdditiveAttention", {}, {"image": IMAGE}),
+    "additive of a query": ("AdditiveAttention", {"query_dim": 5}, {"image": IMAGE, "query": TEXT}),
+    "additive packed": ("AdditiveAttention", {"query_dim": 5}, {"image": IMAGE[0], "query": TEXT, "offsets": OFFSETS}),
+}
+
+
+def module(kind):
+    name, options, _ = CALLS[kind]
+    return getattr(mmk, name)(**MADE_OF[name] | options)
+
+
+def of_call(kind):
+    name, _, given = CALLS[kind]
+    for argument, tensor in given.items():
+        if argument == "offsets":
+            continue
+        for value in (None, [[1.0]]):
+            if value is not None or argument != "query":
+                yield (
+                    f"{argument} {value}",
+                    {argument: value},
+                    TypeError,
+                    [f"{argument} must be a torch.Tensor, got {type(value).__name__}"],
+                )
+        yield (
+            f"{argument} of integers",
+            {argument: tensor.long()},
+            ValueError,
+            [f"{argument} must be float32", "got torch.int64"],
+        )
+        for what, mistake, exception, parts in of_layouts(argument, tensor):
+            yield what, mistake, exception, parts
+        yield (
+            f"{argument} too deep",
+            {argument: tensor[None]},
+            ValueError,
+            [f"{argument} must have shape ", f"got {[1, *tensor.shape]}"],
+        )
+        if "packed" not in kind and kind != "additive":
+            yield f"{argument} of another batch", {argument: tensor[:2]}, ValueError, ["must have shape [B, "]
+    alone, text = given["image"][0], given.get("text", given.get("query"))
+    if "packed" in kind:
+        yield "image of a batch", {"image": IMAGE}, ValueError, ["image must have shape [rows, D] = [any, "]
+    elif kind == "channel":
+        yield (
+            "image of one sample",
+            {"image": alone, "text": text[:1]},
+            ValueError,
+            ["text must have shape [B, E] = [6, any], got [1, 5]", "one sample's [N, D] is image[None]"],
+        )
+    else:
+        yield (
+            "image of one sample",
+            {"image": alone},
+            ValueError,
+            [f"image must have shape [B, ", f"got {list(alone.shape)}: one sample without a batch is image[None]"],
+        )
+    if name in ("SpatialAttention", "ChannelAttention", "AdditiveAttention"):
+        channels = 1 if kind == "planes" else given["image"].dim() - 1
+        yield (
+            "image of other channels",
+            {"image": given["image"].narrow(channels, 0, 7)},
+            ValueError,
+            ["image must have shape", "8", "got"],
+        )
+    if kind == "additive":
+        yield "query for nothing", {"query": TEXT}, ValueError, ["query must be None with query_dim=None, got Tensor"]
+    elif name == "AdditiveAttention":
+        yield "no query", {"query": None}, ValueError, ["query must be a torch.Tensor with query_dim=5, got NoneType"]
