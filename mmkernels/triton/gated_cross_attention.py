@@ -72,7 +72,7 @@ def backward(grad_result, query, key, value, gate, mask, pairs, bias, attended, 
     like = lambda t, need: empty_heads(t, t.shape[3]) if need and t is not None else query.new_empty(0)
     grads = [like(t, need) for t, need in ((query, need_query_grad), (key, need_key_grad), (value, need_value_grad), (gate, need_gate_grad))]
     need_bias_grad = need_bias_grad and bias is not None
-    grad_bias = torch.empty((*query.shape[:3], key.shape[2]) if need_bias_grad else (0,), dtype=torch.float32, device=query.device)
+    grad_bias = torch.zeros((*query.shape[:3], key.shape[2]) if need_bias_grad else (0,), dtype=torch.float32, device=query.device)
     to_query, to_key, to_value, to_gate = (
         head_rows(t) if need else None for t, need in zip(grads, (need_query_grad, need_key_grad, need_value_grad,
                                                                   need_gate_grad and gate is not None)))
