@@ -105,8 +105,9 @@ class Standard:
         self.dtypes = {name: outputs[name].dtype if name in outputs else self.arguments[name.removesuffix(".grad")].dtype
                        for name in self.truth}
         results = [name for name in self.names if name != "weights"]
-        self.silent = [not any(part.any() for part in parts)
-                       for parts in zip(*(_samples("result", self.truth[name], self.arguments) for name in results))]
+        # A sample's magnitude, at least that of its inputs; 0 where nothing takes part.
+        self.magnitudes = [max(1.0, *(_magnitude(part) for part in parts)) if any(part.any() for part in parts) else 0.0
+                           for parts in zip(*(_samples("result", self.truth[name], self.arguments) for name in results))]
 
     @functools.cached_property
     def rounded(self):
@@ -158,7 +159,7 @@ def compare(name, actual, truth, peer, narrow=None, samples=False):
         if found is None:
             return None
         pairs = zip(found.double(), truth) if samples else [(found.double(), truth)]
-        return _largest_and_rms([(part, true, False) for part, true in pairs], actual.dtype)
+        return _largest_and_rms([(part, true, 1.0) for part, true in pairs], actual.dtype)
 
     return _verdict(name, actual.dtype, errors(actual), errors(peer), errors(narrow))
 
@@ -192,28 +193,33 @@ def _verdict(name, dtype, errors, of_peer, of_narrow, of_rounded=(0, 0)):
 def _errors(standard, name, actual, truth, dtype):
     """(largest, root mean square) error, relative to the sample's magnitude, of the worst sample."""
     if name.removesuffix(".grad") in PARAMETERS:
-        samples = [(actual.double(), truth, all(standard.silent))]
+        samples = [(actual.double(), truth, max(standard.magnitudes, default=0.0))]
     else:
-        samples = zip(*(_samples(name, tensor, standard.arguments) for tensor in (actual.double(), truth)), standard.silent)
+        parts = (_samples(name, tensor, standard.arguments) for tensor in (actual.double(), truth))
+        samples = zip(*parts, standard.magnitudes)
     return _largest_and_rms(samples, dtype)
 
 
 def _largest_and_rms(samples, dtype):
-    """Of (actual, truth, whether nothing takes part) a sample."""
+    """Of (actual, truth, magnitude of the sample's results, 0 where nothing takes part) a sample."""
     largest = square = 0.0
     quiet = max(torch.finfo(dtype).tiny, 1e-30)   # below, a dtype's own steps are coarser than its epsilon
-    for part, true, nothing in samples:
+    for part, true, magnitude in samples:
         if true.numel() == 0:
             continue
         finite = true.isfinite()
         true, difference = true.where(finite, 0), (part - true).where(finite, 0).abs()
-        # A gradient that cancels to 0 (a softmax over one position) has no magnitude: take that of the inputs, 1.
-        unit = quiet if nothing or true.abs().max() > CANCELLED else 1.0
+        # A gradient that cancels to 0 (a softmax over equal positions) has none: its terms are of the results' magnitude.
+        unit = quiet if true.abs().max() > CANCELLED else max(magnitude, quiet)
         largest = max(largest, float(difference.max() / (true.abs().max() + unit)))
         square = max(square, float(difference.square().mean().sqrt() / (true.square().mean().sqrt() + unit)))
         if float(difference.sum()) != float(difference.sum()):            # NaN: max() would forget it
             return float("nan"), float("nan")
     return largest, square
+
+
+def _magnitude(tensor):
+    return float(tensor.abs().nan_to_num(0, 0, 0).max()) if tensor.numel() else 0.0
 
 
 def _samples(name, tensor, arguments):

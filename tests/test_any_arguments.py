@@ -11,6 +11,10 @@ from mmkernels import cases, functional, tolerance
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis isn't installed: it draws these tests' arguments")
 from hypothesis import strategies as st  # noqa: E402
 
+# Of two or three tokens or channels a softmax's gradient may cancel to less than its terms' rounding, and the peer be
+# lucky: one call of a thousand is a little more off than the rule allows. Of these the gradients are judged in cases only.
+WITH_GRADIENTS = set(functional.__all__) - {"bidirectional_attention", "channel_attention", "gated_cross_attention"}
+
 sizes = st.integers(1, 9)
 widths = st.integers(1, 40)
 shares = st.sampled_from([None, 0.0, 0.3, 0.9])   # of what is masked out; None: no mask
@@ -155,11 +159,9 @@ def additive_attention(draw_from):
     pytest.param(operation, *combination.values, id=f"{operation}-{combination.id}")
     for operation in functional.__all__ for combination in runnable(operation)])
 def test_anything(operation, backend, device, dtype):
-    # Of a few tokens or channels a softmax's gradient may cancel to less than its terms' rounding, and the peer be lucky:
-    # where arguments are arbitrary the rule judges gradients of spatial attention alone. Cases judge the others'.
     @hypothesis.given(case=globals()[operation]())
     def check(case):
-        standard = tolerance.Standard(operation, case, dtype, device, gradients=operation == "spatial_attention")
+        standard = tolerance.Standard(operation, case, dtype, device, gradients=operation in WITH_GRADIENTS)
         assert_passed(standard.test(getattr(mmk, operation), backend=backend))
 
     check()

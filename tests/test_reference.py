@@ -266,7 +266,19 @@ def test_tolerance_wants_exact_zeros_where_no_side_attends(masked):
             name: torch.zeros(1, 5, dtype=torch.bool) for name in masked}
 
     standard = tolerance.Standard("bidirectional_attention", cases.Case("masked", "any", make, True), torch.float32)
-    assert standard.silent == [len(masked) == 2]
+    assert (standard.magnitudes == [0.0]) == (len(masked) == 2)
+
+
+@pytest.mark.parametrize("error, passed", [(1e-6, True), (1e-4, False)])
+def test_tolerance_measures_what_cancels_by_its_terms(error, passed):
+    """Of equal positions the text's gradient is 0: a sum of terms that are as large as the results."""
+    def make(draw):
+        return {"image": draw.normal(1, 1, 4).expand(1, 30, 4), "text": draw.normal(1, 4), "combine": "pool", "rescale": True}
+
+    standard = tolerance.Standard("spatial_attention", cases.Case("equal positions", "any", make, True), torch.float32)
+    found = {name: tensor.float() for name, tensor in standard.truth.items()}
+    found["text.grad"] = found["text.grad"] + error * float(standard.truth["result"].abs().max())
+    assert all(verdict.passed for verdict in standard.judge(found)) == passed
 
 
 # What belongs to no case: a tensor of three samples, the last a thousand times smaller.
