@@ -1,7 +1,6 @@
 """The Triton kernels, interpreted on the CPU, against the float64 reference: what the cases of all backends don't reach.
 
-triton.jit reads TRITON_INTERPRET when a kernel is defined, so it has to be set before mmkernels is imported; where another
-test imported mmkernels without it, this file runs in a process of its own.
+triton.jit reads TRITON_INTERPRET when a kernel is defined, so it has to be set before mmkernels is imported: `make test-triton`.
 """
 
 import functools
@@ -11,8 +10,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
@@ -28,7 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 if not INSTALLED:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-interpreted = pytest.mark.skipif(not backends.INTERPRETED, reason="runs in a process of its own")
+interpreted = pytest.mark.skipif(not backends.INTERPRETED, reason="mmkernels was imported without TRITON_INTERPRET=1")
 on_every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 both_ways = pytest.mark.parametrize("combine", ["multiply", "pool"])
 run = functools.partial(mmk.spatial_attention, backend="triton", need_weights=True)
@@ -38,13 +35,6 @@ def in_own_process(*command, **environment):
     root = Path(__file__).parent.parent
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=root, env={
         **os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]), **environment})
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(backends.INTERPRETED, reason="it is the interpreter's process")
-def test_all_of_this_file():
-    done = in_own_process("-m", "pytest", __file__, "-m", "not slow", TRITON_INTERPRET="1")
-    assert done.returncode == 0, done.stdout
 
 
 def draw(*shape, dtype=torch.float32, seed=0):

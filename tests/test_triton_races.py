@@ -6,9 +6,6 @@ program stores, no other one of the same launch may load or store. What is loade
 """
 
 import importlib.util
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch

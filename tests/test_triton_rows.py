@@ -1,16 +1,10 @@
 """Channel and additive attention in Triton, interpreted: what the cases of all backends don't reach.
 
-Runs in a process of its own where mmkernels was imported without TRITON_INTERPRET=1; see test_triton.py.
+`make test-triton` runs it; see test_triton.py.
 """
 
 import functools
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
@@ -23,19 +17,9 @@ from mmkernels import backends
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-interpreted = pytest.mark.skipif(not backends.INTERPRETED, reason="runs in a process of its own")
+interpreted = pytest.mark.skipif(not backends.INTERPRETED, reason="mmkernels was imported without TRITON_INTERPRET=1")
 on_every_dtype = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=lambda d: str(d).removeprefix("torch."))
 CHANNEL, ADDITIVE = "channel_attention", "additive_attention"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(backends.INTERPRETED, reason="it is the interpreter's process")
-def test_all_of_this_file():
-    root = Path(__file__).parent.parent
-    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, "-m", "pytest", __file__, "-m", "not slow"], capture_output=True, text=True, cwd=root,
-                          env={**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"})
-    assert done.returncode == 0, done.stdout
 
 
 def draw(*shape, dtype=torch.float32, seed=0):
