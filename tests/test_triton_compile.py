@@ -200,7 +200,7 @@ def resources(compiled):
 
 def in_own_process(*arguments, path=()):
     """The rows, of the package that this process has; modules in the folders of `path` come before those that are installed."""
-    path = [str(Path(mmkernels.__file__).parent.parent), *map(str, path), os.environ.get("PYTHONPATH", "")]
+    path = [*map(str, path), str(Path(mmkernels.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run([sys.executable, __file__, "--json", *arguments], capture_output=True, text=True,
                           env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(path)})
     assert done.returncode == 0, done.stderr
