@@ -491,7 +491,7 @@ class Configuration(NamedTuple):
 FORWARD = {torch.float32: (Configuration(64, 16, 32, 64, 4, 1), Configuration(32, 16, 32, 64, 4, 1)),
            torch.bfloat16: (Configuration(64, 32, 64, 128, 4, 2), Configuration(128, 32, 64, 128, 8, 2), Configuration(32, 32, 64, 128, 4, 2))}
 BACKWARD = {torch.float32: (Configuration(16, 32, 32, 32, 4, 1), Configuration(16, 16, 32, 64, 4, 1)),
-            torch.bfloat16: (Configuration(32, 32, 64, 64, 4, 2), Configuration(64, 32, 64, 64, 8, 2), Configuration(16, 32, 64, 64, 4, 2))}
+            torch.bfloat16: (Configuration(32, 32, 64, 64, 4, 2), Configuration(64, 16, 64, 64, 8, 2), Configuration(16, 32, 64, 64, 4, 2))}
 BACKWARD_BOTH = {torch.float32: (Configuration(16, 32, 32, 32, 4, 1), Configuration(16, 16, 32, 64, 4, 1)),
                  torch.bfloat16: (Configuration(16, 32, 64, 64, 4, 2), Configuration(32, 16, 64, 64, 4, 2))}
 MERGE = {"BLOCK_N": 16, "num_warps": 4}
