@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from . import backends, checks, functional
 from .ops.common import autocast
 from .reference.additive_attention import ACTIVATIONS, combine_positions
-from .reference.bags import bag_of_rows
+from .reference.bags import Bags
 from .reference.channel_attention import concatenate, multiply_channels
 
 
@@ -137,11 +137,8 @@ class GatedCrossAttention(nn.Module):
             if module is not None and not callable(module):
                 raise TypeError(f"{name} must be a module or None, got {type(module).__name__}")
         self.image_dim, self.text_dim, self.embed_dim, self.value_dim = image_dim, text_dim, embed_dim, value_dim
-        self.num_heads, self.scale, self.backend = (
-            num_heads,
-            None if scale is None else checks.number("scale", scale),
-            backend,
-        )
+        self.num_heads, self.backend = num_heads, backend
+        self.scale = None if scale is None else checks.number("scale", scale)
         options = {"bias": checks.flag("bias", bias), "device": device, "dtype": dtype}
         self.query_projection = nn.Linear(image_dim, embed_dim, **options)
         self.gate_projection = nn.Linear(image_dim, value_dim, **options)
@@ -353,12 +350,8 @@ class AdditiveAttention(nn.Module):
         if combine == "multiply" and num_queries != 1:
             raise ValueError(f"num_queries must be 1 with combine='multiply', got {num_queries}")
         bias, gated = checks.flag("bias", bias), checks.flag("gated", gated)
-        self.image_dim, self.hidden_dim, self.query_dim, self.num_queries = (
-            image_dim,
-            hidden_dim,
-            query_dim,
-            num_queries,
-        )
+        self.image_dim, self.hidden_dim = image_dim, hidden_dim
+        self.query_dim, self.num_queries = query_dim, num_queries
         self.activation, self.gated, self.combine, self.backend = activation, gated, combine, backend
         options = {"device": device, "dtype": dtype}
         self.image_projection = nn.Linear(image_dim, hidden_dim, bias=bias, **options)
@@ -415,11 +408,12 @@ class AdditiveAttention(nn.Module):
         if mask is not None:
             checks.boolean_mask("mask", mask, "image", image, *grid)
             image = image.where(mask[..., None], 0)  # what is masked out may hold NaN
+        bags = None if offsets is None else Bags.of(offsets, image.shape[0])
         hidden = self.image_projection(image)
         if query is not None:
             shift = self.query_projection(query)
             _check_channels("query_projection", shift, hidden.shape[-1], "like image_projection")
-            hidden = hidden + (shift[:, None] if offsets is None else shift[bag_of_rows(offsets, image.shape[0])])
+            hidden = hidden + (shift[:, None] if bags is None else bags.spread(shift))
         hidden = ACTIVATIONS[self.activation](hidden)
         if self.gate_projection is not None:
             gate = self.gate_projection(image)
@@ -427,7 +421,7 @@ class AdditiveAttention(nn.Module):
             hidden = hidden * gate.sigmoid()
         scores = self.score_projection(hidden)
         _check_channels("score_projection", scores, self.num_queries)
-        return combine_positions(image, scores, mask, offsets, self.combine == "pool")
+        return combine_positions(image, scores, mask, bags, self.combine == "pool")
 
     def extra_repr(self):
         return (

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from .reference.additive_attention import ACTIVATIONS
+from .reference.channel_attention import concatenate
 from .reference.gated_cross_attention import full_mask
 
 
@@ -107,8 +108,7 @@ def bidirectional_attention_sdpa(image_query, text_key, image_value, text_value,
 
 def channel_attention(image, text, weight, bias=None, *, need_weights=False):
     """Concatenation and one product, as the formula is written. Weights come in image's dtype."""
-    both = torch.cat([image, text if image.dim() == 2 else text[:, None].expand(-1, image.shape[1], -1)], -1)
-    weights = linear(both, weight, bias).softmax(-1)
+    weights = linear(concatenate(image, text), weight, bias).softmax(-1)
     return (image * weights, weights) if need_weights else image * weights
 
 

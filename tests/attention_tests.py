@@ -49,7 +49,7 @@ def assert_computes(compute, operation, backend, tensors, found=None):
         found = compute(functools.partial(getattr(mmk, operation), backend=backend), *tensors)
     plain = functools.partial(compute, getattr(peers, operation))
     truth = compute(getattr(reference, operation), *_cast(tensors, torch.float64))
-    wide = any(t.dtype == torch.float64 for t in _outputs(found))
+    wide = any(t.dtype == torch.float64 for t in outputs(found))
     narrow = plain(*_cast(tensors, torch.float32)) if wide else None
     assert_rule(found, truth, plain(*tensors), narrow, batch=len(tensors[0]) if tensors[0].dim() > 2 else None)
 
@@ -68,8 +68,8 @@ def assert_module(compute, module, tensors, found=None):
 def assert_rule(found, truth, peer, narrow=None, batch=None):
     """Tensors, or tuples of them, under the rule. `truth` is float64, `narrow` the peer in float32 where `found` is
     float64. Those of `batch` entries along dimension 0 are judged entry by entry."""
-    found, truth, peer = map(_outputs, (found, truth, peer))
-    narrow = [None] * len(found) if narrow is None else _outputs(narrow)
+    found, truth, peer = map(outputs, (found, truth, peer))
+    narrow = [None] * len(found) if narrow is None else outputs(narrow)
     assert len(found) == len(truth) == len(peer) == len(narrow)
     assert_passed([tolerance.compare(f"output {i}", *each, samples=each[1].dim() > 1 and len(each[1]) == batch)
                     for i, each in enumerate(zip(found, truth, peer, narrow))])
@@ -80,7 +80,8 @@ def assert_passed(verdicts):
     assert not wrong, "\n".join(wrong)
 
 
-def _outputs(found):
+def outputs(found):
+    """What a function gives, one tensor or several, as a list."""
     return [t.detach() for t in (found if isinstance(found, (tuple, list)) else (found,))]
 
 
@@ -90,6 +91,13 @@ def _cast(tensors, dtype):
 
 def draw(*shape, dtype=torch.float32, device="cpu", seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
+def negative(tensor):
+    """The same values, kept negated: PyTorch makes such views of conjugates' imaginary parts."""
+    view = torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
+    assert view.is_neg() and torch.equal(view, tensor)
+    return view
 
 
 def call(function, *tensors, **options):

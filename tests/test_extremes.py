@@ -3,6 +3,7 @@ float are cases of mmkernels.cases.)"""
 
 import pytest
 import torch
+from attention_tests import outputs
 from conftest import runnable
 
 import mmkernels as mmk
@@ -63,11 +64,7 @@ def test_scores_that_are_not_finite(operation, case, backend, device, dtype):
         for value in (float("inf"), float("-inf"), float("nan")):
             poisoned = tensor.clone(memory_format=torch.contiguous_format)
             poisoned.view(-1)[tensor.numel() // 2 + 1] = value
-            found, expected = (_outputs(function(**arguments | {name: poisoned}, **options)) for function, options in (
+            found, expected = (outputs(function(**arguments | {name: poisoned}, **options)) for function, options in (
                 (getattr(mmk, operation), {"backend": backend}), (getattr(reference, operation), {})))
             for f, e in zip(found, expected):
                 assert torch.equal(f.isnan(), e.isnan()) and torch.equal(f.isinf(), e.isinf()), f"{value} in {name}"
-
-
-def _outputs(found):
-    return found if isinstance(found, tuple) else (found,)

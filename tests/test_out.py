@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attention_tests import draw
+from attention_tests import draw, negative
 from conftest import runnable
 
 import mmkernels as mmk
@@ -98,13 +98,6 @@ def test_registered_operation_has_no_derivative(backend, device, dtype):
     with pytest.raises(RuntimeError, match="for inference only"):
         registered(image.requires_grad_(), text, options, out, backend)
     assert bool((out == 3).all())
-
-
-def negative(tensor):
-    """The same values, kept negated: PyTorch makes such views of conjugates' imaginary parts."""
-    view = torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
-    assert view.is_neg()
-    return view
 
 
 @on_every_backend

@@ -2,16 +2,10 @@
 
 import pytest
 import torch
-from attention_tests import assert_rule
+from attention_tests import assert_rule, negative
 from calls import function_of, parameters, tensors_of
 
 import mmkernels as mmk
-
-
-def negative(tensor):
-    view = torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
-    assert view.is_neg() and torch.equal(view, tensor)
-    return view
 
 
 @pytest.mark.parametrize("backend, device, dtype, name", parameters())

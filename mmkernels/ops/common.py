@@ -89,8 +89,11 @@ def empty_heads(like, channels):
     return like.new_empty(batch, heads, positions, channels)
 
 
-def empty_softmax(queries):
+def softmax_shape(queries):
     """``[B, H, 2, N]``, of each query's softmax: its largest score, in the kernels' own unit, and one over the sum of the exponentials of what
     scores are less; 0 where nothing takes part."""
-    batch, heads, positions, _ = queries.shape
-    return queries.new_empty(batch, heads, 2, positions, dtype=accumulate_dtype(queries))
+    return *queries.shape[:2], 2, queries.shape[2]
+
+
+def empty_softmax(queries):
+    return queries.new_empty(softmax_shape(queries), dtype=accumulate_dtype(queries))

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import gelu
 
-from .bags import bag_bounds, bag_of_rows, bag_softmax, bag_sums
+from .bags import Bags, bag_bounds
 from .precision import without_autocast
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": gelu}
@@ -32,26 +32,30 @@ def attend(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activati
     part = torch.ones(image.shape[:-1], dtype=torch.bool, device=image.device) if mask is None else mask
     x = x.where(part[..., None], 0)               # what is masked out may hold NaN: replaced before any arithmetic can spread it
 
-    bags = None if offsets is None else bag_of_rows(offsets, image.shape[0])
+    bags = None if offsets is None else Bags.of(offsets, image.shape[0])
     if shift is not None:
-        shift = shift[:, None] if bags is None else shift.index_select(0, bags)
+        shift = shift[:, None] if bags is None else bags.spread(shift)
     hidden = ACTIVATIONS[activation](x @ w_image.T if shift is None else x @ w_image.T + shift)
     if w_gate is not None:
         gate = x @ w_gate.T
         hidden = hidden * torch.sigmoid(gate if shift_gate is None else gate + shift_gate)
-    result, weights = combine_positions(x, hidden @ v.T, mask, offsets, pool)
+    result, weights = _combine(hidden @ v.T, x, part, bags, pool)
     return result.to(dtype), weights
 
 
 @without_autocast
-def combine_positions(image, scores, mask, offsets, pool):
+def combine_positions(image, scores, mask, bags, pool):
     """(result, weights) of scores ``[B, N, K]``, packed ``[rows, K]``; where it is masked, image is finite."""
     dtype = image.dtype
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     image, scores = image.to(accumulate), scores.to(accumulate)
     part = torch.ones(image.shape[:-1], dtype=torch.bool, device=image.device) if mask is None else mask
-    result, weights = _dense(scores, image, part, pool) if offsets is None else _packed(scores, image, part, offsets, pool)
+    result, weights = _combine(scores, image, part, bags, pool)
     return result.to(dtype), weights
+
+
+def _combine(scores, x, part, bags, pool):
+    return _dense(scores, x, part, pool) if bags is None else _packed(scores, x, part, bags, pool)
 
 
 def _dense(scores, x, part, pool):
@@ -62,10 +66,9 @@ def _dense(scores, x, part, pool):
     return weights @ x if pool else weights.transpose(1, 2) * x, weights
 
 
-def _packed(scores, x, part, offsets, pool):
-    bags, count = bag_of_rows(offsets, x.shape[0]), offsets.shape[0] - 1
-    weights = bag_softmax(scores, part, bags, count)
+def _packed(scores, x, part, bags, pool):
+    weights = bags.softmax(scores, part)
     if not pool:
         return weights * x, weights.T
-    maps = [bag_sums(w[:, None] * x, bags, count) for w in weights.unbind(1)]        # one by one: together they are K times the image
+    maps = [bags.sums(w[:, None] * x) for w in weights.unbind(1)]        # one by one: together they are K times the image
     return torch.stack(maps, 1), weights.T

@@ -2,7 +2,7 @@
 
 import torch
 
-from .bags import bag_bounds, bag_of_rows, bag_softmax, bag_sums
+from .bags import Bags, bag_bounds
 from .precision import without_autocast
 
 
@@ -49,18 +49,18 @@ def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_h
 def _packed(image, text, mask, offsets, scale, num_heads, pool, rescale):
     dtype = image.dtype
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-    (rows, channels), count = image.shape, offsets.shape[0] - 1
+    rows, channels = image.shape
     width = channels // num_heads
     scale = width ** -0.5 if scale is None else scale
-    bags = bag_of_rows(offsets, rows)
+    bags = Bags.of(offsets, rows)
     part = torch.ones(rows, dtype=torch.bool, device=image.device) if mask is None else mask
 
     x = image.to(accumulate).masked_fill(~part[:, None], 0).reshape(rows, num_heads, width)
-    t = text.to(accumulate).reshape(count, num_heads, width).index_select(0, bags)
-    weights = bag_softmax((x * t).sum(-1) * scale, part, bags, count)
+    t = text.to(accumulate).reshape(bags.count, num_heads, width)
+    weights = bags.softmax((x * bags.spread(t)).sum(-1) * scale, part)
     if rescale:
-        weights = weights * bag_sums(part.long(), bags, count).index_select(0, bags)[:, None]
+        weights = weights * bags.spread(bags.sums(part.long()))[:, None]
 
     result = weights[..., None] * x
-    result = bag_sums(result, bags, count) if pool else result
+    result = bags.sums(result) if pool else result
     return result.flatten(1).to(dtype), weights.T

@@ -71,11 +71,6 @@ def tokens(t):
     return Tokens(t, t.stride(0), 0 if t.dim() == 2 else t.stride(1), t.stride(-1))
 
 
-def softmax_shape(queries):
-    """Of what is kept of their softmax: see Side."""
-    return *queries.shape[:2], 2, queries.shape[2]
-
-
 def swapped(pairs):
     """[B, H, N, T] seen from the tokens."""
     return pairs and pairs._replace(n=pairs.c, c=pairs.n)

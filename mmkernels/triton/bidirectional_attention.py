@@ -9,8 +9,8 @@ import torch
 import triton
 
 from ..ops.bidirectional_attention import OPERATION
-from ..ops.common import empty_heads, empty_softmax
-from .attention import BACKWARD_BOTH, FORWARD, Heads, Side, head_rows, softmax_shape, tokens
+from ..ops.common import empty_heads, empty_softmax, softmax_shape
+from .attention import BACKWARD_BOTH, FORWARD, Heads, Side, head_rows, tokens
 from .common import define, on_device, require, tuned
 
 

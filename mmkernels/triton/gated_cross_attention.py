@@ -7,9 +7,9 @@ the queries' gradient (and the bias's) with tokens as columns, then keys' and va
 import torch
 import triton
 
-from ..ops.common import empty_heads, empty_softmax
+from ..ops.common import empty_heads, empty_softmax, softmax_shape
 from ..ops.gated_cross_attention import OPERATION
-from .attention import BACKWARD, FORWARD, Heads, Side, head_rows, softmax_shape, swapped, tokens
+from .attention import BACKWARD, FORWARD, Heads, Side, head_rows, swapped, tokens
 from .common import define, on_device, require, tuned
 
 
