@@ -1,4 +1,5 @@
 # make demo   installs, builds, verifies the kernels, trains the reference model fused and unfused, writes out/demo.html
+# make lint   style, in seconds: needs no installation of the package        make format   puts it right
 # make test   the tests            make test-slow, test-triton, test-triton-oldest   the rest: .ci/run runs all
 TORCH  := torch==2.13.0
 PYTHON ?= python3
@@ -21,13 +22,29 @@ export ONEDNN_MAX_CPU_ISA := $(if $(filter baseline,$(HELD)),SSE41,AVX2)
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/inductor-$(HELD)
 endif
 
-.PHONY: demo test test-slow test-triton test-triton-oldest bench gpu-check install clean
+.PHONY: demo lint format test test-slow test-triton test-triton-oldest bench gpu-check install clean
 
 demo: install
 	$(BIN)/python -m mmkernels demo --out out
 
 test: install
 	$(PYTEST) -m "not slow"
+
+NATIVE = $(shell git ls-files '*.cpp' '*.h' '*.cu')
+$(VENV)/.lint: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['lint'])")
+	touch $@
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet .
+	$(BIN)/clang-format -i $(NATIVE)
 
 test-slow: install
 	$(PYTEST) -m slow

@@ -1,14 +1,19 @@
 """Builds mmkernels._C. The rest of the package's description is in pyproject.toml.
 
-Every file of csrc/cpu is compiled once per instruction set; the choice is made at run time, so a wheel built on one machine
+Every file of csrc/cpu is compiled once per instruction set; the choice is made at run time, so a wheel built on one
+machine
 runs on another. The bindings use LibTorch's stable ABI: one build runs on every torch from 2.10 on.
 
-The CUDA kernels are built where torch has CUDA and nvcc of the same major version is found; where not, `mmkernels info` tells why.
-MMKERNELS_CUDA=0 leaves them out, MMKERNELS_CUDA=1 fails where they can't be built (with a torch without CUDA it compiles and
-links, but can't be loaded: a check that the code isn't broken). MMKERNELS_CUDA_ARCHS chooses the architectures, "8.0;9.0+PTX";
+The CUDA kernels are built where torch has CUDA and nvcc of the same major version is found; where not, `mmkernels info`
+tells why.
+MMKERNELS_CUDA=0 leaves them out, MMKERNELS_CUDA=1 fails where they can't be built (with a torch without CUDA it
+compiles and
+links, but can't be loaded: a check that the code isn't broken). MMKERNELS_CUDA_ARCHS chooses the architectures,
+"8.0;9.0+PTX";
 by default those of 8.0, 9.0 and 10.0 that nvcc knows. PTX, for newer GPUs, is of those with +PTX, else of the last.
 
-What is compiled is written as one graph, build/PLATFORM-PYTHON/build.ninja, and ninja makes what is older than what it is made
+What is compiled is written as one graph, build/PLATFORM-PYTHON/build.ninja, and ninja makes what is older than what it
+is made
 from: after an edit, the files that include it. MAX_JOBS compilers run at a time, by default one for each core.
 """
 
@@ -30,7 +35,7 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent
 COMMON = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
-ISAS = {"baseline": (16, [])}            # namespace -> vector bytes, flags
+ISAS = {"baseline": (16, [])}  # namespace -> vector bytes, flags
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS["avx2"] = (32, ["-mavx2", "-mfma", "-mf16c"])
     ISAS["avx512"] = (64, [*ISAS["avx2"][1], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"])
@@ -38,8 +43,19 @@ TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", "-D
 CUDA_LIBRARIES = ["cudart_static", "rt", "dl", "pthread"]
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0")
 # The first nvcc that compiles for it: for an nvcc that doesn't list what it can.
-FIRST_NVCC = {"7.5": (10, 0), "8.0": (11, 0), "8.6": (11, 1), "8.7": (11, 5), "8.9": (11, 8), "9.0": (11, 8), "10.0": (12, 8),
-              "12.0": (12, 8), "10.3": (12, 9), "12.1": (12, 9), "11.0": (13, 0)}
+FIRST_NVCC = {
+    "7.5": (10, 0),
+    "8.0": (11, 0),
+    "8.6": (11, 1),
+    "8.7": (11, 5),
+    "8.9": (11, 8),
+    "9.0": (11, 8),
+    "10.0": (12, 8),
+    "12.0": (12, 8),
+    "10.3": (12, 9),
+    "12.1": (12, 9),
+    "11.0": (13, 0),
+}
 
 
 def find_nvcc():
@@ -48,7 +64,7 @@ def find_nvcc():
     return (home and shutil.which("nvcc", path=f"{home}/bin")) or shutil.which("nvcc")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def answer(nvcc, question):
     """What nvcc prints when it is asked; nothing where it doesn't know the question."""
     done = subprocess.run([nvcc, question], capture_output=True, text=True)
@@ -79,11 +95,15 @@ def cuda_architectures():
     for word in asked:
         found = re.fullmatch(r"(\d+\.\d)(\+PTX)?", word)
         if found is None:
-            raise SystemExit(f"MMKERNELS_CUDA_ARCHS must be architectures like 9.0 or 9.0+PTX, separated by ';', got {word!r} "
-                             "(no kernel uses what only the variants a and f of an architecture have)")
+            raise SystemExit(
+                f"MMKERNELS_CUDA_ARCHS must be architectures like 9.0 or 9.0+PTX, separated by ';', got {word!r} "
+                "(no kernel uses what only the variants a and f of an architecture have)"
+            )
         if found[1] not in known_architectures():
-            raise SystemExit(f"MMKERNELS_CUDA_ARCHS names {found[1]}, but this nvcc ({'.'.join(map(str, nvcc_version() or ()))}) "
-                             f"compiles for {', '.join(known_architectures())}")
+            raise SystemExit(
+                f"MMKERNELS_CUDA_ARCHS names {found[1]}, but this nvcc ({'.'.join(map(str, nvcc_version() or ()))}) "
+                f"compiles for {', '.join(known_architectures())}"
+            )
         chosen[found[1]] = chosen.get(found[1], False) or found[2] is not None
     if chosen and not any(chosen.values()):
         chosen[list(chosen)[-1]] = True
@@ -113,8 +133,10 @@ def why_not_this_nvcc():
     if version is None:
         return "nvcc didn't tell its version when it was built"
     if torch.version.cuda is not None and version[0] != int(torch.version.cuda.split(".")[0]):
-        return (f"nvcc was CUDA {version[0]}.{version[1]}'s when it was built, and torch is CUDA {torch.version.cuda}'s: "
-                f"their major versions must agree (CUDA_HOME chooses another nvcc)")
+        return (
+            f"nvcc was CUDA {version[0]}.{version[1]}'s when it was built, and torch is CUDA {torch.version.cuda}'s: "
+            f"their major versions must agree (CUDA_HOME chooses another nvcc)"
+        )
     if not cuda_architectures():
         return f"nvcc {version[0]}.{version[1]} knew none of {', '.join(DEFAULT_ARCHITECTURES)} when it was built"
     return None
@@ -149,7 +171,8 @@ def binding_flags(cuda_reason):
 
 def link_flags(cuda_reason):
     """Libraries and where they are; the static CUDA runtime suits whichever CUDA torch was built with."""
-    libraries, folders = ["torch", "torch_cpu", "c10"], cpp_extension.library_paths()
+    libraries = ["torch", "torch_cpu", "c10"]
+    folders = cpp_extension.library_paths()
     if cuda_reason is None:
         libraries += CUDA_LIBRARIES
         folders = [*folders, *cuda_library_folders()]
@@ -232,14 +255,22 @@ def jobs():
 
 
 class Build(build_ext):
-    """Has ninja make the extension in a folder that outlives this build (an editable install's doesn't), then copies it."""
+    """Has ninja make the extension in a folder that outlives this build (an editable install's doesn't), then copies
+    it."""
 
     def build_extension(self, extension):
         target = Path(self.get_ext_fullpath(extension.name))
         folder = ROOT / "build" / f"{self.plat_name}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         includes = [*cpp_extension.include_paths(), pybind11.get_include(), *self.compiler.include_dirs]
-        text = graph(folder, folder / target.name, self.compiler.compiler_so_cxx, self.compiler.linker_so_cxx, includes, why_no_cuda())
+        text = graph(
+            folder,
+            folder / target.name,
+            self.compiler.compiler_so_cxx,
+            self.compiler.linker_so_cxx,
+            includes,
+            why_no_cuda(),
+        )
         (folder / "build.ninja").write_text(text)
 
         ninja = [find_ninja(), "-f", str(folder / "build.ninja"), "-j", str(self.parallel or jobs())]
@@ -249,6 +280,6 @@ class Build(build_ext):
         shutil.copy2(folder / target.name, target)
 
 
-if __name__ == "__main__":                        # tests import the flags from here
+if __name__ == "__main__":  # tests import the flags from here
     sources = [str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*") if path.is_file()]
     setup(ext_modules=[Extension("mmkernels._C", sources=[], depends=sources)], cmdclass={"build_ext": Build})

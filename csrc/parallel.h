@@ -14,7 +14,8 @@ template <class F>
 inline void parallel_for(const Parallel& parallel, int64_t count, F&& body) {
   auto call = [](void* context, int64_t begin, int64_t end) { (*static_cast<F*>(context))(begin, end); };
   if (parallel.threads <= 1 || count <= 1) {
-    if (count > 0) body(int64_t(0), count);
+    if (count > 0)
+      body(int64_t(0), count);
   } else {
     parallel.run(count, call, &body);
   }

@@ -1,6 +1,6 @@
 """Fused score -> softmax -> multiply kernels for image and text features."""
 
-from . import versions  # noqa: I001  (first: it refuses a torch that is too old)
+from . import versions  # noqa: F401, I001  (first: it refuses a torch that is too old)
 from . import functional, reference
 from .backends import BackendError
 from .functional import *  # noqa: F403
@@ -12,6 +12,19 @@ from .ops.gated_cross_attention import GatedCrossAttentionFunction
 from .ops.spatial_attention import SpatialAttentionFunction
 
 __version__ = "0.1.0"
-__all__ = ["AdditiveAttention", "AdditiveAttentionFunction", "BackendError", "BidirectionalAttention", "BidirectionalAttentionFunction",
-           "ChannelAttention", "ChannelAttentionFunction", "GatedCrossAttention", "GatedCrossAttentionFunction", "SpatialAttention",
-           "SpatialAttentionFunction", "functional", "reference", *functional.__all__]
+__all__ = [
+    "AdditiveAttention",
+    "AdditiveAttentionFunction",
+    "BackendError",
+    "BidirectionalAttention",
+    "BidirectionalAttentionFunction",
+    "ChannelAttention",
+    "ChannelAttentionFunction",
+    "GatedCrossAttention",
+    "GatedCrossAttentionFunction",
+    "SpatialAttention",
+    "SpatialAttentionFunction",
+    "functional",
+    "reference",
+    *functional.__all__,
+]

@@ -16,9 +16,9 @@ ORDER = ("cuda", "triton", "cpu", "reference")
 # Triton's interpreter executes kernels on CPU tensors to test them: taken by name only, it is never the fastest.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
-_operations = {}          # backend -> {operation: callable}
-_modules = {}             # (backend, operation) -> the module that implements it when it is imported
-_reasons = {}             # backend -> function(device type, dtype) -> None, or why it can't run
+_operations = {}  # backend -> {operation: callable}
+_modules = {}  # (backend, operation) -> the module that implements it when it is imported
+_reasons = {}  # backend -> function(device type, dtype) -> None, or why it can't run
 
 
 class BackendError(RuntimeError):
@@ -69,10 +69,14 @@ def _warn_once(backend):
     global _warned
     if not _warned:
         _warned = True
-        warnings.warn(f"mmkernels runs {backend!r} instead of its C++ and CUDA kernels: {extension_error}", RuntimeWarning, stacklevel=4)
+        warnings.warn(
+            f"mmkernels runs {backend!r} instead of its C++ and CUDA kernels: {extension_error}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
-_warn_once._dynamo_marked_constant = True        # said while torch.compile traces, not by the graph
+_warn_once._dynamo_marked_constant = True  # said while torch.compile traces, not by the graph
 
 
 def _function(backend, operation):
@@ -105,7 +109,8 @@ def check(backend):
 
 def choose(operation, tensor, backend=None):
     """The function that runs `operation` on `tensor`'s device and dtype."""
-    device_type, dtype = tensor.device.type, tensor.dtype
+    device_type = tensor.device.type
+    dtype = tensor.dtype
     if backend is None:
         for name in ORDER:
             if (name, device_type) == ("triton", "cpu"):

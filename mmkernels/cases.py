@@ -7,8 +7,8 @@ for, and returns the operation's arguments by name. Every floating-point tensor 
 
 import itertools
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 
@@ -69,6 +69,7 @@ def is_slow(backend, device_type):
 
 
 # Where a tensor can lie. Each takes the draw and the logical shape and returns a view of that shape.
+
 
 def contiguous(draw, *shape):
     return draw.normal(*shape)
@@ -135,23 +136,47 @@ def near_largest(draw, *shape):
     return (draw.normal(*shape).double() * (draw.largest / 20)).to(draw.dtype)
 
 
-DENSE = (contiguous, transposed, every_second_row, every_second_channel, window, unaligned, batch_first_last,
-         same_for_all, same_row, same_channel)
-PLANES = (contiguous, transposed, every_second_row, every_second_channel, window, unaligned, same_for_all,
-          channels_last, channels_last_window, channels_last_some)
+DENSE = (
+    contiguous,
+    transposed,
+    every_second_row,
+    every_second_channel,
+    window,
+    unaligned,
+    batch_first_last,
+    same_for_all,
+    same_row,
+    same_channel,
+)
+PLANES = (
+    contiguous,
+    transposed,
+    every_second_row,
+    every_second_channel,
+    window,
+    unaligned,
+    same_for_all,
+    channels_last,
+    channels_last_window,
+    channels_last_some,
+)
 PACKED = (contiguous, transposed, every_second_row, every_second_channel, window, unaligned, same_row)
 
 
 def reaching(sign):
-    """A scale that depends on queries and keys: with it the scores come near the largest number that they can be computed in, and in base 2
+    """A scale that depends on queries and keys: with it the scores come near the largest number that they can be
+    computed in, and in base 2
     beyond it."""
+
     def scale(query, key):
         limit = torch.finfo(torch.float64 if query.dtype == torch.float64 else torch.float32).max
         return sign * 0.9 * limit / float((query.double() @ key.double().mT).abs().max())
+
     return scale
 
 
 # Masks: each takes the draw and the mask's shape, batch (or rows) first.
+
 
 def _mask_all(draw, *shape):
     return torch.ones(shape, dtype=torch.bool, device=draw.device)
@@ -193,25 +218,48 @@ def _mask_shared(draw, *shape):
     return draw.mask(1, *shape[1:]).expand(shape)
 
 
-MASKS = {"all": _mask_all, "none": _mask_none, "one": _mask_one, "random": _mask_random,
-         "whole sample": _mask_whole_sample, "strided": _mask_strided, "transposed": _mask_transposed,
-         "shared": _mask_shared}
+MASKS = {
+    "all": _mask_all,
+    "none": _mask_none,
+    "one": _mask_one,
+    "random": _mask_random,
+    "whole sample": _mask_whole_sample,
+    "strided": _mask_strided,
+    "transposed": _mask_transposed,
+    "shared": _mask_shared,
+}
 
 
 def spatial_attention():
     """Sizes, layouts, masks, heads, options, packed bags, large inputs."""
 
-    def case(group, name, shape, *, make=contiguous, make_text=contiguous, mask=None, bags=None,
-             offsets_dtype=torch.int64, gain=1, **options):
+    def case(
+        group,
+        name,
+        shape,
+        *,
+        make=contiguous,
+        make_text=contiguous,
+        mask=None,
+        bags=None,
+        offsets_dtype=torch.int64,
+        gain=1,
+        **options,
+    ):
         """`shape` is image's: [B, N, D], [B, D, Y, X], or [rows, D] with the bags' sizes in `bags`."""
         if len(shape) == 4:
             options["layout"] = "bdhw"
 
         def build(draw):
-            batch, channels = (len(bags), shape[1]) if bags is not None else (shape[0], shape[1 if len(shape) == 4 else 2])
+            batch, channels = (
+                (len(bags), shape[1]) if bags is not None else (shape[0], shape[1 if len(shape) == 4 else 2])
+            )
             arguments = {"image": make(draw, *shape), "text": make_text(draw, batch, channels) * gain, **options}
             if callable(options.get("scale")):
-                heads = [arguments[name].unflatten(-1, (options.get("num_heads", 1), -1)).transpose(-2, -3) for name in ("image", "text")]
+                heads = [
+                    arguments[name].unflatten(-1, (options.get("num_heads", 1), -1)).transpose(-2, -3)
+                    for name in ("image", "text")
+                ]
                 arguments["scale"] = options["scale"](heads[0], heads[1].transpose(0, 1)[:, :, None])
             if mask is not None:
                 grid = shape[:1] if bags is not None else (shape[0], *shape[2:]) if len(shape) == 4 else shape[:2]
@@ -226,8 +274,23 @@ def spatial_attention():
     both = ("multiply", "pool")
 
     # Sizes that fit no vector, tile or block; the batch sizes 1 to 5 in turn.
-    pairs = ((1, 1), (1, 3), (3, 1), (3, 3), (113, 1), (1, 113), (16, 64), (33, 17), (1023, 3), (799, 3), (113, 203),
-             (3, 1023), (1, 1023), (1023, 1), (1024, 113))
+    pairs = (
+        (1, 1),
+        (1, 3),
+        (3, 1),
+        (3, 3),
+        (113, 1),
+        (1, 113),
+        (16, 64),
+        (33, 17),
+        (1023, 3),
+        (799, 3),
+        (113, 203),
+        (3, 1023),
+        (1, 1023),
+        (1023, 1),
+        (1024, 113),
+    )
     for i, (n, d) in enumerate(pairs):
         for combine in both:
             b = 1 + i % 5
@@ -242,13 +305,28 @@ def spatial_attention():
 
     # Layouts.
     for make, combine in itertools.product(DENSE, both):
-        yield case("bnd views", f"{make.__name__} {combine}", (3, 21, 18), make=make, num_heads=2,
-                   combine=combine, need_weights=True)
+        yield case(
+            "bnd views",
+            f"{make.__name__} {combine}",
+            (3, 21, 18),
+            make=make,
+            num_heads=2,
+            combine=combine,
+            need_weights=True,
+        )
     for make_text in (transposed, every_second_channel, window, same_for_all, same_channel):
         yield case("bnd views", f"text {make_text.__name__}", (3, 21, 18), make_text=make_text)
     for make, combine in itertools.product(PLANES, both):
-        yield case("bdhw views", f"{make.__name__} {combine}", (3, 18, 5, 7), make=make, num_heads=3,
-                   combine=combine, need_weights=True, mask=_mask_random)
+        yield case(
+            "bdhw views",
+            f"{make.__name__} {combine}",
+            (3, 18, 5, 7),
+            make=make,
+            num_heads=3,
+            combine=combine,
+            need_weights=True,
+            mask=_mask_random,
+        )
     for shape in ((2, 1, 1, 1), (1, 3, 1, 17), (2, 64, 7, 7), (5, 33, 3, 1), (2, 37, 15, 13)):
         for make in (contiguous, channels_last):
             name = "x".join(map(str, shape))
@@ -265,7 +343,9 @@ def spatial_attention():
     # Heads and the other options.
     for heads, combine in itertools.product((1, 2, 5, 20), both):
         yield case("heads", f"{heads} {combine}", (2, 19, 20), num_heads=heads, combine=combine, need_weights=True)
-        yield case("heads", f"{heads} {combine} bdhw", (2, 20, 3, 5), num_heads=heads, combine=combine, mask=_mask_random)
+        yield case(
+            "heads", f"{heads} {combine} bdhw", (2, 20, 3, 5), num_heads=heads, combine=combine, mask=_mask_random
+        )
     yield case("heads", "3 of 35 channels", (2, 50, 105), num_heads=3, need_weights=True)
     yield case("heads", "12 of 64 channels", (1, 196, 768), num_heads=12, mask=_mask_random)
     for combine in both:
@@ -276,21 +356,44 @@ def spatial_attention():
         yield case("options", f"integer scale {combine}", (2, 29, 24), scale=1, combine=combine)
         yield case("options", f"large scores {combine}", (3, 65, 48), gain=8, combine=combine, need_weights=True)
         for heads, sign in ((1, 1), (3, -1)):
-            yield case("extremes", f"scores near the largest, {sign} {combine}", (3, 21, 24), num_heads=heads, scale=reaching(sign), combine=combine,
-                       need_weights=True)
+            yield case(
+                "extremes",
+                f"scores near the largest, {sign} {combine}",
+                (3, 21, 24),
+                num_heads=heads,
+                scale=reaching(sign),
+                combine=combine,
+                need_weights=True,
+            )
 
     # Packed bags: empty ones in front, inside and at the end.
     bags = (0, 1, 37, 0, 0, 5, 16, 0)
     rows = sum(bags)
     for combine, offsets_dtype in itertools.product(both, (torch.int64, torch.int32)):
         name = f"{combine} {str(offsets_dtype).removeprefix('torch.')}"
-        yield case("packed", name, (rows, 22), bags=bags, offsets_dtype=offsets_dtype, combine=combine,
-                   need_weights=True)
-        yield case("packed", f"{name} mask, heads", (rows, 22), bags=bags, offsets_dtype=offsets_dtype,
-                   combine=combine, num_heads=2, need_weights=True, mask=lambda draw, n: draw.mask(n))
+        yield case(
+            "packed", name, (rows, 22), bags=bags, offsets_dtype=offsets_dtype, combine=combine, need_weights=True
+        )
+        yield case(
+            "packed",
+            f"{name} mask, heads",
+            (rows, 22),
+            bags=bags,
+            offsets_dtype=offsets_dtype,
+            combine=combine,
+            num_heads=2,
+            need_weights=True,
+            mask=lambda draw, n: draw.mask(n),
+        )
     yield case("packed", "rescale", (rows, 22), bags=bags, rescale=True, mask=lambda draw, n: draw.mask(n))
-    yield case("packed", "everything masked", (rows, 22), bags=bags, need_weights=True,
-               mask=lambda draw, n: torch.zeros(n, dtype=torch.bool, device=draw.device))
+    yield case(
+        "packed",
+        "everything masked",
+        (rows, 22),
+        bags=bags,
+        need_weights=True,
+        mask=lambda draw, n: torch.zeros(n, dtype=torch.bool, device=draw.device),
+    )
     yield case("packed", "strided mask", (rows, 22), bags=bags, mask=lambda draw, n: draw.mask(2 * n)[::2])
     yield case("packed", "one bag", (113, 3), bags=(113,), need_weights=True)
     yield case("packed", "bags of one", (5, 9), bags=(1,) * 5, need_weights=True)
@@ -300,16 +403,30 @@ def spatial_attention():
     # More positions than one block or thread takes: the split softmax and its merge.
     for combine in both:
         yield case("large", f"bag of 20011 {combine}", (20_011, 40), bags=(20_011,), combine=combine, need_weights=True)
-        yield case("large", f"bags of 1, 20011, 0, 700 {combine}", (20_712, 24), bags=(1, 20_011, 0, 700),
-                   combine=combine, num_heads=2, mask=lambda draw, n: draw.mask(n))
+        yield case(
+            "large",
+            f"bags of 1, 20011, 0, 700 {combine}",
+            (20_712, 24),
+            bags=(1, 20_011, 0, 700),
+            combine=combine,
+            num_heads=2,
+            mask=lambda draw, n: draw.mask(n),
+        )
         yield case("large", f"1x20011x33 {combine}", (1, 20_011, 33), combine=combine, need_weights=True)
-        yield case("large", f"2x48x131x77 channels_last {combine}", (2, 48, 131, 77), make=channels_last,
-                   combine=combine, mask=_mask_random)
+        yield case(
+            "large",
+            f"2x48x131x77 channels_last {combine}",
+            (2, 48, 131, 77),
+            make=channels_last,
+            combine=combine,
+            mask=_mask_random,
+        )
         yield case("large", f"1x48x131x77 {combine}", (1, 48, 131, 77), combine=combine)
     yield case("large", "1x20011x24 large scores", (1, 20_011, 24), gain=8, need_weights=True)
 
 
 # Views of heads, [B, H, N, C].
+
 
 def heads_last(draw, batch, heads, positions, channels):
     """A view of [B, N, H * C], as a projection gives it."""
@@ -321,14 +438,44 @@ def heads_slice(draw, batch, heads, positions, channels):
     return draw.normal(batch, positions, 3, heads, channels)[:, :, 1].transpose(1, 2)
 
 
-HEADS = (heads_last, heads_slice, transposed, every_second_row, every_second_channel, window, unaligned, batch_first_last,
-         same_for_all, same_row, same_channel)
+HEADS = (
+    heads_last,
+    heads_slice,
+    transposed,
+    every_second_row,
+    every_second_channel,
+    window,
+    unaligned,
+    batch_first_last,
+    same_for_all,
+    same_row,
+    same_channel,
+)
 
 # B, H, N, T, d, dv: sizes that fit no vector, tile or block.
-HEAD_SIZES = ((1, 1, 1, 1, 1, 1), (2, 1, 3, 1, 1, 3), (1, 2, 1, 3, 3, 1), (2, 3, 7, 5, 8, 8), (1, 2, 33, 17, 13, 21), (1, 1, 113, 20, 16, 16),
-              (1, 1, 50, 77, 40, 24), (3, 1, 16, 16, 32, 32), (1, 1, 3, 113, 17, 7), (1, 1, 65, 33, 64, 48), (1, 2, 130, 31, 3, 5))
-HEAD_SIZES_LARGE = ((1, 2, 113, 203, 64, 64), (1, 1, 1023, 77, 113, 97), (2, 1, 97, 1023, 40, 72), (1, 1, 203, 256, 256, 256), (1, 1, 65, 33, 300, 257),
-                    (1, 2, 20_011, 20, 16, 16), (1, 1, 3, 5001, 24, 24), (5, 3, 61, 64, 64, 64))
+HEAD_SIZES = (
+    (1, 1, 1, 1, 1, 1),
+    (2, 1, 3, 1, 1, 3),
+    (1, 2, 1, 3, 3, 1),
+    (2, 3, 7, 5, 8, 8),
+    (1, 2, 33, 17, 13, 21),
+    (1, 1, 113, 20, 16, 16),
+    (1, 1, 50, 77, 40, 24),
+    (3, 1, 16, 16, 32, 32),
+    (1, 1, 3, 113, 17, 7),
+    (1, 1, 65, 33, 64, 48),
+    (1, 2, 130, 31, 3, 5),
+)
+HEAD_SIZES_LARGE = (
+    (1, 2, 113, 203, 64, 64),
+    (1, 1, 1023, 77, 113, 97),
+    (2, 1, 97, 1023, 40, 72),
+    (1, 1, 203, 256, 256, 256),
+    (1, 1, 65, 33, 300, 257),
+    (1, 2, 20_011, 20, 16, 16),
+    (1, 1, 3, 5001, 24, 24),
+    (5, 3, 61, 64, 64, 64),
+)
 
 
 def _heads_small(shape):
@@ -343,8 +490,12 @@ def gated_cross_attention():
         def build(draw):
             batch, heads, positions, tokens, d, dv = shape
             text = make_text or make
-            arguments = {"query": make(draw, batch, heads, positions, d), "key": text(draw, batch, heads, tokens, d),
-                         "value": text(draw, batch, heads, tokens, dv), **options}
+            arguments = {
+                "query": make(draw, batch, heads, positions, d),
+                "key": text(draw, batch, heads, tokens, d),
+                "value": text(draw, batch, heads, tokens, dv),
+                **options,
+            }
             if gain != 1:
                 arguments["query"] = arguments["query"] * gain
             if callable(options.get("scale")):
@@ -366,7 +517,9 @@ def gated_cross_attention():
     some = (2, 2, 21, 19, 12, 10)
     for make in HEADS:
         yield case("views", make.__name__, some, make=make)
-        yield case("views", f"{make.__name__} mask", some, make=make, mask=lambda draw, b, h, n, t: draw.mask(b, t), gate=False)
+        yield case(
+            "views", f"{make.__name__} mask", some, make=make, mask=lambda draw, b, h, n, t: draw.mask(b, t), gate=False
+        )
     yield case("views", "heads_last image, contiguous text", some, make=heads_last, make_text=contiguous)
 
     masks = {
@@ -390,34 +543,52 @@ def gated_cross_attention():
         "float 11NT": lambda draw, b, h, n, t: draw.normal(1, 1, n, t),
         "float H11": lambda draw, b, h, n, t: draw.normal(h, 1, 1),
         "float transposed": lambda draw, b, h, n, t: draw.normal(b, h, t, n).mT,
-        "float -inf": lambda draw, b, h, n, t: draw.normal(b, h, n, t).masked_fill(~draw.mask(b, h, n, t), float("-inf")),
+        "float -inf": lambda draw, b, h, n, t: draw.normal(b, h, n, t).masked_fill(
+            ~draw.mask(b, h, n, t), float("-inf")
+        ),
     }
     for name, mask in masks.items():
         yield case("masks", name, some, mask=mask, need_weights=name in ("BT", "BHNT", "float 11NT"))
         yield case("masks", f"{name}, no gate", (2, 1, 5, 37, 20, 8), mask=mask, gate=False)
-    yield case("masks", "BT, as many samples as positions", (3, 2, 3, 5, 12, 10), mask=lambda draw, b, h, n, t: draw.mask(b, t))
+    yield case(
+        "masks", "BT, as many samples as positions", (3, 2, 3, 5, 12, 10), mask=lambda draw, b, h, n, t: draw.mask(b, t)
+    )
     # As Hugging Face pads: the dtype's lowest number, in base 2 beyond the range of floats.
     extremes = {
         "lowest everywhere": lambda draw, b, h, n, t: draw.padding(_mask_none(draw, b, 1, 1, t), -draw.largest),
         "lowest padding": lambda draw, b, h, n, t: draw.padding(draw.mask(b, 1, 1, t), -draw.largest),
-        "lowest, a whole sample": lambda draw, b, h, n, t: draw.padding(_mask_whole_sample(draw, b, h, n, t), -draw.largest),
+        "lowest, a whole sample": lambda draw, b, h, n, t: draw.padding(
+            _mask_whole_sample(draw, b, h, n, t), -draw.largest
+        ),
         "lowest but one": lambda draw, b, h, n, t: draw.padding(_mask_one(draw, b, t), -draw.largest),
         "-inf but one": lambda draw, b, h, n, t: draw.padding(_mask_one(draw, b, t), float("-inf")),
-        "lowest and -inf": lambda draw, b, h, n, t: draw.padding(draw.mask(b, h, n, t), float("-inf")).clamp(max=-draw.largest),
+        "lowest and -inf": lambda draw, b, h, n, t: draw.padding(draw.mask(b, h, n, t), float("-inf")).clamp(
+            max=-draw.largest
+        ),
         "largest at one": lambda draw, b, h, n, t: draw.padding(~_mask_one(draw, b, t), draw.largest),
         "largest at some": lambda draw, b, h, n, t: draw.padding(draw.mask(b, h, n, t), draw.largest),
-        "lowest and largest": lambda draw, b, h, n, t: draw.padding(draw.mask(b, h, n, t), -draw.largest) + draw.padding(draw.mask(b, h, n, t), draw.largest),
+        "lowest and largest": lambda draw, b, h, n, t: (
+            draw.padding(draw.mask(b, h, n, t), -draw.largest) + draw.padding(draw.mask(b, h, n, t), draw.largest)
+        ),
     }
     for name, mask in extremes.items():
         yield case("extremes", name, some, mask=mask)
         yield case("extremes", f"{name}, no gate, 1023 tokens", (2, 1, 3, 1023, 4, 5), mask=mask, gate=False)
     for sign in (1, -1):
         yield case("extremes", f"scores near the largest, {sign}", some, scale=reaching(sign))
-        yield case("extremes", f"scores near the largest, {sign}, no gate, mask", some, scale=reaching(sign), gate=False,
-                   mask=lambda draw, b, h, n, t: draw.mask(b, t))
+        yield case(
+            "extremes",
+            f"scores near the largest, {sign}, no gate, mask",
+            some,
+            scale=reaching(sign),
+            gate=False,
+            mask=lambda draw, b, h, n, t: draw.mask(b, t),
+        )
 
     yield case("masks", "BT, 1023 tokens", (2, 1, 65, 1023, 24, 24), mask=lambda draw, b, h, n, t: draw.mask(b, t))
-    yield case("masks", "BHNT, 1023 tokens", (2, 1, 65, 1023, 24, 24), mask=lambda draw, b, h, n, t: draw.mask(b, h, n, t))
+    yield case(
+        "masks", "BHNT, 1023 tokens", (2, 1, 65, 1023, 24, 24), mask=lambda draw, b, h, n, t: draw.mask(b, h, n, t)
+    )
 
     for scale in (0.3, 0.0, -1.0, 1):
         yield case("options", f"scale {scale}", some, scale=scale)
@@ -428,12 +599,19 @@ def gated_cross_attention():
 def bidirectional_attention():
     """Sizes, layouts, masks, options."""
 
-    def case(group, name, shape, *, make=contiguous, make_text=None, image_mask=None, text_mask=None, gain=1, **options):
+    def case(
+        group, name, shape, *, make=contiguous, make_text=None, image_mask=None, text_mask=None, gain=1, **options
+    ):
         def build(draw):
             batch, heads, positions, tokens, d, dv = shape
             text = make_text or make
-            arguments = {"image_query": make(draw, batch, heads, positions, d), "text_key": text(draw, batch, heads, tokens, d),
-                         "image_value": make(draw, batch, heads, positions, dv), "text_value": text(draw, batch, heads, tokens, dv), **options}
+            arguments = {
+                "image_query": make(draw, batch, heads, positions, d),
+                "text_key": text(draw, batch, heads, tokens, d),
+                "image_value": make(draw, batch, heads, positions, dv),
+                "text_value": text(draw, batch, heads, tokens, dv),
+                **options,
+            }
             if gain != 1:
                 arguments["image_query"] = arguments["image_query"] * gain
             if callable(options.get("scale")):
@@ -461,36 +639,86 @@ def bidirectional_attention():
         yield case("masks", f"text {name}", some, text_mask=mask)
         yield case("masks", f"both {name}", some, image_mask=mask, text_mask=mask)
     yield case("masks", "both, 1023 tokens", (2, 1, 65, 1023, 24, 24), image_mask=_mask_random, text_mask=_mask_random)
-    yield case("masks", "both, 20011 positions", (1, 2, 20_011, 20, 16, 16), image_mask=_mask_random, text_mask=_mask_random)
+    yield case(
+        "masks", "both, 20011 positions", (1, 2, 20_011, 20, 16, 16), image_mask=_mask_random, text_mask=_mask_random
+    )
     for scale in (0.3, 0.0, -1.0, 1):
         yield case("options", f"scale {scale}", some, scale=scale)
     yield case("options", "large scores", (1, 2, 40, 33, 24, 16), gain=8)
     for sign in (1, -1):
         yield case("extremes", f"scores near the largest, {sign}", some, scale=reaching(sign))
-        yield case("extremes", f"scores near the largest, {sign}, masks", some, scale=reaching(sign), image_mask=_mask_random, text_mask=_mask_random)
-        yield case("extremes", f"scores near the largest, {sign}, 70 tokens", (1, 1, 130, 70, 12, 10), scale=reaching(sign))
+        yield case(
+            "extremes",
+            f"scores near the largest, {sign}, masks",
+            some,
+            scale=reaching(sign),
+            image_mask=_mask_random,
+            text_mask=_mask_random,
+        )
+        yield case(
+            "extremes", f"scores near the largest, {sign}, 70 tokens", (1, 1, 130, 70, 12, 10), scale=reaching(sign)
+        )
 
 
 def channel_attention():
     """Sizes, layouts, options."""
 
-    def case(group, name, shape, *, make=contiguous, make_text=contiguous, make_weight=contiguous, bias=True, gain=1, **options):
+    def case(
+        group,
+        name,
+        shape,
+        *,
+        make=contiguous,
+        make_text=contiguous,
+        make_weight=contiguous,
+        bias=True,
+        gain=1,
+        **options,
+    ):
         """`shape`: B, N, D, E, or B, D, E for an image without positions."""
+
         def build(draw):
             *image, text = shape
-            arguments = {"image": make(draw, *image), "text": make_text(draw, image[0], text),
-                         "weight": make_weight(draw, image[-1], image[-1] + text) * (gain * (image[-1] + text) ** -0.5), **options}
+            arguments = {
+                "image": make(draw, *image),
+                "text": make_text(draw, image[0], text),
+                "weight": make_weight(draw, image[-1], image[-1] + text) * (gain * (image[-1] + text) ** -0.5),
+                **options,
+            }
             if bias:
                 arguments["bias"] = draw.normal(image[-1])
             return arguments
 
-        return Case(f"{group}: {name}", group, build, torch.Size(shape[:-1]).numel() <= SMALL and shape[-2] * (shape[-2] + shape[-1]) <= 4 * SMALL)
+        return Case(
+            f"{group}: {name}",
+            group,
+            build,
+            torch.Size(shape[:-1]).numel() <= SMALL and shape[-2] * (shape[-2] + shape[-1]) <= 4 * SMALL,
+        )
 
-    sizes = ((1, 1, 1, 1), (2, 3, 1, 3), (1, 1, 3, 1), (3, 3, 3, 3), (2, 113, 5, 4), (1, 16, 64, 32), (2, 33, 17, 21), (5, 7, 40, 8), (1, 96, 48, 16),
-             (1, 97, 33, 100), (1, 3, 113, 7), (1, 1023, 3, 2))
+    sizes = (
+        (1, 1, 1, 1),
+        (2, 3, 1, 3),
+        (1, 1, 3, 1),
+        (3, 3, 3, 3),
+        (2, 113, 5, 4),
+        (1, 16, 64, 32),
+        (2, 33, 17, 21),
+        (5, 7, 40, 8),
+        (1, 96, 48, 16),
+        (1, 97, 33, 100),
+        (1, 3, 113, 7),
+        (1, 1023, 3, 2),
+    )
     large = ((2, 700, 130, 64), (1, 40, 1023, 513), (3, 196, 256, 256), (1, 20_011, 33, 16), (4, 113, 768, 20))
     for i, shape in enumerate((*sizes, *large)):
-        yield case("sizes" if i < len(sizes) else "large", "x".join(map(str, shape)), shape, bias=i % 3 != 0, need_weights=i % 2 == 0)
+        yield case(
+            "sizes" if i < len(sizes) else "large",
+            "x".join(map(str, shape)),
+            shape,
+            bias=i % 3 != 0,
+            need_weights=i % 2 == 0,
+        )
     for shape in ((1, 1, 1), (5, 7, 9), (113, 40, 16), (300, 64, 64)):
         yield case("no positions", "x".join(map(str, shape)), shape, need_weights=True)
     for shape in ((0, 5, 7, 3), (2, 0, 7, 3), (0, 7, 3), (2, 5, 7, 0)):
@@ -508,15 +736,41 @@ def channel_attention():
 def additive_attention():
     """Sizes, layouts, masks, every activation with and without gate, query and biases, maps, packed bags."""
 
-    def case(group, name, shape, *, query=5, maps=1, bias=True, gated=False, make=contiguous, make_weight=contiguous, make_v=None, mask=None, bags=None,
-             offsets_dtype=torch.int64, gain=1, combine="pool", **options):
+    def case(
+        group,
+        name,
+        shape,
+        *,
+        query=5,
+        maps=1,
+        bias=True,
+        gated=False,
+        make=contiguous,
+        make_weight=contiguous,
+        make_v=None,
+        mask=None,
+        bags=None,
+        offsets_dtype=torch.int64,
+        gain=1,
+        combine="pool",
+        **options,
+    ):
         """`shape`: B, N, D, A, or rows, D, A with the bags' sizes in `bags`."""
+
         def build(draw):
             *image, hidden = shape
-            batch, channels = (len(bags) if bags is not None else image[0]), image[-1]
+            batch = len(bags) if bags is not None else image[0]
+            channels = image[-1]
             layer = lambda *size, make=make_weight: make(draw, *size) * size[1] ** -0.5
-            arguments = {"image": make(draw, *image), "query": None, "w_image": layer(hidden, channels), "w_query": None,
-                         "v": layer(maps, hidden, make=make_v or make_weight) * gain, "combine": combine, **options}
+            arguments = {
+                "image": make(draw, *image),
+                "query": None,
+                "w_image": layer(hidden, channels),
+                "w_query": None,
+                "v": layer(maps, hidden, make=make_v or make_weight) * gain,
+                "combine": combine,
+                **options,
+            }
             if query:
                 arguments |= {"query": draw.normal(batch, query), "w_query": layer(hidden, query)}
             if bias:
@@ -536,39 +790,73 @@ def additive_attention():
         return Case(f"{group}: {name}", group, build, elements <= SMALL and elements * shape[-1] <= 40 * SMALL)
 
     both = ("pool", "multiply")
-    sizes = ((1, 1, 1, 1), (2, 3, 1, 3), (1, 1, 3, 1), (3, 3, 3, 5), (2, 113, 5, 4), (1, 16, 64, 32), (2, 33, 17, 21), (5, 7, 40, 8), (1, 97, 33, 20),
-             (1, 3, 113, 7), (1, 1023, 3, 2))
+    sizes = (
+        (1, 1, 1, 1),
+        (2, 3, 1, 3),
+        (1, 1, 3, 1),
+        (3, 3, 3, 5),
+        (2, 113, 5, 4),
+        (1, 16, 64, 32),
+        (2, 33, 17, 21),
+        (5, 7, 40, 8),
+        (1, 97, 33, 20),
+        (1, 3, 113, 7),
+        (1, 1023, 3, 2),
+    )
     large = ((2, 700, 130, 64), (1, 40, 1023, 113), (3, 196, 256, 256), (1, 20_011, 33, 16), (4, 113, 300, 203))
     activations = ("tanh", "relu", "gelu")
     for i, shape in enumerate((*sizes, *large)):
         for j, combine in enumerate(both):
-            yield case("sizes" if i < len(sizes) else "large", f"{'x'.join(map(str, shape))} {combine}", shape, combine=combine,
-                       activation=activations[i % 3], gated=(i + j) % 2 == 0, query=i % 4, bias=i % 3 != 1,
-                       maps=1 + i % 5 if combine == "pool" else 1, need_weights=i % 2 == 0)
+            yield case(
+                "sizes" if i < len(sizes) else "large",
+                f"{'x'.join(map(str, shape))} {combine}",
+                shape,
+                combine=combine,
+                activation=activations[i % 3],
+                gated=(i + j) % 2 == 0,
+                query=i % 4,
+                bias=i % 3 != 1,
+                maps=1 + i % 5 if combine == "pool" else 1,
+                need_weights=i % 2 == 0,
+            )
     for shape in ((0, 5, 7, 3), (2, 0, 7, 3)):
         for combine in both:
-            yield case("empty", f"{'x'.join(map(str, shape))} {combine}", shape, combine=combine, gated=True, need_weights=True)
+            yield case(
+                "empty", f"{'x'.join(map(str, shape))} {combine}", shape, combine=combine, gated=True, need_weights=True
+            )
     yield case("empty", "no bag", (0, 5, 4), bags=(), need_weights=True)
     yield case("empty", "empty bags", (0, 5, 4), bags=(0, 0), need_weights=True)
 
     some = (3, 21, 18, 10)
     for activation, gated, query in itertools.product(activations, (False, True), (0, 5)):
         for combine in both:
-            yield case("networks", f"{activation}{' gated' * gated}{' query' * bool(query)} {combine}", some, activation=activation, gated=gated,
-                       query=query, combine=combine, need_weights=True)
+            yield case(
+                "networks",
+                f"{activation}{' gated' * gated}{' query' * bool(query)} {combine}",
+                some,
+                activation=activation,
+                gated=gated,
+                query=query,
+                combine=combine,
+                need_weights=True,
+            )
     yield case("networks", "nothing but w_image and v", some, query=0, bias=False)
     yield case("networks", "gate without bias", some, query=0, bias=False, gated=True)
     for maps in (2, 3, 8, 17):
         yield case("networks", f"{maps} maps", some, maps=maps, gated=maps % 2 == 0, need_weights=True)
     yield case("networks", "large scores", (2, 65, 24, 16), gain=12, need_weights=True)
     for combine in both:
-        yield case("extremes", f"v near the largest {combine}", some, make_v=near_largest, combine=combine, need_weights=True)
+        yield case(
+            "extremes", f"v near the largest {combine}", some, make_v=near_largest, combine=combine, need_weights=True
+        )
     for make in DENSE:
         yield case("views", make.__name__, some, make=make, gated=True, maps=2, need_weights=True)
         yield case("views", f"{make.__name__} multiply", some, make=make, combine="multiply")
         yield case("views", f"weights {make.__name__}", some, make_weight=make, gated=True, maps=3)
     for (name, mask), combine in itertools.product(MASKS.items(), both):
-        yield case("masks", f"{name} {combine}", (4, 37, 20, 12), mask=mask, combine=combine, gated=True, need_weights=True)
+        yield case(
+            "masks", f"{name} {combine}", (4, 37, 20, 12), mask=mask, combine=combine, gated=True, need_weights=True
+        )
 
     bags = (0, 1, 37, 0, 0, 5, 16, 0)
     rows = (sum(bags), 22, 9)
@@ -576,13 +864,35 @@ def additive_attention():
         name = f"{combine} {str(offsets_dtype).removeprefix('torch.')}"
         options = {"bags": bags, "offsets_dtype": offsets_dtype, "combine": combine, "gated": True}
         yield case("packed", name, rows, need_weights=True, **options)
-        yield case("packed", f"{name} mask, maps", rows, maps=3 if combine == "pool" else 1, need_weights=True, mask=lambda draw, n: draw.mask(n), **options)
-    yield case("packed", "everything masked", rows, bags=bags, need_weights=True, mask=lambda draw, n: torch.zeros(n, dtype=torch.bool, device=draw.device))
+        yield case(
+            "packed",
+            f"{name} mask, maps",
+            rows,
+            maps=3 if combine == "pool" else 1,
+            need_weights=True,
+            mask=lambda draw, n: draw.mask(n),
+            **options,
+        )
+    yield case(
+        "packed",
+        "everything masked",
+        rows,
+        bags=bags,
+        need_weights=True,
+        mask=lambda draw, n: torch.zeros(n, dtype=torch.bool, device=draw.device),
+    )
     yield case("packed", "strided mask", rows, bags=bags, mask=lambda draw, n: draw.mask(2 * n)[::2])
     yield case("packed", "bags of one", (5, 9, 4), bags=(1,) * 5, need_weights=True)
     yield case("packed", "no query", rows, bags=bags, query=0, need_weights=True)
     for make in PACKED[1:]:
         yield case("packed", make.__name__, rows, bags=bags, make=make, need_weights=True)
     for combine in both:
-        yield case("large", f"bags of 1, 20011, 0, 700 {combine}", (20_712, 24, 16), bags=(1, 20_011, 0, 700), combine=combine, gated=True,
-                   mask=lambda draw, n: draw.mask(n))
+        yield case(
+            "large",
+            f"bags of 1, 20011, 0, 700 {combine}",
+            (20_712, 24, 16),
+            bags=(1, 20_011, 0, 700),
+            combine=combine,
+            gated=True,
+            mask=lambda draw, n: draw.mask(n),
+        )

@@ -176,9 +176,12 @@ def bag_offsets(value, image):
 
 def is_traced(tensor):
     """Whether a tensor has no values to look at, or they would become part of a graph."""
-    return (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-            or isinstance(tensor, torch._subclasses.FakeTensor)
-            or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None)
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or isinstance(tensor, torch._subclasses.FakeTensor)
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    )
 
 
 def _offsets_tensor(value):

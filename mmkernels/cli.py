@@ -1,4 +1,5 @@
-"""The command line: ``info``, ``verify``, ``bench`` and ``demo``. Each only shows what a function of the package returns."""
+"""The command line: ``info``, ``verify``, ``bench`` and ``demo``. Each only shows what a function of the package
+returns."""
 
 import io
 import json
@@ -9,19 +10,25 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import __version__
+from . import __version__, functional
 from . import backends as registry
-from . import functional
 
 console = Console()
 if not console.is_terminal:
-    console = Console(width=132)                  # in a file or a pipe no line has to fit a screen
-json_option = click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
-                           help="Also write the result to FILE as JSON.")
+    console = Console(width=132)  # in a file or a pipe no line has to fit a screen
+json_option = click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Also write the result to FILE as JSON.",
+)
 
 
 def names_option(flag, known, text):
-    return click.option(flag, multiple=True, type=click.Choice(list(known)), help=text + " Can be given more than once.")
+    return click.option(
+        flag, multiple=True, type=click.Choice(list(known)), help=text + " Can be given more than once."
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,10 +50,19 @@ def info(json_path):
 
 @main.command()
 @names_option("--operation", functional.__all__, "Operation to check; default: all.")
-@click.option("--backend", multiple=True, metavar="NAME", help="Backend to check; default: all that can run. Can be given "
-              "more than once; one that can run nowhere then counts as a failure.")
-@click.option("--dtype", multiple=True, type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
-              help="Dtype to check; default: all. Can be given more than once.")
+@click.option(
+    "--backend",
+    multiple=True,
+    metavar="NAME",
+    help="Backend to check; default: all that can run. Can be given "
+    "more than once; one that can run nowhere then counts as a failure.",
+)
+@click.option(
+    "--dtype",
+    multiple=True,
+    type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
+    help="Dtype to check; default: all. Can be given more than once.",
+)
 @click.option("--small", is_flag=True, help="Only the small cases.")
 @click.option("--seed", default=0, show_default=True, help="Draws the values.")
 @json_option
@@ -60,9 +76,14 @@ def verify(operation, backend, dtype, small, seed, json_path):
     if unknown:
         raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(registry.names())}", param_hint="--backend")
     with _progress("verify") as progress:
-        rows = checker.run(list(operation) or None, list(backend) or None, seed=seed, small=small,
-                           dtypes=[getattr(torch, name) for name in dtype] or None,
-                           progress=lambda done, total: progress("verify", done, total))
+        rows = checker.run(
+            list(operation) or None,
+            list(backend) or None,
+            seed=seed,
+            small=small,
+            dtypes=[getattr(torch, name) for name in dtype] or None,
+            progress=lambda done, total: progress("verify", done, total),
+        )
     checker.show(rows, console)
     _write(json_path, checker.as_json(rows))
     if not checker.passed(rows):
@@ -74,8 +95,13 @@ def verify(operation, backend, dtype, small, seed, json_path):
 @click.option("--quick", is_flag=True, help="Few shapes and rounds, in less than half a minute.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU if there is one.")
-@click.option("--plot", "plot_path", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
-              help="Also draw the speed-ups to FILE (needs matplotlib).")
+@click.option(
+    "--plot",
+    "plot_path",
+    type=click.Path(dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Also draw the speed-ups to FILE (needs matplotlib).",
+)
 @json_option
 def bench(operation, quick, threads, device, plot_path, json_path):
     """Times every operation next to eager PyTorch, torch.compile, and the memory's own speed."""
@@ -96,15 +122,30 @@ def bench(operation, quick, threads, device, plot_path, json_path):
 
 
 @main.command()
-@click.option("--out", "out_dir", type=click.Path(file_okay=False, writable=True), default="out/demo", show_default=True,
-              metavar="DIRECTORY", help="Where pictures and the report go.")
+@click.option(
+    "--out",
+    "out_dir",
+    type=click.Path(file_okay=False, writable=True),
+    default="out/demo",
+    show_default=True,
+    metavar="DIRECTORY",
+    help="Where pictures and the report go.",
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training pictures.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use so many training pictures only.")
-@click.option("--size", type=click.IntRange(min=10), help="Height and width of the pictures; the article's is 224, the default half of it.")
+@click.option(
+    "--size",
+    type=click.IntRange(min=10),
+    help="Height and width of the pictures; the article's is 224, the default half of it.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
 @click.option("--seed", type=int, help="Draws everything random.")
-@click.option("--quick", is_flag=True, help="The whole job in less than a minute: float32 alone is verified, nothing is timed, and few small pictures are "
-              "trained on. Its accuracy means nothing.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="The whole job in less than a minute: float32 alone is verified, nothing is timed, and few small pictures are "
+    "trained on. Its accuracy means nothing.",
+)
 @json_option
 def demo(out_dir, epochs, limit, size, threads, seed, quick, json_path):
     """Trains the reference model on real pictures and words, and shows where it looks."""
@@ -115,11 +156,15 @@ def demo(out_dir, epochs, limit, size, threads, seed, quick, json_path):
     chosen = {"epochs": epochs, "limit": limit, "size": size, "threads": threads, "seed": seed}
     options = {"epochs": 1, "limit": 80, "size": 32} if quick else {}
     options |= {name: value for name, value in chosen.items() if value is not None}
-    results = demonstration.run(out_dir, **options, verify=lambda: _verify_for_demo(quick), bench=None if quick else _bench_for_demo)
+    results = demonstration.run(
+        out_dir, **options, verify=lambda: _verify_for_demo(quick), bench=None if quick else _bench_for_demo
+    )
     _write(json_path, results)
     for name, found in results["models"].items():
-        console.print(f"{name}: {found['validation']['accuracy']:.1%} of held-out pairs right, "
-                      f"trained in {found['seconds']:.0f} s")
+        console.print(
+            f"{name}: {found['validation']['accuracy']:.1%} of held-out pairs right, "
+            f"trained in {found['seconds']:.0f} s"
+        )
     for timing in results["timings"]:
         console.print(f"{timing['name']}: {timing['plain'] / timing['fused']:.2f} x faster fused", highlight=False)
     console.print(f"The report: {click.format_filename(out_dir)}/demo.html", highlight=False, soft_wrap=True)
@@ -131,14 +176,20 @@ def _verify_for_demo(quick):
     import torch
 
     from . import verify as checker
+
     with _progress("verify") as progress:
-        rows = checker.run(small=True, dtypes=[torch.float32] if quick else None, progress=lambda done, total: progress("verify", done, total))
+        rows = checker.run(
+            small=True,
+            dtypes=[torch.float32] if quick else None,
+            progress=lambda done, total: progress("verify", done, total),
+        )
     return {**checker.as_json(rows), "text": _shown(lambda where: checker.show(rows, where))}
 
 
 def _bench_for_demo():
     from . import bench as benchmark
     from .bench import report
+
     with _progress("bench") as progress:
         found = benchmark.run(quick=True, progress=progress)
     return {**json.loads(report.as_json(found)), "text": _shown(lambda where: report.show(found, where))}
@@ -155,8 +206,14 @@ def _shown(show):
 @contextmanager
 def _progress(title):
     """A bar that goes away when it is done: ``progress(text, done, total)``."""
-    with Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-                  TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
         task = bar.add_task(title, total=None)
         yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)
 

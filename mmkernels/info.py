@@ -18,8 +18,9 @@ def collect():
     built = {name: _plain(getattr(extension, name, None)) for name in BUILT} if extension is not None else None
     return {
         "mmkernels": __version__,
-        "extension": {"file": extension.__file__, **built} if extension is not None else
-                     {"missing": backends.extension_error},
+        "extension": {"file": extension.__file__, **built}
+        if extension is not None
+        else {"missing": backends.extension_error},
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
@@ -52,7 +53,7 @@ def huge_pages():
     """The system's setting: always, madvise or never; "unknown" where there is none (decision 10 of the design)."""
     try:
         setting = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-        return setting[setting.index("[") + 1:setting.index("]")]
+        return setting[setting.index("[") + 1 : setting.index("]")]
     except (OSError, ValueError):
         return "unknown"
 
@@ -68,7 +69,8 @@ def show(found, console):
             if isinstance(item, (list, tuple)):
                 item = ", ".join(map(str, item)) or "none"
             if key == "cache_bytes":
-                key, item = "largest cache", f"{item / 2**20:.0f} MiB"
+                key = "largest cache"
+                item = f"{item / 2**20:.0f} MiB"
             table.add_row(key.replace("_", " "), "" if item is None else str(item))
     console.print(table)
 
@@ -91,8 +93,15 @@ def _backends():
                 reason = backends.why_not(backend, operation, device, torch.float32)
                 if reason is None and default is None and backend in backends.ORDER:
                     default = backend
-                rows.append({"operation": operation, "backend": backend, "device": device, "reason": reason,
-                             "default": backend == default})
+                rows.append(
+                    {
+                        "operation": operation,
+                        "backend": backend,
+                        "device": device,
+                        "reason": reason,
+                        "default": backend == default,
+                    }
+                )
     return rows
 
 

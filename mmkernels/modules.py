@@ -51,9 +51,12 @@ class SpatialAttention(nn.Module):
         backends.check(backend)
         checks.choice("combine", combine, ("multiply", "pool"))
         checks.choice("layout", layout, ("bnd", "bdhw"))
-        self.image_dim, self.text_dim = checks.dimension("image_dim", image_dim), checks.dimension("text_dim", text_dim)
+        self.image_dim = checks.dimension("image_dim", image_dim)
+        self.text_dim = checks.dimension("text_dim", text_dim)
         self.num_heads = checks.heads("num_heads", num_heads, ("image_dim", self.image_dim))
-        self.combine, self.rescale, self.layout = combine, checks.flag("rescale", rescale), layout
+        self.combine = combine
+        self.rescale = checks.flag("rescale", rescale)
+        self.layout = layout
         self.scale = None if scale is None else checks.number("scale", scale)
         self.backend = backend
         self.text_projection = nn.Linear(
@@ -100,7 +103,8 @@ class GatedCrossAttention(nn.Module):
             default ``nn.ReLU()``; ``nn.Identity()`` for none.
         norm: a module for ``[B, N, value_dim]`` between attention and gate, e.g. ``nn.LayerNorm(value_dim)``. With one,
             as in LAVT's pixel-word attention (whose norm is over positions), the gate can't be fused: it is multiplied
-            after the norm, by PyTorch. It needs all channels: under tensor parallelism of value and gate there can't be one.
+            after the norm, by PyTorch. It needs all channels: under tensor parallelism of value and gate there can't be
+            one.
         bias: whether the projections have one.
         scale, backend: as in :func:`mmkernels.gated_cross_attention`.
 
@@ -129,15 +133,20 @@ class GatedCrossAttention(nn.Module):
     ):
         super().__init__()
         backends.check(backend)
-        image_dim, text_dim = checks.dimension("image_dim", image_dim), checks.dimension("text_dim", text_dim)
+        image_dim = checks.dimension("image_dim", image_dim)
+        text_dim = checks.dimension("text_dim", text_dim)
         embed_dim = image_dim if embed_dim is None else checks.dimension("embed_dim", embed_dim)
         value_dim = image_dim if value_dim is None else checks.dimension("value_dim", value_dim)
         num_heads = checks.heads("num_heads", num_heads, ("embed_dim", embed_dim), ("value_dim", value_dim))
         for name, module in (("gate_activation", gate_activation), ("norm", norm)):
             if module is not None and not callable(module):
                 raise TypeError(f"{name} must be a module or None, got {type(module).__name__}")
-        self.image_dim, self.text_dim, self.embed_dim, self.value_dim = image_dim, text_dim, embed_dim, value_dim
-        self.num_heads, self.backend = num_heads, backend
+        self.image_dim = image_dim
+        self.text_dim = text_dim
+        self.embed_dim = embed_dim
+        self.value_dim = value_dim
+        self.num_heads = num_heads
+        self.backend = backend
         self.scale = None if scale is None else checks.number("scale", scale)
         options = {"bias": checks.flag("bias", bias), "device": device, "dtype": dtype}
         self.query_projection = nn.Linear(image_dim, embed_dim, **options)
@@ -151,7 +160,8 @@ class GatedCrossAttention(nn.Module):
     def forward(self, image, text, *, mask=None, need_weights=False):
         _check("image", image, ("B", None), ("N", None), ("D", None))
         _check("text", text, ("B", image.shape[0]), ("T", None), ("E", None))
-        width, value_width = self.embed_dim // self.num_heads, self.value_dim // self.num_heads
+        width = self.embed_dim // self.num_heads
+        value_width = self.value_dim // self.num_heads
         query = _split_heads("query_projection", self.query_projection(image), width)
         key = _split_heads("key_projection", self.key_projection(text), width)
         value = _split_heads("value_projection", self.value_projection(text), value_width)
@@ -206,11 +216,16 @@ class BidirectionalAttention(nn.Module):
     ):
         super().__init__()
         backends.check(backend)
-        image_dim, text_dim = checks.dimension("image_dim", image_dim), checks.dimension("text_dim", text_dim)
+        image_dim = checks.dimension("image_dim", image_dim)
+        text_dim = checks.dimension("text_dim", text_dim)
         embed_dim = checks.dimension("embed_dim", embed_dim)
         num_heads = checks.heads("num_heads", num_heads, ("embed_dim", embed_dim))
-        self.image_dim, self.text_dim, self.embed_dim, self.num_heads = image_dim, text_dim, embed_dim, num_heads
-        self.scale, self.backend = None if scale is None else checks.number("scale", scale), backend
+        self.image_dim = image_dim
+        self.text_dim = text_dim
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.scale = None if scale is None else checks.number("scale", scale)
+        self.backend = backend
         options = {"bias": checks.flag("bias", bias), "device": device, "dtype": dtype}
         self.image_query_projection = nn.Linear(image_dim, embed_dim, **options)
         self.text_key_projection = nn.Linear(text_dim, embed_dim, **options)
@@ -268,7 +283,8 @@ class ChannelAttention(nn.Module):
     def __init__(self, image_dim, text_dim, *, bias=True, backend=None, device=None, dtype=None):
         super().__init__()
         backends.check(backend)
-        self.image_dim, self.text_dim = checks.dimension("image_dim", image_dim), checks.dimension("text_dim", text_dim)
+        self.image_dim = checks.dimension("image_dim", image_dim)
+        self.text_dim = checks.dimension("text_dim", text_dim)
         self.backend = backend
         self.score_projection = nn.Linear(
             self.image_dim + self.text_dim, self.image_dim, bias=checks.flag("bias", bias), device=device, dtype=dtype
@@ -344,15 +360,22 @@ class AdditiveAttention(nn.Module):
         backends.check(backend)
         checks.choice("activation", activation, tuple(ACTIVATIONS))
         checks.choice("combine", combine, ("pool", "multiply"))
-        image_dim, hidden_dim = checks.dimension("image_dim", image_dim), checks.dimension("hidden_dim", hidden_dim)
+        image_dim = checks.dimension("image_dim", image_dim)
+        hidden_dim = checks.dimension("hidden_dim", hidden_dim)
         query_dim = None if query_dim is None else checks.dimension("query_dim", query_dim)
         num_queries = checks.dimension("num_queries", num_queries)
         if combine == "multiply" and num_queries != 1:
             raise ValueError(f"num_queries must be 1 with combine='multiply', got {num_queries}")
-        bias, gated = checks.flag("bias", bias), checks.flag("gated", gated)
-        self.image_dim, self.hidden_dim = image_dim, hidden_dim
-        self.query_dim, self.num_queries = query_dim, num_queries
-        self.activation, self.gated, self.combine, self.backend = activation, gated, combine, backend
+        bias = checks.flag("bias", bias)
+        gated = checks.flag("gated", gated)
+        self.image_dim = image_dim
+        self.hidden_dim = hidden_dim
+        self.query_dim = query_dim
+        self.num_queries = num_queries
+        self.activation = activation
+        self.gated = gated
+        self.combine = combine
+        self.backend = backend
         options = {"device": device, "dtype": dtype}
         self.image_projection = nn.Linear(image_dim, hidden_dim, bias=bias, **options)
         self.query_projection = None if query_dim is None else nn.Linear(query_dim, hidden_dim, bias=False, **options)

@@ -14,23 +14,39 @@ from .reference.gated_cross_attention import full_mask
 
 def compiled(function, *, dynamic=False):
     """`function` under torch.compile, with default settings and a compilation of its own."""
-    def fresh(*args, **kwargs):                   # a new code object: peers don't share one cache of graphs
+
+    def fresh(*args, **kwargs):  # a new code object: peers don't share one cache of graphs
         return function(*args, **kwargs)
+
     fresh.__code__ = fresh.__code__.replace(co_name=f"compiled_{function.__name__}")
     return torch.compile(fresh, dynamic=dynamic)
 
 
-def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_heads=1,
-                      combine="multiply", rescale=False, layout="bnd", need_weights=False):
+def spatial_attention(
+    image,
+    text,
+    *,
+    mask=None,
+    offsets=None,
+    scale=None,
+    num_heads=1,
+    combine="multiply",
+    rescale=False,
+    layout="bnd",
+    need_weights=False,
+):
     """einsum, softmax, multiply. Weights come in image's dtype."""
     options = {"scale": scale, "num_heads": num_heads, "combine": combine, "rescale": rescale, "layout": layout}
     if offsets is None:
         result, weights = _spatial(image, text, mask, **options)
-    else:                                         # bags: one after another, as most code does
+    else:  # bags: one after another, as most code does
         bounds = offsets.tolist()
-        bags = [_spatial(image[None, start:stop], text[i:i + 1],
-                         None if mask is None else mask[None, start:stop], **options)
-                for i, (start, stop) in enumerate(zip(bounds, bounds[1:]))]
+        bags = [
+            _spatial(
+                image[None, start:stop], text[i : i + 1], None if mask is None else mask[None, start:stop], **options
+            )
+            for i, (start, stop) in enumerate(zip(bounds, bounds[1:]))
+        ]
         pool = combine == "pool"
         result = torch.cat([r if pool else r[0] for r, _ in bags]) if bags else (text if pool else image) * 1
         weights = torch.cat([w[0] for _, w in bags], -1) if bags else image.new_zeros(num_heads, 0)
@@ -51,7 +67,7 @@ def _spatial(image, text, mask, *, scale, num_heads, combine, rescale, layout):
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1)
-    if mask is not None:                          # samples without any position
+    if mask is not None:  # samples without any position
         weights = weights.masked_fill(~mask[:, None], 0)
     if rescale:
         weights = weights * (scores.shape[-1] if mask is None else mask.sum(1)[:, None, None])
@@ -90,7 +106,9 @@ def _masked_softmax(scores, mask):
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask.any(-1, keepdim=True)
 
 
-def bidirectional_attention(image_query, text_key, image_value, text_value, *, image_mask=None, text_mask=None, scale=None):
+def bidirectional_attention(
+    image_query, text_key, image_value, text_value, *, image_mask=None, text_mask=None, scale=None
+):
     """One score matrix, two softmaxes, two products."""
     scores = image_query @ text_key.mT * (image_query.shape[-1] ** -0.5 if scale is None else scale)
     over_text = None if text_mask is None else text_mask[:, None, None].expand_as(scores)
@@ -98,12 +116,16 @@ def bidirectional_attention(image_query, text_key, image_value, text_value, *, i
     return _masked_softmax(scores, over_text) @ text_value, _masked_softmax(scores.mT, over_image) @ image_value
 
 
-def bidirectional_attention_sdpa(image_query, text_key, image_value, text_value, *, image_mask=None, text_mask=None, scale=None):
+def bidirectional_attention_sdpa(
+    image_query, text_key, image_value, text_value, *, image_mask=None, text_mask=None, scale=None
+):
     """PyTorch's fused attention, once each way."""
     over_text = None if text_mask is None else text_mask[:, None, None]
     over_image = None if image_mask is None else image_mask[:, None, None]
-    return (scaled_dot_product_attention(image_query, text_key, text_value, attn_mask=over_text, scale=scale),
-            scaled_dot_product_attention(text_key, image_query, image_value, attn_mask=over_image, scale=scale))
+    return (
+        scaled_dot_product_attention(image_query, text_key, text_value, attn_mask=over_text, scale=scale),
+        scaled_dot_product_attention(text_key, image_query, image_value, attn_mask=over_image, scale=scale),
+    )
 
 
 def channel_attention(image, text, weight, bias=None, *, need_weights=False):
@@ -114,25 +136,60 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False):
 
 def channel_attention_split(image, text, weight, bias=None, *, need_weights=False):
     """The text's part of the product once a sample."""
-    of_text = linear(text, weight[:, image.shape[-1]:], bias)
-    weights = (linear(image, weight[:, :image.shape[-1]]) + (of_text if image.dim() == 2 else of_text[:, None])).softmax(-1)
+    of_text = linear(text, weight[:, image.shape[-1] :], bias)
+    weights = (
+        linear(image, weight[:, : image.shape[-1]]) + (of_text if image.dim() == 2 else of_text[:, None])
+    ).softmax(-1)
     return (image * weights, weights) if need_weights else image * weights
 
 
-def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=None, bias_gate=None, activation="tanh", mask=None,
-                       offsets=None, combine="pool", need_weights=False):
+def additive_attention(
+    image,
+    query,
+    w_image,
+    w_query,
+    v,
+    *,
+    bias=None,
+    w_gate=None,
+    bias_gate=None,
+    activation="tanh",
+    mask=None,
+    offsets=None,
+    combine="pool",
+    need_weights=False,
+):
     """Linear layers, activation, softmax, weighted sum. Weights come in image's dtype."""
-    network = {"v": v, "w_image": w_image, "w_gate": w_gate, "bias_gate": bias_gate, "activation": activation, "combine": combine}
+    network = {
+        "v": v,
+        "w_image": w_image,
+        "w_gate": w_gate,
+        "bias_gate": bias_gate,
+        "activation": activation,
+        "combine": combine,
+    }
     shift = bias if query is None else linear(query, w_query, bias)
     if offsets is None:
-        result, weights = _additive(image, None if shift is None else shift if shift.dim() == 1 else shift[:, None], mask, **network)
-    else:                                         # bags: one after another, as most code does
+        result, weights = _additive(
+            image, None if shift is None else shift if shift.dim() == 1 else shift[:, None], mask, **network
+        )
+    else:  # bags: one after another, as most code does
         bounds = offsets.tolist()
-        bags = [_additive(image[None, start:stop], shift if shift is None or shift.dim() == 1 else shift[i:i + 1, None],
-                          None if mask is None else mask[None, start:stop], **network)
-                for i, (start, stop) in enumerate(zip(bounds, bounds[1:]))]
+        bags = [
+            _additive(
+                image[None, start:stop],
+                shift if shift is None or shift.dim() == 1 else shift[i : i + 1, None],
+                None if mask is None else mask[None, start:stop],
+                **network,
+            )
+            for i, (start, stop) in enumerate(zip(bounds, bounds[1:]))
+        ]
         pool = combine == "pool"
-        result = torch.cat([r if pool else r[0] for r, _ in bags]) if bags else image.new_zeros((0, len(v), image.shape[1]) if pool else image.shape)
+        result = (
+            torch.cat([r if pool else r[0] for r, _ in bags])
+            if bags
+            else image.new_zeros((0, len(v), image.shape[1]) if pool else image.shape)
+        )
         weights = torch.cat([w[0] for _, w in bags], -1) if bags else image.new_zeros(len(v), 0)
     return (result, weights) if need_weights else result
 

@@ -6,13 +6,18 @@ magnitude, and likewise the root mean square of the difference over that of the 
 
 Allowed is twice the error that the plain PyTorch peer makes in the same dtype (flash-attention's rule), plus a floor:
 one epsilon of the result's dtype, since a small case may round exactly by luck in the peer, and 32 epsilons of the
-dtype in which sums run, since the order of a sum is free (128 in float64). In float64 the truth has errors, too, and the peer
-has the very same: what the peer makes in float32, times the ratio of the epsilons, stands for it there. However bad the peer
+dtype in which sums run, since the order of a sum is free (128 in float64). In float64 the truth has errors, too, and
+the peer
+has the very same: what the peer makes in float32, times the ratio of the epsilons, stands for it there. However bad the
+peer
 is, a quarter of the magnitude is too much.
 
-Where a sum cancels, so that a result is a thousandth of its terms, no order of summing keeps digits that the inputs don't have, and the peer may
-be exact by luck: what half an epsilon in every input changes of the truth (eight times that) is allowed, too. That is backward stability, as in
-Higham, Accuracy and Stability of Numerical Algorithms, section 1.5; for a result that doesn't cancel it adds nothing to the floor.
+Where a sum cancels, so that a result is a thousandth of its terms, no order of summing keeps digits that the inputs
+don't have, and the peer may
+be exact by luck: what half an epsilon in every input changes of the truth (eight times that) is allowed, too. That is
+backward stability, as in
+Higham, Accuracy and Stability of Numerical Algorithms, section 1.5; for a result that doesn't cancel it adds nothing to
+the floor.
 
 What is exact is compared exactly: a sample where nothing takes part is 0 everywhere, gradients included; a shape, a
 dtype, and the places of NaN and Inf are the truth's.
@@ -33,8 +38,16 @@ ROUNDED = 8
 SUM_EPS = {torch.float32: 32, torch.float64: 128}
 CEILING = 0.25
 CANCELLED = 1e-12
-PARAMETERS = {"weight", "bias", "w_image", "w_query", "v", "w_gate", "bias_gate"}      # all samples share them: judged whole
-OUTPUTS = {"bidirectional_attention": ("image_out", "text_out")}          # others: the result, and the weights
+PARAMETERS = {
+    "weight",
+    "bias",
+    "w_image",
+    "w_query",
+    "v",
+    "w_gate",
+    "bias_gate",
+}  # all samples share them: judged whole
+OUTPUTS = {"bidirectional_attention": ("image_out", "text_out")}  # others: the result, and the weights
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ class Verdict:
 
     @property
     def passed(self):
-        return self.ratio <= 1                    # False for NaN, too
+        return self.ratio <= 1  # False for NaN, too
 
     def __str__(self):
         return f"{self.tensor}: " + (self.problem or f"error {self.error:.2e}, allowed {self.allowed:.2e}")
@@ -71,11 +84,21 @@ def evaluate(function, arguments, *, dtype=None, gradients=True, upstream=None, 
     found = {name: output.detach() for name, output in zip(names, outputs)}
     if gradients:
         upstream = upstream or upstream_like
-        leaves = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor) and value.requires_grad}
+        leaves = {
+            name: value for name, value in arguments.items() if isinstance(value, torch.Tensor) and value.requires_grad
+        }
         ends = [(o, upstream(i, o)) for i, o in enumerate(outputs) if o.requires_grad]
-        grads = torch.autograd.grad([o for o, _ in ends], list(leaves.values()), [g for _, g in ends],
-                                    allow_unused=True, materialize_grads=True) if ends else \
-            [torch.zeros_like(leaf) for leaf in leaves.values()]
+        grads = (
+            torch.autograd.grad(
+                [o for o, _ in ends],
+                list(leaves.values()),
+                [g for _, g in ends],
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            if ends
+            else [torch.zeros_like(leaf) for leaf in leaves.values()]
+        )
         found |= {f"{name}.grad": grad for name, grad in zip(leaves, grads)}
     return found
 
@@ -90,28 +113,40 @@ class Standard:
     """What a case has to give: its arguments, the truth, and how far off the peer is. Serves every backend."""
 
     def __init__(self, operation, case, dtype, device="cpu", seed=0, gradients=True):
-        self.run, peer = getattr(reference, operation), getattr(peers, operation)
+        self.run = getattr(reference, operation)
+        peer = getattr(peers, operation)
         # With the defaults: what a sample is depends on them, and operations have different ones.
-        defaults = {name: p.default for name, p in inspect.signature(self.run).parameters.items() if p.default is not p.empty}
+        defaults = {
+            name: p.default for name, p in inspect.signature(self.run).parameters.items() if p.default is not p.empty
+        }
         self.arguments = defaults | case.build(dtype, device, seed)
         self.gradients = gradients
         self.names = OUTPUTS.get(operation, ("result", "weights"))
         run = self.run
-        with _threads(1 if case.small else torch.get_num_threads()):      # waking the others costs more than it gives
+        with _threads(1 if case.small else torch.get_num_threads()):  # waking the others costs more than it gives
             self.truth = evaluate(run, self.arguments, dtype=torch.float64, gradients=gradients, names=self.names)
             self.peer = evaluate(peer, self.arguments, gradients=gradients, names=self.names)
-            self.narrow = evaluate(peer, self.arguments, dtype=torch.float32, gradients=gradients, names=self.names) if dtype == torch.float64 else None
+            self.narrow = (
+                evaluate(peer, self.arguments, dtype=torch.float32, gradients=gradients, names=self.names)
+                if dtype == torch.float64
+                else None
+            )
             outputs = evaluate(run, self.arguments, gradients=False, names=self.names)
-        self.dtypes = {name: outputs[name].dtype if name in outputs else self.arguments[name.removesuffix(".grad")].dtype
-                       for name in self.truth}
+        self.dtypes = {
+            name: outputs[name].dtype if name in outputs else self.arguments[name.removesuffix(".grad")].dtype
+            for name in self.truth
+        }
         results = [name for name in self.names if name != "weights"]
         # A sample's magnitude, at least that of its inputs; 0 where nothing takes part.
-        self.magnitudes = [max(1.0, *(_magnitude(part) for part in parts)) if any(part.any() for part in parts) else 0.0
-                           for parts in zip(*(_samples("result", self.truth[name], self.arguments) for name in results))]
+        self.magnitudes = [
+            max(1.0, *(_magnitude(part) for part in parts)) if any(part.any() for part in parts) else 0.0
+            for parts in zip(*(_samples("result", self.truth[name], self.arguments) for name in results))
+        ]
 
     @functools.cached_property
     def rounded(self):
-        """The truth where every input is half an epsilon (of the dtype that sums run in) more or less. Few tensors ask for it."""
+        """The truth where every input is half an epsilon (of the dtype that sums run in) more or less. Few tensors ask
+        for it."""
         arguments = {name: half_an_epsilon_off(value) for name, value in self.arguments.items()}
         return evaluate(self.run, arguments, dtype=torch.float64, gradients=self.gradients, names=self.names)
 
@@ -132,7 +167,13 @@ def _judge(standard, name, actual, truth):
     errors, of_peer = (_errors(standard, name, t, truth, dtype) for t in (actual, standard.peer[name]))
     of_narrow = None if standard.narrow is None else _errors(standard, name, standard.narrow[name], truth, dtype)
     verdict = _verdict(name, dtype, errors, of_peer, of_narrow)
-    return verdict if verdict.passed else _verdict(name, dtype, errors, of_peer, of_narrow, _errors(standard, name, standard.rounded[name], truth, dtype))
+    return (
+        verdict
+        if verdict.passed
+        else _verdict(
+            name, dtype, errors, of_peer, of_narrow, _errors(standard, name, standard.rounded[name], truth, dtype)
+        )
+    )
 
 
 def half_an_epsilon_off(value):
@@ -178,14 +219,17 @@ def _problem(actual, truth, dtype):
 
 
 def _verdict(name, dtype, errors, of_peer, of_narrow, of_rounded=(0, 0)):
-    """The rule. All are (largest, root mean square) errors; `of_narrow` the peer's in float32 where `dtype` is float64, `of_rounded` the truth's
+    """The rule. All are (largest, root mean square) errors; `of_narrow` the peer's in float32 where `dtype` is float64,
+    `of_rounded` the truth's
     where the inputs are half an epsilon off."""
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     floor = RESULT_EPS * torch.finfo(dtype).eps + SUM_EPS[sums] * torch.finfo(sums).eps
     if of_narrow is not None:
         ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         of_peer = [max(e, ratio * n) for e, n in zip(of_peer, of_narrow)]
-    limits = [min(PEER * e + floor + ROUNDED * r, CEILING) if e == e else CEILING for e, r in zip(of_peer, of_rounded)]       # a peer that overflowed sets no limit
+    limits = [
+        min(PEER * e + floor + ROUNDED * r, CEILING) if e == e else CEILING for e, r in zip(of_peer, of_rounded)
+    ]  # a peer that overflowed sets no limit
     error, allowed = max(zip(errors, limits), key=lambda pair: pair[0] / pair[1])
     return Verdict(name, error, allowed)
 
@@ -203,17 +247,18 @@ def _errors(standard, name, actual, truth, dtype):
 def _largest_and_rms(samples, dtype):
     """Of (actual, truth, magnitude of the sample's results, 0 where nothing takes part) a sample."""
     largest = square = 0.0
-    quiet = max(torch.finfo(dtype).tiny, 1e-30)   # below, a dtype's own steps are coarser than its epsilon
+    quiet = max(torch.finfo(dtype).tiny, 1e-30)  # below, a dtype's own steps are coarser than its epsilon
     for part, true, magnitude in samples:
         if true.numel() == 0:
             continue
         finite = true.isfinite()
         true, difference = true.where(finite, 0), (part - true).where(finite, 0).abs()
-        # A gradient that cancels to 0 (a softmax over equal positions) has none: its terms are of the results' magnitude.
+        # A gradient that cancels to 0 (a softmax over equal positions) has none: its terms are of the results'
+        # magnitude.
         unit = quiet if true.abs().max() > CANCELLED else max(magnitude, quiet)
         largest = max(largest, float(difference.max() / (true.abs().max() + unit)))
         square = max(square, float(difference.square().mean().sqrt() / (true.square().mean().sqrt() + unit)))
-        if float(difference.sum()) != float(difference.sum()):            # NaN: max() would forget it
+        if float(difference.sum()) != float(difference.sum()):  # NaN: max() would forget it
             return float("nan"), float("nan")
     return largest, square
 
@@ -223,7 +268,8 @@ def _magnitude(tensor):
 
 
 def _samples(name, tensor, arguments):
-    """The parts of a tensor that belong to one sample each; a tensor without samples is cut along its first dimension."""
+    """The parts of a tensor that belong to one sample each; a tensor without samples is cut along its first
+    dimension."""
     offsets = arguments.get("offsets")
     if offsets is None:
         return tensor.unbind(0)
@@ -250,4 +296,3 @@ def _leaf(value, dtype, requires_grad):
         return value
     value = value.detach() if dtype in (None, value.dtype) else value.detach().to(dtype)
     return value.requires_grad_() if requires_grad else value
-

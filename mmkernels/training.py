@@ -10,8 +10,7 @@ from torch.utils.data import DataLoader
 
 from .data.extras import require
 
-
-BATCH = 8          # pictures a step
+BATCH = 8  # pictures a step
 
 
 @dataclass
@@ -52,8 +51,14 @@ def fit(model, training, *, validation=None, epochs=1, batch_size=BATCH, learnin
     tqdm = require("tqdm.auto").tqdm
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), learning_rate)
-    loader = DataLoader(training, batch_size, drop_last=len(training) > batch_size, shuffle=True, collate_fn=training.collate,
-                        generator=torch.Generator().manual_seed(seed))
+    loader = DataLoader(
+        training,
+        batch_size,
+        drop_last=len(training) > batch_size,
+        shuffle=True,
+        collate_fn=training.collate,
+        generator=torch.Generator().manual_seed(seed),
+    )
     # A short training gets further with a rate that rises, then falls to nothing.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(1, epochs * len(loader)))
     history = History()
@@ -62,15 +67,19 @@ def fit(model, training, *, validation=None, epochs=1, batch_size=BATCH, learnin
         model.train()
         with tqdm(loader, f"epoch {epoch + 1}/{epochs}", disable=not progress) as bar:
             for image, text, label, _ in bar:
-                image, text, label = image.to(device), text.to(device), label.to(device)
+                image = image.to(device)
+                text = text.to(device)
+                label = label.to(device)
                 start = time.perf_counter()
                 logits, loss = step(model, optimizer, image, text, label)
                 schedule.step()
                 history.losses.append(loss)
                 history.step_seconds.append(time.perf_counter() - start)
                 history.accuracies.append(accuracy(logits, label))
-                bar.set_postfix(loss=f"{statistics.mean(history.losses[-20:]):.3f}",
-                                accuracy=f"{statistics.mean(history.accuracies[-20:]):.1%}")
+                bar.set_postfix(
+                    loss=f"{statistics.mean(history.losses[-20:]):.3f}",
+                    accuracy=f"{statistics.mean(history.accuracies[-20:]):.1%}",
+                )
             if validation is not None:
                 history.validation.append(evaluate(model, validation, batch_size=batch_size))
                 bar.set_postfix(validation=f"{history.validation[-1]['accuracy']:.1%}")
@@ -103,11 +112,16 @@ def evaluate(model, pairs, *, batch_size=BATCH):
             logits.append(model(image.to(device), text.to(device)).cpu())
             labels.append(label)
             hards.append(hard)
-    logits, labels, hards = torch.cat(logits), torch.cat(labels), torch.cat(hards)
+    logits = torch.cat(logits)
+    labels = torch.cat(labels)
+    hards = torch.cat(hards)
     right = labels == 1
     parts = {"right": right, "hard": hards, "easy": ~right & ~hards}
-    return {"loss": binary_cross_entropy_with_logits(logits, labels).item(), "accuracy": accuracy(logits, labels),
-            **{name: accuracy(logits[part], labels[part]) for name, part in parts.items()}}
+    return {
+        "loss": binary_cross_entropy_with_logits(logits, labels).item(),
+        "accuracy": accuracy(logits, labels),
+        **{name: accuracy(logits[part], labels[part]) for name, part in parts.items()},
+    }
 
 
 def accuracy(logits, labels):
@@ -120,5 +134,13 @@ def summary(model, *, batch_size=1, size=224, length=8):
     device = next(model.parameters()).device
     image = torch.zeros(batch_size, 3, size, size, device=device)
     text = torch.ones(batch_size, length, dtype=torch.int64, device=device)
-    return str(require("torchinfo").summary(model, input_data=(image, text), verbose=0, depth=2, device=device,
-                                            col_names=("input_size", "output_size", "num_params")))
+    return str(
+        require("torchinfo").summary(
+            model,
+            input_data=(image, text),
+            verbose=0,
+            depth=2,
+            device=device,
+            col_names=("input_size", "output_size", "num_params"),
+        )
+    )

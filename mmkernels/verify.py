@@ -37,7 +37,9 @@ class Row:
             if not verdict.passed:
                 self.failures.append(f"{case.name}: {verdict}")
             if not verdict.problem and not verdict.ratio <= self.ratio:
-                self.ratio, self.error, self.allowed = verdict.ratio, verdict.error, verdict.allowed
+                self.ratio = verdict.ratio
+                self.error = verdict.error
+                self.allowed = verdict.allowed
 
 
 def run(operations=None, backends=None, *, devices=None, dtypes=None, seed=0, small=False, progress=None):
@@ -63,7 +65,7 @@ def run(operations=None, backends=None, *, devices=None, dtypes=None, seed=0, sm
                 continue
             try:
                 row.add(case, standard.test(getattr(functional, operation), backend=backend))
-            except Exception as error:            # a crash of one case is a finding, not the end of the run
+            except Exception as error:  # a crash of one case is a finding, not the end of the run
                 row.cases += 1
                 row.failures.append(f"{case.name}: {type(error).__name__}: {error}")
         if progress is not None:
@@ -93,15 +95,23 @@ def show(rows, console):
             table.add_column(column, justify="right")
         own = [row for row in rows if row.operation == operation]
         for row, following in zip(own, [*own[1:], None]):
-            table.add_row(row.backend if row.device == "cpu" else f"{row.backend} ({row.device})", row.dtype, row.group,
-                          str(row.cases), f"{row.error:.1e}", f"{row.allowed:.1e}", f"{row.ratio:.2f}",
-                          "[green]ok[/]" if row.passed else f"[red]{len(row.failures)} failed[/]",
-                          end_section=following is not None and following.dtype != row.dtype)
+            table.add_row(
+                row.backend if row.device == "cpu" else f"{row.backend} ({row.device})",
+                row.dtype,
+                row.group,
+                str(row.cases),
+                f"{row.error:.1e}",
+                f"{row.allowed:.1e}",
+                f"{row.ratio:.2f}",
+                "[green]ok[/]" if row.passed else f"[red]{len(row.failures)} failed[/]",
+                end_section=following is not None and following.dtype != row.dtype,
+            )
         console.print(table)
     for row in rows:
         for failure in row.failures:
             console.print(f"[red]{row.operation} {row.backend} {row.dtype}[/]:", Text(failure), highlight=False)
-    count, failures = sum(row.cases for row in rows), sum(len(row.failures) for row in rows)
+    count = sum(row.cases for row in rows)
+    failures = sum(len(row.failures) for row in rows)
     console.print(f"{count} comparisons, {failures} failed" if failures else f"{count} comparisons, all agree")
 
 
@@ -116,10 +126,15 @@ def _plan(operations, wanted, devices, dtypes, small):
         raise ValueError(f"backends must be of {', '.join(registry.names())}, got {unknown[0]!r}")
     for operation in operations:
         places = [(device, dtype) for device in devices for dtype in dtypes]
-        reasons = {place: {name: registry.why_not(name, operation, *place) for name in wanted or registry.names()} for place in places}
+        reasons = {
+            place: {name: registry.why_not(name, operation, *place) for name in wanted or registry.names()}
+            for place in places
+        }
         useless = [name for name in wanted or () if all(reasons[place][name] for place in places)]
         for device, dtype in places:
-            able = [(name, reason) for name, reason in reasons[device, dtype].items() if reason is None or name in useless]
+            able = [
+                (name, reason) for name, reason in reasons[device, dtype].items() if reason is None or name in useless
+            ]
             for case in cases.selected(operation, small=small):
                 runners = [(name, reason) for name, reason in able if case.small or not cases.is_slow(name, device)]
                 if runners:

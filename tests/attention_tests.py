@@ -1,7 +1,9 @@
 """What the operations are tested for, on every backend that can run here.
 
-What isn't exact is judged by the rule of :mod:`mmkernels.tolerance`: a `call` or `compute` takes the operation as its first argument, and what it
-gives with a backend is compared with what it gives with the reference in float64; the plain peer's error is the measure.
+What isn't exact is judged by the rule of :mod:`mmkernels.tolerance`: a `call` or `compute` takes the operation as its
+first argument, and what it
+gives with a backend is compared with what it gives with the reference in float64; the plain peer's error is the
+measure.
 """
 
 import copy
@@ -27,7 +29,9 @@ def assert_right(operation, case, dtype, device, backend):
 def standard_of(operation, arguments):
     """What the operation has to give of arguments of one's own, by name; they stay where they lie."""
     first = next(iter(arguments.values()))
-    return tolerance.Standard(operation, cases.Case("given", "given", lambda draw: arguments, True), first.dtype, first.device)
+    return tolerance.Standard(
+        operation, cases.Case("given", "given", lambda draw: arguments, True), first.dtype, first.device
+    )
 
 
 def assert_meets(standard, operation, backend):
@@ -55,7 +59,8 @@ def assert_computes(compute, operation, backend, tensors, found=None):
 
 
 def assert_module(compute, module, tensors, found=None):
-    """``compute(module, *tensors)`` is right: the truth is the same module in float64 on the reference, the measure its error in float32."""
+    """``compute(module, *tensors)`` is right: the truth is the same module in float64 on the reference, the measure its
+    error in float32."""
     plain = copy.deepcopy(module)
     for part in plain.modules():
         if hasattr(part, "backend"):
@@ -71,8 +76,12 @@ def assert_rule(found, truth, peer, narrow=None, batch=None):
     found, truth, peer = map(outputs, (found, truth, peer))
     narrow = [None] * len(found) if narrow is None else outputs(narrow)
     assert len(found) == len(truth) == len(peer) == len(narrow)
-    assert_passed([tolerance.compare(f"output {i}", *each, samples=each[1].dim() > 1 and len(each[1]) == batch)
-                    for i, each in enumerate(zip(found, truth, peer, narrow))])
+    assert_passed(
+        [
+            tolerance.compare(f"output {i}", *each, samples=each[1].dim() > 1 and len(each[1]) == batch)
+            for i, each in enumerate(zip(found, truth, peer, narrow))
+        ]
+    )
 
 
 def assert_passed(verdicts):
@@ -116,11 +125,14 @@ def gradients(function, tensors, **options):
 
 def assert_gradients(found, call, operation, tensors):
     """`found` is what :func:`gradients` gives of ``call(function, *tensors)``."""
-    assert_computes(lambda function, *t: gradients(functools.partial(call, function), t), operation, None, tensors, found=found)
+    assert_computes(
+        lambda function, *t: gradients(functools.partial(call, function), t), operation, None, tensors, found=found
+    )
 
 
 def assert_vmap(call, dims, operation, backend, tensors):
     """``torch.func.vmap`` over these dimensions of the tensors gives what one call after another gives."""
+
     def looped(function, *tensors):
         size = next(t.shape[dim] for t, dim in zip(tensors, dims) if dim is not None)
         entries = [[t if dim is None else t.select(dim, i) for t, dim in zip(tensors, dims)] for i in range(size)]
@@ -136,19 +148,25 @@ def assert_partial_gradients(call, operation, backend, tensors):
     run = functools.partial(call, functools.partial(getattr(mmk, operation), backend=backend))
     found = list(gradients(run, tensors))
     for i in range(len(tensors)):
-        found[i - len(tensors)], = gradients(lambda t: run(*tensors[:i], t, *tensors[i + 1:]), tensors[i:i + 1])[-1:]
+        (found[i - len(tensors)],) = gradients(lambda t: run(*tensors[:i], t, *tensors[i + 1 :]), tensors[i : i + 1])[
+            -1:
+        ]
     assert_gradients(found, call, operation, tensors)
 
 
 def assert_upstream_may_lie_anyhow(call, operation, backend, tensors):
     """Gradients that come in may be expanded (what sum() sends back), strided, turned or cut out of larger ones."""
+
     def differentiable(function, dtype=None):
         leaves = [(t if dtype is None else t.to(dtype)).detach().clone().requires_grad_() for t in tensors]
         results = call(function, *leaves)
         return results if isinstance(results, tuple) else (results,), leaves
 
-    graphs = [differentiable(functools.partial(getattr(mmk, operation), backend=backend)),
-              differentiable(getattr(reference, operation), torch.float64), differentiable(getattr(peers, operation))]
+    graphs = [
+        differentiable(functools.partial(getattr(mmk, operation), backend=backend)),
+        differentiable(getattr(reference, operation), torch.float64),
+        differentiable(getattr(peers, operation)),
+    ]
     plain = [draw(*r.shape, device=r.device, seed=9 + i) for i, r in enumerate(graphs[0][0])]
     layouts = (
         lambda t: torch.ones_like(t[(0,) * t.dim()]).expand_as(t),
@@ -161,12 +179,18 @@ def assert_upstream_may_lie_anyhow(call, operation, backend, tensors):
     for lay in layouts:
         # A conversion would make what is expanded or strided dense.
         upstream = [[lay(t.to(r.dtype)) for t, r in zip(plain, results)] for results, _ in graphs]
-        assert_rule(*(torch.autograd.grad(results, leaves, up, retain_graph=True)
-                      for (results, leaves), up in zip(graphs, upstream)), batch=len(graphs[0][0][0]))
+        assert_rule(
+            *(
+                torch.autograd.grad(results, leaves, up, retain_graph=True)
+                for (results, leaves), up in zip(graphs, upstream)
+            ),
+            batch=len(graphs[0][0][0]),
+        )
 
 
 def far_apart(tensor, dim):
-    """A copy whose elements along `dim` lie so far apart that the last is 3 * 2^30 elements away: not only it is beyond 31 bits,
+    """A copy whose elements along `dim` lie so far apart that the last is 3 * 2^30 elements away: not only it is beyond
+    31 bits,
     but the last block of twelve rows, too. The memory between is only virtual: nobody touches it."""
     strides = list(tensor.movedim(dim, 0).contiguous().movedim(0, dim).stride())
     strides[dim] = 3 * 2**30 // (tensor.shape[dim] - 1)
@@ -175,7 +199,8 @@ def far_apart(tensor, dim):
 
 
 def assert_strides_may_be_huge(call, operation, backend, tensors, dim, device):
-    """Whatever has a dimension `dim` is far apart there, gradients that come in, too. Masks may be among the tensors."""
+    """Whatever has a dimension `dim` is far apart there, gradients that come in, too. Masks may be among the
+    tensors."""
     if device != "cpu":
         pytest.skip("needs virtual memory")
 
@@ -184,10 +209,15 @@ def assert_strides_may_be_huge(call, operation, backend, tensors, dim, device):
         results = call(function, *given)
         results = results if isinstance(results, tuple) else (results,)
         upstream = [move(draw(*r.shape, seed=9 + i).to(r.dtype)) for i, r in enumerate(results)]
-        return *(r.detach() for r in results), *torch.autograd.grad(results, [t for t in given if t.requires_grad], upstream)
+        return *(r.detach() for r in results), *torch.autograd.grad(
+            results, [t for t in given if t.requires_grad], upstream
+        )
 
-    found = run(functools.partial(getattr(mmk, operation), backend=backend), *tensors,
-                move=lambda t: far_apart(t, dim) if dim < t.dim() and t.shape[dim] > 1 else t.clone())
+    found = run(
+        functools.partial(getattr(mmk, operation), backend=backend),
+        *tensors,
+        move=lambda t: far_apart(t, dim) if dim < t.dim() and t.shape[dim] > 1 else t.clone(),
+    )
     assert_computes(run, operation, backend, tensors, found=found)
 
 

@@ -1,4 +1,5 @@
-"""What tests compile is compiled once: objects and programs are kept under the hash of everything that they are made of.
+"""What tests compile is compiled once: objects and programs are kept under the hash of everything that they are made
+of.
 
 Several processes may ask for the same file at the same time: one makes it, the others wait.
 """
@@ -26,7 +27,12 @@ def compiled(source, flags, compiler=COMPILER):
     source = Path(source)
     command = [compiler, *map(str, flags), "-c", str(source)]
     key = [_version(compiler), torch.__version__, *command[1:-1], source.name]
-    folder = _made(key, _parts(source, flags), source.stem, lambda path: _run([*command, "-o", str(path / "object.o")], path / "said"))
+    folder = _made(
+        key,
+        _parts(source, flags),
+        source.stem,
+        lambda path: _run([*command, "-o", str(path / "object.o")], path / "said"),
+    )
     return folder / "object.o", (folder / "said").read_text()
 
 
@@ -35,7 +41,12 @@ def program(name, jobs, link=(), compiler=COMPILER):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(done[0]) for done in pool.map(lambda job: compiled(*job), jobs)]
     command = [compiler, *objects, *map(str, link)]
-    folder = _made([_version(compiler), torch.__version__, *command], [], name, lambda path: _run([*command, "-o", str(path / name)], path / "said"))
+    folder = _made(
+        [_version(compiler), torch.__version__, *command],
+        [],
+        name,
+        lambda path: _run([*command, "-o", str(path / name)], path / "said"),
+    )
     return folder / name
 
 
@@ -55,8 +66,8 @@ def _made(key, files, name, make):
             with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
                 make(Path(temporary))
                 os.chmod(temporary, 0o755)
-                os.rename(temporary, folder)      # whole or not at all
-                os.mkdir(temporary)               # for TemporaryDirectory to remove
+                os.rename(temporary, folder)  # whole or not at all
+                os.mkdir(temporary)  # for TemporaryDirectory to remove
     return folder
 
 
@@ -76,7 +87,7 @@ def _parts(source, flags):
     return sorted(found)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _version(compiler):
     return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
 

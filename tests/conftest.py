@@ -3,7 +3,7 @@
 import json
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")      # waiting threads don't spin: many times faster on a busy machine
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads don't spin: many times faster on a busy machine
 
 import emulated  # noqa: F401  (registers the backend "cuda-emulated")
 import interpreter  # noqa: F401  (makes Triton's interpreter faster)
@@ -40,7 +40,8 @@ def nan_in_fresh_memory(request):
 
 @pytest.fixture(autouse=True)
 def threads(request):
-    """Two threads where work is divided: large cases, and tests marked `threads`. One elsewhere: beside each other, tests use the cores."""
+    """Two threads where work is divided: large cases, and tests marked `threads`. One elsewhere: beside each other,
+    tests use the cores."""
     case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
     divided = "threads" in request.keywords or (isinstance(case, cases.Case) and not case.small)
     torch.set_num_threads(2 if divided else 1)
@@ -54,7 +55,8 @@ def extension():
     return backends.extension
 
 
-# Under pytest-xdist the process that starts the workers gets their reports; each worker collects, and one of them tells.
+# Under pytest-xdist the process that starts the workers gets their reports; each worker collects, and one of them
+# tells.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 
 
@@ -87,15 +89,25 @@ def _reason(report):
 def runnable(operation, dtypes=(torch.float32,)):
     """(backend, device, dtype) of everything that can run an operation here, as parameters of a test."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    return [pytest.param(backend, device, dtype, id=f"{backend}-{device}-{str(dtype).removeprefix('torch.')}")
-            for device in devices for backend in backends.names() for dtype in dtypes
-            if backends.why_not(backend, operation, device, dtype) is None]
+    return [
+        pytest.param(backend, device, dtype, id=f"{backend}-{device}-{str(dtype).removeprefix('torch.')}")
+        for device in devices
+        for backend in backends.names()
+        for dtype in dtypes
+        if backends.why_not(backend, operation, device, dtype) is None
+    ]
 
 
 def runnable_cases(operation):
-    """(backend, device, dtype, case): every case on everything that can run it; a slow backend takes the small ones. The backends of a
-    case and dtype follow each other, for the truth is computed once for all. (The reference is the truth: it is compared in float32 alone.)"""
+    """(backend, device, dtype, case): every case on everything that can run it; a slow backend takes the small ones.
+    The backends of a
+    case and dtype follow each other, for the truth is computed once for all. (The reference is the truth: it is
+    compared in float32 alone.)"""
     combinations = sorted(runnable(operation, cases.DTYPES), key=lambda c: (c.values[1], str(c.values[2])))
-    return [pytest.param(*combination.values, case, id=f"{combination.id}-{case.name}")
-            for case in cases.selected(operation) for combination in combinations
-            if (case.small or not cases.is_slow(*combination.values[:2])) and (combination.values[0] != "reference" or combination.values[2] == torch.float32)]
+    return [
+        pytest.param(*combination.values, case, id=f"{combination.id}-{case.name}")
+        for case in cases.selected(operation)
+        for combination in combinations
+        if (case.small or not cases.is_slow(*combination.values[:2]))
+        and (combination.values[0] != "reference" or combination.values[2] == torch.float32)
+    ]

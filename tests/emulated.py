@@ -21,11 +21,30 @@ from mmkernels import backends
 
 EMULATOR = ROOT / "tests" / "cuda_emulator"
 # Type punning between vectors and their elements is fine for nvcc, so it has to be here.
-KERNEL = ["-x", "c++", "-std=c++17", "-DMMK_EMULATED", "-fno-strict-aliasing", "-ffp-contract=off", "-fPIC",
-          "-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{EMULATOR}"]
+KERNEL = [
+    "-x",
+    "c++",
+    "-std=c++17",
+    "-DMMK_EMULATED",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-fPIC",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    f"-I{EMULATOR}",
+]
 # The scheduler itself is never built with ThreadSanitizer; under AddressSanitizer it stays plain, too.
-MODES = {"plain": ["-O2"], "tsan": ["-O1", "-g", "-fsanitize=thread"],
-         "asan": ["-O1", "-g", "-fsanitize=address,bounds-strict,alignment", "-fno-sanitize-recover=bounds-strict,alignment"]}
+MODES = {
+    "plain": ["-O2"],
+    "tsan": ["-O1", "-g", "-fsanitize=thread"],
+    "asan": [
+        "-O1",
+        "-g",
+        "-fsanitize=address,bounds-strict,alignment",
+        "-fno-sanitize-recover=bounds-strict,alignment",
+    ],
+}
 
 
 def why_not_here():
@@ -40,8 +59,10 @@ def why_not_here():
 
 
 def emulator_jobs(mode="plain"):
-    return [(EMULATOR / "emulator.cpp", ["-std=c++17", "-O2", "-fPIC", f"-I{EMULATOR}"]),
-            (EMULATOR / "copy.cpp", ["-std=c++17", "-fPIC", *MODES[mode]])]
+    return [
+        (EMULATOR / "emulator.cpp", ["-std=c++17", "-O2", "-fPIC", f"-I{EMULATOR}"]),
+        (EMULATOR / "copy.cpp", ["-std=c++17", "-fPIC", *MODES[mode]]),
+    ]
 
 
 def kernel_jobs(mode="plain"):
@@ -50,18 +71,36 @@ def kernel_jobs(mode="plain"):
 
 def operations():
     """Names of the operations that have CUDA kernels."""
-    return [path.stem for path in sorted(ROOT.glob("csrc/cuda/*.cu")) if (ROOT / f"csrc/torch/{path.stem}.cpp").exists()]
+    return [
+        path.stem for path in sorted(ROOT.glob("csrc/cuda/*.cu")) if (ROOT / f"csrc/torch/{path.stem}.cpp").exists()
+    ]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def library():
     """The shared object with kernels, emulator and binding, loaded."""
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
-    bindings = [(ROOT / "csrc/torch" / f"{name}.cpp",
-                 ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-DMMK_EMULATED", "-DTORCH_STABLE_ONLY",
-                  "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes]) for name in operations()]
-    path = compiling.program("emulated.so", [*emulator_jobs(), *kernel_jobs(), *bindings],
-                 ["-shared", *(f"-L{p}" for p in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"])
+    bindings = [
+        (
+            ROOT / "csrc/torch" / f"{name}.cpp",
+            [
+                "-std=c++17",
+                "-O1",
+                "-fPIC",
+                "-fvisibility=hidden",
+                "-DMMK_EMULATED",
+                "-DTORCH_STABLE_ONLY",
+                "-DTORCH_TARGET_VERSION=0x020a000000000000",
+                *includes,
+            ],
+        )
+        for name in operations()
+    ]
+    path = compiling.program(
+        "emulated.so",
+        [*emulator_jobs(), *kernel_jobs(), *bindings],
+        ["-shared", *(f"-L{p}" for p in cpp_extension.library_paths()), "-ltorch", "-ltorch_cpu", "-lc10"],
+    )
     torch.ops.load_library(path)
     return ctypes.CDLL(str(path))
 
@@ -75,7 +114,9 @@ H100 = dict(shared=227 << 10, processors=132, cluster=8)
 
 
 @contextmanager
-def configured(order="ascending", seed=1, late_copies=True, shared=A100["shared"], processors=A100["processors"], cluster=1):
+def configured(
+    order="ascending", seed=1, late_copies=True, shared=A100["shared"], processors=A100["processors"], cluster=1
+):
     """How threads are scheduled, when copies arrive, and what the device has."""
     configure = library().emulator_configure
     configure(ORDERS[order], seed, int(late_copies), *map(ctypes.c_int64, (shared, processors, cluster)))
@@ -86,7 +127,8 @@ def configured(order="ascending", seed=1, late_copies=True, shared=A100["shared"
 
 
 def counts():
-    """What was counted since the last call: bytes loaded and stored, launches, blocks, most shared memory, largest cluster."""
+    """What was counted since the last call: bytes loaded and stored, launches, blocks, most shared memory, largest
+    cluster."""
     found = (ctypes.c_uint64 * 6)()
     library().emulator_counts(found, 1)
     return SimpleNamespace(**dict(zip(("loaded", "stored", "launches", "blocks", "shared", "cluster"), found)))

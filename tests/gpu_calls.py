@@ -1,4 +1,5 @@
-"""A few calls of every operation, forward and backward: what tests/test_gpu.py captures and runs in threads. As a program each runs
+"""A few calls of every operation, forward and backward: what tests/test_gpu.py captures and runs in threads. As a
+program each runs
 once and nothing is compared, for compute-sanitizer:
 
     python tests/gpu_calls.py cuda|triton
@@ -15,26 +16,37 @@ from mmkernels import cases, functional, tolerance
 
 
 def chosen(operation, small=False):
-    """Of every group of cases one in its middle and its last; of the empty ones none, for a graph of nothing isn't one."""
+    """Of every group of cases one in its middle and its last; of the empty ones none, for a graph of nothing isn't
+    one."""
     usable = [case for case in cases.selected(operation, small=small) if case.group != "empty"]
     groups = [list(group) for _, group in itertools.groupby(usable, key=lambda case: case.group)]
     return [group[i] for group in groups for i in sorted({len(group) // 2, len(group) - 1})]
 
 
 class Call:
-    """An operation with its arguments. Called, it gives the results and all gradients; nothing but the operation runs then."""
+    """An operation with its arguments. Called, it gives the results and all gradients; nothing but the operation runs
+    then."""
 
     def __init__(self, operation, case, dtype, device, backend):
-        self.case, self.dtype, self.device = case, dtype, device
+        self.case = case
+        self.dtype = dtype
+        self.device = device
         self.arguments = case.build(dtype, device)
         self.function = functools.partial(getattr(mmk, operation), backend=backend)
         self.names = tolerance.OUTPUTS.get(operation, ("result", "weights"))
-        like = tolerance.evaluate(getattr(mmk.reference, operation), case.build(dtype), gradients=False, names=self.names)
+        like = tolerance.evaluate(
+            getattr(mmk.reference, operation), case.build(dtype), gradients=False, names=self.names
+        )
         self.upstream = [tolerance.upstream_like(i, output).to(device) for i, output in enumerate(like.values())]
 
     def __call__(self, gradients=True):
-        found = tolerance.evaluate(self.function, self.arguments, gradients=gradients, names=self.names,
-                                   upstream=lambda i, output: self.upstream[i])
+        found = tolerance.evaluate(
+            self.function,
+            self.arguments,
+            gradients=gradients,
+            names=self.names,
+            upstream=lambda i, output: self.upstream[i],
+        )
         return list(found.values())
 
     def change(self, seed):

@@ -1,6 +1,6 @@
 """Writes docs/gpu.md: what the CUDA kernels move, as the emulator counts it, and the time that this predicts.
 
-    python tests/gpu_table.py            writes the file
+python tests/gpu_table.py            writes the file
 """
 
 import importlib.util
@@ -14,58 +14,86 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "gpu.md"
-PEAKS = {"A100": 2.04e12, "H100": 3.35e12, "MI300X": 5.3e12}          # bytes a second
+PEAKS = {"A100": 2.04e12, "H100": 3.35e12, "MI300X": 5.3e12}  # bytes a second
 # (B, N, D, dtype): the shapes of design.md. A tenth of its largest: of that, ten times as much moves.
-SHAPES = [(32, 2916, 64, torch.float32), (32, 196, 768, torch.float32), (32, 196, 768, torch.bfloat16),
-          (8, 576, 1024, torch.float32), (64, 49, 2048, torch.float32), (64, 49, 2048, torch.bfloat16),
-          (256, 36, 2048, torch.bfloat16), (1, 10_000, 512, torch.float32)]
+SHAPES = [
+    (32, 2916, 64, torch.float32),
+    (32, 196, 768, torch.float32),
+    (32, 196, 768, torch.bfloat16),
+    (8, 576, 1024, torch.float32),
+    (64, 49, 2048, torch.float32),
+    (64, 49, 2048, torch.bfloat16),
+    (256, 36, 2048, torch.bfloat16),
+    (1, 10_000, 512, torch.float32),
+]
 PASSES = ("multiply", "multiply backward", "pool", "pool backward")
 ARCHITECTURES = ("80", "90", "100")
 # (B, H, N, T, d, dv, dtype): shapes of design.md's kind, cut down so that the emulator takes seconds.
-ATTENTION_SHAPES = [(1, 12, 576, 77, 64, 64, torch.bfloat16), (1, 8, 1600, 20, 64, 64, torch.bfloat16), (2, 12, 196, 32, 64, 64, torch.bfloat16),
-                    (1, 1, 2048, 256, 256, 256, torch.bfloat16), (1, 4, 1024, 77, 40, 40, torch.bfloat16), (1, 4, 576, 32, 64, 64, torch.float32)]
+ATTENTION_SHAPES = [
+    (1, 12, 576, 77, 64, 64, torch.bfloat16),
+    (1, 8, 1600, 20, 64, 64, torch.bfloat16),
+    (2, 12, 196, 32, 64, 64, torch.bfloat16),
+    (1, 1, 2048, 256, 256, 256, torch.bfloat16),
+    (1, 4, 1024, 77, 40, 40, torch.bfloat16),
+    (1, 4, 576, 32, 64, 64, torch.float32),
+]
 # operation, pass, shape, launches, and how often the least may move.
-_SHORT, _LONG = (4, 8, 1024, 32, 64, 64, torch.bfloat16), (1, 4, 512, 200, 64, 64, torch.bfloat16)
-ATTENTION_LIMITS = [("gated_cross_attention", "forward", _SHORT, 1, 1.2), ("gated_cross_attention", "backward", _SHORT, 3, 1.75),
-                    ("bidirectional_attention", "forward", _SHORT, 2, 1.45), ("bidirectional_attention", "backward", _SHORT, 4, 1.55),
-                    ("gated_cross_attention", "forward", _LONG, 1, 2.5), ("gated_cross_attention", "backward", _LONG, 4, 5.5)]
+_SHORT = (4, 8, 1024, 32, 64, 64, torch.bfloat16)
+_LONG = (1, 4, 512, 200, 64, 64, torch.bfloat16)
+ATTENTION_LIMITS = [
+    ("gated_cross_attention", "forward", _SHORT, 1, 1.2),
+    ("gated_cross_attention", "backward", _SHORT, 3, 1.75),
+    ("bidirectional_attention", "forward", _SHORT, 2, 1.45),
+    ("bidirectional_attention", "backward", _SHORT, 4, 1.55),
+    ("gated_cross_attention", "forward", _LONG, 1, 2.5),
+    ("gated_cross_attention", "backward", _LONG, 4, 5.5),
+]
 
 
 def least(batch, positions, channels, dtype, which):
     """Bytes that must move (design.md): features once, results once; text, weights, and vectors once."""
     size = dtype.itemsize
-    features, vectors, weights = batch * positions * channels * size, batch * channels * size, 4 * batch * positions
-    return {"multiply": 2 * features + vectors + weights, "pool": features + 2 * vectors + weights,
-            "multiply backward": 3 * features + 2 * vectors + weights,
-            "pool backward": 2 * features + 3 * vectors + weights}[which]
+    features = batch * positions * channels * size
+    vectors = batch * channels * size
+    weights = 4 * batch * positions
+    return {
+        "multiply": 2 * features + vectors + weights,
+        "pool": features + 2 * vectors + weights,
+        "multiply backward": 3 * features + 2 * vectors + weights,
+        "pool backward": 2 * features + 3 * vectors + weights,
+    }[which]
 
 
 def moved(batch, positions, channels, dtype, which):
     """What the emulator counts for one call: loaded, stored, launches, blocks, shared."""
     import emulated
 
-    image, text = torch.randn(batch, positions, channels).to(dtype), torch.randn(batch, channels).to(dtype)
+    image = torch.randn(batch, positions, channels).to(dtype)
+    text = torch.randn(batch, channels).to(dtype)
     pool = which.startswith("pool")
-    arguments = (image, text, None, None, channels ** -0.5, 1, pool, False)
+    arguments = (image, text, None, None, channels**-0.5, 1, pool, False)
     result, weights = torch.ops.mmkernels.spatial_attention_emulated(*arguments)
     if which.endswith("backward"):
         emulated.counts()
         torch.ops.mmkernels.spatial_attention_emulated_backward(
-            torch.ones_like(result), None, image, text, *arguments[2:4], weights, *arguments[4:], True, True)
+            torch.ones_like(result), None, image, text, *arguments[2:4], weights, *arguments[4:], True, True
+        )
     return emulated.counts() if which.endswith("backward") else _again(emulated, arguments)
 
 
 def attention_least(operation, which, batch, heads, positions, tokens, d, dv, dtype):
-    """Bytes that must move: queries, keys, values and gate once, results once, 8 bytes a row for its softmax; gradients likewise."""
+    """Bytes that must move: queries, keys, values and gate once, results once, 8 bytes a row for its softmax; gradients
+    likewise."""
     rows = batch * heads
     image, text = rows * positions, rows * tokens
-    inputs = (image + text) * d + text * dv + image * dv                # the last: the gate, or the image's values
+    inputs = (image + text) * d + text * dv + image * dv  # the last: the gate, or the image's values
     results, softmax = image * dv, 8 * image
     if operation == "bidirectional_attention":
-        results, softmax = results + text * dv, softmax + 8 * text
+        results = results + text * dv
+        softmax = softmax + 8 * text
     if which == "forward":
         return (inputs + results) * dtype.itemsize + softmax
-    return (2 * inputs + 2 * results) * dtype.itemsize + softmax           # results: before the gate, and their gradient
+    return (2 * inputs + 2 * results) * dtype.itemsize + softmax  # results: before the gate, and their gradient
 
 
 def attention_moved(operation, which, batch, heads, positions, tokens, d, dv, dtype):
@@ -73,23 +101,38 @@ def attention_moved(operation, which, batch, heads, positions, tokens, d, dv, dt
     import emulated
 
     make = lambda rows, channels: torch.randn(batch, heads, rows, channels).to(dtype)
-    query, key, value, other = make(positions, d), make(tokens, d), make(tokens, dv), make(positions, dv)
+    query = make(positions, d)
+    key = make(tokens, d)
+    value = make(tokens, dv)
+    other = make(positions, dv)
     run, back = (getattr(torch.ops.mmkernels, f"{operation}_emulated{suffix}") for suffix in ("", "_backward"))
     if operation == "gated_cross_attention":
         inputs = (query, key, value, other, None, None, None)
         emulated.counts()
-        result, attended, softmax = run(*inputs, d ** -0.5, which == "backward")
+        result, attended, softmax = run(*inputs, d**-0.5, which == "backward")
         if which == "forward":
             return emulated.counts()
         emulated.counts()
-        back(torch.ones_like(result), *inputs, attended, softmax, d ** -0.5, True, True, True, True, True, False)
+        back(torch.ones_like(result), *inputs, attended, softmax, d**-0.5, True, True, True, True, True, False)
         return emulated.counts()
     inputs = (query, key, other, value, None, None)
     emulated.counts()
-    image_out, text_out, *softmax = run(*inputs, d ** -0.5)
+    image_out, text_out, *softmax = run(*inputs, d**-0.5)
     if which == "backward":
         emulated.counts()
-        back(torch.ones_like(image_out), torch.ones_like(text_out), *inputs, image_out, text_out, *softmax, d ** -0.5, True, True, True, True)
+        back(
+            torch.ones_like(image_out),
+            torch.ones_like(text_out),
+            *inputs,
+            image_out,
+            text_out,
+            *softmax,
+            d**-0.5,
+            True,
+            True,
+            True,
+            True,
+        )
     return emulated.counts()
 
 
@@ -98,12 +141,15 @@ def attention_rows():
     for operation in ("gated_cross_attention", "bidirectional_attention"):
         for shape in ATTENTION_SHAPES:
             for which in ("forward", "backward"):
-                found, minimum = attention_moved(operation, which, *shape), attention_least(operation, which, *shape)
+                found = attention_moved(operation, which, *shape)
+                minimum = attention_least(operation, which, *shape)
                 total = found.loaded + found.stored
                 times = " | ".join(f"{1e6 * minimum / PEAKS[gpu]:.1f}" for gpu in ("A100", "H100"))
-                rows.append(f"| {operation.split('_')[0]} | {', '.join(map(str, shape[:6]))} | {str(shape[6]).removeprefix('torch.')} | {which} | "
-                            f"{minimum / 1e6:.2f} | {total / 1e6:.2f} | {total / minimum:.2f} | {found.launches} | {found.blocks} | "
-                            f"{found.shared / 1024:.0f} | {times} |")
+                rows.append(
+                    f"| {operation.split('_')[0]} | {', '.join(map(str, shape[:6]))} | {str(shape[6]).removeprefix('torch.')} | {which} | "
+                    f"{minimum / 1e6:.2f} | {total / 1e6:.2f} | {total / minimum:.2f} | {found.launches} | {found.blocks} | "
+                    f"{found.shared / 1024:.0f} | {times} |"
+                )
     return rows
 
 
@@ -140,8 +186,11 @@ def resources(architecture, operation="spatial_attention"):
             spills = [int(n) for n in re.findall(r"(\d+) bytes spill", part)]
             static = re.search(r"(\d+) bytes smem", part)
             found[name] = SimpleNamespace(
-                registers=int(re.search(r"Used (\d+) registers", part)[1]), spilled=sum(spills),
-                static=int(static[1]) if static else 0, stack=int(re.search(r"(\d+) bytes stack frame", part)[1]))
+                registers=int(re.search(r"Used (\d+) registers", part)[1]),
+                spilled=sum(spills),
+                static=int(static[1]) if static else 0,
+                stack=int(re.search(r"(\d+) bytes stack frame", part)[1]),
+            )
     return found
 
 
@@ -150,11 +199,14 @@ def movement_rows():
     for shape in SHAPES:
         batch, positions, channels, dtype = shape
         for which in PASSES:
-            found, minimum = moved(*shape, which), least(*shape, which)
+            found = moved(*shape, which)
+            minimum = least(*shape, which)
             total = found.loaded + found.stored
             times = " | ".join(f"{1e6 * minimum / peak:.1f}" for peak in PEAKS.values())
-            rows.append(f"| {batch}, {positions}, {channels} | {str(dtype).removeprefix('torch.')} | {which} | {minimum / 1e6:.2f} | "
-                        f"{total / 1e6:.2f} | {total / minimum:.2f} | {found.launches} | {found.shared / 1024:.0f} | {times} |")
+            rows.append(
+                f"| {batch}, {positions}, {channels} | {str(dtype).removeprefix('torch.')} | {which} | {minimum / 1e6:.2f} | "
+                f"{total / 1e6:.2f} | {total / minimum:.2f} | {found.launches} | {found.shared / 1024:.0f} | {times} |"
+            )
     return rows
 
 
@@ -169,7 +221,8 @@ def cluster_rows():
             row = f"| {batch}, {positions}, {channels} | {str(dtype).removeprefix('torch.')} | {which} |"
             for cluster in (1, emulated.H100["cluster"]):
                 with emulated.configured(**emulated.H100 | {"cluster": cluster}):
-                    found, minimum = moved(*shape, which), least(*shape, which)
+                    found = moved(*shape, which)
+                    minimum = least(*shape, which)
                 total = found.loaded + found.stored
                 row += f" {total / 1e6:.2f} | {total / minimum:.2f} | {found.launches} |"
             rows.append(row + f" {found.cluster} | {found.shared / 1024:.0f} |")
@@ -177,8 +230,12 @@ def cluster_rows():
 
 
 def resource_rows(found):
-    return [f"| `{name}` | " + " | ".join(f"{found[a][name].registers}, {found[a][name].spilled}" for a in ARCHITECTURES) + " |"
-            for name in sorted(found[ARCHITECTURES[0]])]
+    return [
+        f"| `{name}` | "
+        + " | ".join(f"{found[a][name].registers}, {found[a][name].spilled}" for a in ARCHITECTURES)
+        + " |"
+        for name in sorted(found[ARCHITECTURES[0]])
+    ]
 
 
 def attention_section():
@@ -201,23 +258,51 @@ def row_rows():
     import emulated
 
     rows = []
-    for operation, shape, hidden, dtype in (("channel", (2, 196, 256), 256, torch.float32), ("channel", (2, 196, 256), 256, torch.bfloat16),
-                                            ("additive", (1, 2000, 256), 64, torch.float32), ("additive", (1, 2000, 256), 64, torch.bfloat16)):
-        image, layer = torch.randn(shape).to(dtype), lambda *size: (torch.randn(size) * size[-1] ** -0.5).to(dtype)
-        run, back = (getattr(torch.ops.mmkernels, f"{operation}_attention_emulated{suffix}") for suffix in ("", "_backward"))
-        inputs = (image, torch.randn(shape[0], 256), layer(256, 256)) if operation == "channel" else \
-            (image, torch.randn(1, hidden), layer(hidden, 256), layer(1, hidden), layer(hidden, 256), torch.randn(hidden), None, None)
+    for operation, shape, hidden, dtype in (
+        ("channel", (2, 196, 256), 256, torch.float32),
+        ("channel", (2, 196, 256), 256, torch.bfloat16),
+        ("additive", (1, 2000, 256), 64, torch.float32),
+        ("additive", (1, 2000, 256), 64, torch.bfloat16),
+    ):
+        image = torch.randn(shape).to(dtype)
+        layer = lambda *size: (torch.randn(size) * size[-1] ** -0.5).to(dtype)
+        run, back = (
+            getattr(torch.ops.mmkernels, f"{operation}_attention_emulated{suffix}") for suffix in ("", "_backward")
+        )
+        inputs = (
+            (image, torch.randn(shape[0], 256), layer(256, 256))
+            if operation == "channel"
+            else (
+                image,
+                torch.randn(1, hidden),
+                layer(hidden, 256),
+                layer(1, hidden),
+                layer(hidden, 256),
+                torch.randn(hidden),
+                None,
+                None,
+            )
+        )
         options = (False, 0) if operation == "channel" else (0, True, 0)
         emulated.counts()
         result, weights, kept = run(*inputs, *options)
         forward = emulated.counts()
         needs = [True] * (3 if operation == "channel" else 6)
-        back(torch.ones_like(result), None, *inputs, *((kept,) if operation == "channel" else (weights, kept)), *options, *needs)
+        back(
+            torch.ones_like(result),
+            None,
+            *inputs,
+            *((kept,) if operation == "channel" else (weights, kept)),
+            *options,
+            *needs,
+        )
         backward = emulated.counts()
         panel = image.numel() // 256 * hidden * 4
         for which, found in (("forward", forward), ("backward", backward)):
-            rows.append(f"| {operation} | {', '.join(map(str, (*shape, hidden)))} | {str(dtype).removeprefix('torch.')} | {which} | {image.nbytes / 1e6:.2f} | "
-                        f"{panel / 1e6:.2f} | {found.loaded / 1e6:.2f} | {found.stored / 1e6:.2f} | {found.launches} |")
+            rows.append(
+                f"| {operation} | {', '.join(map(str, (*shape, hidden)))} | {str(dtype).removeprefix('torch.')} | {which} | {image.nbytes / 1e6:.2f} | "
+                f"{panel / 1e6:.2f} | {found.loaded / 1e6:.2f} | {found.stored / 1e6:.2f} | {found.launches} |"
+            )
     return rows
 
 
@@ -237,19 +322,28 @@ def attention_resources(found):
     return f"""Of the attention kernels, blocks of 128 threads forward and 256 backward; the number in a name is the class, the columns that it
 is made for. Nothing is spilled, no static shared memory. float32 runs in full float32.
 
-| kernel | {' | '.join(f'sm_{a}' for a in ARCHITECTURES)} |
-|---|{'---|' * len(ARCHITECTURES)}
+| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
+|---|{"---|" * len(ARCHITECTURES)}
 {chr(10).join(resource_rows(found))}
 """
 
 
 def main():
-    with ThreadPoolExecutor(1) as pool:                                   # one compiler at a time
+    with ThreadPoolExecutor(1) as pool:  # one compiler at a time
         found = dict(zip(ARCHITECTURES, pool.map(resources, ARCHITECTURES)))
-        attention = {architecture: resources(architecture, "gated_cross_attention") | resources(architecture, "bidirectional_attention")
-                     for architecture in ARCHITECTURES}
-        rows = {architecture: {name: r for file in ("channel_attention", "additive_attention", "rows") for name, r in resources(architecture, file).items()}
-                for architecture in ARCHITECTURES}
+        attention = {
+            architecture: resources(architecture, "gated_cross_attention")
+            | resources(architecture, "bidirectional_attention")
+            for architecture in ARCHITECTURES
+        }
+        rows = {
+            architecture: {
+                name: r
+                for file in ("channel_attention", "additive_attention", "rows")
+                for name, r in resources(architecture, file).items()
+            }
+            for architecture in ARCHITECTURES
+        }
     FILE.write_text(f"""# What the CUDA kernels move and need
 
 Generated by `python tests/gpu_table.py`; none of this was measured on a GPU. Bytes are counted by the tests' emulator, with
@@ -257,10 +351,10 @@ an A100's shared memory and number of processors. "Least" is what must move (ima
 weights). A sample that fits in shared memory is read once. Of a larger one, what multiplies is read twice, which counts as 1.5
 times the least (backward 1.33): the second read comes from L2 as far as that holds it (40 MB on an A100, 50 MB on an H100). One launch: the
 same block reads its sample again at once; two: the second goes backwards, so that it meets first what was read last.
-Microseconds are the least bytes over the peak bandwidth ({', '.join(f'{n} {p / 1e12:.2f} TB/s' for n, p in PEAKS.items())}): the
+Microseconds are the least bytes over the peak bandwidth ({", ".join(f"{n} {p / 1e12:.2f} TB/s" for n, p in PEAKS.items())}): the
 time that no kernel can beat. A launch costs 2 to 4 µs beside that. (An MI300X runs the Triton kernels; its column is the same arithmetic.)
 
-| B, N, D | dtype | pass | least, MB | counted, MB | ratio | launches | shared, KiB | {' | '.join(f'{n}, µs' for n in PEAKS)} |
+| B, N, D | dtype | pass | least, MB | counted, MB | ratio | launches | shared, KiB | {" | ".join(f"{n}, µs" for n in PEAKS)} |
 |---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(movement_rows())}
 
@@ -281,15 +375,15 @@ clusters would leave more than half of the processors idle: 1 block, the same as
 Blocks of 256 threads, or 512 where the tile takes most of a processor's shared memory; no static shared memory. The budget that the
 tests hold the kernels to is 128 registers and nothing spilled.
 
-| kernel | {' | '.join(f'sm_{a}' for a in ARCHITECTURES)} |
-|---|{'---|' * len(ARCHITECTURES)}
+| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
+|---|{"---|" * len(ARCHITECTURES)}
 {chr(10).join(resource_rows(found))}
 
 {attention_resources(attention)}
 Of channel and additive attention, blocks of 256 threads (pooled sums and column sums: 128), a warp a row.
 
-| kernel | {' | '.join(f'sm_{a}' for a in ARCHITECTURES)} |
-|---|{'---|' * len(ARCHITECTURES)}
+| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
+|---|{"---|" * len(ARCHITECTURES)}
 {chr(10).join(resource_rows(rows))}
 """)
 

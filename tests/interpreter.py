@@ -1,6 +1,7 @@
 """Triton's interpreter, made to do what it does twice only once: the tests take half the time.
 
-It puts its own functions in the place of triton.language's before every call of a device function, though they are there already from
+It puts its own functions in the place of triton.language's before every call of a device function, though they are
+there already from
 the kernel's launch on. Here it does so once for each module in which device functions lie, and launch.
 """
 
@@ -12,7 +13,9 @@ from mmkernels import backends
 def patch_once_a_launch():
     from triton.runtime import interpreter
 
-    patch, launch, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+    patch = interpreter._patch_lang
+    launch = interpreter.GridExecutor.__call__
+    patched = set()
 
     def patch_once(function):
         if id(function.__globals__) in patched:
@@ -25,7 +28,8 @@ def patch_once_a_launch():
         patched.clear()
         return launch(*arguments, **options)
 
-    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, launch_afresh
+    interpreter._patch_lang = patch_once
+    interpreter.GridExecutor.__call__ = launch_afresh
 
 
 if backends.INTERPRETED and backends._triton_installed:

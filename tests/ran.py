@@ -2,7 +2,8 @@
 
     python tests/ran.py FILE
 
-A test has run if it passed under some target. One that was only left out (by a mark, by a name) is run by no target; one that was skipped
+A test has run if it passed under some target. One that was only left out (by a mark, by a name) is run by no target;
+one that was skipped
 everywhere must have a reason that this machine can do nothing about.
 """
 
@@ -12,13 +13,18 @@ import re
 import sys
 from pathlib import Path
 
-# What a machine may lack, and what a backend has not: the reference is no registered operation, a slow one takes no large case. A missing package isn't among them: whatever a test needs, the project's own files install.
-LACKING = re.compile(r"GPU|CUDA device|this machine has \w+ at best|nvcc isn't installed|compute-sanitizer|needs virtual memory|is not on the CPU"
-                     r"|this system can't tell|a large case|not on meta tensors|not a registered operation|there is no GPU")
+# What a machine may lack, and what a backend has not: the reference is no registered operation, a slow one takes no
+# large case. A missing package isn't among them: whatever a test needs, the project's own files install.
+LACKING = re.compile(
+    r"GPU|CUDA device|this machine has \w+ at best|nvcc isn't installed|compute-sanitizer|needs virtual memory|is not on the CPU"
+    r"|this system can't tell|a large case|not on meta tensors|not a registered operation|there is no GPU"
+)
 
 
 def main(file):
-    outcomes, reasons, seconds = collections.defaultdict(set), {}, collections.Counter()
+    outcomes = collections.defaultdict(set)
+    reasons = {}
+    seconds = collections.Counter()
     for line in Path(file).read_text().splitlines():
         row = json.loads(line)
         outcomes[row["test"]].add(row["outcome"])
@@ -27,11 +33,21 @@ def main(file):
         if row["reason"]:
             reasons[row["test"]] = row["reason"]
 
-    count = collections.Counter(next(o for o in ("failed", "passed", "skipped", "deselected") if o in found) for found in outcomes.values())
-    ran_of = {test.split("::")[0] for test, found in outcomes.items() if "passed" in found}         # a file may be skipped as a whole under one target
-    skipped = [test for test, found in outcomes.items() if found <= {"skipped", "deselected"} and "skipped" in found and test not in ran_of]
+    count = collections.Counter(
+        next(o for o in ("failed", "passed", "skipped", "deselected") if o in found) for found in outcomes.values()
+    )
+    ran_of = {
+        test.split("::")[0] for test, found in outcomes.items() if "passed" in found
+    }  # a file may be skipped as a whole under one target
+    skipped = [
+        test
+        for test, found in outcomes.items()
+        if found <= {"skipped", "deselected"} and "skipped" in found and test not in ran_of
+    ]
     never = [test for test, found in outcomes.items() if found == {"deselected"}]
-    print("seconds of tests:", ", ".join(f"{name.removeprefix('tests/')} {s:.0f}" for name, s in seconds.most_common(12)))
+    print(
+        "seconds of tests:", ", ".join(f"{name.removeprefix('tests/')} {s:.0f}" for name, s in seconds.most_common(12))
+    )
     print(", ".join(f"{n} {outcome}" for outcome, n in count.items()), "over all targets")
     for reason, n in collections.Counter(reasons[test] for test in skipped).most_common():
         print(f"  {n} skipped everywhere: {reason}")

@@ -4,8 +4,19 @@ import functools
 
 import pytest
 import torch
-from attention_tests import (assert_compiles, assert_computes, assert_gradients, assert_module, assert_partial_gradients, assert_right,
-                             assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, assert_vmap, draw, gradients)
+from attention_tests import (
+    assert_compiles,
+    assert_computes,
+    assert_gradients,
+    assert_module,
+    assert_partial_gradients,
+    assert_right,
+    assert_strides_may_be_huge,
+    assert_upstream_may_lie_anyhow,
+    assert_vmap,
+    draw,
+    gradients,
+)
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -21,8 +32,20 @@ NAMES = ("image", "query", "w_image", "w_query", "v", "bias", "w_gate", "bias_ga
 def inputs(dtype=torch.float32, device="cpu", shape=(2, 13, 20), hidden=7, text=5, maps=1, bags=None):
     """All tensors, by name."""
     batch, channels = bags or shape[0], shape[-1]
-    sizes = (shape, (batch, text), (hidden, channels), (hidden, text), (maps, hidden), (hidden,), (hidden, channels), (hidden,))
-    return {name: draw(*size, dtype=dtype, device=device, seed=i) * (0.3 if name[0] == "w" else 1) for i, (name, size) in enumerate(zip(NAMES, sizes))}
+    sizes = (
+        shape,
+        (batch, text),
+        (hidden, channels),
+        (hidden, text),
+        (maps, hidden),
+        (hidden,),
+        (hidden, channels),
+        (hidden,),
+    )
+    return {
+        name: draw(*size, dtype=dtype, device=device, seed=i) * (0.3 if name[0] == "w" else 1)
+        for i, (name, size) in enumerate(zip(NAMES, sizes))
+    }
 
 
 def call_of(**options):
@@ -59,7 +82,10 @@ def test_masked_positions_reach_nothing(backend, device, dtype, combine, poison)
     tensors = inputs(dtype, device)
     mask = torch.arange(26, device=device).view(2, 13) % 3 > 0
     run = run_of(backend, combine=combine, mask=mask, need_weights=True)
-    dirty, clean = (gradients(run, (tensors["image"].masked_fill(~mask[..., None], value), *list(tensors.values())[1:])) for value in (poison, 0))
+    dirty, clean = (
+        gradients(run, (tensors["image"].masked_fill(~mask[..., None], value), *list(tensors.values())[1:]))
+        for value in (poison, 0)
+    )
     assert all(torch.equal(a, e) for a, e in zip(dirty, clean))
     assert all(bool(t.isfinite().all()) for t in dirty)
     assert not dirty[2].masked_select(~mask[..., None]).any() and not dirty[1][:, 0].masked_select(~mask).any()
@@ -73,7 +99,8 @@ def test_a_sample_alone(backend, device, dtype, combine):
     mask = torch.ones(2, 13, dtype=torch.bool, device=device)
     mask[1] = False
     run = lambda tensors, mask: gradients(run_of(backend, combine=combine, mask=mask), tensors)
-    both, first = run(tensors, mask), [t[:1] if i < 2 else t for i, t in enumerate(tensors)]
+    both = run(tensors, mask)
+    first = [t[:1] if i < 2 else t for i, t in enumerate(tensors)]
     assert not both[0][1].any() and not both[1][1].any() and not both[2][1].any()
     assert_computes(call_of(combine=combine), OPERATION, backend, first, found=both[0][:1])
 
@@ -84,7 +111,9 @@ def test_packed_bags_are_samples(backend, device, dtype, combine, maps):
     """Bags of the same size, packed: the same numbers as a batch."""
     tensors = inputs(dtype, device, (3, 11, 20), maps=maps)
     offsets = torch.arange(0, 34, 11, device=device)
-    result, image_grad, *grads = gradients(run_of(backend, combine=combine, offsets=offsets), (tensors["image"].flatten(0, 1), *list(tensors.values())[1:]))
+    result, image_grad, *grads = gradients(
+        run_of(backend, combine=combine, offsets=offsets), (tensors["image"].flatten(0, 1), *list(tensors.values())[1:])
+    )
     found = result if combine == "pool" else result.view(3, 11, 20), image_grad.view(3, 11, 20), *grads
     # The gradient that flows in is drawn by its shape: the same numbers, packed or not.
     assert_gradients(found, call_of(combine=combine), OPERATION, list(tensors.values()))
@@ -93,8 +122,12 @@ def test_packed_bags_are_samples(backend, device, dtype, combine, maps):
 @on_every_backend
 def test_strided_offsets(backend, device, dtype):
     """Bounds that are a column of a table."""
-    tensors, table = inputs(dtype, device, (13, 20), bags=2), torch.tensor([[0, 99], [5, 99], [13, 99]], device=device)
-    strided, dense = (gradients(run_of(backend, offsets=offsets), tensors.values()) for offsets in (table[:, 0], table[:, 0].contiguous()))
+    tensors = inputs(dtype, device, (13, 20), bags=2)
+    table = torch.tensor([[0, 99], [5, 99], [13, 99]], device=device)
+    strided, dense = (
+        gradients(run_of(backend, offsets=offsets), tensors.values())
+        for offsets in (table[:, 0], table[:, 0].contiguous())
+    )
     assert all(torch.equal(a, e) for a, e in zip(strided, dense))
 
 
@@ -104,8 +137,10 @@ def test_against_multihead_pooling_of_one(backend, device, dtype):
     tensors = inputs(dtype, device, maps=4)
     result, weights = run_of(backend, need_weights=True)(*tensors.values())
     for k in range(4):
-        one = {**tensors, "v": tensors["v"][k:k + 1]}.values()
-        assert_computes(call_of(need_weights=True), OPERATION, backend, one, found=(result[:, k:k + 1], weights[:, k:k + 1]))
+        one = {**tensors, "v": tensors["v"][k : k + 1]}.values()
+        assert_computes(
+            call_of(need_weights=True), OPERATION, backend, one, found=(result[:, k : k + 1], weights[:, k : k + 1])
+        )
 
 
 @on_every_backend
@@ -116,21 +151,28 @@ def test_partial_gradients(backend, device, dtype):
 @on_every_backend
 @pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
 def test_upstream_gradients(backend, device, dtype, combine, maps):
-    assert_upstream_may_lie_anyhow(call_of(combine=combine, need_weights=True), OPERATION, backend, inputs(dtype, device, maps=maps).values())
+    assert_upstream_may_lie_anyhow(
+        call_of(combine=combine, need_weights=True), OPERATION, backend, inputs(dtype, device, maps=maps).values()
+    )
 
 
 @pytest.mark.virtual_memory
 @on_every_backend
-@pytest.mark.parametrize("shape, dim", [(shape, dim) for shape in ((2, 2, 2), (2, 108, 16), (216, 16)) for dim in range(len(shape))], ids=str)
+@pytest.mark.parametrize(
+    "shape, dim", [(shape, dim) for shape in ((2, 2, 2), (2, 108, 16), (216, 16)) for dim in range(len(shape))], ids=str
+)
 @pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
 def test_far_apart(backend, device, dtype, shape, dim, combine, maps):
-    """Strides beyond 2^31 elements from sample to sample, row to row, channel to channel; in the layers from row to row, column to column."""
+    """Strides beyond 2^31 elements from sample to sample, row to row, channel to channel; in the layers from row to
+    row, column to column."""
     packed = len(shape) == 2
     tensors = inputs(dtype, device, shape, hidden=min(shape[-1], 7), maps=maps, bags=2 if packed else None)
     mask = torch.ones(shape[:-1], dtype=torch.bool)
-    mask[..., -1] = False                         # the last alone: whole tiles before it take part
+    mask[..., -1] = False  # the last alone: whole tiles before it take part
     offsets = torch.tensor([0, 100, 216]) if packed else None
-    call = lambda function, *t: call_of(combine=combine, mask=t[8], offsets=offsets, need_weights=True)(function, *t[:8])
+    call = lambda function, *t: call_of(combine=combine, mask=t[8], offsets=offsets, need_weights=True)(
+        function, *t[:8]
+    )
     assert_strides_may_be_huge(call, OPERATION, backend, [*tensors.values(), mask], dim, device)
 
 
@@ -163,7 +205,9 @@ def test_autocast(backend, device, dtype):
 @pytest.mark.parametrize("dims", [(0, 0) + (None,) * 6, (0,) * 8])
 def test_vmap(backend, device, dtype, dims):
     """Over samples, and over parameters, too."""
-    tensors = [t if d is None else torch.stack([t, t + 0.1, t * 2]) for t, d in zip(inputs(dtype, device).values(), dims)]
+    tensors = [
+        t if d is None else torch.stack([t, t + 0.1, t * 2]) for t, d in zip(inputs(dtype, device).values(), dims)
+    ]
     squares = lambda function: lambda *t: call_of()(function, *t).square().sum()
     for call in (call_of(), lambda function, *t: torch.func.grad(squares(function), tuple(range(8)))(*t)):
         assert_vmap(call, dims, OPERATION, backend, tensors)
@@ -179,7 +223,12 @@ def test_vmap_packed(backend, device, dtype):
 
 @on_every_backend
 def test_compile(backend, device, dtype):
-    assert_compiles(call_of(need_weights=True), OPERATION, backend, [list(inputs(dtype, device, shape).values()) for shape in ((2, 13, 20), (3, 29, 20))])
+    assert_compiles(
+        call_of(need_weights=True),
+        OPERATION,
+        backend,
+        [list(inputs(dtype, device, shape).values()) for shape in ((2, 13, 20), (3, 29, 20))],
+    )
 
 
 @pytest.mark.parametrize("packed, kept_rows", [(False, 0), (True, 0), (False, 7), (True, 13)])
@@ -187,8 +236,10 @@ def test_opcheck(extension, packed, kept_rows):
     t = inputs(shape=(13, 20) if packed else (2, 13, 20), bags=2, maps=2)
     shift = (t["query"] @ t["w_query"].T).detach()
     given = [x.requires_grad_() for x in (t["image"], shift, t["w_image"], t["v"], t["w_gate"], t["bias_gate"])]
-    torch.library.opcheck(torch.ops.mmkernels.additive_attention.default,
-                          (*given, None, torch.tensor([0, 5, 13]) if packed else None, 2, True, kept_rows))
+    torch.library.opcheck(
+        torch.ops.mmkernels.additive_attention.default,
+        (*given, None, torch.tensor([0, 5, 13]) if packed else None, 2, True, kept_rows),
+    )
 
 
 @pytest.mark.threads
@@ -202,7 +253,9 @@ def test_same_bits_twice(backend, device, dtype):
 def test_module(extension, query_dim, gated):
     torch.manual_seed(0)
     module = mmk.AdditiveAttention(24, 10, query_dim, num_queries=2, gated=gated)
-    image, query, mask = draw(2, 30, 24), None if query_dim is None else draw(2, query_dim, seed=1), torch.arange(60).view(2, 30) % 4 > 0
+    image = draw(2, 30, 24)
+    query = None if query_dim is None else draw(2, query_dim, seed=1)
+    mask = torch.arange(60).view(2, 30) % 4 > 0
     assert_module(lambda m, image, query: m(image, query, mask=mask, need_weights=True), module, (image, query))
     pooled = module(image.flatten(0, 1), query, offsets=torch.tensor([0, 30, 60]))
     assert_module(lambda m, image, query: m(image, query), module, (image, query), found=pooled)

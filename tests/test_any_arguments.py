@@ -12,12 +12,13 @@ hypothesis = pytest.importorskip("hypothesis", reason="hypothesis isn't installe
 from hypothesis import strategies as st  # noqa: E402
 
 # Of two or three tokens or channels a softmax's gradient may cancel to less than its terms' rounding, and the peer be
-# lucky: one call of a thousand is a little more off than the rule allows. Of these the gradients are judged in cases only.
+# lucky: one call of a thousand is a little more off than the rule allows. Of these the gradients are judged in cases
+# only.
 WITH_GRADIENTS = set(functional.__all__) - {"bidirectional_attention", "channel_attention", "gated_cross_attention"}
 
 sizes = st.integers(1, 9)
 widths = st.integers(1, 40)
-shares = st.sampled_from([None, 0.0, 0.3, 0.9])   # of what is masked out; None: no mask
+shares = st.sampled_from([None, 0.0, 0.3, 0.9])  # of what is masked out; None: no mask
 
 
 @st.composite
@@ -34,7 +35,7 @@ def layouts(draw_from, dimensions):
         tensor = draw.normal(start + torch.Size(lengths).numel())[start:].view(lengths)
         for i, d in enumerate(order):
             if steps[d] == 0:
-                tensor = tensor.expand(*tensor.shape[:i], shape[d], *tensor.shape[i + 1:])
+                tensor = tensor.expand(*tensor.shape[:i], shape[d], *tensor.shape[i + 1 :])
             else:
                 tensor = tensor[(slice(None),) * i + (slice(None, None, steps[d]),)]
         return tensor.permute([order.index(d) for d in range(dimensions)])
@@ -44,17 +45,28 @@ def layouts(draw_from, dimensions):
 
 @st.composite
 def spatial_attention(draw_from):
-    batch, height, width = draw_from(st.integers(1, 4)), draw_from(sizes), draw_from(sizes)
-    heads, per_head = draw_from(st.integers(1, 4)), draw_from(st.integers(1, 20))
+    batch = draw_from(st.integers(1, 4))
+    height = draw_from(sizes)
+    width = draw_from(sizes)
+    heads = draw_from(st.integers(1, 4))
+    per_head = draw_from(st.integers(1, 20))
     layout = draw_from(st.sampled_from(["bnd", "bdhw", "packed"]))
     channels = heads * per_head
-    shape = {"bnd": (batch, height * width, channels), "bdhw": (batch, channels, height, width),
-             "packed": (height * width, channels)}[layout]
+    shape = {
+        "bnd": (batch, height * width, channels),
+        "bdhw": (batch, channels, height, width),
+        "packed": (height * width, channels),
+    }[layout]
     grid = {"bnd": shape[:2], "bdhw": (batch, height, width), "packed": shape[:1]}[layout]
     bounds = [0, *sorted(draw_from(st.lists(st.integers(0, shape[0]), max_size=4))), shape[0]]
-    image, share = draw_from(layouts(len(shape))), draw_from(shares)
-    options = {"num_heads": heads, "combine": draw_from(st.sampled_from(["multiply", "pool"])),
-               "rescale": draw_from(st.booleans()), "need_weights": draw_from(st.booleans())}
+    image = draw_from(layouts(len(shape)))
+    share = draw_from(shares)
+    options = {
+        "num_heads": heads,
+        "combine": draw_from(st.sampled_from(["multiply", "pool"])),
+        "rescale": draw_from(st.booleans()),
+        "need_weights": draw_from(st.booleans()),
+    }
 
     def make(draw):
         samples = len(bounds) - 1 if layout == "packed" else batch
@@ -73,12 +85,17 @@ def spatial_attention(draw_from):
 @st.composite
 def gated_cross_attention(draw_from):
     batch, heads, positions, tokens = (draw_from(sizes) for _ in range(4))
-    width, value_width = draw_from(widths), draw_from(widths)
-    shapes = {"query": (batch, heads, positions, width), "key": (batch, heads, tokens, width),
-              "value": (batch, heads, tokens, value_width)}
+    width = draw_from(widths)
+    value_width = draw_from(widths)
+    shapes = {
+        "query": (batch, heads, positions, width),
+        "key": (batch, heads, tokens, width),
+        "value": (batch, heads, tokens, value_width),
+    }
     if draw_from(st.booleans()):
         shapes["gate"] = (batch, heads, positions, value_width)
-    layout, share = {name: draw_from(layouts(4)) for name in shapes}, draw_from(shares)
+    layout = {name: draw_from(layouts(4)) for name in shapes}
+    share = draw_from(shares)
     grid = [draw_from(st.sampled_from([1, size])) for size in (batch, heads, positions)]
     need_weights = draw_from(st.booleans())
 
@@ -94,16 +111,22 @@ def gated_cross_attention(draw_from):
 @st.composite
 def bidirectional_attention(draw_from):
     batch, heads, positions, tokens = (draw_from(sizes) for _ in range(4))
-    width, value_width = draw_from(widths), draw_from(widths)
-    shapes = {"image_query": (batch, heads, positions, width), "text_key": (batch, heads, tokens, width),
-              "image_value": (batch, heads, positions, value_width), "text_value": (batch, heads, tokens, value_width)}
+    width = draw_from(widths)
+    value_width = draw_from(widths)
+    shapes = {
+        "image_query": (batch, heads, positions, width),
+        "text_key": (batch, heads, tokens, width),
+        "image_value": (batch, heads, positions, value_width),
+        "text_value": (batch, heads, tokens, value_width),
+    }
     layout = {name: draw_from(layouts(4)) for name in shapes}
     masked = {"image_mask": (positions, draw_from(shares)), "text_mask": (tokens, draw_from(shares))}
 
     def make(draw):
         arguments = {name: layout[name](draw, shape) for name, shape in shapes.items()}
-        return arguments | {name: draw.mask(batch, size, share=1 - share)
-                            for name, (size, share) in masked.items() if share is not None}
+        return arguments | {
+            name: draw.mask(batch, size, share=1 - share) for name, (size, share) in masked.items() if share is not None
+        }
 
     return cases.Case(f"{shapes} {masked}", "any", make, True)
 
@@ -111,7 +134,9 @@ def bidirectional_attention(draw_from):
 @st.composite
 def channel_attention(draw_from):
     image = [draw_from(sizes) for _ in range(draw_from(st.integers(1, 2)))] + [draw_from(widths)]
-    text, bias, need_weights = draw_from(widths), draw_from(st.booleans()), draw_from(st.booleans())
+    text = draw_from(widths)
+    bias = draw_from(st.booleans())
+    need_weights = draw_from(st.booleans())
     shapes = {"image": image, "text": (image[0], text), "weight": (image[-1], image[-1] + text)}
     layout = {name: draw_from(layouts(len(shape))) for name, shape in shapes.items()}
 
@@ -126,14 +151,21 @@ def channel_attention(draw_from):
 @st.composite
 def additive_attention(draw_from):
     packed, gated, query, bias, need_weights = (draw_from(st.booleans()) for _ in range(5))
-    batch, positions = draw_from(sizes), draw_from(st.integers(1, 40))
-    channels, hidden, text = draw_from(widths), draw_from(widths), draw_from(sizes)
+    batch = draw_from(sizes)
+    positions = draw_from(st.integers(1, 40))
+    channels = draw_from(widths)
+    hidden = draw_from(widths)
+    text = draw_from(sizes)
     combine = draw_from(st.sampled_from(["pool", "multiply"]))
     maps = draw_from(st.integers(1, 5)) if combine == "pool" else 1
     bounds = [0, *sorted(draw_from(st.lists(st.integers(0, positions), max_size=4))), positions]
-    shapes = {"image": (positions, channels) if packed else (batch, positions, channels), "w_image": (hidden, channels),
-              "v": (maps, hidden)} | ({"w_gate": (hidden, channels)} if gated else {})
-    layout, share = {name: draw_from(layouts(len(shape))) for name, shape in shapes.items()}, draw_from(shares)
+    shapes = {
+        "image": (positions, channels) if packed else (batch, positions, channels),
+        "w_image": (hidden, channels),
+        "v": (maps, hidden),
+    } | ({"w_gate": (hidden, channels)} if gated else {})
+    layout = {name: draw_from(layouts(len(shape))) for name, shape in shapes.items()}
+    share = draw_from(shares)
     activation = draw_from(st.sampled_from(["tanh", "relu", "gelu"]))
 
     def make(draw):
@@ -142,7 +174,7 @@ def additive_attention(draw_from):
             arguments[name] = arguments[name] * shapes[name][1] ** -0.5
         samples = len(bounds) - 1 if packed else batch
         arguments["query"] = draw.normal(samples, text) if query else None
-        arguments["w_query"] = draw.normal(hidden, text) * text ** -0.5 if query else None
+        arguments["w_query"] = draw.normal(hidden, text) * text**-0.5 if query else None
         arguments["bias"] = draw.normal(hidden) if bias else None
         if gated and bias:
             arguments["bias_gate"] = draw.normal(hidden)
@@ -155,9 +187,14 @@ def additive_attention(draw_from):
     return cases.Case(f"{shapes} {share} {bounds} {query} {bias} {activation}", "any", make, True)
 
 
-@pytest.mark.parametrize("operation, backend, device, dtype", [
-    pytest.param(operation, *combination.values, id=f"{operation}-{combination.id}")
-    for operation in functional.__all__ for combination in runnable(operation)])
+@pytest.mark.parametrize(
+    "operation, backend, device, dtype",
+    [
+        pytest.param(operation, *combination.values, id=f"{operation}-{combination.id}")
+        for operation in functional.__all__
+        for combination in runnable(operation)
+    ],
+)
 def test_anything(operation, backend, device, dtype):
     @hypothesis.given(case=globals()[operation]())
     def check(case):

@@ -31,7 +31,8 @@ def results(found):
 
 
 def assert_same(found, expected):
-    found, expected = results(found), results(expected)
+    found = results(found)
+    expected = results(expected)
     assert len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected))
 
 
@@ -85,7 +86,8 @@ def test_offsets_of_any_sequence(operation, offsets):
     "offsets", [SEQUENCES[kind] for kind in ("list", "tuple", "array")], ids=["list", "tuple", "array"]
 )
 def test_compiled_with_offsets_of_any_sequence(operation, offsets):
-    arguments, function = OPERATIONS[operation].FORMS["packed"].arguments, getattr(mmk, operation)
+    arguments = OPERATIONS[operation].FORMS["packed"].arguments
+    function = getattr(mmk, operation)
     torch._dynamo.reset()
     compiled = torch.compile(
         lambda given, offsets: function(**given | {"offsets": offsets}), fullgraph=True, backend="eager"

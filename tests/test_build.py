@@ -1,4 +1,5 @@
-"""setup.py: its graph rebuilds what an edit changes and nothing else; which nvcc it takes, and for which GPUs. No compiler works here."""
+"""setup.py: its graph rebuilds what an edit changes and nothing else; which nvcc it takes, and for which GPUs. No
+compiler works here."""
 
 import os
 import shutil
@@ -11,11 +12,14 @@ import torch
 
 pytest.importorskip("pybind11")
 
-import gpu_table  # noqa: E402
+import gpu_table
 
 ROOT = gpu_table.ROOT
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="no g++ on Linux, which finds the headers")
-# Each stands for a compiler, reads what that would read (the emulator has a file for nvcc's headers), and writes no object.
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None or sys.platform != "linux", reason="no g++ on Linux, which finds the headers"
+)
+# Each stands for a compiler, reads what that would read (the emulator has a file for nvcc's headers), and writes no
+# object.
 COMPILER = """#!/bin/sh
 for word in "$@"; do
   [ "$before" = -o ] && object="$word"
@@ -58,14 +62,16 @@ class Graph:
         self.linker = program(folder / "linker", LINKER)
         nvcc = program(folder / "nvcc", NVCC.format(compiler=self.compiler))
         monkeypatch.setattr(setup, "find_nvcc", lambda: nvcc)
-        monkeypatch.setattr(setup, "cuda_library_folders", lambda: [])
+        monkeypatch.setattr(setup, "cuda_library_folders", list)
         self.folder.mkdir()
         self.write()
 
     def write(self):
         includes = [*self.setup.cpp_extension.include_paths(), self.setup.pybind11.get_include()]
         includes.append(sysconfig.get_path("include"))
-        text = self.setup.graph(self.folder, self.folder / "_C.so", [self.compiler], [self.linker], includes, cuda_reason=None)
+        text = self.setup.graph(
+            self.folder, self.folder / "_C.so", [self.compiler], [self.linker], includes, cuda_reason=None
+        )
         (self.folder / "build.ninja").write_text(text)
 
     def ninja(self, *options):
@@ -105,7 +111,8 @@ def test_an_edit_rebuilds_what_reads_it(setup, tmp_path, monkeypatch):
         "csrc/cuda/rows.cu": {"cuda/rows.o"},
         "csrc/cuda/attention_forward.h": {"cuda/gated_cross_attention.o", "cuda/bidirectional_attention.o"},
         "csrc/torch/heads.h": {"gated_cross_attention.o", "bidirectional_attention.o"},
-        "csrc/channel_attention.h": {*on_cpu("channel_attention"), "cuda/channel_attention.o", "channel_attention.o"}}
+        "csrc/channel_attention.h": {*on_cpu("channel_attention"), "cuda/channel_attention.o", "channel_attention.o"},
+    }
     for path, objects in expected.items():
         assert graph.plan_after_edit(path) == {*objects, "_C.so"}, path
 
@@ -144,12 +151,13 @@ def test_paths_and_flags_of_any_letters(setup):
 
 # Which nvcc, and for which GPUs. A fake one tells a version, and lists what the true one of that version lists.
 LISTED = {
-    "11.2": None,                         # it doesn't know the question
+    "11.2": None,  # it doesn't know the question
     "12.1": "sm_50 sm_52 sm_60 sm_70 sm_72 sm_75 sm_80 sm_86 sm_87 sm_89 sm_90",
     "12.6": "sm_50 sm_52 sm_60 sm_70 sm_72 sm_75 sm_80 sm_86 sm_87 sm_89 sm_90 sm_90a",
     "12.8": "sm_50 sm_60 sm_70 sm_75 sm_80 sm_86 sm_87 sm_89 sm_90 sm_100 sm_101 sm_120",
     "13.0": "sm_75 sm_80 sm_86 sm_87 sm_88 sm_89 sm_90 sm_100 sm_110 sm_103 sm_120 sm_121",
-    "15.0": "sm_90 sm_100 sm_120"}        # one day, without the oldest default
+    "15.0": "sm_90 sm_100 sm_120",
+}  # one day, without the oldest default
 TOLD = """#!/bin/sh
 case "$1" in
   --version) echo "Cuda compilation tools, release {version}, V{version}.99";;
@@ -161,9 +169,13 @@ esac
 
 @pytest.fixture
 def nvcc(setup, tmp_path, monkeypatch):
-    """`nvcc(version, torch_cuda)` puts a fake one under CUDA_HOME, beside a torch for a CUDA; neither variable of ours is set."""
+    """`nvcc(version, torch_cuda)` puts a fake one under CUDA_HOME, beside a torch for a CUDA; neither variable of ours
+    is set."""
+
     def install(version, torch_cuda="same"):
-        program(tmp_path / f"cuda-{version}" / "bin" / "nvcc", TOLD.format(version=version, listed=LISTED[version] or ""))
+        program(
+            tmp_path / f"cuda-{version}" / "bin" / "nvcc", TOLD.format(version=version, listed=LISTED[version] or "")
+        )
         monkeypatch.setenv("CUDA_HOME", str(tmp_path / f"cuda-{version}"))
         monkeypatch.setattr(torch.version, "cuda", version if torch_cuda == "same" else torch_cuda)
         return setup
@@ -179,19 +191,34 @@ def generated(setup):
     return [flag.split("code=")[1] for before, flag in zip(flags, flags[1:]) if before == "-gencode"]
 
 
-@pytest.mark.parametrize("version, expected", [
-    ("11.2", "sm_80 compute_80"), ("12.1", "sm_80 sm_90 compute_90"), ("12.6", "sm_80 sm_90 compute_90"),
-    ("12.8", "sm_80 sm_90 sm_100 compute_100"), ("13.0", "sm_80 sm_90 sm_100 compute_100"), ("15.0", "sm_90 sm_100 compute_100")])
+@pytest.mark.parametrize(
+    "version, expected",
+    [
+        ("11.2", "sm_80 compute_80"),
+        ("12.1", "sm_80 sm_90 compute_90"),
+        ("12.6", "sm_80 sm_90 compute_90"),
+        ("12.8", "sm_80 sm_90 sm_100 compute_100"),
+        ("13.0", "sm_80 sm_90 sm_100 compute_100"),
+        ("15.0", "sm_90 sm_100 compute_100"),
+    ],
+)
 def test_default_architectures_are_what_nvcc_knows(nvcc, version, expected):
     setup = nvcc(version)
     assert setup.why_no_cuda() is None
     assert generated(setup) == expected.split()
 
 
-@pytest.mark.parametrize("asked, expected, told", [
-    ("9.0", "sm_90 compute_90", '"9.0+PTX"'), ("8.0;9.0", "sm_80 sm_90 compute_90", '"8.0","9.0+PTX"'),
-    ("8.0+PTX;9.0", "sm_80 compute_80 sm_90", '"8.0+PTX","9.0"'), ("8.6, 8.9", "sm_86 sm_89 compute_89", '"8.6","8.9+PTX"'),
-    ("9.0 9.0+PTX", "sm_90 compute_90", '"9.0+PTX"'), (" ", "sm_80 sm_90 compute_90", '"8.0","9.0+PTX"')])
+@pytest.mark.parametrize(
+    "asked, expected, told",
+    [
+        ("9.0", "sm_90 compute_90", '"9.0+PTX"'),
+        ("8.0;9.0", "sm_80 sm_90 compute_90", '"8.0","9.0+PTX"'),
+        ("8.0+PTX;9.0", "sm_80 compute_80 sm_90", '"8.0+PTX","9.0"'),
+        ("8.6, 8.9", "sm_86 sm_89 compute_89", '"8.6","8.9+PTX"'),
+        ("9.0 9.0+PTX", "sm_90 compute_90", '"9.0+PTX"'),
+        (" ", "sm_80 sm_90 compute_90", '"8.0","9.0+PTX"'),
+    ],
+)
 def test_architectures_asked_for(nvcc, monkeypatch, asked, expected, told):
     """As in TORCH_CUDA_ARCH_LIST; `info` tells what was made."""
     setup = nvcc("12.6")
@@ -200,7 +227,9 @@ def test_architectures_asked_for(nvcc, monkeypatch, asked, expected, told):
     assert f"-DMMK_CUDA_ARCHITECTURES={told}" in setup.binding_flags(None)
 
 
-@pytest.mark.parametrize("version, asked", [("12.6", "10.0"), ("12.6", "8.0;10.0+PTX"), ("13.0", "7.0"), ("11.2", "9.0")])
+@pytest.mark.parametrize(
+    "version, asked", [("12.6", "10.0"), ("12.6", "8.0;10.0+PTX"), ("13.0", "7.0"), ("11.2", "9.0")]
+)
 def test_an_architecture_that_nvcc_does_not_know(nvcc, monkeypatch, version, asked):
     setup = nvcc(version)
     monkeypatch.setenv("MMKERNELS_CUDA_ARCHS", asked)

@@ -4,9 +4,19 @@ import functools
 
 import pytest
 import torch
-from attention_tests import (assert_compiles, assert_computes, assert_module, assert_partial_gradients, assert_right,
-                             assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, assert_vmap, call, draw,
-                             gradients)
+from attention_tests import (
+    assert_compiles,
+    assert_computes,
+    assert_module,
+    assert_partial_gradients,
+    assert_right,
+    assert_strides_may_be_huge,
+    assert_upstream_may_lie_anyhow,
+    assert_vmap,
+    call,
+    draw,
+    gradients,
+)
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -46,7 +56,8 @@ def test_weights_sum_to_one(backend, device, dtype):
     image, text, weight, bias = inputs(dtype, device)
     result, weights = mmk.channel_attention(image, text, weight, bias, need_weights=True, backend=backend)
     assert weights.dtype == result.dtype == dtype and weights.shape == result.shape == image.shape
-    # 20 weights below 1, each rounded to dtype once: half an epsilon each at most. In float32 the sum of exponentials is rounded, too.
+    # 20 weights below 1, each rounded to dtype once: half an epsilon each at most. In float32 the sum of exponentials
+    # is rounded, too.
     assert ((weights.double().sum(-1) - 1).abs() <= 20 * torch.finfo(dtype).eps).all()
 
 
@@ -64,7 +75,8 @@ def test_one_sample_does_not_reach_another(backend, device, dtype):
     """NaN and Inf stay in their sample; weight's gradient is everybody's."""
     image, text, weight, bias = inputs(dtype, device)
     clean = mmk.channel_attention(image, text, weight, bias, backend=backend)
-    image[1, 3], text[1] = float("nan"), float("inf")
+    image[1, 3] = float("nan")
+    text[1] = float("inf")
     dirty = mmk.channel_attention(image, text, weight, bias, backend=backend)
     assert torch.equal(dirty[0], clean[0]) and dirty[1].isnan().all()
 
@@ -77,7 +89,9 @@ def test_partial_gradients(backend, device, dtype):
 
 @on_every_backend
 def test_upstream_gradients(backend, device, dtype):
-    assert_upstream_may_lie_anyhow(functools.partial(call, need_weights=True), OPERATION, backend, inputs(dtype, device))
+    assert_upstream_may_lie_anyhow(
+        functools.partial(call, need_weights=True), OPERATION, backend, inputs(dtype, device)
+    )
 
 
 @pytest.mark.virtual_memory
@@ -85,8 +99,11 @@ def test_upstream_gradients(backend, device, dtype):
 @pytest.mark.parametrize("shape", [(2, 2, 2, 2), (2, 108, 16, 7)], ids=str)
 @pytest.mark.parametrize("dim", range(3))
 def test_far_apart(backend, device, dtype, shape, dim):
-    """Strides beyond 2^31 elements from sample to sample, row to row, channel to channel; in the weight from row to row, column to column."""
-    assert_strides_may_be_huge(functools.partial(call, need_weights=True), OPERATION, backend, inputs(dtype, device, shape), dim, device)
+    """Strides beyond 2^31 elements from sample to sample, row to row, channel to channel; in the weight from row to
+    row, column to column."""
+    assert_strides_may_be_huge(
+        functools.partial(call, need_weights=True), OPERATION, backend, inputs(dtype, device, shape), dim, device
+    )
 
 
 @on_every_backend
@@ -101,10 +118,12 @@ def test_no_positions(backend, device, dtype):
 @on_every_backend
 def test_function(backend, device, dtype):
     image, text, weight, _ = inputs(dtype, device)
-    shift, own = text @ weight[:, 20:].T, weight[:, :20].contiguous()
+    shift = text @ weight[:, 20:].T
+    own = weight[:, :20].contiguous()
     apply = lambda *t: mmk.ChannelAttentionFunction.apply(*t, False, 0, backend)[0]
     found = gradients(apply, (image, shift, own))
-    def compute(function, *tensors):              # the shift's gradient is the text's scores' one: that of a bias for each sample
+
+    def compute(function, *tensors):  # the shift's gradient is the text's scores' one: that of a bias for each sample
         result, image_grad, weight_grad = gradients(lambda i, w: function(i, tensors[1], w), (tensors[0], tensors[2]))
         return result, image_grad, weight_grad[:, :20]
 
@@ -123,14 +142,22 @@ def test_vmap(backend, device, dtype, dims):
 
 @on_every_backend
 def test_compile(backend, device, dtype):
-    assert_compiles(functools.partial(call, need_weights=True), OPERATION, backend, [inputs(dtype, device, shape) for shape in ((2, 13, 20, 7), (3, 29, 20, 7))])
+    assert_compiles(
+        functools.partial(call, need_weights=True),
+        OPERATION,
+        backend,
+        [inputs(dtype, device, shape) for shape in ((2, 13, 20, 7), (3, 29, 20, 7))],
+    )
 
 
 @pytest.mark.parametrize("need_weights, kept_rows", [(True, 0), (False, 0), (True, 7)])
 def test_opcheck(extension, need_weights, kept_rows):
     image, text, weight, _ = inputs()
     arguments = [t.requires_grad_() for t in (image, text @ weight[:, 20:].T, weight[:, :20].contiguous())]
-    torch.library.opcheck(torch.ops.mmkernels.channel_attention.default, (*(t.detach().requires_grad_() for t in arguments), need_weights, kept_rows))
+    torch.library.opcheck(
+        torch.ops.mmkernels.channel_attention.default,
+        (*(t.detach().requires_grad_() for t in arguments), need_weights, kept_rows),
+    )
 
 
 @on_every_backend
@@ -145,7 +172,8 @@ def test_autocast(backend, device, dtype):
 
 @on_every_backend
 def test_autocast_changes_nothing_inside(backend, device, dtype):
-    """What comes in float32 isn't rounded on the way: the same bits, and the same gradients when autocast is on backward."""
+    """What comes in float32 isn't rounded on the way: the same bits, and the same gradients when autocast is on
+    backward."""
     image, text, weight, _ = inputs(dtype, device)
     run = lambda *t: mmk.ChannelAttentionFunction.apply(*t, False, 0, backend)[0]
     tensors = (image, text @ weight[:, 20:].T, weight[:, :20].contiguous())
@@ -157,13 +185,20 @@ def test_autocast_changes_nothing_inside(backend, device, dtype):
 @pytest.mark.threads
 @on_every_backend
 def test_same_bits_twice(backend, device, dtype):
-    first, second = (gradients(functools.partial(mmk.channel_attention, backend=backend), inputs(dtype, device, (3, 700, 40, 7))) for _ in range(2))
+    first, second = (
+        gradients(functools.partial(mmk.channel_attention, backend=backend), inputs(dtype, device, (3, 700, 40, 7)))
+        for _ in range(2)
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
 def test_module(extension):
     torch.manual_seed(0)
-    module, image, text = mmk.ChannelAttention(24, 10), draw(2, 30, 24), draw(2, 10, seed=1)
+    module = mmk.ChannelAttention(24, 10)
+    image = draw(2, 30, 24)
+    text = draw(2, 10, seed=1)
     assert_module(lambda m, image, text: m(image, text, need_weights=True), module, (image, text))
-    article = lambda m, image, text: image * torch.softmax(m.score_projection(torch.cat([image, text[:, None].expand(-1, 30, -1)], -1)), -1)
+    article = lambda m, image, text: (
+        image * torch.softmax(m.score_projection(torch.cat([image, text[:, None].expand(-1, 30, -1)], -1)), -1)
+    )
     assert_module(article, module, (image, text), found=module(image, text))

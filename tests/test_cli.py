@@ -28,6 +28,7 @@ def call(*arguments):
 @pytest.fixture
 def planted():
     """`planted(function)` registers a backend "planted" that runs it; it is gone after the test."""
+
     def plant(function):
         backends.register("planted", lambda device_type, dtype: None)
         backends.implement("planted", "spatial_attention", function)
@@ -39,8 +40,17 @@ def planted():
 
 def right(image, text, mask, offsets, scale, num_heads, pool, rescale):
     return reference.spatial_attention(
-        image, text, mask=mask, offsets=offsets, scale=scale, num_heads=num_heads, combine="pool" if pool else "multiply",
-        rescale=rescale, layout="bdhw" if image.dim() == 4 else "bnd", need_weights=True)
+        image,
+        text,
+        mask=mask,
+        offsets=offsets,
+        scale=scale,
+        num_heads=num_heads,
+        combine="pool" if pool else "multiply",
+        rescale=rescale,
+        layout="bdhw" if image.dim() == 4 else "bnd",
+        need_weights=True,
+    )
 
 
 def test_python_dash_m():
@@ -54,8 +64,10 @@ def test_python_dash_m():
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_without_the_extra(missing):
     """A friendly line instead of a traceback."""
-    code = (f"import sys, runpy; sys.modules[{missing!r}] = None\n"
-            "runpy.run_module('mmkernels', run_name='__main__', alter_sys=True)")
+    code = (
+        f"import sys, runpy; sys.modules[{missing!r}] = None\n"
+        "runpy.run_module('mmkernels', run_name='__main__', alter_sys=True)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "pip install mmkernels[cli]" in done.stderr and missing in done.stderr and "Traceback" not in done.stderr
@@ -85,8 +97,9 @@ def test_info(tmp_path):
     for operation in functional.__all__:
         for name in backends.names():
             assert told[operation, name, "cpu"] == backends.why_not(name, operation, "cpu", torch.float32)
-    assert [row["backend"] for row in found["backends"] if row["default"] and row["device"] == "cpu"] == \
-        ["cpu" if backends.extension is not None else "reference"] * len(functional.__all__)
+    assert [row["backend"] for row in found["backends"] if row["default"] and row["device"] == "cpu"] == [
+        "cpu" if backends.extension is not None else "reference"
+    ] * len(functional.__all__)
     for name in backends.names():
         assert name in result.output
 
@@ -109,6 +122,7 @@ def test_info_without_the_extension(monkeypatch, tmp_path):
 
 # verify
 
+
 def test_verify(tmp_path):
     result = call("verify", "--small", "--dtype", "float32", "--json", tmp_path / "verify.json")
     assert result.exit_code == 0, result.output
@@ -118,8 +132,11 @@ def test_verify(tmp_path):
     assert {row["backend"] for row in found["rows"] if row["device"] == "cpu"} == expected
     for backend in expected:
         count = sum(row["cases"] for row in found["rows"] if row["backend"] == backend and row["device"] == "cpu")
-        assert count == sum(len(cases.selected(operation, small=True)) for operation in functional.__all__
-                            if backends.why_not(backend, operation, "cpu", torch.float32) is None)
+        assert count == sum(
+            len(cases.selected(operation, small=True))
+            for operation in functional.__all__
+            if backends.why_not(backend, operation, "cpu", torch.float32) is None
+        )
         assert backend in result.output
     for row in found["rows"]:
         assert row["passed"] and not row["failures"] and row["error"] <= row["allowed"] and row["dtype"] == "float32"
@@ -149,7 +166,18 @@ WRONG = {
 @pytest.mark.parametrize("mistake", WRONG)
 def test_verify_catches_a_wrong_backend(planted, mistake, tmp_path):
     planted(WRONG[mistake])
-    result = call("verify", "--operation", "spatial_attention", "--backend", "planted", "--small", "--dtype", "float32", "--json", tmp_path / "verify.json")
+    result = call(
+        "verify",
+        "--operation",
+        "spatial_attention",
+        "--backend",
+        "planted",
+        "--small",
+        "--dtype",
+        "float32",
+        "--json",
+        tmp_path / "verify.json",
+    )
     assert result.exit_code == 1, result.output
     found = json.loads((tmp_path / "verify.json").read_text())
     assert found["passed"] is False and any(row["failures"] for row in found["rows"])
@@ -182,12 +210,13 @@ def test_verify_of_nothing_is_no_success():
 
 # bench
 
+
 @pytest.mark.parametrize("operation", functional.__all__)
 def test_peers_agree_with_the_reference(operation):
     for case in cases.selected(operation, small=True):
         arguments = case.build(torch.float64)
         found, truth = (getattr(module, operation)(**arguments) for module in (peers, reference))
-        assert_rule(found, truth, peer=truth)     # no more than another order of sums in float64
+        assert_rule(found, truth, peer=truth)  # no more than another order of sums in float64
 
 
 def test_race():
@@ -198,6 +227,7 @@ def test_race():
         def run():
             counts[name] += 1
             time.sleep(seconds)
+
         return run
 
     times = timing.race({"fast": contestant("fast", 0.004), "slow": contestant("slow", 0.016)}, rounds=4)
@@ -222,11 +252,20 @@ def test_figures():
     assert report.Figure("a", 1.5, 1.6).passed and not report.Figure("a", 1.5, 1.4).passed
     assert report.Figure("a", 1.2, 1.1, at_most=True).passed and not report.Figure("a", 1.2, 1.3, at_most=True).passed
     assert not report.Figure("a", 1.5, float("nan")).passed
-    assert report.mean([1, 4]) == pytest.approx(2) and math.isnan(report.mean([])) and math.isnan(report.mean([1, float("nan")]))
+    assert (
+        report.mean([1, 4]) == pytest.approx(2)
+        and math.isnan(report.mean([]))
+        and math.isnan(report.mean([1, float("nan")]))
+    )
 
 
-TINY = {"spatial_attention": (2, 12, 16, 3), "gated_cross_attention": (2, 2, 12, 5, 16), "bidirectional_attention": (2, 2, 12, 5, 16, 3),
-        "channel_attention": (2, 12, 16, 8), "additive_attention": (1, 40, 16, 8)}
+TINY = {
+    "spatial_attention": (2, 12, 16, 3),
+    "gated_cross_attention": (2, 2, 12, 5, 16),
+    "bidirectional_attention": (2, 2, 12, 5, 16, 3),
+    "channel_attention": (2, 12, 16, 8),
+    "additive_attention": (1, 40, 16, 8),
+}
 
 
 @pytest.fixture
@@ -244,7 +283,18 @@ def tiny_bench(tiny_shapes, monkeypatch):
 def test_bench(tiny_bench, tmp_path):
     pytest.importorskip("matplotlib")
     threads = torch.get_num_threads()
-    result = call("bench", "--quick", "--threads", 1, "--device", "cpu", "--json", tmp_path / "b.json", "--plot", tmp_path / "b.png")
+    result = call(
+        "bench",
+        "--quick",
+        "--threads",
+        1,
+        "--device",
+        "cpu",
+        "--json",
+        tmp_path / "b.json",
+        "--plot",
+        tmp_path / "b.png",
+    )
     assert result.exit_code == 0, result.output
     assert torch.get_num_threads() == threads
     found = json.loads((tmp_path / "b.json").read_text())
@@ -252,7 +302,18 @@ def test_bench(tiny_bench, tmp_path):
     result_of = found["operations"]["spatial_attention"]
     assert len({row["kind"] for row in result_of["rows"]}) == 6
     forward = next(row for row in result_of["rows"] if row["kind"].startswith("forward,"))
-    for name in ("copy_", "ours", "ours out=", "eager", "compile", "vs eager", "vs compile", "speed-up", "share of copy_", "GB/s"):
+    for name in (
+        "copy_",
+        "ours",
+        "ours out=",
+        "eager",
+        "compile",
+        "vs eager",
+        "vs compile",
+        "speed-up",
+        "share of copy_",
+        "GB/s",
+    ):
         assert forward[name] > 0, name
     assert forward["speed-up"] == min(forward["vs eager"], forward["vs compile"])
     assert forward["MB to move"] == pytest.approx(2 * 2 * 12 * 16 * 4 / 1e6)
@@ -268,7 +329,9 @@ def test_bench_reports_no_speed_up_of_a_wrong_result(tiny_bench, monkeypatch):
     found = bench.run(["spatial_attention"], quick=True, device="cpu")["operations"]["spatial_attention"]
     checked = [row for row in found["rows"] if not row["kind"].startswith("memory")]
     assert checked and all(row["wrong"] for row in checked)
-    assert not any({"speed-up", "vs eager", "share of copy_", "bdhw / bnd", "float32 / bfloat16"} & row.keys() for row in checked)
+    assert not any(
+        {"speed-up", "vs eager", "share of copy_", "bdhw / bnd", "float32 / bfloat16"} & row.keys() for row in checked
+    )
     assert not any(figure["passed"] for figure in found["figures"])
 
 

@@ -1,4 +1,5 @@
-"""The CUDA kernels: cut into few and many chunks, under sanitizers, what they move, what they need, and that they build."""
+"""The CUDA kernels: cut into few and many chunks, under sanitizers, what they move, what they need, and that they
+build."""
 
 import os
 import shutil
@@ -27,17 +28,24 @@ needs_emulator = pytest.mark.skipif(emulated.why_not_here() is not None, reason=
 
 def assert_right(case, dtype, gradients=True, operation=OPERATION, **configuration):
     with emulated.configured(**configuration):
-        verdicts = tolerance.Standard(operation, case, dtype, gradients=gradients).test(getattr(mmk, operation), backend=BACKEND)
+        verdicts = tolerance.Standard(operation, case, dtype, gradients=gradients).test(
+            getattr(mmk, operation), backend=BACKEND
+        )
     assert all(v.passed for v in verdicts), "\n".join(str(v) for v in verdicts if not v.passed)
 
 
 # With little shared memory, tiles are small and slabs narrow; with many processors, chunks are many.
-DEVICES = {"small tiles, few chunks": dict(shared=12_000, processors=1, order="shuffled"),
-           "small tiles, many chunks": dict(shared=9_000, processors=200, order="descending", late_copies=False),
-           "narrow slabs": dict(shared=9_000, processors=50, seed=3, order="shuffled")}
+DEVICES = {
+    "small tiles, few chunks": dict(shared=12_000, processors=1, order="shuffled"),
+    "small tiles, many chunks": dict(shared=9_000, processors=200, order="descending", late_copies=False),
+    "narrow slabs": dict(shared=9_000, processors=50, seed=3, order="shuffled"),
+}
 # Every sort of case once: the whole list runs on the default device, in test_spatial_attention.py.
-SOME = [case for i, case in enumerate(cases.selected(OPERATION, small=True))
-        if i % 4 == 0 or case.group in ("packed", "bdhw views", "masks")]
+SOME = [
+    case
+    for i, case in enumerate(cases.selected(OPERATION, small=True))
+    if i % 4 == 0 or case.group in ("packed", "bdhw views", "masks")
+]
 
 
 @needs_emulator
@@ -53,12 +61,21 @@ CLUSTERED = {"bnd views": 4_000, "bdhw views": 4_000, "masks": 5_000, "options":
 
 @needs_emulator
 @pytest.mark.parametrize("order", ["shuffled", "descending"])
-@pytest.mark.parametrize("case", [case for case in cases.selected(OPERATION, small=True) if case.group not in ("packed", "empty")], ids=str)
+@pytest.mark.parametrize(
+    "case", [case for case in cases.selected(OPERATION, small=True) if case.group not in ("packed", "empty")], ids=str
+)
 def test_in_clusters(case, order):
     """All dense cases on a device that has clusters."""
     emulated.counts()
-    assert_right(case, torch.float32, shared=CLUSTERED.get(case.group, 5_500), processors=1, cluster=8, order=order,
-                 late_copies=order == "shuffled")
+    assert_right(
+        case,
+        torch.float32,
+        shared=CLUSTERED.get(case.group, 5_500),
+        processors=1,
+        cluster=8,
+        order=order,
+        late_copies=order == "shuffled",
+    )
     assert emulated.counts().cluster > 1 or case.group not in CLUSTERED
 
 
@@ -66,8 +83,14 @@ def _sized(positions, channels, start, planes, combine):
     def make(draw):
         base = draw.normal(2 * positions * channels + start)[start:]
         image = base.view(2, channels, positions).mT if planes else base.view(2, positions, channels)
-        return {"image": image, "text": draw.normal(2, channels), "mask": draw.mask(2, positions), "combine": combine,
-                "need_weights": True}
+        return {
+            "image": image,
+            "text": draw.normal(2, channels),
+            "mask": draw.mask(2, positions),
+            "combine": combine,
+            "need_weights": True,
+        }
+
     return cases.Case(f"{positions}x{channels} from {start} {planes} {combine}", "sized", make, True)
 
 
@@ -75,8 +98,10 @@ def _sized(positions, channels, start, planes, combine):
 @pytest.mark.parametrize("combine", ["multiply", "pool"])
 @pytest.mark.parametrize("planes", [False, True], ids=["rows", "planes"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("positions, channels, start", [(1, 257, 0), (1, 257, 3), (1, 8, 1), (20_011, 1, 1), (20_011, 3, 0),
-                                                        (515, 257, 5), (515, 24, 8), (515, 24, 1)])
+@pytest.mark.parametrize(
+    "positions, channels, start",
+    [(1, 257, 0), (1, 257, 3), (1, 8, 1), (20_011, 1, 1), (20_011, 3, 0), (515, 257, 5), (515, 24, 8), (515, 24, 1)],
+)
 def test_sizes(positions, channels, start, planes, dtype, combine):
     """One chunk and many, at storage offsets that are aligned to 16 bytes and that aren't."""
     assert_right(_sized(positions, channels, start, planes, combine), dtype, shared=60_000, processors=6)
@@ -99,7 +124,7 @@ def test_cluster_sizes(blocks, positions, dtype, planes, start, combine):
             emulated.counts()
             mmk.spatial_attention(**case.build(dtype), backend=BACKEND)
             assert emulated.counts().cluster == (blocks if blocks <= 8 else 1)
-    assert_right(case, dtype, order="shuffled", seed=blocks, cluster=8, **device)        # backward: the next size
+    assert_right(case, dtype, order="shuffled", seed=blocks, cluster=8, **device)  # backward: the next size
 
 
 @needs_emulator
@@ -108,12 +133,15 @@ def test_cluster_sizes(blocks, positions, dtype, planes, start, combine):
 @pytest.mark.parametrize("shape", [(1, 700, 40), (3, 37, 40), (3, 370, 40)])
 def test_same_bits_in_any_order(combine, shape, cluster):
     """Whatever order threads and blocks run in, and whenever copies arrive."""
-    image, text = torch.randn(shape).requires_grad_(), torch.randn(shape[0], 40).requires_grad_()
+    image = torch.randn(shape).requires_grad_()
+    text = torch.randn(shape[0], 40).requires_grad_()
     found = []
     for order in emulated.ORDERS:
         for late in (False, True):
             with emulated.configured(order=order, late_copies=late, shared=20_000, processors=5, cluster=cluster):
-                result, weights = mmk.spatial_attention(image, text, combine=combine, need_weights=True, num_heads=2, backend=BACKEND)
+                result, weights = mmk.spatial_attention(
+                    image, text, combine=combine, need_weights=True, num_heads=2, backend=BACKEND
+                )
                 found.append((result, weights, *torch.autograd.grad(result.square().sum(), (image, text))))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
 
@@ -123,10 +151,24 @@ def test_same_bits_in_any_order(combine, shape, cluster):
 @pytest.mark.parametrize("shared", [9_000, 163_000])
 def test_scores_far_below_those_of_masked_positions(combine, shared):
     """Masked positions are zeros in the tile; their scores must not be the maximum."""
+
     def make(draw):
-        image = draw.normal(2, 300, 16).sign() + 2       # small whole numbers: scores of -500 and less, without rounding
-        return {"image": image, "text": -8 * torch.ones_like(image[:, 0]), "mask": draw.mask(2, 300), "combine": combine, "scale": 1.0}
-    assert_right(cases.Case(f"negative {combine}", "negative", make, True), torch.float32, gradients=False, shared=shared, processors=4)
+        image = draw.normal(2, 300, 16).sign() + 2  # small whole numbers: scores of -500 and less, without rounding
+        return {
+            "image": image,
+            "text": -8 * torch.ones_like(image[:, 0]),
+            "mask": draw.mask(2, 300),
+            "combine": combine,
+            "scale": 1.0,
+        }
+
+    assert_right(
+        cases.Case(f"negative {combine}", "negative", make, True),
+        torch.float32,
+        gradients=False,
+        shared=shared,
+        processors=4,
+    )
 
 
 @needs_emulator
@@ -135,7 +177,8 @@ def test_scores_far_below_those_of_masked_positions(combine, shared):
 def test_moves_no_more_than_it_must(which, dtype):
     """A sample that fits in shared memory: features once, results once, in one launch."""
     shape = (3, 96, 128, dtype)
-    found, minimum = gpu_table.moved(*shape, which), gpu_table.least(*shape, which)
+    found = gpu_table.moved(*shape, which)
+    minimum = gpu_table.least(*shape, which)
     assert found.launches == 1
     assert minimum <= found.loaded + found.stored <= 1.02 * minimum
 
@@ -147,7 +190,8 @@ def test_a_cluster_moves_no_more_than_it_must(which, dtype):
     """Too large for a block: still once, in one launch; each block reads the text."""
     shape = (3, 960, 128, dtype)
     with emulated.configured(shared=140_000, processors=20, cluster=8):
-        found, minimum = gpu_table.moved(*shape, which), gpu_table.least(*shape, which)
+        found = gpu_table.moved(*shape, which)
+        minimum = gpu_table.least(*shape, which)
     assert found.launches == 1 and found.cluster > 1
     assert minimum <= found.loaded + found.stored <= 1.02 * minimum
 
@@ -166,17 +210,21 @@ def test_what_a_split_sample_moves(which, twice):
     """Two launches, many blocks; the features that are combined are read again, by pool none."""
     shape = (1, 6000, 64, torch.float32)
     with emulated.configured(shared=60_000, processors=8):
-        found, minimum = gpu_table.moved(*shape, which), gpu_table.least(*shape, which)
+        found = gpu_table.moved(*shape, which)
+        minimum = gpu_table.least(*shape, which)
     assert found.launches == 2 and found.blocks >= 2 * 16
     features = 6000 * 64 * 4
     assert minimum + twice * features <= found.loaded + found.stored <= minimum + twice * features + 0.2 * features
 
 
-# One buffer or two for what streams, one part or many; too little shared memory for the widest class, and for one launch.
-ATTENTION_DEVICES = {"an A100 with many processors": dict(processors=500, order="shuffled"),
-                     "one processor": dict(processors=1, order="descending", late_copies=False),
-                     "99 KiB": dict(shared=99 << 10, processors=40, order="shuffled", seed=3),
-                     "227 KiB": dict(shared=227 << 10, processors=132, late_copies=False)}
+# One buffer or two for what streams, one part or many; too little shared memory for the widest class, and for one
+# launch.
+ATTENTION_DEVICES = {
+    "an A100 with many processors": dict(processors=500, order="shuffled"),
+    "one processor": dict(processors=1, order="descending", late_copies=False),
+    "99 KiB": dict(shared=99 << 10, processors=40, order="shuffled", seed=3),
+    "227 KiB": dict(shared=227 << 10, processors=132, late_copies=False),
+}
 
 
 def _heads(batch, heads, positions, tokens, d, dv, masked):
@@ -186,21 +234,37 @@ def _heads(batch, heads, positions, tokens, d, dv, masked):
             values = [draw.normal(batch, heads, n, dv) for n in (positions, tokens)]
             masks = draw.mask(batch, positions), draw.mask(batch, tokens)
             if operation == "gated_cross_attention":
-                return {"query": image, "key": text, "value": values[1], "gate": values[0]} | ({"attn_mask": masks[1]} if masked else {})
-            return ({"image_query": image, "text_key": text, "image_value": values[0], "text_value": values[1]}
-                    | ({"image_mask": masks[0], "text_mask": masks[1]} if masked else {}))
+                return {"query": image, "key": text, "value": values[1], "gate": values[0]} | (
+                    {"attn_mask": masks[1]} if masked else {}
+                )
+            return {"image_query": image, "text_key": text, "image_value": values[0], "text_value": values[1]} | (
+                {"image_mask": masks[0], "text_mask": masks[1]} if masked else {}
+            )
+
         return cases.Case(f"{positions}x{tokens}x{d}x{dv}", "cut", build, True)
+
     return make
 
 
 @needs_emulator
 @pytest.mark.parametrize("device", ATTENTION_DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(1, 2, 700, 20, 24, 40), (1, 1, 150, 77, 64, 64), (1, 1, 90, 130, 100, 60), (1, 1, 70, 20, 256, 256),
-                                   (1, 1, 20, 70, 300, 8)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 2, 700, 20, 24, 40),
+        (1, 1, 150, 77, 64, 64),
+        (1, 1, 90, 130, 100, 60),
+        (1, 1, 70, 20, 256, 256),
+        (1, 1, 20, 70, 300, 8),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("operation", ATTENTION)
 def test_attention_however_it_is_cut(operation, shape, dtype, device):
-    assert_right(_heads(*shape, masked=shape[2] % 20 == 10)(operation), dtype, operation=operation, **ATTENTION_DEVICES[device])
+    assert_right(
+        _heads(*shape, masked=shape[2] % 20 == 10)(operation), dtype, operation=operation, **ATTENTION_DEVICES[device]
+    )
 
 
 @needs_emulator
@@ -232,44 +296,75 @@ def test_attention_refuses_what_does_not_fit(operation):
 @needs_emulator
 @pytest.mark.parametrize("operation, which, shape, launches, limit", gpu_table.ATTENTION_LIMITS)
 def test_what_attention_moves(operation, which, shape, launches, limit):
-    found, minimum = gpu_table.attention_moved(operation, which, *shape), gpu_table.attention_least(operation, which, *shape)
+    found = gpu_table.attention_moved(operation, which, *shape)
+    minimum = gpu_table.attention_least(operation, which, *shape)
     assert found.launches == launches
     assert minimum <= found.loaded + found.stored <= limit * minimum
 
 
 # Channel and additive attention: several panels of rows, samples that end inside of them, few and many blocks a sample.
-ROW_DEVICES = {"one processor": dict(processors=1, order="descending"), "many processors": dict(processors=500, order="shuffled", seed=2)}
+ROW_DEVICES = {
+    "one processor": dict(processors=1, order="descending"),
+    "many processors": dict(processors=500, order="shuffled", seed=2),
+}
 
 
 def _channels(batch, positions, channels, make=cases.contiguous):
     def build(draw):
-        return {"image": make(draw, batch, positions, channels), "text": draw.normal(batch, 5), "weight": draw.normal(channels, channels + 5) * 0.1,
-                "need_weights": True}
+        return {
+            "image": make(draw, batch, positions, channels),
+            "text": draw.normal(batch, 5),
+            "weight": draw.normal(channels, channels + 5) * 0.1,
+            "need_weights": True,
+        }
+
     return cases.Case(f"{batch}x{positions}x{channels} {make.__name__}", "cut", build, True)
 
 
 def _bags(bags, channels, hidden, maps, combine="pool", masked=False):
     def build(draw):
         rows = sum(bags)
-        image, mask = draw.normal(rows, channels), draw.mask(rows)
-        arguments = {"image": image, "query": draw.normal(len(bags), 3), "w_image": draw.normal(hidden, channels) * 0.1,
-                     "w_query": draw.normal(hidden, 3), "v": draw.normal(maps, hidden) * 0.1, "w_gate": draw.normal(hidden, channels) * 0.1,
-                     "activation": "gelu", "combine": combine, "offsets": torch.tensor([0, *torch.tensor(bags).cumsum(0).tolist()]), "need_weights": True}
+        image = draw.normal(rows, channels)
+        mask = draw.mask(rows)
+        arguments = {
+            "image": image,
+            "query": draw.normal(len(bags), 3),
+            "w_image": draw.normal(hidden, channels) * 0.1,
+            "w_query": draw.normal(hidden, 3),
+            "v": draw.normal(maps, hidden) * 0.1,
+            "w_gate": draw.normal(hidden, channels) * 0.1,
+            "activation": "gelu",
+            "combine": combine,
+            "offsets": torch.tensor([0, *torch.tensor(bags).cumsum(0).tolist()]),
+            "need_weights": True,
+        }
         return arguments | ({"mask": mask} if masked else {})
+
     return cases.Case(f"{bags} {combine}", "cut", build, True)
 
 
 @needs_emulator
 @pytest.mark.parametrize("device", ROW_DEVICES)
-@pytest.mark.parametrize("operation, case", [
-    ("channel_attention", _channels(3, 700, 520)), ("channel_attention", _channels(3, 700, 520, cases.window)),
-    ("additive_attention", _bags((0, 1500, 3, 900), 24, 260, 2)), ("additive_attention", _bags((1500, 0, 900), 24, 260, 1, "multiply", masked=True))], ids=str)
+@pytest.mark.parametrize(
+    "operation, case",
+    [
+        ("channel_attention", _channels(3, 700, 520)),
+        ("channel_attention", _channels(3, 700, 520, cases.window)),
+        ("additive_attention", _bags((0, 1500, 3, 900), 24, 260, 2)),
+        ("additive_attention", _bags((1500, 0, 900), 24, 260, 1, "multiply", masked=True)),
+    ],
+    ids=str,
+)
 def test_rows_however_they_are_cut(operation, case, device):
     assert_right(case, torch.float32, operation=operation, **ROW_DEVICES[device])
 
 
 @needs_emulator
-@pytest.mark.parametrize("operation, case", [("channel_attention", _channels(2, 90, 40)), ("additive_attention", _bags((700, 0, 300), 24, 20, 2))], ids=str)
+@pytest.mark.parametrize(
+    "operation, case",
+    [("channel_attention", _channels(2, 90, 40)), ("additive_attention", _bags((700, 0, 300), 24, 20, 2))],
+    ids=str,
+)
 def test_rows_same_bits_in_any_order(operation, case):
     arguments = case.build(torch.float32)
     leaves = [a.requires_grad_() for a in arguments.values() if isinstance(a, torch.Tensor) and a.is_floating_point()]
@@ -283,10 +378,20 @@ def test_rows_same_bits_in_any_order(operation, case):
 
 @needs_emulator
 @pytest.mark.slow
-@pytest.mark.parametrize("program, mode, count", [("check", "plain", 400), ("check", "asan", 100), ("check", "tsan", 40),
-                                                  ("check_attention", "plain", 400), ("check_attention", "asan", 100),
-                                                  ("check_attention", "tsan", 30),
-                                                  ("check_rows", "plain", 600), ("check_rows", "asan", 600), ("check_rows", "tsan", 60)])
+@pytest.mark.parametrize(
+    "program, mode, count",
+    [
+        ("check", "plain", 400),
+        ("check", "asan", 100),
+        ("check", "tsan", 40),
+        ("check_attention", "plain", 400),
+        ("check_attention", "asan", 100),
+        ("check_attention", "tsan", 30),
+        ("check_rows", "plain", 600),
+        ("check_rows", "asan", 600),
+        ("check_rows", "tsan", 60),
+    ],
+)
 def test_random_arguments(program, mode, count):
     """Against plain loops in double; also offsets that are no offsets, which must stay inside of all memory."""
     flags = [*emulated.KERNEL, *emulated.MODES[mode]]
@@ -295,7 +400,7 @@ def test_random_arguments(program, mode, count):
     environment = os.environ | {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "exitcode=66:detect_leaks=0"}
     done = subprocess.run([program, "1", str(count)], capture_output=True, text=True, env=environment, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert int(done.stdout.split()[-3]) > count // 20     # so many in clusters, or in several panels
+    assert int(done.stdout.split()[-3]) > count // 20  # so many in clusters, or in several panels
 
 
 @needs_nvcc
@@ -314,7 +419,8 @@ def test_resources(architecture):
 @pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
 @pytest.mark.parametrize("operation, kernels", [("gated_cross_attention", 33), ("bidirectional_attention", 22)])
 def test_attention_resources(architecture, operation, kernels):
-    """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward, which is all that
+    """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward, which
+    is all that
     shared memory has room for."""
     found = gpu_table.resources(architecture, operation)
     assert len(found) == kernels
@@ -339,22 +445,28 @@ def test_row_resources(architecture, file, kernels):
 def test_builds_and_links():
     """The very sources, flags and libraries of setup.py, against the headers of whatever torch is here."""
     setup = gpu_table.setup()
-    includes = [f"-I{path}" for path in (*cpp_extension.include_paths(), pybind11.get_include(), sysconfig.get_path("include"))]
+    includes = [
+        f"-I{path}" for path in (*cpp_extension.include_paths(), pybind11.get_include(), sysconfig.get_path("include"))
+    ]
     bindings = [*emulated.ROOT.glob("csrc/torch/*.cpp"), emulated.ROOT / "csrc/isa.cpp"]
     jobs = list(gpu_table.kernel_jobs().values())
     jobs += [(source, [*setup.binding_flags(None), *includes]) for source in bindings]
     folders = [f"-L{path}" for path in [*cpp_extension.library_paths(), *setup.cuda_library_folders()]]
     libraries = ["-ltorch", "-ltorch_cpu", "-lc10", *(f"-l{name}" for name in setup.CUDA_LIBRARIES)]
     target = compiling.program("_C.so", jobs, ["-shared", *folders, *libraries])
-    missing = subprocess.run(["nm", "-DC", "--undefined-only", target], capture_output=True, text=True, check=True).stdout
+    missing = subprocess.run(
+        ["nm", "-DC", "--undefined-only", target], capture_output=True, text=True, check=True
+    ).stdout
     assert "aoti_torch_get_current_cuda_stream" in missing
-    assert "cudaLaunchKernel" not in missing and "mmk::cuda" not in missing   # the runtime and the kernels are in it
+    assert "cudaLaunchKernel" not in missing and "mmk::cuda" not in missing  # the runtime and the kernels are in it
 
 
 @needs_nvcc
 @needs_emulator
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [gpu_table.movement_rows, gpu_table.cluster_rows, gpu_table.attention_rows, gpu_table.row_rows])
+@pytest.mark.parametrize(
+    "rows", [gpu_table.movement_rows, gpu_table.cluster_rows, gpu_table.attention_rows, gpu_table.row_rows]
+)
 def test_table_is_up_to_date(rows):
     """docs/gpu.md says what is counted now. (Registers are the compiler's; test_resources has their budget.)"""
     written = gpu_table.FILE.read_text()

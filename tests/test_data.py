@@ -41,7 +41,10 @@ def test_catalogue_has_pictures_and_names():
     assert apple.texts == {"en": "red apple", "zh": "红苹果", "unicode": "red apple"}
 
 
-@pytest.mark.parametrize("variants", ["👍👍🏽👍🏿", ["👩‍🚀", "🧑🏽‍🚀", "👨🏿‍🚀"], ["🏃", "🏃🏾‍♀️‍➡️"], ["💏", "👩🏻‍❤️‍💋‍👨🏿"], ["👭", "🧑🏻‍🤝‍🧑🏿"]])
+@pytest.mark.parametrize(
+    "variants",
+    ["👍👍🏽👍🏿", ["👩‍🚀", "🧑🏽‍🚀", "👨🏿‍🚀"], ["🏃", "🏃🏾‍♀️‍➡️"], ["💏", "👩🏻‍❤️‍💋‍👨🏿"], ["👭", "🧑🏻‍🤝‍🧑🏿"]],
+)
 def test_variants_share_a_base(variants):
     if isinstance(variants, str):
         variants = re.findall("👍[🏻-🏿]?", variants)
@@ -60,11 +63,16 @@ def test_split_never_crosses_an_emoji():
     assert not {p.base for p in training_side} & {p.base for p in held_out}
 
     def bare(p):
-        return re.sub(r"\b((medium-)?(dark|light)|medium) skin tone|\b(wo)?m[ae]n\b|\bpersons?\b|\bpeople\b|[:,’'-]", "",
-                      p.texts["en"].lower()).split()
+        return re.sub(
+            r"\b((medium-)?(dark|light)|medium) skin tone|\b(wo)?m[ae]n\b|\bpersons?\b|\bpeople\b|[:,’'-]",
+            "",
+            p.texts["en"].lower(),
+        ).split()
+
     toned = [p for p in data.catalogue() if "skin tone" in p.texts["en"]]
-    crossing = ({" ".join(bare(p)) for p in toned if p in set(training_side)}
-                & {" ".join(bare(p)) for p in toned if p in set(held_out)})
+    crossing = {" ".join(bare(p)) for p in toned if p in set(training_side)} & {
+        " ".join(bare(p)) for p in toned if p in set(held_out)
+    }
     assert not crossing - {""}
 
 
@@ -121,7 +129,8 @@ def test_batch(task):
 
 def test_training_images_are_normalised(task):
     images = torch.stack([task.training[i][0] for i in range(len(task.training))])
-    # Four roundings to float32 (x / 255, the mean, the difference, its quotient by the standard deviation), each by half
+    # Four roundings to float32 (x / 255, the mean, the difference, its quotient by the standard deviation), each by
+    # half
     # an epsilon of what is, divided by the standard deviation, at most twice the largest value.
     values = images.double().transpose(0, 1).flatten(1)
     rounding = 4 * torch.finfo(torch.float32).eps * values.abs().amax(1)
@@ -158,7 +167,9 @@ def test_render_is_the_picture():
 
 
 def test_cache_is_used_and_mended(tmp_path, monkeypatch):
-    some, calls, render = list(data.catalogue()[::700]), [], source.render
+    some = list(data.catalogue()[::700])
+    calls = []
+    render = source.render
     monkeypatch.setattr(source, "render", lambda p, size: calls.append(p) or render(p, size))
     first = data.load_images(some, size=SIZE, cache_dir=tmp_path, progress=False)
     assert first.shape == (len(some), 3, SIZE, SIZE) and first.dtype == torch.uint8
@@ -167,11 +178,11 @@ def test_cache_is_used_and_mended(tmp_path, monkeypatch):
     assert len(calls) == len(some), "read from the cache, not drawn again"
 
     files = sorted(tmp_path.rglob("*.png"))
-    files[0].write_bytes(files[0].read_bytes()[:60])                        # cut short
+    files[0].write_bytes(files[0].read_bytes()[:60])  # cut short
     files[1].write_bytes(b"no picture")
     flipped = bytearray(files[2].read_bytes())
     flipped[len(flipped) // 2] ^= 0xFF
-    files[2].write_bytes(flipped)                                           # one byte changed
+    files[2].write_bytes(flipped)  # one byte changed
     files[3].write_bytes(b"")
     assert torch.equal(data.load_images(some, size=SIZE, cache_dir=tmp_path, progress=False), first)
     assert len(calls) == len(some) + 4
@@ -193,8 +204,10 @@ def model_for(task, backend=None):
 
 
 def test_fit_records_every_step_and_repeats(task):
-    first, again = (training.fit(model_for(task), task.training, validation=task.validation, epochs=2, progress=False)
-                    for _ in range(2))
+    first, again = (
+        training.fit(model_for(task), task.training, validation=task.validation, epochs=2, progress=False)
+        for _ in range(2)
+    )
     steps = 2 * (len(task.training) // training.BATCH)
     assert len(first.losses) == len(first.accuracies) == len(first.step_seconds) == steps
     assert first.losses == again.losses and first.validation == again.validation
@@ -223,10 +236,12 @@ def test_evaluate_agrees_with_predict(task):
 
 
 def test_learns_a_few_pairs_by_heart(task):
-    pictures = task.training.pictures[:10]                # every word known: else texts of rare words are one to the model
+    pictures = task.training.pictures[:10]  # every word known: else texts of rare words are one to the model
     tokenizer = data.train_tokenizer([p.texts[language] for p in pictures for language in p.texts], min_frequency=1)
-    few = data.Pairs(pictures, task.training.images[:10], tokenizer, task.training.mean.view(3), task.training.std.view(3))
-    few.redraw = lambda number: few                        # the same pairs every epoch
+    few = data.Pairs(
+        pictures, task.training.images[:10], tokenizer, task.training.mean.view(3), task.training.std.view(3)
+    )
+    few.redraw = lambda number: few  # the same pairs every epoch
     torch.manual_seed(0)
     model = ImageTextModel(tokenizer.get_vocab_size(), num_heads=4)
     history = training.fit(model, few, epochs=80, batch_size=10, learning_rate=1e-2, progress=False)

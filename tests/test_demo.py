@@ -15,14 +15,24 @@ from mmkernels import data, demo  # noqa: E402
 def small(monkeypatch, tmp_path):
     """The demo with pictures of 32 x 32."""
     load = data.load
-    monkeypatch.setattr(data, "load", lambda limit, **options: load(limit, **{**options, "size": 32, "cache_dir": tmp_path / "cache"}))
+    monkeypatch.setattr(
+        data, "load", lambda limit, **options: load(limit, **{**options, "size": 32, "cache_dir": tmp_path / "cache"})
+    )
     return tmp_path / "out"
 
 
 def test_demo(small):
     before = torch.get_num_threads()
-    results = demo.run(small, epochs=1, limit=80, threads=1, seed=3, progress=False,
-                       verify=lambda: {"agreed": 12, "failed": []}, bench=lambda: "a <table>")
+    results = demo.run(
+        small,
+        epochs=1,
+        limit=80,
+        threads=1,
+        seed=3,
+        progress=False,
+        verify=lambda: {"agreed": 12, "failed": []},
+        bench=lambda: "a <table>",
+    )
     assert torch.get_num_threads() == before
     assert json.loads((small / "results.json").read_text()) == results
     assert results["seed"] == 3 and results["verify"] == {"agreed": 12, "failed": []}

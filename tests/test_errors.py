@@ -1,4 +1,5 @@
-"""Every mistake in an argument has a message that names it, tells what came, and what was expected; the tables are in tests/mistakes."""
+"""Every mistake in an argument has a message that names it, tells what came, and what was expected; the tables are in
+tests/mistakes."""
 
 import importlib
 import inspect
@@ -12,8 +13,16 @@ import mmkernels as mmk
 from mmkernels import backends, functional
 
 OPERATIONS = {name: importlib.import_module(f"mistakes.{name}") for name in functional.__all__}
-FORMS = [pytest.param(name, form, id=f"{name}-{kind}") for name, operation in OPERATIONS.items() for kind, form in operation.FORMS.items()]
-MISTAKES = [(name, kind, what, *mistake) for name, operation in OPERATIONS.items() for kind, what, mistake in of_public(getattr(mmk, name), operation)]
+FORMS = [
+    pytest.param(name, form, id=f"{name}-{kind}")
+    for name, operation in OPERATIONS.items()
+    for kind, form in operation.FORMS.items()
+]
+MISTAKES = [
+    (name, kind, what, *mistake)
+    for name, operation in OPERATIONS.items()
+    for kind, what, mistake in of_public(getattr(mmk, name), operation)
+]
 on_every_operation = pytest.mark.parametrize("operation", OPERATIONS)
 
 
@@ -22,8 +31,10 @@ def test_the_call_that_the_mistakes_differ_from_is_valid(operation, form):
     getattr(mmk, operation)(**form.arguments)
 
 
-@pytest.mark.parametrize("operation, kind, changes, exception, parts",
-                         [pytest.param(name, kind, *mistake, id=f"{name}-{kind}-{what}") for name, kind, what, *mistake in MISTAKES])
+@pytest.mark.parametrize(
+    "operation, kind, changes, exception, parts",
+    [pytest.param(name, kind, *mistake, id=f"{name}-{kind}-{what}") for name, kind, what, *mistake in MISTAKES],
+)
 def test_message(operation, kind, changes, exception, parts):
     with pytest.raises(exception) as caught:
         getattr(mmk, operation)(**OPERATIONS[operation].FORMS[kind].arguments | changes)
@@ -51,20 +62,25 @@ def test_positional_options_are_refused(operation):
     """What may be positional is told by api.md."""
     table = OPERATIONS[operation]
     form = next(iter(table.FORMS.values()))
-    given = [form.arguments[name] for name in list(inspect.signature(getattr(mmk, operation)).parameters)[:table.POSITIONAL]]
+    given = [
+        form.arguments[name] for name in list(inspect.signature(getattr(mmk, operation)).parameters)[: table.POSITIONAL]
+    ]
     getattr(mmk, operation)(*given)
     with pytest.raises(TypeError, match="positional"):
         getattr(mmk, operation)(*given, None)
 
 
-@pytest.mark.parametrize("operation, backend", [(o, b) for o in OPERATIONS for b in backends.names() if backends.why_not(b, o, "cpu", torch.float32)])
+@pytest.mark.parametrize(
+    "operation, backend",
+    [(o, b) for o in OPERATIONS for b in backends.names() if backends.why_not(b, o, "cpu", torch.float32)],
+)
 def test_forced_backend_that_cannot_run(operation, backend):
     with pytest.raises(mmk.BackendError) as caught:
         getattr(mmk, operation)(**next(iter(OPERATIONS[operation].FORMS.values())).arguments, backend=backend)
     assert isinstance(caught.value, RuntimeError)
     lines = str(caught.value).splitlines()
     assert all(part in lines[0] for part in (backend, operation, "cpu", "float32"))
-    for name in backends.names():                 # each with its reason
+    for name in backends.names():  # each with its reason
         line = next(line for line in lines[1:] if line.strip().startswith(f"{name}:"))
         reason = backends.why_not(name, operation, "cpu", torch.float32)
         assert line.strip() == f"{name}: {reason or 'can run'}".splitlines()[0]
@@ -80,7 +96,9 @@ def test_a_backend_that_refuses_is_never_replaced(operation, monkeypatch):
     getattr(mmk, operation)(**arguments)
 
 
-# The modules: their constructors, and what they are called with. Projections that are called tell the same as those that are read.
+# The modules: their constructors, and what they are called with. Projections that are called tell the same as those
+# that are read.
+
 
 def assert_message(caught, exception, parts):
     assert type(caught.value) is exception
@@ -88,8 +106,14 @@ def assert_message(caught, exception, parts):
     assert not missing, f"{missing} not in: {caught.value}"
 
 
-@pytest.mark.parametrize("name, changes, exception, parts", [
-    pytest.param(name, *mistake, id=f"{name}-{what}") for name in modules.MADE_OF for what, *mistake in modules.of_constructor(name)])
+@pytest.mark.parametrize(
+    "name, changes, exception, parts",
+    [
+        pytest.param(name, *mistake, id=f"{name}-{what}")
+        for name in modules.MADE_OF
+        for what, *mistake in modules.of_constructor(name)
+    ],
+)
 def test_constructor_message(name, changes, exception, parts):
     getattr(mmk, name)(**modules.MADE_OF[name])
     with pytest.raises(exception) as caught:
@@ -104,10 +128,17 @@ def test_every_argument_of_a_constructor_has_its_mistakes(name):
 
 
 @pytest.mark.parametrize("called", [False, True], ids=["read", "called"])
-@pytest.mark.parametrize("kind, changes, exception, parts", [
-    pytest.param(kind, *mistake, id=f"{kind}-{what}") for kind in modules.CALLS for what, *mistake in modules.of_call(kind)])
+@pytest.mark.parametrize(
+    "kind, changes, exception, parts",
+    [
+        pytest.param(kind, *mistake, id=f"{kind}-{what}")
+        for kind in modules.CALLS
+        for what, *mistake in modules.of_call(kind)
+    ],
+)
 def test_message_of_a_module(kind, changes, exception, parts, called):
-    module, arguments = modules.module(kind), modules.CALLS[kind][2]
+    module = modules.module(kind)
+    arguments = modules.CALLS[kind][2]
     if called:
         for child in module.children():
             child.register_forward_hook(lambda module, given, result: None)
@@ -139,18 +170,23 @@ def test_out_under_no_grad():
 # The registered operations don't trust their caller either: a RuntimeError, never a crash. (With any meta tensor among
 # the arguments, PyTorch runs the operation's fake, which touches no memory.)
 
+
 def kernels():
     """(function, its valid call, the changes that it must refuse beyond wrong tensors) of every form."""
     for name, operation in OPERATIONS.items():
         for kind, (form, further) in operation.KERNELS.items():
             for suffix, tensors in {"": {}, **further}.items():
-                yield pytest.param(name + suffix, form.with_more(tensors), operation.WRONG.get(kind, {}), id=f"{name}{suffix}-{kind}")
+                yield pytest.param(
+                    name + suffix, form.with_more(tensors), operation.WRONG.get(kind, {}), id=f"{name}{suffix}-{kind}"
+                )
 
 
 def call(function, arguments):
     """By name; all gradients are wanted."""
     registered = getattr(torch.ops.mmkernels, function).default
-    needs = {a.name: True for a in registered._schema.arguments if a.name.startswith("need_") and a.name not in arguments}
+    needs = {
+        a.name: True for a in registered._schema.arguments if a.name.startswith("need_") and a.name not in arguments
+    }
     return registered(**arguments, **needs)
 
 
@@ -201,12 +237,19 @@ def test_operation_backward_without_any_gradient(extension, function, form, wron
 def test_fake(extension, function, form, wrong):
     """On meta tensors the same shapes and dtypes come out, also where what may be missing is."""
     registered = getattr(torch.ops.mmkernels, function).default
-    missing = {a.name: None for a in registered._schema.arguments
-               if isinstance(a.type, torch._C.OptionalType) and a.name not in ("offsets", "grad_result")}
+    missing = {
+        a.name: None
+        for a in registered._schema.arguments
+        if isinstance(a.type, torch._C.OptionalType) and a.name not in ("offsets", "grad_result")
+    }
     if "w_gate" in missing and "kept" in form.tensors:
-        missing["kept"] = form.tensors["kept"][:, :form.sizes["A"]]           # w_image's products alone
+        missing["kept"] = form.tensors["kept"][:, : form.sizes["A"]]  # w_image's products alone
     for arguments in (form.arguments, form.arguments | missing):
-        meta = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
-        found, expected = (r if isinstance(r, tuple) else (r,) for r in (call(function, meta), call(function, arguments)))
+        meta = {
+            name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in arguments.items()
+        }
+        found, expected = (
+            r if isinstance(r, tuple) else (r,) for r in (call(function, meta), call(function, arguments))
+        )
         assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in expected]
         assert all(t.device.type == "meta" for t in found)

@@ -1,4 +1,5 @@
-"""Softmax at the ends of the floats' range: masks of the lowest and largest numbers, scores that are infinite or NaN. (Scores near the largest
+"""Softmax at the ends of the floats' range: masks of the lowest and largest numbers, scores that are infinite or NaN.
+(Scores near the largest
 float are cases of mmkernels.cases.)"""
 
 import pytest
@@ -10,7 +11,9 @@ import mmkernels as mmk
 from mmkernels import cases, reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-on_every_backend_and_dtype = pytest.mark.parametrize("backend, device, dtype", runnable("gated_cross_attention", DTYPES))
+on_every_backend_and_dtype = pytest.mark.parametrize(
+    "backend, device, dtype", runnable("gated_cross_attention", DTYPES)
+)
 
 
 def attend(mask, backend, device, dtype, values=(2.0, 4.0)):
@@ -44,18 +47,38 @@ def test_nothing_but_minus_infinity(backend, device, dtype):
     assert attend([float("-inf")] * 2, backend, device, dtype) == (0.0, [0.0, 0.0], [0.0, 0.0])
 
 
-# Scores that aren't finite: NaN and Inf come out where they do in plain PyTorch. (What they do to gradients, nobody relies on.)
+# Scores that aren't finite: NaN and Inf come out where they do in plain PyTorch. (What they do to gradients, nobody
+# relies on.)
 
-SOME = {"spatial_attention": ("masks: random multiply", "masks: random pool", "packed: rescale"),
-        "gated_cross_attention": ("masks: BT", "masks: BHNT, no gate", "masks: float -inf", "sizes: 1x1x3x113x17x7"),
-        "bidirectional_attention": ("masks: both random", "sizes: 1x1x50x77x40x24"),
-        "channel_attention": ("options: small scores", "sizes: 1x3x113x7"),
-        "additive_attention": ("masks: random pool", "masks: random multiply", "networks: relu query pool", "packed: strided mask")}
+SOME = {
+    "spatial_attention": ("masks: random multiply", "masks: random pool", "packed: rescale"),
+    "gated_cross_attention": ("masks: BT", "masks: BHNT, no gate", "masks: float -inf", "sizes: 1x1x3x113x17x7"),
+    "bidirectional_attention": ("masks: both random", "sizes: 1x1x50x77x40x24"),
+    "channel_attention": ("options: small scores", "sizes: 1x3x113x7"),
+    "additive_attention": (
+        "masks: random pool",
+        "masks: random multiply",
+        "networks: relu query pool",
+        "packed: strided mask",
+    ),
+}
 
 
-@pytest.mark.parametrize("operation, case, backend, device, dtype", [
-    pytest.param(operation, {case.name: case for case in cases.selected(operation)}[name], *p.values, id=f"{operation}-{p.id}-{name}")
-    for operation, names in SOME.items() for name in names for p in runnable(operation) if p.values[0] != "reference"])
+@pytest.mark.parametrize(
+    "operation, case, backend, device, dtype",
+    [
+        pytest.param(
+            operation,
+            {case.name: case for case in cases.selected(operation)}[name],
+            *p.values,
+            id=f"{operation}-{p.id}-{name}",
+        )
+        for operation, names in SOME.items()
+        for name in names
+        for p in runnable(operation)
+        if p.values[0] != "reference"
+    ],
+)
 def test_scores_that_are_not_finite(operation, case, backend, device, dtype):
     arguments = case.build(dtype, device)
     for name, tensor in arguments.items():
@@ -64,7 +87,12 @@ def test_scores_that_are_not_finite(operation, case, backend, device, dtype):
         for value in (float("inf"), float("-inf"), float("nan")):
             poisoned = tensor.clone(memory_format=torch.contiguous_format)
             poisoned.view(-1)[tensor.numel() // 2 + 1] = value
-            found, expected = (outputs(function(**arguments | {name: poisoned}, **options)) for function, options in (
-                (getattr(mmk, operation), {"backend": backend}), (getattr(reference, operation), {})))
+            found, expected = (
+                outputs(function(**arguments | {name: poisoned}, **options))
+                for function, options in (
+                    (getattr(mmk, operation), {"backend": backend}),
+                    (getattr(reference, operation), {}),
+                )
+            )
             for f, e in zip(found, expected):
                 assert torch.equal(f.isnan(), e.isnan()) and torch.equal(f.isinf(), e.isinf()), f"{value} in {name}"

@@ -1,4 +1,5 @@
-"""Forward mode: every way to push tangents through every operation gives the reference's, or raises; none drops them."""
+"""Forward mode: every way to push tangents through every operation gives the reference's, or raises; none drops
+them."""
 
 import functools
 
@@ -15,8 +16,10 @@ import mmkernels as mmk
 from mmkernels import backends, cases
 
 on_every_backend = pytest.mark.parametrize("backend, device, dtype, name", parameters())
-of_every_operation = pytest.mark.parametrize("backend, device, dtype, name", parameters(
-    ("spatial", "channel flat", "gated pairs", "bidirectional", "additive packed")))
+of_every_operation = pytest.mark.parametrize(
+    "backend, device, dtype, name",
+    parameters(("spatial", "channel flat", "gated pairs", "bidirectional", "additive packed")),
+)
 
 
 def loss(function):
@@ -86,30 +89,47 @@ def assert_pushed(way, found, name, tensors, tangents):
 
 def takes(backend, device, way):
     """The reference is plain PyTorch, and what is executed for correctness alone is slow: they take a few."""
-    return way in ("jvp", "dual", "vmap of jvp", "over reverse") or not (backend == "reference" or cases.is_slow(backend, device))
+    return way in ("jvp", "dual", "vmap of jvp", "over reverse") or not (
+        backend == "reference" or cases.is_slow(backend, device)
+    )
 
 
-@pytest.mark.parametrize("backend, device, dtype, name, way", [
-    pytest.param(*combination.values, way, id=f"{way}-{combination.id}") for way in WAYS for combination in parameters()
-    if takes(*combination.values[:2], way)])
+@pytest.mark.parametrize(
+    "backend, device, dtype, name, way",
+    [
+        pytest.param(*combination.values, way, id=f"{way}-{combination.id}")
+        for way in WAYS
+        for combination in parameters()
+        if takes(*combination.values[:2], way)
+    ],
+)
 def test_ways(backend, device, dtype, name, way):
-    tensors, tangents = tensors_of(name, dtype, device), tensors_of(name, dtype, device, seed=20)
+    tensors = tensors_of(name, dtype, device)
+    tangents = tensors_of(name, dtype, device, seed=20)
     found = WAYS[way](function_of(name, mmk, device, backend=backend), tensors, tangents)
     assert_pushed(WAYS[way], found, name, tensors, tangents)
 
 
-@pytest.mark.parametrize("backend, device, dtype, name", [p for p in parameters(dtypes=[torch.float64]) if p.values[0] != "reference"])
+@pytest.mark.parametrize(
+    "backend, device, dtype, name", [p for p in parameters(dtypes=[torch.float64]) if p.values[0] != "reference"]
+)
 def test_gradcheck(backend, device, dtype, name):
     """Against differences of values, batched, too, and the tangents of gradients."""
-    tensors, run = [t.requires_grad_() for t in tensors_of(name, dtype, device)], function_of(name, mmk, device, backend=backend)
-    assert torch.autograd.gradcheck(run, tensors, check_forward_ad=True, check_backward_ad=False, check_batched_forward_grad=True)
-    assert torch.autograd.gradgradcheck(run, tensors, check_fwd_over_rev=True, check_rev_over_rev=False, check_undefined_grad=False)
+    tensors = [t.requires_grad_() for t in tensors_of(name, dtype, device)]
+    run = function_of(name, mmk, device, backend=backend)
+    assert torch.autograd.gradcheck(
+        run, tensors, check_forward_ad=True, check_backward_ad=False, check_batched_forward_grad=True
+    )
+    assert torch.autograd.gradgradcheck(
+        run, tensors, check_fwd_over_rev=True, check_rev_over_rev=False, check_undefined_grad=False
+    )
 
 
 @on_every_backend
 def test_nothing_moves(backend, device, dtype, name):
     """A dual level without duals changes no bit and makes no tangent."""
-    tensors, run = tensors_of(name, dtype, device), function_of(name, mmk, device, backend=backend)
+    tensors = tensors_of(name, dtype, device)
+    run = function_of(name, mmk, device, backend=backend)
     expected = run(*tensors)
     with forward_ad.dual_level():
         found = run(*tensors)
@@ -118,17 +138,21 @@ def test_nothing_moves(backend, device, dtype, name):
 
 @on_every_backend
 def test_values_are_the_kernels_own(backend, device, dtype, name):
-    tensors, run = tensors_of(name, dtype, device), function_of(name, mmk, device, backend=backend)
+    tensors = tensors_of(name, dtype, device)
+    run = function_of(name, mmk, device, backend=backend)
     values, _ = jvp(run, tensors, tensors)
     assert all(torch.equal(v, e) for v, e in zip(values, run(*tensors)))
 
 
-# Compiled --------------------------------------------------------------------------------------------------------------
+# Compiled
+# --------------------------------------------------------------------------------------------------------------
+
 
 @of_every_operation
 def test_compiled(backend, device, dtype, name):
     """Duals go into a compiled graph; a level is opened inside one."""
-    tensors, tangents = tensors_of(name, dtype, device), tensors_of(name, dtype, device, seed=20)
+    tensors = tensors_of(name, dtype, device)
+    tangents = tensors_of(name, dtype, device, seed=20)
     run = function_of(name, mmk, device, backend=backend)
 
     def inside(tensors, tangents):
@@ -137,32 +161,41 @@ def test_compiled(backend, device, dtype, name):
             return tuple(map(tangent, results))
 
     torch._dynamo.reset()
-    for found in (dual(torch.compile(run, fullgraph=True, backend="aot_eager"), tensors, tangents),
-                  torch.compile(inside, fullgraph=True, backend="aot_eager")(tensors, tangents)):
+    for found in (
+        dual(torch.compile(run, fullgraph=True, backend="aot_eager"), tensors, tangents),
+        torch.compile(inside, fullgraph=True, backend="aot_eager")(tensors, tangents),
+    ):
         assert_pushed(dual, found, name, tensors, tangents)
 
 
 @of_every_operation
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_compiled_jvp(backend, device, dtype, name, fullgraph):
-    """Right, or raised: torch.compile doesn't trace an autograd Function's jvp, and leaves it to Python where it may."""
-    tensors, tangents = tensors_of(name, dtype, device), tensors_of(name, dtype, device, seed=20)
+    """Right, or raised: torch.compile doesn't trace an autograd Function's jvp, and leaves it to Python where it
+    may."""
+    tensors = tensors_of(name, dtype, device)
+    tangents = tensors_of(name, dtype, device, seed=20)
     run = function_of(name, mmk, device, backend=backend)
     torch._dynamo.reset()
     try:
-        found = torch.compile(lambda t, v: jvp(run, t, v)[1], fullgraph=fullgraph, backend="aot_eager")(tensors, tangents)
+        found = torch.compile(lambda t, v: jvp(run, t, v)[1], fullgraph=fullgraph, backend="aot_eager")(
+            tensors, tangents
+        )
     except torch._dynamo.exc.Unsupported:
         assert fullgraph
         return
     assert_pushed(WAYS["jvp"], found, name, tensors, tangents)
 
 
-# The registered operations ---------------------------------------------------------------------------------------------
+# The registered operations
+# ---------------------------------------------------------------------------------------------
+
 
 def raw(name, backend, tensors):
     """The registered operation that the public function calls, and its arguments."""
     operation, _, _ = CALLS[name]
-    run, calls = backends.choose(operation, tensors[0], backend), []
+    run = backends.choose(operation, tensors[0], backend)
+    calls = []
 
     def record(*arguments):
         calls.append(arguments)
@@ -177,7 +210,8 @@ def raw(name, backend, tensors):
 
 @on_every_backend
 def test_registered_operation(backend, device, dtype, name):
-    """Called by itself it has its tangents, too. torch.func's transforms can't reach its rules: that is an error, not a result without."""
+    """Called by itself it has its tangents, too. torch.func's transforms can't reach its rules: that is an error, not a
+    result without."""
     if backend == "reference":
         pytest.skip("not a registered operation")
     tensors = tensors_of(name, dtype, device)
@@ -186,7 +220,7 @@ def test_registered_operation(backend, device, dtype, name):
     tangents = [draw(*arguments[i].shape, dtype=dtype, device=device, seed=i) for i in moving]
 
     of_reference = backends.choose(CALLS[name][0], tensors[0], "reference").forward
-    outputs = sum(r is not None for r in of_reference(*arguments))                # without what only a backward pass wants
+    outputs = sum(r is not None for r in of_reference(*arguments))  # without what only a backward pass wants
 
     def run(function, *moved):
         given = dict(zip(moving, moved))
@@ -194,7 +228,9 @@ def test_registered_operation(backend, device, dtype, name):
 
     def pushed(function, dtype=dtype):
         with forward_ad.dual_level():
-            results = run(function, *(forward_ad.make_dual(arguments[i].to(dtype), v.to(dtype)) for i, v in zip(moving, tangents)))
+            results = run(
+                function, *(forward_ad.make_dual(arguments[i].to(dtype), v.to(dtype)) for i, v in zip(moving, tangents))
+            )
             return tuple(map(tangent, results))
 
     found = pushed(operation)
@@ -206,7 +242,8 @@ def test_registered_operation(backend, device, dtype, name):
 @pytest.mark.parametrize("backend, device, dtype", runnable("spatial_attention"))
 def test_out_is_refused(backend, device, dtype):
     """What is written into can't carry the tangent; nor may the registered operation drop it."""
-    image, text = draw(2, 4, 6, device=device), draw(2, 6, device=device, seed=1)
+    image = draw(2, 4, 6, device=device)
+    text = draw(2, 6, device=device, seed=1)
     run = backends.choose("spatial_attention", image, backend)
     with forward_ad.dual_level():
         moving = forward_ad.make_dual(image, image)

@@ -4,9 +4,19 @@ import functools
 
 import pytest
 import torch
-from attention_tests import (assert_compiles, assert_computes, assert_gradients, assert_module, assert_right,
-                             assert_strides_may_be_huge, assert_upstream_may_lie_anyhow, assert_vmap, call, draw,
-                             gradients)
+from attention_tests import (
+    assert_compiles,
+    assert_computes,
+    assert_gradients,
+    assert_module,
+    assert_right,
+    assert_strides_may_be_huge,
+    assert_upstream_may_lie_anyhow,
+    assert_vmap,
+    call,
+    draw,
+    gradients,
+)
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -35,9 +45,16 @@ def test_case(backend, device, dtype, case):
 def test_gradcheck(backend, device, dtype, mask, gated):
     """First and second derivatives against differences of values."""
     tensors = [t.requires_grad_() for t in inputs(dtype, device, (2, 2, 4, 3, 3, 2))]
-    masks = {None: None, "BT": torch.tensor([[True, False, True], [True, True, False]], device=device),
-             "BHNT": torch.arange(48, device=device).view(2, 2, 4, 3) % 3 > 0, "float": draw(1, 1, 4, 3, dtype=dtype, device=device).requires_grad_()}
-    run = lambda q, k, v, g, *m: mmk.gated_cross_attention(q, k, v, g if gated else None, attn_mask=m[0] if m else masks[mask], backend=backend) + 0 * g
+    masks = {
+        None: None,
+        "BT": torch.tensor([[True, False, True], [True, True, False]], device=device),
+        "BHNT": torch.arange(48, device=device).view(2, 2, 4, 3) % 3 > 0,
+        "float": draw(1, 1, 4, 3, dtype=dtype, device=device).requires_grad_(),
+    }
+    run = lambda q, k, v, g, *m: (
+        mmk.gated_cross_attention(q, k, v, g if gated else None, attn_mask=m[0] if m else masks[mask], backend=backend)
+        + 0 * g
+    )
     arguments = (*tensors, *((masks[mask],) if mask == "float" else ()))
     assert torch.autograd.gradcheck(run, arguments)
     assert torch.autograd.gradgradcheck(run, arguments)
@@ -63,11 +80,19 @@ def test_nothing_to_attend_to(backend, device, dtype):
     query, key, value, gate = inputs(dtype, device)
     mask = torch.ones(2, 1, 13, 11, dtype=torch.bool, device=device)
     mask[1, :, 4] = False
-    query[1, :, 4], gate[1, :, 4] = float("nan"), float("nan")
-    found = gradients(functools.partial(mmk.gated_cross_attention, attn_mask=mask, backend=backend), (query, key, value, gate))
+    query[1, :, 4] = float("nan")
+    gate[1, :, 4] = float("nan")
+    found = gradients(
+        functools.partial(mmk.gated_cross_attention, attn_mask=mask, backend=backend), (query, key, value, gate)
+    )
     assert all(bool(t.isfinite().all()) for t in found)
     result, grad_query, _, _, grad_gate = found
-    assert not result[1, :, 4].any() and not grad_query[1, :, 4].any() and not grad_gate[1, :, 4].any() and result[1, :, 3].any()
+    assert (
+        not result[1, :, 4].any()
+        and not grad_query[1, :, 4].any()
+        and not grad_gate[1, :, 4].any()
+        and result[1, :, 3].any()
+    )
 
 
 @on_every_backend
@@ -75,7 +100,11 @@ def test_mask_forms(backend, device, dtype):
     """bool, the same expanded, and the same as -Inf."""
     tensors = inputs(dtype, device)
     mask = torch.arange(22, device=device).view(2, 11) % 3 > 0
-    for other in (mask, mask[:, None, None].expand(2, 3, 13, 11), torch.zeros(2, 1, 1, 11, device=device).masked_fill(~mask[:, None, None], float("-inf"))):
+    for other in (
+        mask,
+        mask[:, None, None].expand(2, 3, 13, 11),
+        torch.zeros(2, 1, 1, 11, device=device).masked_fill(~mask[:, None, None], float("-inf")),
+    ):
         found = gradients(functools.partial(mmk.gated_cross_attention, attn_mask=other, backend=backend), tensors)
         assert_gradients(found, functools.partial(call, attn_mask=mask), OPERATION, tensors)
 
@@ -92,7 +121,8 @@ def test_views_of_projections(backend, device, dtype):
 
 @on_every_backend
 def test_need_weights(backend, device, dtype):
-    tensors, mask = inputs(dtype, device), draw(2, 11, device=device) > 0
+    tensors = inputs(dtype, device)
+    mask = draw(2, 11, device=device) > 0
     run = lambda function, *t: gradients(functools.partial(function, attn_mask=mask, need_weights=True), t)
     assert_computes(run, OPERATION, backend, tensors)
 
@@ -130,14 +160,21 @@ def test_vmap(backend, device, dtype):
 
 @on_every_backend
 def test_compile(backend, device, dtype):
-    assert_compiles(call, OPERATION, backend, [inputs(dtype, device, shape) for shape in ((2, 3, 13, 11, 8, 6), (3, 3, 29, 17, 8, 6))])
+    assert_compiles(
+        call,
+        OPERATION,
+        backend,
+        [inputs(dtype, device, shape) for shape in ((2, 3, 13, 11, 8, 6), (3, 3, 29, 17, 8, 6))],
+    )
 
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_opcheck(extension, gated):
     query, key, value, gate = (t.requires_grad_() for t in inputs())
-    torch.library.opcheck(torch.ops.mmkernels.gated_cross_attention.default,
-                          (query, key, value, gate if gated else None, None, None, None, 0.5, gated))
+    torch.library.opcheck(
+        torch.ops.mmkernels.gated_cross_attention.default,
+        (query, key, value, gate if gated else None, None, None, None, 0.5, gated),
+    )
 
 
 @pytest.mark.threads
@@ -164,6 +201,10 @@ def test_module(extension, norm):
     torch.manual_seed(0)
     module = mmk.GatedCrossAttention(24, 10, 3, norm=torch.nn.LayerNorm(24) if norm else None)
     mask = torch.arange(14).view(2, 7) % 4 > 0
-    assert_module(lambda m, image, text: m(image, text, mask=mask, need_weights=True), module, (draw(2, 30, 24), draw(2, 7, 10, seed=1)))
+    assert_module(
+        lambda m, image, text: m(image, text, mask=mask, need_weights=True),
+        module,
+        (draw(2, 30, 24), draw(2, 7, 10, seed=1)),
+    )
     with pytest.raises(ValueError, match="num_heads must be at least 1 and divide embed_dim = 24, got 5"):
         mmk.GatedCrossAttention(24, 10, 5)

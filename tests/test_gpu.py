@@ -1,4 +1,5 @@
-"""Graphs, streams and threads on a GPU: what no emulator has. Without a GPU the same code runs on the CPU, where a replay is another call."""
+"""Graphs, streams and threads on a GPU: what no emulator has. Without a GPU the same code runs on the CPU, where a
+replay is another call."""
 
 import os
 import subprocess
@@ -21,12 +22,18 @@ on_every_operation = pytest.mark.parametrize("operation", functional.__all__)
 
 def places(*found):
     """(backend, device) as parameters; a GPU's are skipped without one."""
-    return pytest.mark.parametrize("backend, device", [pytest.param(*place, id="-".join(place), marks=[needs_gpu] if place[1] == "cuda" else [])
-                                                       for place in found])
+    return pytest.mark.parametrize(
+        "backend, device",
+        [pytest.param(*place, id="-".join(place), marks=[needs_gpu] if place[1] == "cuda" else []) for place in found],
+    )
 
 
 def skip_unless_it_runs(backend, operation, device):
-    reason = backends.why_not(backend, operation, device, torch.float32) if backend in backends.names() else "it isn't registered"
+    reason = (
+        backends.why_not(backend, operation, device, torch.float32)
+        if backend in backends.names()
+        else "it isn't registered"
+    )
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")
 
@@ -83,21 +90,28 @@ def test_replays(operation, gradients, backend, device):
 @places(("cpu", "cpu"), ("cuda", "cuda"))
 @on_every_operation
 def test_first_call_in_a_capture(operation, backend, device):
-    """In a process that has only seen a small call, a large one of the same kernels is captured at once: whatever a kernel has to be told
-    about its shared memory is told without a synchronisation. (Triton compiles and loads with the first call: it has to be warm.)"""
+    """In a process that has only seen a small call, a large one of the same kernels is captured at once: whatever a
+    kernel has to be told
+    about its shared memory is told without a synchronisation. (Triton compiles and loads with the first call: it has to
+    be warm.)"""
     skip_unless_it_runs(backend, operation, device)
     if device == "cpu":
         capture_first_call(operation, backend, device)
         return
     code = f"import test_gpu; test_gpu.capture_first_call({operation!r}, {backend!r}, {device!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, text=True, env={
-        **os.environ, "PYTHONPATH": os.pathsep.join([*sys.path[1:], os.environ.get("PYTHONPATH", "")])})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "tests",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path[1:], os.environ.get("PYTHONPATH", "")])},
+    )
     assert done.returncode == 0, done.stderr
 
 
 def capture_first_call(operation, backend, device):
     small, *_ = chosen(operation, small=True)
-    large = [case for case in chosen(operation) if case.group == "large"][0]
+    large = next(case for case in chosen(operation) if case.group == "large")
     Call(operation, small, torch.float32, device, backend)()
     assert_replays(Call(operation, large, torch.float32, device, backend), device, warm=False)
 
@@ -105,16 +119,21 @@ def capture_first_call(operation, backend, device):
 @places(("cpu", "cpu"), ("cuda-emulated", "cpu"), ("cuda", "cuda"), ("triton", "cuda"))
 @on_every_operation
 def test_two_threads_with_different_shapes(operation, backend, device):
-    """Each on a stream of its own, through the same calls in opposite orders: what one call asks of a kernel doesn't reach the other's."""
+    """Each on a stream of its own, through the same calls in opposite orders: what one call asks of a kernel doesn't
+    reach the other's."""
     skip_unless_it_runs(backend, operation, device)
     slow = cases.is_slow(backend, device)
     picked = chosen(operation, small=device == "cpu")
-    calls = [Call(operation, case, dtype, device, backend) for case in picked[::3 if slow else 1] for dtype in DTYPES[:1 if slow else 2]]
+    calls = [
+        Call(operation, case, dtype, device, backend)
+        for case in picked[:: 3 if slow else 1]
+        for dtype in DTYPES[: 1 if slow else 2]
+    ]
     alone = [call() for call in calls]
     start, wrong = threading.Barrier(2), []
 
     def work(order):
-        torch.set_num_threads(1)                  # of this thread's products: PyTorch tells MKL with its first call only
+        torch.set_num_threads(1)  # of this thread's products: PyTorch tells MKL with its first call only
         with torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else nullcontext():
             start.wait(60)
             for _ in range(20 if device == "cuda" else 1):
@@ -137,7 +156,7 @@ def run_in_threads(work, *arguments):
             raised.append(error)
 
     if GPU:
-        torch.cuda.synchronize()                  # other streams read what this one made
+        torch.cuda.synchronize()  # other streams read what this one made
     threads = [threading.Thread(target=guarded, args=[argument]) for argument in arguments]
     for thread in threads:
         thread.start()

@@ -21,7 +21,7 @@ CARD = {"name": "a card", "capability": "9.0"}
 def check():
     spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "tools" / "gpu_check.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module               # where dataclasses look for it
+    sys.modules[spec.name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
@@ -37,14 +37,22 @@ def report(path):
 
 
 def test_it_goes_on_after_a_failure(check, tmp_path, capsys):
-    steps = [check.Step("wrong", [python("print('what went wrong'); raise SystemExit(3)")]),
-             check.Step("without", [python("")], ("gpu",)),
-             check.Step("right", [python("import sys; open(sys.argv[1], 'w').write('{\"found\": NaN}')") + ["{json}"]])]
+    steps = [
+        check.Step("wrong", [python("print('what went wrong'); raise SystemExit(3)")]),
+        check.Step("without", [python("")], ("gpu",)),
+        check.Step("right", [python("import sys; open(sys.argv[1], 'w').write('{\"found\": NaN}')") + ["{json}"]]),
+    ]
     assert check.run(steps, FACTS, tmp_path / "report.json", limit=60) == 1
     facts, found = report(tmp_path / "report.json")
     assert facts == FACTS
-    assert {name: step["status"] for name, step in found.items()} == {"wrong": "failed", "without": "skipped", "right": "passed"}
-    assert found["wrong"]["commands"][0]["exit_code"] == 3 and "what went wrong" in found["wrong"]["commands"][0]["tail"]
+    assert {name: step["status"] for name, step in found.items()} == {
+        "wrong": "failed",
+        "without": "skipped",
+        "right": "passed",
+    }
+    assert (
+        found["wrong"]["commands"][0]["exit_code"] == 3 and "what went wrong" in found["wrong"]["commands"][0]["tail"]
+    )
     assert found["right"]["commands"][0]["results"] == {"found": "NaN"} and found["right"]["commands"][0]["seconds"] > 0
     assert found["without"]["reason"] == "there is no GPU that torch can use"
     said = capsys.readouterr().out
@@ -55,8 +63,16 @@ def test_nothing_failed(check, tmp_path):
     assert check.run([check.Step("right", [python("")])], FACTS, tmp_path / "report.json", limit=60) == 0
 
 
-@pytest.mark.parametrize("codes, passing, passed", [((0, 0), (0,), True), ((0, 5), (0,), False), ((0, 5), (0, 5), True), ((5, 5), (0, 5), False),
-                                                    ((0, 1), (0, 5), False)])
+@pytest.mark.parametrize(
+    "codes, passing, passed",
+    [
+        ((0, 0), (0,), True),
+        ((0, 5), (0,), False),
+        ((0, 5), (0, 5), True),
+        ((5, 5), (0, 5), False),
+        ((0, 1), (0, 5), False),
+    ],
+)
 def test_every_command_counts(check, codes, passing, passed):
     step = check.Step("several", [python(f"raise SystemExit({code})") for code in codes], passing=passing)
     found = check.run_step(step, limit=60)
@@ -83,8 +99,10 @@ def gone(process, seconds=10):
             os.kill(process, 0)
         except ProcessLookupError:
             return True
-        if subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout.startswith("Z"):
-            return True                           # dead; whoever adopted it hasn't looked yet
+        if subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout.startswith(
+            "Z"
+        ):
+            return True  # dead; whoever adopted it hasn't looked yet
         time.sleep(0.1)
     return False
 
@@ -103,10 +121,17 @@ def test_steps(check, monkeypatch):
     found = {step.name: step for step in check.steps({**FACTS, "gpus": [CARD, CARD]})}
     assert len(found) == len(list(check.steps(FACTS)))
     assert found["build"].environment == {"MMKERNELS_CUDA": "1", "MMKERNELS_CUDA_ARCHS": "9.0"}
-    assert check.OPERATIONS == sorted(functional.__all__)
-    assert {name.removesuffix("-cuda") for name in found if "check-" in name and name.endswith("-cuda")} == {"memcheck", "racecheck", "synccheck", "initcheck"}
+    assert sorted(functional.__all__) == check.OPERATIONS
+    assert {name.removesuffix("-cuda") for name in found if "check-" in name and name.endswith("-cuda")} == {
+        "memcheck",
+        "racecheck",
+        "synccheck",
+        "initcheck",
+    }
     order = list(found)
-    assert order[:2] == ["build", "info"] and order.index("tests-cuda") < order.index("memcheck-cuda") < order.index("bench-spatial_attention")
+    assert order[:2] == ["build", "info"] and order.index("tests-cuda") < order.index("memcheck-cuda") < order.index(
+        "bench-spatial_attention"
+    )
     for step in found.values():
         assert not any("pip" in word for command in step.commands for word in command), "nothing is installed"
 
@@ -142,9 +167,17 @@ def test_command_line(check, tmp_path, capsys):
 @pytest.mark.skipif(shutil.which("make") is None, reason="this system has no make")
 def test_make(tmp_path):
     """The target itself."""
-    told = subprocess.run(["make", "-s", "gpu-check", f"PYTHON={sys.executable}", f"ONLY=info --json {tmp_path / 'report.json'}"],
-                          cwd=ROOT, capture_output=True, text=True)
+    told = subprocess.run(
+        ["make", "-s", "gpu-check", f"PYTHON={sys.executable}", f"ONLY=info --json {tmp_path / 'report.json'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     facts, found = report(tmp_path / "report.json")
     assert told.returncode == 0, told.stdout + told.stderr
-    assert list(found) == ["info"] and found["info"]["status"] == "passed" and found["info"]["commands"][0]["results"]["backends"]
+    assert (
+        list(found) == ["info"]
+        and found["info"]["status"] == "passed"
+        and found["info"]["commands"][0]["results"]["backends"]
+    )
     assert facts["torch"] and facts["cores"] and facts["packages"]["pytest"]

@@ -1,4 +1,5 @@
-"""What the CPU's forward pass of channel and additive attention keeps of the first rows, so that backward needn't compute it again."""
+"""What the CPU's forward pass of channel and additive attention keeps of the first rows, so that backward needn't
+compute it again."""
 
 import pytest
 import torch
@@ -9,23 +10,38 @@ from mmkernels.ops import common
 
 
 def draw(*shape, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape) + sum(shape)), dtype=torch.float64).to(dtype) * 0.3
+    return (
+        torch.randn(shape, generator=torch.Generator().manual_seed(len(shape) + sum(shape)), dtype=torch.float64).to(
+            dtype
+        )
+        * 0.3
+    )
 
 
 def channel(dtype, batch=2, positions=300, channels=20):
-    return {"image": draw(batch, positions, channels, dtype=dtype), "text": draw(batch, 5, dtype=dtype),
-            "weight": draw(channels, channels + 5, dtype=dtype), "bias": draw(channels, dtype=dtype)}
+    return {
+        "image": draw(batch, positions, channels, dtype=dtype),
+        "text": draw(batch, 5, dtype=dtype),
+        "weight": draw(channels, channels + 5, dtype=dtype),
+        "bias": draw(channels, dtype=dtype),
+    }
 
 
 def additive(dtype, batch=2, positions=300, channels=24, hidden=20, gated=False):
-    layers = {"w_image": (hidden, channels), "v": (2, hidden)} | ({"w_gate": (hidden, channels), "bias_gate": (hidden,)} if gated else {})
+    layers = {"w_image": (hidden, channels), "v": (2, hidden)} | (
+        {"w_gate": (hidden, channels), "bias_gate": (hidden,)} if gated else {}
+    )
     return {"image": draw(batch, positions, channels, dtype=dtype), "query": None, "w_query": None} | {
-        name: draw(*shape, dtype=dtype) for name, shape in layers.items()}
+        name: draw(*shape, dtype=dtype) for name, shape in layers.items()
+    }
 
 
 # operation, its arguments, numbers kept a row
-CALLS = {"channel": (mmk.channel_attention, channel, 20), "additive": (mmk.additive_attention, additive, 20),
-         "gated": (mmk.additive_attention, lambda dtype, **shape: additive(dtype, gated=True, **shape), 40)}
+CALLS = {
+    "channel": (mmk.channel_attention, channel, 20),
+    "additive": (mmk.additive_attention, additive, 20),
+    "gated": (mmk.additive_attention, lambda dtype, **shape: additive(dtype, gated=True, **shape), 40),
+}
 on_every_call = pytest.mark.parametrize("function, arguments, columns", CALLS.values(), ids=CALLS)
 
 
@@ -60,11 +76,14 @@ def test_no_bit_changes(extension, monkeypatch, dtype, function, arguments, colu
 def test_only_for_a_backward_pass(extension, monkeypatch, function, arguments, columns):
     asked = []
     original = common.kept_rows
+
     def count(*given):
         asked.append(original(*given))
         return asked[-1]
+
     monkeypatch.setattr(f"mmkernels.ops.{function.__name__}.kept_rows", count)
-    plain, tensors = arguments(torch.float32), leaves(arguments(torch.float32))
+    plain = arguments(torch.float32)
+    tensors = leaves(arguments(torch.float32))
     function(**plain), function(**tensors)
     with torch.no_grad():
         function(**tensors)
@@ -84,7 +103,7 @@ def test_memory_is_bounded(extension, monkeypatch, function, arguments, columns,
         result = function(**tensors)
         torch.autograd.grad(result, tensors["image"], torch.ones_like(result))
     allocated = sum(max(0, event.self_cpu_memory_usage) for event in profiler.events())
-    known = 2 * result.nbytes + tensors["image"].nbytes + 80_000 * 2 * 4           # result, ones, gradient, weights
+    known = 2 * result.nbytes + tensors["image"].nbytes + 80_000 * 2 * 4  # result, ones, gradient, weights
     assert allocated < known + limit + 400_000, (allocated, known)
 
 
@@ -96,12 +115,15 @@ def test_an_exported_graph_keeps_none(extension, function, arguments, columns):
     class Layer(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.layers = torch.nn.ParameterDict({name: t for name, t in arguments(torch.float32).items() if t is not None and name != "image"})
+            self.layers = torch.nn.ParameterDict(
+                {name: t for name, t in arguments(torch.float32).items() if t is not None and name != "image"}
+            )
 
         def forward(self, image):
             return function(image=image, **self.layers, **absent)
 
-    layer, image = Layer(), draw(2, 7, 20 if function is mmk.channel_attention else 24)
+    layer = Layer()
+    image = draw(2, 7, 20 if function is mmk.channel_attention else 24)
     exported = torch.export.export(layer, (image,))
     node = next(n for n in exported.graph.nodes if "mmkernels" in str(n.target))
     assert node.args[-1] == 0, node.args

@@ -1,4 +1,5 @@
-"""Without data: on meta and fake tensors every operation and module gives what the real one gives, in shape, dtype and strides."""
+"""Without data: on meta and fake tensors every operation and module gives what the real one gives, in shape, dtype and
+strides."""
 
 import functools
 
@@ -16,20 +17,30 @@ OPERATIONS = mmk.functional.__all__
 
 
 # In bfloat16 results and sums differ in dtype.
-on_every_backend = pytest.mark.parametrize("operation, backend, device, dtype", [
-    pytest.param(operation, *combination.values, id=f"{operation}-{combination.id}")
-    for operation in OPERATIONS for combination in runnable(operation, [torch.bfloat16])])
+on_every_backend = pytest.mark.parametrize(
+    "operation, backend, device, dtype",
+    [
+        pytest.param(operation, *combination.values, id=f"{operation}-{combination.id}")
+        for operation in OPERATIONS
+        for combination in runnable(operation, [torch.bfloat16])
+    ],
+)
 
 
 def kind(results):
     """Strides that lead somewhere."""
-    return [(t.shape, t.dtype, [s for n, s in zip(t.shape, t.stride()) if n > 1] if t.numel() else [])
-            for t in tree_leaves(results) if isinstance(t, torch.Tensor)]
+    return [
+        (t.shape, t.dtype, [s for n, s in zip(t.shape, t.stride()) if n > 1] if t.numel() else [])
+        for t in tree_leaves(results)
+        if isinstance(t, torch.Tensor)
+    ]
 
 
 def moved(values, move):
     """The same tensors elsewhere: as they lie, and with what requires a gradient."""
-    return tree_map(lambda v: move(v.detach()).requires_grad_(v.requires_grad) if isinstance(v, torch.Tensor) else v, values)
+    return tree_map(
+        lambda v: move(v.detach()).requires_grad_(v.requires_grad) if isinstance(v, torch.Tensor) else v, values
+    )
 
 
 def computed(function, arguments):
@@ -40,7 +51,10 @@ def computed(function, arguments):
 
 
 def with_gradients(arguments):
-    return {name: v.requires_grad_() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for name, v in arguments.items()}
+    return {
+        name: v.requires_grad_() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+        for name, v in arguments.items()
+    }
 
 
 @on_every_backend

@@ -15,8 +15,7 @@ def build(backend=None, seed=0, **options):
 
 def batch(count=2, size=64, length=5, seed=1):
     draw = torch.Generator().manual_seed(seed)
-    return (torch.randn(count, 3, size, size, generator=draw),
-            torch.randint(1, 100, (count, length), generator=draw))
+    return (torch.randn(count, 3, size, size, generator=draw), torch.randint(1, 100, (count, length), generator=draw))
 
 
 def test_shapes_of_the_article():
@@ -42,13 +41,15 @@ def test_predict_gives_probabilities():
 @pytest.mark.parametrize("num_heads", [1, 4])
 def test_attention_is_what_the_prediction_was_made_with(combine, num_heads):
     """Weights sum to 1, are not uniform, and with one head pool the features to exactly what is classified."""
-    model, (image, text) = build(combine=combine, num_heads=num_heads), batch()
+    model = build(combine=combine, num_heads=num_heads)
+    image, text = batch()
     with torch.no_grad():
         model.fusion.text_projection.weight.mul_(30)
     weights = model.attention(image, text)
     assert_rule(weights.sum((1, 2)), truth=torch.ones(2, dtype=torch.float64), peer=torch.ones(2))
     assert weights.std() > 1e-4
     if num_heads == 1:
+
         def prediction(model, image, text):
             pooled = torch.einsum("byx,bdyx->bd", model.attention(image, text), model.image_encoder(image))
             return model.classifier(pooled)[:, 0]
@@ -76,8 +77,11 @@ def test_padding_never_changes_a_result(where):
     model, (image, text) = build(), batch()
     text[1, 3:] = 0
     zero = torch.zeros_like(text)
-    padded = {"end": torch.cat([text, zero], 1), "start": torch.cat([zero, text], 1),
-              "between": torch.stack([text, zero], 2).flatten(1)}[where]
+    padded = {
+        "end": torch.cat([text, zero], 1),
+        "start": torch.cat([zero, text], 1),
+        "between": torch.stack([text, zero], 2).flatten(1),
+    }[where]
     assert torch.equal(model(image, padded), model(image, text))
     assert_module(ImageTextModel.__call__, model, (image[1:], text[1:, :3]), found=model(image, padded)[1:])
 
@@ -108,7 +112,9 @@ def test_fused_and_plain_train_alike(options):
     def losses(backend, dtype):
         model = build(backend, **options).to(dtype=dtype, memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-        return torch.tensor([step(model, optimizer, image.to(dtype), text, label.to(dtype))[1] for _ in range(8)], dtype=dtype)
+        return torch.tensor(
+            [step(model, optimizer, image.to(dtype), text, label.to(dtype))[1] for _ in range(8)], dtype=dtype
+        )
 
     fused = losses(None, torch.float32)
     assert_rule(fused, truth=losses("reference", torch.float64), peer=losses("reference", torch.float32))
@@ -120,13 +126,16 @@ def test_same_seed_same_parameters():
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("image, text, error, named", [
-    (torch.zeros(2, 1, 32, 32), torch.ones(2, 3, dtype=torch.int64), ValueError, "image"),
-    (torch.zeros(2, 3, 8, 32), torch.ones(2, 3, dtype=torch.int64), ValueError, "image"),
-    (torch.zeros(2, 3, 32, 32), torch.ones(3, 3, dtype=torch.int64), ValueError, "text"),
-    (torch.zeros(2, 3, 32, 32), torch.ones(2, 3), TypeError, "text"),
-    (torch.zeros(2, 3, 32, 32), "a cat", TypeError, "text"),
-])
+@pytest.mark.parametrize(
+    "image, text, error, named",
+    [
+        (torch.zeros(2, 1, 32, 32), torch.ones(2, 3, dtype=torch.int64), ValueError, "image"),
+        (torch.zeros(2, 3, 8, 32), torch.ones(2, 3, dtype=torch.int64), ValueError, "image"),
+        (torch.zeros(2, 3, 32, 32), torch.ones(3, 3, dtype=torch.int64), ValueError, "text"),
+        (torch.zeros(2, 3, 32, 32), torch.ones(2, 3), TypeError, "text"),
+        (torch.zeros(2, 3, 32, 32), "a cat", TypeError, "text"),
+    ],
+)
 def test_mistakes_are_named(image, text, error, named):
     with pytest.raises(error, match=named):
         build()(image, text)

@@ -11,10 +11,22 @@ import pytest
 from mmkernels import backends, functional
 
 HERE = Path(__file__).parent / "native"
-FLAGS = {"baseline": ["-DMMK_VECTOR_BYTES=16"], "avx2": ["-DMMK_VECTOR_BYTES=32", "-mavx2", "-mfma", "-mf16c"],
-         # Vectors of 16 floats on a machine without AVX-512: the compiler splits them.
-         "avx2-wide": ["-DMMK_VECTOR_BYTES=64", "-mavx2", "-mfma", "-mf16c", "-Wno-psabi"],
-         "avx512": ["-DMMK_VECTOR_BYTES=64", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"]}
+FLAGS = {
+    "baseline": ["-DMMK_VECTOR_BYTES=16"],
+    "avx2": ["-DMMK_VECTOR_BYTES=32", "-mavx2", "-mfma", "-mf16c"],
+    # Vectors of 16 floats on a machine without AVX-512: the compiler splits them.
+    "avx2-wide": ["-DMMK_VECTOR_BYTES=64", "-mavx2", "-mfma", "-mf16c", "-Wno-psabi"],
+    "avx512": [
+        "-DMMK_VECTOR_BYTES=64",
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mavx2",
+        "-mfma",
+        "-mf16c",
+    ],
+}
 ORDER = ("baseline", "avx2", "avx512")
 
 
@@ -46,7 +58,8 @@ def test_functions_of_every_float():
 @pytest.mark.parametrize("operation", functional.__all__)
 def test_kernels_under_sanitizers(operation):
     """Random shapes, strides, masks and bags, in memory that ends where the tensors do."""
-    isa, watched = backends.extension.cpu_best_isa, ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    isa = backends.extension.cpu_best_isa
+    watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     flags = ["-O1", "-g1", "-std=c++17", *watched, "-DMMK_ISA=baseline", *FLAGS[isa]]
     program = compiling.program(f"fuzz-{operation}", [(HERE / f"fuzz_{operation}.cpp", flags)], watched)
     found = subprocess.run([program, "500"], capture_output=True, text=True)
@@ -57,14 +70,21 @@ def test_kernels_under_sanitizers(operation):
 def test_every_instruction_set_gives_the_same(isa):
     """The operation under each instruction set, in a process of its own."""
     needs(isa)
-    code = ("import mmkernels.backends as b; from mmkernels import verify; assert b.extension.cpu_isa == %r; "
-            "rows = verify.run(None, ['cpu'], small=True); assert rows and verify.passed(rows)" % isa)
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                           env={**os.environ, "MMKERNELS_CPU_ISA": isa})
+    code = (
+        "import mmkernels.backends as b; from mmkernels import verify; assert b.extension.cpu_isa == %r; "
+        "rows = verify.run(None, ['cpu'], small=True); assert rows and verify.passed(rows)" % isa
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "MMKERNELS_CPU_ISA": isa}
+    )
     assert found.returncode == 0, found.stderr[-2000:]
 
 
 def test_unknown_instruction_set_is_refused():
-    found = subprocess.run([sys.executable, "-c", "import mmkernels; print(mmkernels.backends.extension_error)"],
-                           capture_output=True, text=True, env={**os.environ, "MMKERNELS_CPU_ISA": "avx3"})
+    found = subprocess.run(
+        [sys.executable, "-c", "import mmkernels; print(mmkernels.backends.extension_error)"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MMKERNELS_CPU_ISA": "avx3"},
+    )
     assert "MMKERNELS_CPU_ISA must be baseline, avx2 or avx512, got avx3" in found.stdout + found.stderr

@@ -26,7 +26,8 @@ def arguments_of(form, device):
     """image, text, options, and a tensor like the result."""
     shape, text_shape, options = FORMS[form]
     options = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
-    image, text = draw(*shape, device=device), draw(*text_shape, device=device, seed=1)
+    image = draw(*shape, device=device)
+    text = draw(*text_shape, device=device, seed=1)
     return image, text, options, torch.full_like(text if options.get("combine") == "pool" else image, 3)
 
 
@@ -36,7 +37,7 @@ def public(image, text, options, out, backend):
 
 def registered(image, text, options, out, backend):
     run = backends.choose("spatial_attention", image, backend)
-    run.into(image, text, None, options.get("offsets"), 6 ** -0.5, 1, options.get("combine") == "pool", False, out)
+    run.into(image, text, None, options.get("offsets"), 6**-0.5, 1, options.get("combine") == "pool", False, out)
 
 
 def compiled(*arguments):

@@ -32,8 +32,9 @@ def test_an_old_torch_is_refused_at_import():
     code = "import torch; torch.__version__ = '2.9.1'; import mmkernels"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode != 0
-    assert done.stderr.splitlines()[-1] == ("ImportError: mmkernels needs torch 2.10 or newer, but torch 2.9.1 is installed: "
-                                            "pip install --upgrade torch")
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: mmkernels needs torch 2.10 or newer, but torch 2.9.1 is installed: pip install --upgrade torch"
+    )
 
 
 def test_the_oldest_torch_stands_everywhere_alike():
@@ -54,8 +55,11 @@ def without_extension(monkeypatch):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_missing_extension_is_said_once(without_extension, compiled):
     run = torch.compile(mmk.spatial_attention, backend="eager", fullgraph=True) if compiled else mmk.spatial_attention
-    image, text = torch.randn(2, 5, 8), torch.randn(2, 8)
-    with pytest.warns(RuntimeWarning, match="'reference' instead of its C.. and CUDA kernels: undefined symbol: aoti_torch_something"):
+    image = torch.randn(2, 5, 8)
+    text = torch.randn(2, 8)
+    with pytest.warns(
+        RuntimeWarning, match="'reference' instead of its C.. and CUDA kernels: undefined symbol: aoti_torch_something"
+    ):
         run(image, text)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -74,7 +78,9 @@ def test_every_file_that_is_no_code_is_installed():
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["mmkernels"]
-    found = [path for path in (ROOT / "mmkernels").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".so")]
+    found = [
+        path for path in (ROOT / "mmkernels").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".so")
+    ]
     files = [str(path.relative_to(ROOT / "mmkernels")) for path in found]
     assert "templates/demo.html" in files
     for name in files:

@@ -90,7 +90,9 @@ class Kind:
     """A module, how it is called, and its definition."""
 
     def __init__(self, make, text, define, call=None):
-        self.make, self.text, self.define = make, text, define
+        self.make = make
+        self.text = text
+        self.define = define
         self.call = call or (lambda module, *tensors: module(*tensors))
 
     def module(self):
@@ -235,7 +237,9 @@ def test_hooks(extension, kind, hook):
 
 @on_every_module
 def test_global_hooks(extension, kind):
-    module, tensors, seen = kind.module(), kind.inputs(), []
+    module = kind.module()
+    tensors = kind.inputs()
+    seen = []
     hook = nn.modules.module.register_module_forward_hook(lambda child, given, result: seen.append(child))
     try:
         kind.call(module, *tensors)
@@ -263,10 +267,8 @@ class LoRA(nn.Module):
     def __init__(self, base, rank=2):
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.down, self.up = (
-            nn.Linear(base.in_features, rank, bias=False),
-            nn.Linear(rank, base.out_features, bias=False),
-        )
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, base.out_features, bias=False)
 
     def forward(self, x):
         return self.base(x) + self.up(self.down(x))
@@ -366,7 +368,8 @@ def test_changed_weights(extension, kind, change):
         assert len(kernels_of(kind.call, module, *tensors)) == 1
 
 
-# Quantisation: inference only. What is rounded to integers must be the same bits in the definition: the last projections
+# Quantisation: inference only. What is rounded to integers must be the same bits in the definition: the last
+# projections
 # see what attention gives, which isn't, and are left out.
 
 
@@ -418,9 +421,11 @@ def test_torchao(extension, kind, name):
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_opacus(extension, kind):
-    """Each sample's gradients are those of the sample alone. (Packed bags have no batch dimension, which opacus needs.)"""
+    """Each sample's gradients are those of the sample alone. (Packed bags have no batch dimension, which opacus
+    needs.)"""
     opacus = pytest.importorskip("opacus", reason="opacus is not installed")
-    module, (image, text) = kind.module(), kind.inputs()
+    module = kind.module()
+    image, text = kind.inputs()
 
     def loss(results):
         results = results if isinstance(results, tuple) else (results,)
@@ -465,7 +470,8 @@ def test_forced_backend_calls_nothing(extension, kind):
 @on_those_that_read
 def test_masked_positions_and_autocast_as_fused(extension, kind):
     """What a masked position holds reaches nothing, dtypes are those of the fused way."""
-    module, (image, text) = kind.module(), kind.inputs()
+    module = kind.module()
+    image, text = kind.inputs()
     hooked = copy.deepcopy(module)
     HOOKS["forward"](hooked.score_projection, [])
     if kind is KINDS["additive"]:
@@ -483,7 +489,9 @@ def test_masked_positions_and_autocast_as_fused(extension, kind):
 @pytest.mark.parametrize("hooked", [False, True])
 def test_compile_and_export(extension, kind, hooked):
     """One graph, with the operation in it where nothing needs a call."""
-    module, tensors, graphs = kind.module(), kind.inputs(), []
+    module = kind.module()
+    tensors = kind.inputs()
+    graphs = []
     if hooked:
         for child in projections(module).values():
             child.register_forward_hook(lambda module, given, result: 2 * result)
@@ -509,7 +517,8 @@ def test_compile_and_export(extension, kind, hooked):
 def test_empty(extension, kind):
     """Projections that are called give what the kernels give where there is nothing."""
     for image in (draw(0, N, D), draw(B, 0, D)):
-        module, text = kind.module(), draw(len(image), *kind.text)
+        module = kind.module()
+        text = draw(len(image), *kind.text)
         hooked = copy.deepcopy(module)
         for child in projections(hooked).values():
             child.register_forward_hook(lambda module, given, result: None)

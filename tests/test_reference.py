@@ -12,24 +12,43 @@ import mmkernels
 from mmkernels import cases, functional, peers, reference, tolerance
 
 
-def numpy_spatial_attention(image, text, mask=None, offsets=None, scale=None, num_heads=1, combine="multiply",
-                            rescale=False, layout="bnd", need_weights=False):
+def numpy_spatial_attention(
+    image,
+    text,
+    mask=None,
+    offsets=None,
+    scale=None,
+    num_heads=1,
+    combine="multiply",
+    rescale=False,
+    layout="bnd",
+    need_weights=False,
+):
     """Position by position: w_n = exp(s_n) / sum_m exp(s_m) over the positions that take part, per head."""
     if offsets is not None:
         bags = [(slice(start, stop), b) for b, (start, stop) in enumerate(zip(offsets, offsets[1:]))]
         result = np.zeros(text.shape if combine == "pool" else image.shape)
         weights = np.zeros((num_heads, len(image)))
         for rows, b in bags:
-            r, w = numpy_spatial_attention(image[None, rows], text[b:b + 1], None if mask is None else mask[None, rows],
-                                           None, scale, num_heads, combine, rescale)
+            r, w = numpy_spatial_attention(
+                image[None, rows],
+                text[b : b + 1],
+                None if mask is None else mask[None, rows],
+                None,
+                scale,
+                num_heads,
+                combine,
+                rescale,
+            )
             result[b if combine == "pool" else rows] = r[0]
             weights[:, rows] = w[0]
         return result, weights
     if layout == "bdhw":
         batch, channels, height, width = image.shape
         rows = np.moveaxis(image, 1, -1).reshape(batch, height * width, channels)
-        result, weights = numpy_spatial_attention(rows, text, None if mask is None else mask.reshape(batch, -1), None,
-                                                  scale, num_heads, combine, rescale)
+        result, weights = numpy_spatial_attention(
+            rows, text, None if mask is None else mask.reshape(batch, -1), None, scale, num_heads, combine, rescale
+        )
         if combine == "multiply":
             result = np.moveaxis(result.reshape(batch, height, width, channels), -1, 1)
         return result, weights
@@ -80,7 +99,8 @@ def numpy_gated_cross_attention(query, key, value, gate=None, attn_mask=None, sc
         attn_mask = attn_mask[:, None, None]
     attn_mask = np.broadcast_to(attn_mask, (batch, heads, positions, tokens))
     scale = 1 / np.sqrt(width) if scale is None else scale
-    result, weights = np.zeros((batch, heads, positions, value.shape[3])), np.zeros(attn_mask.shape)
+    result = np.zeros((batch, heads, positions, value.shape[3]))
+    weights = np.zeros(attn_mask.shape)
     for i in np.ndindex(batch, heads, positions):
         scores = np.array([scale * np.dot(query[i], k) for k in key[i[:2]]])
         mask = attn_mask[i]
@@ -89,11 +109,17 @@ def numpy_gated_cross_attention(query, key, value, gate=None, attn_mask=None, sc
     return (result if gate is None else gate * result), weights
 
 
-def numpy_bidirectional_attention(image_query, text_key, image_value, text_value, image_mask=None, text_mask=None, scale=None):
+def numpy_bidirectional_attention(
+    image_query, text_key, image_value, text_value, image_mask=None, text_mask=None, scale=None
+):
     """Two attentions, each on its own."""
     widen = lambda mask: None if mask is None else mask[:, None, None]
-    image_out, _ = numpy_gated_cross_attention(image_query, text_key, text_value, attn_mask=widen(text_mask), scale=scale)
-    text_out, _ = numpy_gated_cross_attention(text_key, image_query, image_value, attn_mask=widen(image_mask), scale=scale)
+    image_out, _ = numpy_gated_cross_attention(
+        image_query, text_key, text_value, attn_mask=widen(text_mask), scale=scale
+    )
+    text_out, _ = numpy_gated_cross_attention(
+        text_key, image_query, image_value, attn_mask=widen(image_mask), scale=scale
+    )
     return image_out, text_out
 
 
@@ -106,12 +132,39 @@ def numpy_channel_attention(image, text, weight, bias=None, need_weights=False):
     return image * weights, weights
 
 
-def numpy_additive_attention(image, query, w_image, w_query, v, bias=None, w_gate=None, bias_gate=None, activation="tanh", mask=None,
-                             offsets=None, combine="pool", need_weights=False):
+def numpy_additive_attention(
+    image,
+    query,
+    w_image,
+    w_query,
+    v,
+    bias=None,
+    w_gate=None,
+    bias_gate=None,
+    activation="tanh",
+    mask=None,
+    offsets=None,
+    combine="pool",
+    need_weights=False,
+):
     """Position by position: the score of each map, v_k . h."""
-    act = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0), "gelu": lambda x: x * np.vectorize(lambda y: 0.5 * math.erfc(-y / math.sqrt(2)))(x)}[activation]
-    bags = [image[b] for b in range(len(image))] if offsets is None else [image[start:stop] for start, stop in zip(offsets, offsets[1:])]
-    masks = [None] * len(bags) if mask is None else list(mask) if offsets is None else [mask[start:stop] for start, stop in zip(offsets, offsets[1:])]
+    act = {
+        "tanh": np.tanh,
+        "relu": lambda x: np.maximum(x, 0),
+        "gelu": lambda x: x * np.vectorize(lambda y: 0.5 * math.erfc(-y / math.sqrt(2)))(x),
+    }[activation]
+    bags = (
+        [image[b] for b in range(len(image))]
+        if offsets is None
+        else [image[start:stop] for start, stop in zip(offsets, offsets[1:])]
+    )
+    masks = (
+        [None] * len(bags)
+        if mask is None
+        else list(mask)
+        if offsets is None
+        else [mask[start:stop] for start, stop in zip(offsets, offsets[1:])]
+    )
     results, weights = [], []
     for b, (rows, part) in enumerate(zip(bags, masks)):
         part = np.ones(len(rows), dtype=bool) if part is None else part
@@ -126,25 +179,40 @@ def numpy_additive_attention(image, query, w_image, w_query, v, bias=None, w_gat
         weights.append(w)
     if offsets is None:
         shape = (0, len(v), image.shape[2]) if combine == "pool" else image.shape
-        return (np.stack(results) if bags else np.zeros(shape)), (np.stack(weights) if bags else np.zeros((0, len(v), image.shape[1])))
-    result = np.stack(results) if bags and combine == "pool" else np.concatenate(results) if bags else np.zeros((0, len(v), image.shape[1]))
+        return (np.stack(results) if bags else np.zeros(shape)), (
+            np.stack(weights) if bags else np.zeros((0, len(v), image.shape[1]))
+        )
+    result = (
+        np.stack(results)
+        if bags and combine == "pool"
+        else np.concatenate(results)
+        if bags
+        else np.zeros((0, len(v), image.shape[1]))
+    )
     return result, np.concatenate(weights, 1) if bags else np.zeros((len(v), 0))
 
 
-@pytest.mark.parametrize("operation, case", [pytest.param(operation, case, id=f"{operation} {case}")
-                                             for operation in functional.__all__ for case in cases.selected(operation, small=True)])
+@pytest.mark.parametrize(
+    "operation, case",
+    [
+        pytest.param(operation, case, id=f"{operation} {case}")
+        for operation in functional.__all__
+        for case in cases.selected(operation, small=True)
+    ],
+)
 def test_definition(operation, case):
     arguments = case.build(torch.float64)
     weights = {} if operation == "bidirectional_attention" else {"need_weights": True}
     found = getattr(reference, operation)(**arguments | weights)
     truth = [torch.from_numpy(t) for t in globals()[f"numpy_{operation}"](**to_numpy(arguments))]
-    assert_rule(found, truth, peer=truth, batch=len(truth[0]))     # no more than another order of sums in float64
+    assert_rule(found, truth, peer=truth, batch=len(truth[0]))  # no more than another order of sums in float64
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_spatial_attention_runs_in_float32(dtype):
     """The result of a narrow dtype is the float32 result, rounded once."""
-    image, text = torch.randn(2, 30, 16).to(dtype), torch.randn(2, 16).to(dtype)
+    image = torch.randn(2, 30, 16).to(dtype)
+    text = torch.randn(2, 16).to(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     result, weights = reference.spatial_attention(image, text, need_weights=True)
     expected, expected_weights = reference.spatial_attention(image.to(wide), text.to(wide), need_weights=True)
@@ -191,10 +259,12 @@ CASES = {case.name: case for case in cases.selected("spatial_attention")}
 
 def spoiled(spoil):
     """The reference with a mistake: `spoil(result, weights)` changes what it returns."""
+
     def run(*args, **kwargs):
         result, weights = reference.spatial_attention(*args, **kwargs | {"need_weights": True})
         result, weights = spoil(result, weights)
         return (result, weights) if kwargs.get("need_weights") else result
+
     return run
 
 
@@ -210,7 +280,10 @@ MISTAKES = {
     "weights 2 % off": lambda result, weights: (result, weights * 1.02),
     "last row forgotten": lambda result, weights: (torch.cat([result[:, :-1], result[:, -1:] * 0], 1), weights),
     "first row twice": lambda result, weights: (torch.cat([result[:, :1], result[:, :-1]], 1), weights),
-    "one NaN": lambda result, weights: (result + torch.tensor([float("nan")] + [0.0] * (result.shape[-1] - 1)).to(result), weights),
+    "one NaN": lambda result, weights: (
+        result + torch.tensor([float("nan")] + [0.0] * (result.shape[-1] - 1)).to(result),
+        weights,
+    ),
     "another shape": lambda result, weights: (result[:, :-1], weights),
     "another dtype": lambda result, weights: (result, weights.half()),
     "gradient forgotten": lambda result, weights: (result.detach() + 0 * result.sum(), weights),
@@ -260,10 +333,13 @@ def test_tolerance_leaves_the_arguments_as_they_are(operation):
 
 @pytest.mark.parametrize("masked", [("text_mask",), ("image_mask",), ("text_mask", "image_mask")], ids=str)
 def test_tolerance_wants_exact_zeros_where_no_side_attends(masked):
-    """Where the text alone is masked the image gets 0, but the text attends to it: gradients may cancel, and be rounded."""
+    """Where the text alone is masked the image gets 0, but the text attends to it: gradients may cancel, and be
+    rounded."""
+
     def make(draw):
         return {name: draw.normal(1, 1, 5, 4) for name in ("image_query", "text_key", "image_value", "text_value")} | {
-            name: torch.zeros(1, 5, dtype=torch.bool) for name in masked}
+            name: torch.zeros(1, 5, dtype=torch.bool) for name in masked
+        }
 
     standard = tolerance.Standard("bidirectional_attention", cases.Case("masked", "any", make, True), torch.float32)
     assert (standard.magnitudes == [0.0]) == (len(masked) == 2)
@@ -272,8 +348,14 @@ def test_tolerance_wants_exact_zeros_where_no_side_attends(masked):
 @pytest.mark.parametrize("error, passed", [(1e-6, True), (1e-4, False)])
 def test_tolerance_measures_what_cancels_by_its_terms(error, passed):
     """Of equal positions the text's gradient is 0: a sum of terms that are as large as the results."""
+
     def make(draw):
-        return {"image": draw.normal(1, 1, 4).expand(1, 30, 4), "text": draw.normal(1, 4), "combine": "pool", "rescale": True}
+        return {
+            "image": draw.normal(1, 1, 4).expand(1, 30, 4),
+            "text": draw.normal(1, 4),
+            "combine": "pool",
+            "rescale": True,
+        }
 
     standard = tolerance.Standard("spatial_attention", cases.Case("equal positions", "any", make, True), torch.float32)
     found = {name: tensor.float() for name, tensor in standard.truth.items()}
@@ -297,16 +379,27 @@ def spoiled_at(where, factor):
         tensor = tensor.clone()
         tensor[where] *= factor
         return tensor
+
     return spoil
 
 
 LARGEST = divmod(int(TENSOR.abs().argmax()), 50)
 
 
-@pytest.mark.parametrize("spoil", [
-    spoiled_at((), 1.0001), spoiled_at(LARGEST, 1.0001), spoiled_at(LARGEST, float("nan")), spoiled_at(LARGEST, float("inf")),
-    lambda tensor: tensor.roll(1, 1), lambda tensor: tensor[:, :-1], torch.Tensor.double, torch.zeros_like,
-], ids=["all", "one element", "NaN", "Inf", "moved", "shape", "dtype", "zeros"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoiled_at((), 1.0001),
+        spoiled_at(LARGEST, 1.0001),
+        spoiled_at(LARGEST, float("nan")),
+        spoiled_at(LARGEST, float("inf")),
+        lambda tensor: tensor.roll(1, 1),
+        lambda tensor: tensor[:, :-1],
+        torch.Tensor.double,
+        torch.zeros_like,
+    ],
+    ids=["all", "one element", "NaN", "Inf", "moved", "shape", "dtype", "zeros"],
+)
 @pytest.mark.parametrize("samples", [True, False])
 def test_compare_catches(spoil, samples):
     assert compared(torch.clone, samples).passed

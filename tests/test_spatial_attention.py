@@ -6,8 +6,18 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from attention_tests import (assert_computes, assert_gradients, assert_right, assert_rule, assert_strides_may_be_huge,
-                             assert_upstream_may_lie_anyhow, assert_vmap, draw, far_apart, gradients)
+from attention_tests import (
+    assert_computes,
+    assert_gradients,
+    assert_right,
+    assert_rule,
+    assert_strides_may_be_huge,
+    assert_upstream_may_lie_anyhow,
+    assert_vmap,
+    draw,
+    far_apart,
+    gradients,
+)
 from conftest import runnable, runnable_cases
 
 import mmkernels as mmk
@@ -31,16 +41,20 @@ def inputs(dtype=torch.float32, device="cpu", shape=(3, 29, 24)):
 
 
 def calling(**options):
-    """``call(function, *tensors)`` with options. Peers give weights in image's dtype, the others in float32 at least."""
+    """``call(function, *tensors)`` with options. Peers give weights in image's dtype, the others in float32 at
+    least."""
+
     def call(function, *tensors):
         found = function(*tensors, **options)
         if not options.get("need_weights"):
             return found
         return found[0], found[1].to(torch.promote_types(found[1].dtype, torch.float32))
+
     return call
 
 
 # Results and gradients ------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
@@ -78,16 +92,24 @@ def test_strided_gradients(backend, device, dtype, layout):
     image, text, _ = inputs(dtype, device, (2, 12, 8))
     if layout != "bnd":
         image = image.mT.unflatten(2, (3, 4))
-        image = image.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
+        image = image.contiguous(
+            memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        )
     call = calling(layout="bnd" if layout == "bnd" else "bdhw")
     assert_upstream_may_lie_anyhow(call, OPERATION, backend, (image, text))
 
 
 GRADCHECKS = {
-    "plain": {}, "pool": {"combine": "pool"}, "heads": {"num_heads": 3}, "rescale": {"rescale": True},
-    "pool, heads, rescale": {"combine": "pool", "num_heads": 2, "rescale": True}, "scale": {"scale": 0.7},
-    "bdhw": {"layout": "bdhw"}, "bdhw pool": {"layout": "bdhw", "combine": "pool"},
-    "packed": {"offsets": (0, 3, 3, 10)}, "packed pool": {"offsets": (0, 3, 3, 10), "combine": "pool", "num_heads": 2},
+    "plain": {},
+    "pool": {"combine": "pool"},
+    "heads": {"num_heads": 3},
+    "rescale": {"rescale": True},
+    "pool, heads, rescale": {"combine": "pool", "num_heads": 2, "rescale": True},
+    "scale": {"scale": 0.7},
+    "bdhw": {"layout": "bdhw"},
+    "bdhw pool": {"layout": "bdhw", "combine": "pool"},
+    "packed": {"offsets": (0, 3, 3, 10)},
+    "packed pool": {"offsets": (0, 3, 3, 10), "combine": "pool", "num_heads": 2},
 }
 
 
@@ -137,6 +159,7 @@ def test_saved_tensors_are_watched(backend, device, dtype):
 
 # Nothing takes part, NaN, Inf, huge scores ----------------------------------------------------------------------------
 
+
 @on_every_backend_and_dtype
 @both_ways
 @pytest.mark.parametrize("layout", ["bnd", "packed"])
@@ -172,7 +195,8 @@ def test_masked_values_reach_nothing(backend, device, dtype, combine, layout, po
     clean, dirty = (image.masked_fill(~mask[..., None], value) for value in (0, poison))
     options = {"mask": mask}
     if layout == "packed":
-        clean, dirty = clean.flatten(0, 1), dirty.flatten(0, 1)
+        clean = clean.flatten(0, 1)
+        dirty = dirty.flatten(0, 1)
         options = {"mask": mask.flatten(), "offsets": torch.tensor([0, 30, 60, 90], device=device)}
     elif layout != "bnd":
         form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
@@ -181,7 +205,8 @@ def test_masked_values_reach_nothing(backend, device, dtype, combine, layout, po
     options |= {"combine": combine, "num_heads": 2, "backend": backend, "need_weights": True}
 
     def run(image):
-        image, t = image.clone().requires_grad_(), text.clone().requires_grad_()
+        image = image.clone().requires_grad_()
+        t = text.clone().requires_grad_()
         result, weights = mmk.spatial_attention(image, t, **options)
         upstream = draw(*result.shape, dtype=dtype, device=device, seed=4)
         if combine == "multiply":
@@ -242,6 +267,7 @@ def test_equal_scores(backend, device, dtype):
 
 # Memory ---------------------------------------------------------------------------------------------------------------
 
+
 def window_of(shape, dtype, device, order=None):
     """A tensor of guard values, and a view of `shape` inside it; `order` is the dimensions' order in memory."""
     order = order or tuple(range(len(shape)))
@@ -250,9 +276,16 @@ def window_of(shape, dtype, device, order=None):
     return base, inner.permute([order.index(d) for d in range(len(shape))])
 
 
-OUTS = {"bnd": ((2, 17, 19), None), "bnd transposed": ((2, 17, 19), (0, 2, 1)), "bnd batch last": ((2, 17, 19), (1, 2, 0)),
-        "bdhw": ((2, 19, 3, 5), None), "bdhw channels_last": ((2, 19, 3, 5), (0, 2, 3, 1)),
-        "bdhw transposed": ((2, 19, 3, 5), (0, 1, 3, 2)), "packed": ((17, 19), None), "packed transposed": ((17, 19), (1, 0))}
+OUTS = {
+    "bnd": ((2, 17, 19), None),
+    "bnd transposed": ((2, 17, 19), (0, 2, 1)),
+    "bnd batch last": ((2, 17, 19), (1, 2, 0)),
+    "bdhw": ((2, 19, 3, 5), None),
+    "bdhw channels_last": ((2, 19, 3, 5), (0, 2, 3, 1)),
+    "bdhw transposed": ((2, 19, 3, 5), (0, 1, 3, 2)),
+    "packed": ((17, 19), None),
+    "packed transposed": ((17, 19), (1, 0)),
+}
 
 
 @on_every_backend_and_dtype
@@ -264,7 +297,8 @@ def test_out_writes_all_of_itself_and_nothing_else(backend, device, dtype, combi
     if len(shape) == 2:
         options["offsets"] = torch.tensor([0, 9, 9, 17], device=device)
     batch = 3 if len(shape) == 2 else 2
-    image, text = draw(*shape, dtype=dtype, device=device), draw(batch, 19, dtype=dtype, device=device, seed=1)
+    image = draw(*shape, dtype=dtype, device=device)
+    text = draw(batch, 19, dtype=dtype, device=device, seed=1)
     fresh = mmk.spatial_attention(image, text, backend=backend, **options)
     base, out = window_of(fresh.shape, dtype, device, order if combine == "multiply" else None)
     out.fill_(float("nan"))
@@ -294,14 +328,15 @@ def test_large_out(backend, device, dtype):
     """Large enough for streaming stores, at every alignment."""
     if cases.is_slow(backend, device):
         pytest.skip("a large case")
-    image, text = draw(2, 3000, 515, dtype=dtype, device=device), draw(2, 515, dtype=dtype, device=device, seed=1)
+    image = draw(2, 3000, 515, dtype=dtype, device=device)
+    text = draw(2, 515, dtype=dtype, device=device, seed=1)
     expected = mmk.spatial_attention(image, text, backend=backend)
     for start in range(4):
         base = torch.full((image.numel() + 8,), 7.0, device=device)
-        out = base[start:start + image.numel()].view(image.shape)
+        out = base[start : start + image.numel()].view(image.shape)
         mmk.spatial_attention(image, text, out=out, backend=backend)
         assert torch.equal(out, expected)
-        assert bool((base[:start] == 7).all()) and bool((base[start + image.numel():] == 7).all())
+        assert bool((base[:start] == 7).all()) and bool((base[start + image.numel() :] == 7).all())
 
 
 @on_every_backend_and_dtype
@@ -323,8 +358,11 @@ def allocations():
     sizes = []
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         yield sizes
-    sizes += [e.typed[1].alloc_size for e in _flat(profiler.profiler.kineto_results.experimental_event_tree())
-              if e.tag == torch._C._profiler._EventType.Allocation and e.typed[1].alloc_size > 0]
+    sizes += [
+        e.typed[1].alloc_size
+        for e in _flat(profiler.profiler.kineto_results.experimental_event_tree())
+        if e.tag == torch._C._profiler._EventType.Allocation and e.typed[1].alloc_size > 0
+    ]
 
 
 def _flat(events):
@@ -333,21 +371,27 @@ def _flat(events):
         yield from _flat(event.children)
 
 
-VIEWS = {"bnd": lambda t: t, "transposed": lambda t: t.mT.contiguous().mT, "sliced": lambda t: t.repeat(1, 2, 1)[:, ::2],
-         "bdhw": lambda t: t.mT.contiguous().unflatten(2, (20, 50)), "channels_last": lambda t: t.unflatten(1, (20, 50)).permute(0, 3, 1, 2),
-         "packed": lambda t: t.flatten(0, 1)}
+VIEWS = {
+    "bnd": lambda t: t,
+    "transposed": lambda t: t.mT.contiguous().mT,
+    "sliced": lambda t: t.repeat(1, 2, 1)[:, ::2],
+    "bdhw": lambda t: t.mT.contiguous().unflatten(2, (20, 50)),
+    "channels_last": lambda t: t.unflatten(1, (20, 50)).permute(0, 3, 1, 2),
+    "packed": lambda t: t.flatten(0, 1),
+}
 
 
 @pytest.mark.parametrize("view", VIEWS)
 @both_ways
 def test_memory(extension, view, combine):
     """Nothing but results and O(B N) is allocated: no copy of a strided input, no temporary of the image's size."""
-    image, text = VIEWS[view](draw(2, 1000, 64)).requires_grad_(), draw(2, 64, seed=1).requires_grad_()
+    image = VIEWS[view](draw(2, 1000, 64)).requires_grad_()
+    text = draw(2, 64, seed=1).requires_grad_()
     options = {"combine": combine, "backend": "cpu", "layout": "bdhw" if image.dim() == 4 else "bnd"}
     if image.dim() == 2:
         options["offsets"] = torch.tensor([0, 700, 2000])
     result_bytes = image.numel() * 4 if combine == "multiply" else text.numel() * 4
-    small = 3 * 2 * 1000 * 4 + 10_000             # a few numbers a position
+    small = 3 * 2 * 1000 * 4 + 10_000  # a few numbers a position
     with allocations() as sizes:
         result = mmk.spatial_attention(image, text, **options)
     assert result_bytes <= sum(sizes) <= result_bytes + small
@@ -365,10 +409,13 @@ def test_memory(extension, view, combine):
 @both_ways
 def test_strided_offsets(backend, device, dtype, combine):
     """Bounds that are a column of a table."""
-    image, text = draw(13, 6, dtype=dtype, device=device), draw(2, 6, dtype=dtype, device=device, seed=1)
+    image = draw(13, 6, dtype=dtype, device=device)
+    text = draw(2, 6, dtype=dtype, device=device, seed=1)
     table = torch.tensor([[0, 99], [5, 99], [13, 99]], device=device)
-    strided, dense = (gradients(mmk.spatial_attention, (image, text), offsets=offsets, combine=combine, backend=backend)
-                      for offsets in (table[:, 0], table[:, 0].contiguous()))
+    strided, dense = (
+        gradients(mmk.spatial_attention, (image, text), offsets=offsets, combine=combine, backend=backend)
+        for offsets in (table[:, 0], table[:, 0].contiguous())
+    )
     assert all(torch.equal(a, e) for a, e in zip(strided, dense))
 
 
@@ -378,14 +425,16 @@ def test_strided_offsets(backend, device, dtype, combine):
 @pytest.mark.parametrize("shape", [(2, 2, 3), (2, 36, 20)], ids=str)
 @both_ways
 def test_far_apart(backend, device, dtype, shape, dim, combine):
-    """Strides beyond 2^31 elements from sample to sample, position to position (the mask has both), channel to channel."""
+    """Strides beyond 2^31 elements from sample to sample, position to position (the mask has both), channel to
+    channel."""
     tensors = draw(*shape, dtype=dtype, device=device), draw(shape[0], shape[2], dtype=dtype, device=device, seed=1)
     mask = torch.ones(shape[:2], dtype=torch.bool, device=device)
     mask[0, 1] = False
     call = lambda function, *t: function(*t[:2], mask=t[2], combine=combine)
     assert_strides_may_be_huge(call, OPERATION, backend, [*tensors, mask], dim, device)
     if combine == "multiply":
-        image, out = far_apart(tensors[0], dim), far_apart(tensors[0], dim).fill_(float("nan"))
+        image = far_apart(tensors[0], dim)
+        out = far_apart(tensors[0], dim).fill_(float("nan"))
         mmk.spatial_attention(image, tensors[1], mask=mask, out=out, backend=backend)
         near = out.clone(memory_format=torch.contiguous_format)
         assert_computes(calling(mask=mask), OPERATION, backend, tensors, found=near)
@@ -395,7 +444,8 @@ def test_far_apart(backend, device, dtype, shape, dim, combine):
 @on_every_backend
 @pytest.mark.parametrize("layout", ["bnd", "packed", "bdhw"])
 def test_more_than_2_31_elements(backend, device, dtype, layout):
-    """One row expanded to so many positions that their elements can't be counted in 32 bits. It holds small integers, and
+    """One row expanded to so many positions that their elements can't be counted in 32 bits. It holds small integers,
+    and
     the positions are a power of two: every sum is exact in float32, in any order."""
     if cases.is_slow(backend, device) or backend == "reference":
         pytest.skip("a large case")
@@ -404,14 +454,17 @@ def test_more_than_2_31_elements(backend, device, dtype, layout):
     text = draw(1, d, dtype=dtype, device=device, seed=1).mul(3).round()
     image, options = row.expand(1, n, d), {}
     if layout == "packed":
-        image, options = image[0], {"offsets": torch.tensor([0, n], device=device)}
+        image = image[0]
+        options = {"offsets": torch.tensor([0, n], device=device)}
     elif layout == "bdhw":
-        image, options = row.mT[..., None].expand(1, d, 1, n), {"layout": "bdhw"}
+        image = row.mT[..., None].expand(1, d, 1, n)
+        options = {"layout": "bdhw"}
     result, weights = mmk.spatial_attention(image, text, combine="pool", need_weights=True, backend=backend, **options)
     assert torch.equal(weights, torch.full_like(weights, 1 / n)) and torch.equal(result, row[0])
 
 
 # Determinism and threads ----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.threads
 @on_every_backend_and_dtype
@@ -421,8 +474,9 @@ def test_same_bits_twice(backend, device, dtype, combine, shape):
     if cases.is_slow(backend, device) and shape[1] > 1000:
         pytest.skip("a large case")
     image, text, mask = inputs(dtype, device, shape)
-    first, *others = [gradients(mmk.spatial_attention, (image, text), mask=mask, combine=combine, backend=backend)
-                      for _ in range(3)]
+    first, *others = [
+        gradients(mmk.spatial_attention, (image, text), mask=mask, combine=combine, backend=backend) for _ in range(3)
+    ]
     assert all(torch.equal(a, b) for other in others for a, b in zip(first, other))
 
 
@@ -434,9 +488,11 @@ def test_same_bits_for_any_number_of_threads(extension, dtype, combine, layout):
     image, text, mask = inputs(dtype, shape=(2, 9000, 30))
     options = {"mask": mask}
     if layout == "bdhw":
-        image, options = image.mT.unflatten(2, (90, 100)).contiguous(), {"layout": "bdhw", "mask": mask.unflatten(1, (90, 100))}
+        image = image.mT.unflatten(2, (90, 100)).contiguous()
+        options = {"layout": "bdhw", "mask": mask.unflatten(1, (90, 100))}
     elif layout == "packed":
-        image, options = image.flatten(0, 1), {"offsets": torch.tensor([0, 11, 18_000]), "mask": mask.flatten()}
+        image = image.flatten(0, 1)
+        options = {"offsets": torch.tensor([0, 11, 18_000]), "mask": mask.flatten()}
     found, threads = [], torch.get_num_threads()
     try:
         for count in (1, 2, 3, 5):
@@ -484,7 +540,8 @@ def op_arguments(name, requires_grad=True):
     if mask is not None:
         grid = shape[:1] if len(shape) == 2 else shape[:2] if len(shape) == 3 else (shape[0], *shape[2:])
         mask = torch.arange(torch.Size(grid).numel()).view(grid) % 3 > 0
-    image, text = draw(*shape).requires_grad_(requires_grad), draw(2, 6, seed=1).requires_grad_(requires_grad)
+    image = draw(*shape).requires_grad_(requires_grad)
+    text = draw(2, 6, seed=1).requires_grad_(requires_grad)
     return image, text, mask, None if offsets is None else torch.tensor(offsets), *options
 
 
@@ -503,12 +560,14 @@ def test_opcheck_out(extension, name):
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("name", OPCHECKS)
 def test_opcheck_backward(extension, name, needs):
-    both = all(needs)                             # an unwanted gradient is empty and has no derivative
+    both = all(needs)  # an unwanted gradient is empty and has no derivative
     image, text, *rest = op_arguments(name, both)
     result, weights = torch.ops.mmkernels.spatial_attention(image.detach(), text.detach(), *rest)
     grads = draw(*result.shape, seed=3).requires_grad_(both), draw(*weights.shape, seed=4).requires_grad_(both)
-    torch.library.opcheck(torch.ops.mmkernels.spatial_attention_backward.default,
-                          (*grads, image, text, *rest[:2], weights, *rest[2:], *needs))
+    torch.library.opcheck(
+        torch.ops.mmkernels.spatial_attention_backward.default,
+        (*grads, image, text, *rest[:2], weights, *rest[2:], *needs),
+    )
 
 
 @on_every_backend
@@ -532,9 +591,11 @@ def test_compile_static(backend, device, dtype, layout):
     image, text, mask = inputs(dtype, device, (2, 12, 8))
     options = {"mask": mask}
     if layout == "bdhw":
-        image, options = image.mT.unflatten(2, (3, 4)), options | {"layout": "bdhw", "mask": mask.unflatten(1, (3, 4))}
+        image = image.mT.unflatten(2, (3, 4))
+        options = options | {"layout": "bdhw", "mask": mask.unflatten(1, (3, 4))}
     elif layout == "packed":
-        image, options = image.flatten(0, 1), options | {"mask": mask.flatten(), "offsets": torch.tensor([0, 5, 24], device=device)}
+        image = image.flatten(0, 1)
+        options = options | {"mask": mask.flatten(), "offsets": torch.tensor([0, 5, 24], device=device)}
     torch._dynamo.reset()
     compiled = torch.compile(mmk.spatial_attention, fullgraph=True, dynamic=False, backend="aot_eager")
     found = gradients(compiled, (image, text), backend=backend, **options)
@@ -546,6 +607,7 @@ def test_compile_static(backend, device, dtype, layout):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_inductor(backend, device, dtype, dynamic):
     """Through the default compiler, between other operations, forward and backward."""
+
     def model(function, image, text):
         return function(image * 2, text.tanh(), num_heads=2).relu().sum(1)
 
@@ -561,7 +623,9 @@ def test_inductor(backend, device, dtype, dynamic):
 def test_compile_out(backend, device, dtype):
     image, text, mask = inputs(dtype, device)
     torch._dynamo.reset()
-    compiled = torch.compile(lambda i, t, o: mmk.spatial_attention(i, t, out=o, backend=backend), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda i, t, o: mmk.spatial_attention(i, t, out=o, backend=backend), fullgraph=True, backend="aot_eager"
+    )
     out = torch.full_like(image, float("nan"))
     compiled(image, text, out)
     assert_computes(calling(), OPERATION, backend, (image, text), found=out)
@@ -573,8 +637,11 @@ def test_meta(backend, device, dtype, combine):
     """Shapes without data."""
     if backends.why_not(backend, OPERATION, "meta", dtype) is not None:
         pytest.skip("not on meta tensors")
-    image, text = torch.empty(3, 5, 8, device="meta"), torch.empty(3, 8, device="meta")
-    result, weights = mmk.spatial_attention(image, text, combine=combine, num_heads=2, need_weights=True, backend=backend)
+    image = torch.empty(3, 5, 8, device="meta")
+    text = torch.empty(3, 8, device="meta")
+    result, weights = mmk.spatial_attention(
+        image, text, combine=combine, num_heads=2, need_weights=True, backend=backend
+    )
     assert result.shape == ((3, 8) if combine == "pool" else (3, 5, 8)) and weights.shape == (3, 2, 5)
     assert result.device.type == weights.device.type == "meta"
 
@@ -584,10 +651,12 @@ def test_meta(backend, device, dtype, combine):
 @pytest.mark.parametrize("in_dims", [(0, 0, 0), (0, None, None), (None, 0, None), (2, 1, 1), (1, 0, None)])
 def test_vmap(backend, device, dtype, combine, in_dims):
     """Mapped over any argument, along any dimension: the same as a loop."""
+
     def argument(shape, dim, seed):
         return draw(*(shape if dim is None else (*shape[:dim], 4, *shape[dim:])), dtype=dtype, device=device, seed=seed)
 
-    image, text = argument((2, 7, 6), in_dims[0], 0), argument((2, 6), in_dims[1], 1)
+    image = argument((2, 7, 6), in_dims[0], 0)
+    text = argument((2, 6), in_dims[1], 1)
     mask = argument((2, 7), in_dims[2], 2) > -0.5
     call = lambda function, i, t, m: function(i, t, mask=m, num_heads=2, combine=combine, need_weights=True)
     assert_vmap(call, in_dims, OPERATION, backend, (image, text, mask))
@@ -598,9 +667,11 @@ def test_vmap(backend, device, dtype, combine, in_dims):
 @both_ways
 def test_vmap_layouts(backend, device, dtype, layout, combine):
     if layout == "packed":
-        shapes, options = ((4, 11, 6), (4, 3, 6)), {"offsets": torch.tensor([0, 4, 4, 11], device=device)}
+        shapes = ((4, 11, 6), (4, 3, 6))
+        options = {"offsets": torch.tensor([0, 4, 4, 11], device=device)}
     else:
-        shapes, options = ((4, 2, 6, 3, 5), (4, 2, 6)), {"layout": "bdhw"}
+        shapes = ((4, 2, 6, 3, 5), (4, 2, 6))
+        options = {"layout": "bdhw"}
     image, text = (draw(*shape, dtype=dtype, device=device, seed=seed) for seed, shape in enumerate(shapes))
     call = calling(num_heads=2, combine=combine, need_weights=True, **options)
     assert_vmap(call, (0, 0), OPERATION, backend, (image, text))
@@ -619,7 +690,8 @@ def test_per_sample_gradients(backend, device, dtype, combine):
 
 @in_float64
 def test_hessian(backend, device, dtype):
-    image, text = draw(1, 4, 3, dtype=dtype, device=device), draw(1, 3, dtype=dtype, device=device, seed=1)
+    image = draw(1, 4, 3, dtype=dtype, device=device)
+    text = draw(1, 3, dtype=dtype, device=device, seed=1)
     loss = lambda function, i: lambda t: function(i, t).square().sum()
     hessian = lambda function, i, t: torch.func.jacrev(torch.func.jacrev(loss(function, i)))(t)
     assert_computes(hessian, OPERATION, backend, (image, text))

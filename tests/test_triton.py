@@ -1,6 +1,8 @@
-"""The Triton kernels, interpreted on the CPU, against the float64 reference: what the cases of all backends don't reach.
+"""The Triton kernels, interpreted on the CPU, against the float64 reference: what the cases of all backends don't
+reach.
 
-triton.jit reads TRITON_INTERPRET when a kernel is defined, so it has to be set before mmkernels is imported: `make test-triton`.
+triton.jit reads TRITON_INTERPRET when a kernel is defined, so it has to be set before mmkernels is imported: `make
+test-triton`.
 """
 
 import functools
@@ -33,8 +35,13 @@ run = functools.partial(mmk.spatial_attention, backend="triton", need_weights=Tr
 
 def in_own_process(*command, **environment):
     root = Path(__file__).parent.parent
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=root, env={
-        **os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]), **environment})
+    return subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]), **environment},
+    )
 
 
 def draw(*shape, dtype=torch.float32, seed=0):
@@ -50,9 +57,12 @@ def unaligned(*shape, dtype=torch.float32, seed=0):
 
 def everything(function, image, text, grads, **options):
     """Result, weights, and the gradients that flow back from both."""
-    image, text = image.detach().requires_grad_(), text.detach().requires_grad_()
+    image = image.detach().requires_grad_()
+    text = text.detach().requires_grad_()
     outputs = function(image, text, **options)
-    return *outputs, *torch.autograd.grad(outputs, (image, text), [g.to(o.dtype).view(o.shape) for g, o in zip(grads, outputs)])
+    return *outputs, *torch.autograd.grad(
+        outputs, (image, text), [g.to(o.dtype).view(o.shape) for g, o in zip(grads, outputs)]
+    )
 
 
 def standard(image, text, **options):
@@ -77,20 +87,48 @@ def test_sizes(shape, dtype, combine):
 
 @interpreted
 @both_ways
-@pytest.mark.parametrize("shape, dtype", [((3, 17, 12), torch.float32), ((3, 17, 12), torch.bfloat16), ((3, 17, 12), torch.float16),
-                                          ((1, 1100, 48), torch.float32)], ids=str)
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        ((3, 17, 12), torch.float32),
+        ((3, 17, 12), torch.bfloat16),
+        ((3, 17, 12), torch.float16),
+        ((1, 1100, 48), torch.float32),
+    ],
+    ids=str,
+)
 def test_masked_heads_rescaled(shape, dtype, combine):
     """NaN at masked positions reaches nothing."""
-    image, mask = unaligned(*shape, dtype=dtype), draw(*shape[:2], seed=2) > 0
+    image = unaligned(*shape, dtype=dtype)
+    mask = draw(*shape[:2], seed=2) > 0
     image[~mask] = float("nan")
-    result, weights, image_grad, text_grad = (found.clone() for found in everything(
-        run, image, draw(shape[0], shape[2], dtype=dtype), (torch.ones(()).expand(shape if combine == "multiply" else (shape[0], shape[2])),
-                                                            torch.ones(()).expand(shape[0], 4, shape[1])),
-        mask=mask, num_heads=4, rescale=True, combine=combine))
+    result, weights, image_grad, text_grad = (
+        found.clone()
+        for found in everything(
+            run,
+            image,
+            draw(shape[0], shape[2], dtype=dtype),
+            (
+                torch.ones(()).expand(shape if combine == "multiply" else (shape[0], shape[2])),
+                torch.ones(()).expand(shape[0], 4, shape[1]),
+            ),
+            mask=mask,
+            num_heads=4,
+            rescale=True,
+            combine=combine,
+        )
+    )
     for found in (result, weights, image_grad, text_grad):
         assert bool(found.isfinite().all())
     assert not weights[~mask[:, None].expand_as(weights)].any() and not image_grad[~mask].any()
-    check(image.masked_fill(~mask[..., None], 0), draw(shape[0], shape[2], dtype=dtype), mask=mask, num_heads=4, rescale=True, combine=combine)
+    check(
+        image.masked_fill(~mask[..., None], 0),
+        draw(shape[0], shape[2], dtype=dtype),
+        mask=mask,
+        num_heads=4,
+        rescale=True,
+        combine=combine,
+    )
 
 
 VIEWS = {
@@ -127,7 +165,8 @@ BAGS = ((0, 1, 37, 0, 0, 5, 16, 0), (1, 1200, 0, 700, 3), (0, 0), (1,) * 5, (204
 @pytest.mark.parametrize("bags", BAGS, ids=str)
 def test_packed(bags, combine, masked):
     offsets = torch.tensor([0, *torch.tensor(bags, dtype=torch.int64).cumsum(0).tolist()], dtype=torch.int32)
-    image, text = unaligned(sum(bags), 22), draw(len(bags), 22, seed=1)
+    image = unaligned(sum(bags), 22)
+    text = draw(len(bags), 22, seed=1)
     options = {"mask": draw(sum(bags), seed=2) > 0.5} if masked else {}
     found = check(image, text, offsets=offsets, combine=combine, num_heads=2, rescale=masked, **options)
     if combine == "pool":
@@ -140,12 +179,18 @@ def test_packed(bags, combine, masked):
 @pytest.mark.parametrize("length", [0, 9, 2100])
 def test_nothing_takes_part(length, combine):
     """Zeros, exactly; the other sample isn't touched."""
-    image, mask = draw(2, length, 12), torch.zeros(2, length, dtype=torch.bool)
+    image = draw(2, length, 12)
+    mask = torch.zeros(2, length, dtype=torch.bool)
     mask[1, 3:] = True
     image[0] = float("nan")
     result, weights, image_grad, text_grad = everything(
-        run, image, draw(2, 12), (torch.ones(2, 12) if combine == "pool" else torch.ones(2, length, 12), torch.ones(2, 1, length)),
-        mask=mask, combine=combine)
+        run,
+        image,
+        draw(2, 12),
+        (torch.ones(2, 12) if combine == "pool" else torch.ones(2, length, 12), torch.ones(2, 1, length)),
+        mask=mask,
+        combine=combine,
+    )
     for found in (result, weights, image_grad, text_grad):
         assert not found[0].any() and bool(found.isfinite().all())
 
@@ -157,7 +202,8 @@ def test_nothing_takes_part(length, combine):
 @pytest.mark.parametrize("all_of_them", [False, True])
 def test_extreme_scores(value, length, combine, all_of_them):
     """One or all scores -Inf, Inf or NaN: as softmax."""
-    image, text = draw(2, length, 3), torch.ones(2, 3)
+    image = draw(2, length, 3)
+    text = torch.ones(2, 3)
     image[0, slice(None) if all_of_them else 2, 1] = value
     call = lambda function, *tensors: function(*tensors, combine=combine, need_weights=True)
     assert_computes(call, OPERATION, "triton", (image, text))
@@ -182,9 +228,11 @@ class Guarded:
 @pytest.mark.parametrize("shape", [(2, 9, 5), (1, 2100, 20), (2050, 12)], ids=str)
 def test_out(shape, dtype, combine):
     """Written where it lies, and nothing beside it; for multiply also over the image."""
-    image, packed = draw(*shape, dtype=dtype), len(shape) == 2
+    image = draw(*shape, dtype=dtype)
+    packed = len(shape) == 2
     bags = 3 if packed else shape[0]
-    text, options = draw(bags, shape[-1], dtype=dtype, seed=1), {"combine": combine}
+    text = draw(bags, shape[-1], dtype=dtype, seed=1)
+    options = {"combine": combine}
     if packed:
         options["offsets"] = torch.tensor([0, 7, 7, shape[0]])
     expected, weights = run(image, text, **options)
@@ -195,7 +243,9 @@ def test_out(shape, dtype, combine):
         assert torch.equal(found[0], expected) and torch.equal(found[1], weights)
         if combine == "multiply":
             guarded.tensor.copy_(image)
-            assert torch.equal(run(guarded.tensor, text, out=guarded.tensor, **options)[0], expected) and guarded.intact()
+            assert (
+                torch.equal(run(guarded.tensor, text, out=guarded.tensor, **options)[0], expected) and guarded.intact()
+            )
 
 
 @interpreted
@@ -206,22 +256,34 @@ def test_nothing_is_written_beside_a_tensor(shape, combine, monkeypatch):
     allocated = []
 
     def guarded(size, dtype, strides=None):
-        room = torch.Size(size).numel() if strides is None else 1 + sum((n - 1) * s for n, s in zip(size, strides)) if all(size) else 0
+        room = (
+            torch.Size(size).numel()
+            if strides is None
+            else 1 + sum((n - 1) * s for n, s in zip(size, strides))
+            if all(size)
+            else 0
+        )
         base = torch.full((room + 64,), 77.0, dtype=dtype)
         allocated.append((base, room))
-        return base[32:32 + room].view(size) if strides is None else base.as_strided(size, strides, 32)
+        return base[32 : 32 + room].view(size) if strides is None else base.as_strided(size, strides, 32)
 
-    monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: guarded(size[0] if isinstance(size[0], (tuple, list)) else size, dtype))
+    monkeypatch.setattr(
+        torch,
+        "empty",
+        lambda *size, dtype, device: guarded(size[0] if isinstance(size[0], (tuple, list)) else size, dtype),
+    )
     monkeypatch.setattr(torch, "empty_like", lambda t, **_: guarded(t.shape, t.dtype, t.stride()))
     image, packed = draw(*shape), len(shape) == 2
     offsets = torch.tensor([0, 7, 7, shape[0]]) if packed else None
     text = draw(3 if packed else shape[0], shape[-1], seed=1)
     options = (None, offsets, 0.3, 1, combine == "pool", False)
     result, weights = torch.ops.mmkernels.spatial_attention_triton(image, text, *options)
-    grads = torch.ops.mmkernels.spatial_attention_triton_backward(result, weights, image, text, *options[:2], weights, *options[2:], True, True)
+    grads = torch.ops.mmkernels.spatial_attention_triton_backward(
+        result, weights, image, text, *options[:2], weights, *options[2:], True, True
+    )
     assert len(allocated) >= 4
     for base, room in allocated:
-        assert bool((base[:32] == 77).all()) and bool((base[32 + room:] == 77).all())
+        assert bool((base[:32] == 77).all()) and bool((base[32 + room :] == 77).all())
     for tensor in (result, weights, *grads):
         assert not (tensor == 77).any()
 
@@ -232,10 +294,13 @@ def test_nothing_is_written_beside_a_tensor(shape, combine, monkeypatch):
 @pytest.mark.parametrize("length", [9, 2100])
 def test_part_of_the_gradients(length, flows, needs):
     """Only one input wants a gradient, or only one output has one."""
+
     def compute(function, *tensors):
         inputs = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs)]
-        output, = itertools.compress(function(*inputs, num_heads=2, need_weights=True), flows)
-        return torch.autograd.grad(output, itertools.compress(inputs, needs), draw(*output.shape, seed=3).to(output.dtype))
+        (output,) = itertools.compress(function(*inputs, num_heads=2, need_weights=True), flows)
+        return torch.autograd.grad(
+            output, itertools.compress(inputs, needs), draw(*output.shape, seed=3).to(output.dtype)
+        )
 
     assert_computes(compute, OPERATION, "triton", (draw(1, length, 12), draw(1, 12, seed=1)))
 
@@ -243,10 +308,12 @@ def test_part_of_the_gradients(length, flows, needs):
 @interpreted
 def test_wrong_offsets_touch_no_foreign_memory():
     """A GPU can't refuse them without waiting: the results are wrong, the tensors around keep their values."""
-    run(draw(1, 1, 1), draw(1, 1))                # brings the operations
+    run(draw(1, 1, 1), draw(1, 1))  # brings the operations
     for bounds in ((0, 9000, 40), (5, 2050, 7), (-70, -3, 2049), (2050, 0, 2050)):
         guarded = Guarded((2050, 4), torch.float32)
-        torch.ops.mmkernels.spatial_attention_triton_out(draw(2050, 4), draw(2, 4), None, torch.tensor(bounds), 1.0, 1, False, False, guarded.tensor)
+        torch.ops.mmkernels.spatial_attention_triton_out(
+            draw(2050, 4), draw(2, 4), None, torch.tensor(bounds), 1.0, 1, False, False, guarded.tensor
+        )
         assert guarded.intact()
 
 
@@ -256,12 +323,17 @@ def test_wrong_offsets_touch_no_foreign_memory():
 def test_every_configuration_gives_the_same(combine, monkeypatch):
     """Whatever a GPU finds fastest, and however many processors it has."""
     from mmkernels.triton import spatial_attention as kernels
-    image, text, mask = draw(1, 600, 130), draw(1, 130, seed=1), draw(1, 600, seed=2) > 0
+
+    image = draw(1, 600, 130)
+    text = draw(1, 130, seed=1)
+    mask = draw(1, 600, seed=2) > 0
     wanted = standard(image, text, mask=mask, num_heads=2, combine=combine)
     for processors in (1, 200):
         monkeypatch.setattr(kernels, "processors", lambda tensor: processors)
         for i in range(max(len(kernels.FORWARD), len(kernels.BACKWARD))):
-            monkeypatch.setattr(kernels, "tuned", lambda key, configurations, tensor, run: configurations[i % len(configurations)])
+            monkeypatch.setattr(
+                kernels, "tuned", lambda key, configurations, tensor, run: configurations[i % len(configurations)]
+            )
             assert_meets(wanted, OPERATION, "triton")
 
 
@@ -270,6 +342,7 @@ def test_tuning():
     """Measured once a key; the fastest wins; the result may be the image, which is measured elsewhere."""
     from mmkernels.triton import common
     from mmkernels.triton import spatial_attention as kernels
+
     measured = []
 
     def measure(repeat):
@@ -278,21 +351,26 @@ def test_tuning():
         return -len(measured)
 
     tuned = lambda key, configurations, tensor, run: common.tuned(("test", *key), configurations, tensor, run, measure)
-    image, text = draw(2, 9, 12), draw(2, 12, seed=1)
+    image = draw(2, 9, 12)
+    text = draw(2, 12, seed=1)
     chosen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "tuned", lambda *arguments: chosen.append(tuned(*arguments)) or chosen[-1])
         for _ in range(2):
             out = image.clone()
             run(out, text, out=out)
-            assert_computes(lambda function, *tensors: function(*tensors), OPERATION, "triton", (image, text), found=out)
+            assert_computes(
+                lambda function, *tensors: function(*tensors), OPERATION, "triton", (image, text), found=out
+            )
     assert len(measured) == len(kernels.FORWARD) and chosen == [kernels.FORWARD[-1]] * 2
     assert common.tuned("none", kernels.FORWARD, image, None) == kernels.FORWARD[0]
 
 
 @interpreted
 def test_same_bits_every_time():
-    image, text, grads = draw(1, 2100, 24), draw(1, 24, seed=1), (draw(1, 2100, 24), draw(1, 1, 2100))
+    image = draw(1, 2100, 24)
+    text = draw(1, 24, seed=1)
+    grads = (draw(1, 2100, 24), draw(1, 1, 2100))
     first, second = (everything(run, image, text, grads) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
@@ -329,24 +407,45 @@ def test_schema_is_that_of_the_other_backends(suffix):
 @pytest.mark.slow
 @both_ways
 def test_opcheck(combine):
-    image, text = draw(2, 7, 6).requires_grad_(), draw(2, 6, seed=1).requires_grad_()
+    image = draw(2, 7, 6).requires_grad_()
+    text = draw(2, 6, seed=1).requires_grad_()
     options = (draw(2, 7) > 0, None, 0.5, 2, combine == "pool", True)
-    run(image, text)                              # brings the operations
+    run(image, text)  # brings the operations
     operations = torch.ops.mmkernels
     torch.library.opcheck(operations.spatial_attention_triton.default, (image, text, *options))
     result, weights = operations.spatial_attention_triton(image.detach(), text.detach(), *options)
-    torch.library.opcheck(operations.spatial_attention_triton_out.default, (image.detach(), text.detach(), *options, result))
-    torch.library.opcheck(operations.spatial_attention_triton_backward.default,
-                          (result, weights, image, text, *options[:2], weights, *options[2:], True, True))
+    torch.library.opcheck(
+        operations.spatial_attention_triton_out.default, (image.detach(), text.detach(), *options, result)
+    )
+    torch.library.opcheck(
+        operations.spatial_attention_triton_backward.default,
+        (result, weights, image, text, *options[:2], weights, *options[2:], True, True),
+    )
 
 
 @interpreted
-@pytest.mark.parametrize("name, value", [("text", torch.zeros(2, 5)), ("mask", torch.ones(2, 8, dtype=torch.bool)), ("num_heads", 4),
-                                         ("offsets", torch.tensor([0, 7]))])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("text", torch.zeros(2, 5)),
+        ("mask", torch.ones(2, 8, dtype=torch.bool)),
+        ("num_heads", 4),
+        ("offsets", torch.tensor([0, 7])),
+    ],
+)
 def test_operation_refuses_what_would_not_be_safe(name, value):
     run(draw(1, 1, 1), draw(1, 1))
-    arguments = {"image": draw(2, 7, 6), "text": draw(2, 6), "mask": None, "offsets": None, "scale": 1.0, "num_heads": 1,
-                 "pool": False, "rescale": False, name: value}
+    arguments = {
+        "image": draw(2, 7, 6),
+        "text": draw(2, 6),
+        "mask": None,
+        "offsets": None,
+        "scale": 1.0,
+        "num_heads": 1,
+        "pool": False,
+        "rescale": False,
+        name: value,
+    }
     with pytest.raises(RuntimeError, match="text|mask|num_heads|image"):
         torch.ops.mmkernels.spatial_attention_triton(**arguments)
 
@@ -383,7 +482,11 @@ except mmk.BackendError as error:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hide, reason", [("", "TRITON_INTERPRET=1"), (HIDE, "pip install mmkernels[triton]")], ids=["there", "not installed"])
+@pytest.mark.parametrize(
+    "hide, reason",
+    [("", "TRITON_INTERPRET=1"), (HIDE, "pip install mmkernels[triton]")],
+    ids=["there", "not installed"],
+)
 def test_triton_is_imported_only_when_needed(hide, reason):
     done = in_own_process("-c", hide + CODE, TRITON_INTERPRET="0")
     assert done.returncode == 0 and reason in done.stdout, done.stdout + done.stderr
@@ -391,7 +494,10 @@ def test_triton_is_imported_only_when_needed(hide, reason):
 
 @interpreted
 def test_backward_refuses_absent_weights():
-    image, text = torch.randn(2, 5, 8), torch.randn(2, 8)
+    image = torch.randn(2, 5, 8)
+    text = torch.randn(2, 8)
     mmk.spatial_attention(image, text, backend="triton")
     with pytest.raises(RuntimeError, match="weights"):
-        torch.ops.mmkernels.spatial_attention_triton_backward(image, None, image, text, None, None, None, 1.0, 1, False, False, True, True)
+        torch.ops.mmkernels.spatial_attention_triton_backward(
+            image, None, image, text, None, None, None, 1.0, 1, False, False, True, True
+        )

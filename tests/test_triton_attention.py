@@ -21,7 +21,9 @@ if importlib.util.find_spec("triton") is None:
 OPERATIONS = ("gated_cross_attention", "bidirectional_attention")
 interpreted = pytest.mark.skipif(not backends.INTERPRETED, reason="mmkernels was imported without TRITON_INTERPRET=1")
 on_both = pytest.mark.parametrize("operation", OPERATIONS)
-on_every_dtype = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=lambda d: str(d).removeprefix("torch."))
+on_every_dtype = pytest.mark.parametrize(
+    "dtype", (torch.float32, torch.bfloat16, torch.float16), ids=lambda d: str(d).removeprefix("torch.")
+)
 
 
 def draw(*shape, dtype=torch.float32, seed=0):
@@ -37,8 +39,10 @@ def inputs(operation, shape, dtype=torch.float32):
 
 def masks(operation, shape, share=0.3):
     B, H, N, T, *_ = shape
-    some = {"image_mask": torch.rand(B, N, generator=torch.Generator().manual_seed(1)) > share,
-            "text_mask": torch.rand(B, T, generator=torch.Generator().manual_seed(2)) > share}
+    some = {
+        "image_mask": torch.rand(B, N, generator=torch.Generator().manual_seed(1)) > share,
+        "text_mask": torch.rand(B, T, generator=torch.Generator().manual_seed(2)) > share,
+    }
     return some if operation == "bidirectional_attention" else {"attn_mask": some["text_mask"]}
 
 
@@ -64,10 +68,17 @@ def check(operation, tensors, **options):
 def processors(monkeypatch, count):
     """A device of so many processors: short sides are split, and their parts merged."""
     from mmkernels.triton import attention
+
     monkeypatch.setattr(attention, "processors", lambda tensor: count)
 
 
-SHAPES = ((1, 1, 20, 600, 24, 8), (1, 2, 75, 70, 40, 33), (1, 1, 35, 50, 70, 20), (1, 1, 20, 40, 20, 70), (1, 1, 300, 3, 8, 12))
+SHAPES = (
+    (1, 1, 20, 600, 24, 8),
+    (1, 2, 75, 70, 40, 33),
+    (1, 1, 35, 50, 70, 20),
+    (1, 1, 20, 40, 20, 70),
+    (1, 1, 300, 3, 8, 12),
+)
 
 
 @interpreted
@@ -97,7 +108,13 @@ def test_pairs_and_bias(mask, gated, monkeypatch):
     shape = (2, 1, 20, 150, 12, 20)
     query, key, value, gate = inputs("gated_cross_attention", shape)
     bias = draw(1, 1, 20, 150)
-    attn_mask = {"pairs": bias > 0, "bias": bias, "-inf": bias.masked_fill(bias < 0, float("-inf")), "rows": draw(2, 1, 20, 1) > 0, None: None}[mask]
+    attn_mask = {
+        "pairs": bias > 0,
+        "bias": bias,
+        "-inf": bias.masked_fill(bias < 0, float("-inf")),
+        "rows": draw(2, 1, 20, 1) > 0,
+        None: None,
+    }[mask]
     check("gated_cross_attention", (query, key, value, gate if gated else None), attn_mask=attn_mask)
 
 
@@ -107,6 +124,7 @@ def test_gradient_of_the_bias(count, monkeypatch):
     processors(monkeypatch, count)
     tensors = (*inputs("gated_cross_attention", (1, 1, 20, 150, 12, 70)), draw(1, 1, 20, 150))
     for only in (False, True):
+
         def compute(function, *tensors):
             *features, bias = (t.detach().requires_grad_(not only or i == 4) for i, t in enumerate(tensors))
             result = function(*features, attn_mask=bias)
@@ -121,10 +139,14 @@ def test_gradient_of_the_bias(count, monkeypatch):
 def test_views(operation, view, monkeypatch):
     processors(monkeypatch, 50)
     shape = (2, 1, 20, 135, 12, 12)
-    change = {"rows apart": lambda t: t.repeat_interleave(2, 2)[:, :, ::2], "channels apart": lambda t: t.repeat_interleave(2, 3)[..., 1::2],
-              "transposed": lambda t: t.mT.contiguous().mT, "expanded": lambda t: t[:1].expand(t.shape),
-              "projection": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
-              "unaligned": lambda t: torch.cat([torch.zeros(1), t.flatten()])[1:].view(t.shape)}[view]
+    change = {
+        "rows apart": lambda t: t.repeat_interleave(2, 2)[:, :, ::2],
+        "channels apart": lambda t: t.repeat_interleave(2, 3)[..., 1::2],
+        "transposed": lambda t: t.mT.contiguous().mT,
+        "expanded": lambda t: t[:1].expand(t.shape),
+        "projection": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
+        "unaligned": lambda t: torch.cat([torch.zeros(1), t.flatten()])[1:].view(t.shape),
+    }[view]
     check(operation, [change(t) for t in inputs(operation, shape)], **masks(operation, shape))
 
 
@@ -135,19 +157,28 @@ def test_masked_out_reaches_nothing(operation, poison, monkeypatch):
     """The same bits whatever is there; the gradient of what counted as 0 is 0."""
     processors(monkeypatch, 50)
     shape = (1, 1, 135, 70, 12, 40)
-    tensors, some = inputs(operation, shape), masks(operation, shape)
+    tensors = inputs(operation, shape)
+    some = masks(operation, shape)
     text = some.get("text_mask", some.get("attn_mask"))
-    hidden = {name: ~mask[:, None, :, None] for name, mask in (("image", some.get("image_mask")), ("text", text)) if mask is not None}
-    where = ("image", "text", "image", "text") if operation == "bidirectional_attention" else (None, "text", "text", None)
+    hidden = {
+        name: ~mask[:, None, :, None]
+        for name, mask in (("image", some.get("image_mask")), ("text", text))
+        if mask is not None
+    }
+    where = (
+        ("image", "text", "image", "text") if operation == "bidirectional_attention" else (None, "text", "text", None)
+    )
     fill = lambda value: [t.masked_fill(hidden[side], value) if side else t for t, side in zip(tensors, where)]
     run = functools.partial(getattr(mmk, operation), backend="triton", **some)
-    dirty, clean = everything(run, fill(poison)), everything(run, fill(0))
+    dirty = everything(run, fill(poison))
+    clean = everything(run, fill(0))
     gradients = len(dirty) - 4
     for i, (a, b) in enumerate(zip(dirty, clean)):
         side = where[i - gradients] if i >= gradients else None
         if side:
             assert not a.masked_select(hidden[side]).any()
-            a, b = a.masked_fill(hidden[side], 0), b.masked_fill(hidden[side], 0)
+            a = a.masked_fill(hidden[side], 0)
+            b = b.masked_fill(hidden[side], 0)
         assert torch.equal(a, b)
 
 
@@ -172,12 +203,16 @@ def test_kept_softmax(count, monkeypatch):
     mmk.gated_cross_attention(query, key, value, backend="triton")
     pairs = draw(1, 2, 9, 140) > 0
     pairs[:, :, 3] = False
-    tensors, some = (query, key, value, gate), pairs.any(3)
-    result, attended, softmax = torch.ops.mmkernels.gated_cross_attention_triton(*tensors, pairs.any(2), pairs, None, 0.7, True)
+    tensors = (query, key, value, gate)
+    some = pairs.any(3)
+    result, attended, softmax = torch.ops.mmkernels.gated_cross_attention_triton(
+        *tensors, pairs.any(2), pairs, None, 0.7, True
+    )
 
     def plain(query, key, value, gate):
         scores = (0.7 * query @ key.mT).masked_fill(~pairs, float("-inf"))
-        weights, largest = scores.softmax(3).nan_to_num(0), scores.amax(3)
+        weights = scores.softmax(3).nan_to_num(0)
+        largest = scores.amax(3)
         return weights @ value * gate, weights @ value, largest.where(some, 0), weights.amax(3)
 
     found = result, attended, softmax[:, :, 0].where(some, 0), softmax[:, :, 1]
@@ -201,8 +236,9 @@ def test_same_bits_every_time(operation, monkeypatch):
 def test_nothing_is_written_beside_a_tensor(operation, count, monkeypatch):
     """Results, gradients and scratch: every tensor that the operation allocates lies between guards."""
     shape = (1, 2, 75, 70, 13, 37)
-    tensors, some = inputs(operation, shape), masks(operation, shape)
-    getattr(mmk, operation)(*tensors, backend="triton")                       # brings the operations
+    tensors = inputs(operation, shape)
+    some = masks(operation, shape)
+    getattr(mmk, operation)(*tensors, backend="triton")  # brings the operations
     processors(monkeypatch, count)
     allocated = []
 
@@ -210,24 +246,32 @@ def test_nothing_is_written_beside_a_tensor(operation, count, monkeypatch):
         room = torch.Size(size).numel()
         base = torch.full((room + 64,), 77.0, dtype=dtype)
         allocated.append((base, room))
-        return base[32:32 + room].view(size)
+        return base[32 : 32 + room].view(size)
 
     module = importlib.import_module(f"mmkernels.triton.{operation}")
     monkeypatch.setattr(module, "empty_heads", lambda like, channels: guarded((*like.shape[:3], channels), like.dtype))
-    monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: guarded(size[0] if isinstance(size[0], (tuple, list)) else size, dtype))
+    monkeypatch.setattr(
+        torch,
+        "empty",
+        lambda *size, dtype, device: guarded(size[0] if isinstance(size[0], (tuple, list)) else size, dtype),
+    )
     operations = torch.ops.mmkernels
     if operation == "gated_cross_attention":
         arguments = (*tensors, some["attn_mask"][:, None].expand(1, 2, 70), None, None, 0.3)
         result, attended, log_sum = operations.gated_cross_attention_triton(*arguments, True)
-        grads = operations.gated_cross_attention_triton_backward(result, *arguments[:7], attended, log_sum, 0.3, True, *(True,) * 5)[:4]
+        grads = operations.gated_cross_attention_triton_backward(
+            result, *arguments[:7], attended, log_sum, 0.3, True, *(True,) * 5
+        )[:4]
         produced = (result, attended, log_sum)
     else:
         arguments = (*tensors, some["image_mask"], some["text_mask"])
         produced = operations.bidirectional_attention_triton(*arguments, 0.3)
-        grads = operations.bidirectional_attention_triton_backward(*produced[:2], *arguments, *produced, 0.3, *(True,) * 4)
+        grads = operations.bidirectional_attention_triton_backward(
+            *produced[:2], *arguments, *produced, 0.3, *(True,) * 4
+        )
     assert len(allocated) >= 7
     for base, room in allocated:
-        assert bool((base[:32] == 77).all()) and bool((base[32 + room:] == 77).all())
+        assert bool((base[:32] == 77).all()) and bool((base[32 + room :] == 77).all())
     for tensor in (*produced, *grads):
         assert not (tensor == 77).any()
 
@@ -239,11 +283,12 @@ def test_one_gradient_alone(operation, wanted):
     """What isn't wanted isn't computed; bidirectional: also where only one result has a gradient."""
     tensors = inputs(operation, (1, 2, 40, 21, 12, 8))
     for flows in (0, 1) if operation == "bidirectional_attention" else (0,):
+
         def compute(function, *tensors):
             tensors = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(tensors)]
             result = function(*tensors)
             result = result if isinstance(result, torch.Tensor) else result[flows]
-            if not result.requires_grad:           # a value has part in one result only
+            if not result.requires_grad:  # a value has part in one result only
                 return torch.zeros_like(tensors[wanted])
             upstream = draw(*result.shape, seed=3).to(result.dtype)
             return torch.autograd.grad(result, tensors[wanted], upstream, allow_unused=True, materialize_grads=True)
@@ -258,11 +303,14 @@ def test_one_gradient_alone(operation, wanted):
 def test_every_configuration_gives_the_same(operation, dtype, monkeypatch):
     """Whatever a GPU finds fastest."""
     shape = (1, 1, 70, 40, 70, 20)
-    tensors, some = inputs(operation, shape, dtype), masks(operation, shape)
+    tensors = inputs(operation, shape, dtype)
+    some = masks(operation, shape)
     module = importlib.import_module(f"mmkernels.triton.{operation}")
     processors(monkeypatch, 20)
     for i in range(3):
-        monkeypatch.setattr(module, "tuned", lambda key, configurations, tensor, run: configurations[i % len(configurations)])
+        monkeypatch.setattr(
+            module, "tuned", lambda key, configurations, tensor, run: configurations[i % len(configurations)]
+        )
         check(operation, tensors, **some)
 
 
@@ -281,7 +329,8 @@ def test_schema_is_that_of_the_other_backends(operation, suffix):
 @pytest.mark.slow
 def test_opcheck(operation):
     shape = (2, 2, 7, 5, 6, 4)
-    tensors, some = [t.requires_grad_() for t in inputs(operation, shape)], masks(operation, shape)
+    tensors = [t.requires_grad_() for t in inputs(operation, shape)]
+    some = masks(operation, shape)
     getattr(mmk, operation)(*tensors, backend="triton")
     run, back = (getattr(torch.ops.mmkernels, f"{operation}_triton{suffix}").default for suffix in ("", "_backward"))
     if operation == "gated_cross_attention":

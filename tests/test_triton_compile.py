@@ -1,11 +1,13 @@
 """Triton kernels compiled for real GPUs, without one: registers, spills and shared memory of every launch.
 
-The operations' own launch code runs, and Triton compiles where it would launch: what is measured here is what a GPU gets.
+The operations' own launch code runs, and Triton compiles where it would launch: what is measured here is what a GPU
+gets.
 It needs Triton's compiler where tests need its interpreter, so it runs in a process of its own.
 ``python tests/test_triton_compile.py docs/triton.md`` writes the table.
 
 The oldest Triton that is supported compiles them, too, where MMKERNELS_OLDEST_TRITON names a folder that holds one
-(``make test-triton-oldest`` puts it into build/): for one target of each maker, in the configuration that is tried first.
+(``make test-triton-oldest`` puts it into build/): for one target of each maker, in the configuration that is tried
+first.
 """
 
 import importlib.util
@@ -21,14 +23,27 @@ import pytest
 
 import mmkernels
 
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32), "gfx942": ("hip", "gfx942", 64)}
-OLDEST, OLDEST_TARGETS = "3.6.", ("sm_90", "gfx942")
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+OLDEST = "3.6."
+OLDEST_TARGETS = ("sm_90", "gfx942")
 # Shared memory that a program may take: room for four on a multiprocessor; attention's tiles: all that gfx942 has.
-SHARED_BUDGET = {"spatial_attention": 32 << 10, "gated_cross_attention": 64 << 10, "bidirectional_attention": 64 << 10,
-                 "channel_attention": 32 << 10, "additive_attention": 32 << 10}
+SHARED_BUDGET = {
+    "spatial_attention": 32 << 10,
+    "gated_cross_attention": 64 << 10,
+    "bidirectional_attention": 64 << 10,
+    "channel_attention": 32 << 10,
+    "additive_attention": 32 << 10,
+}
 
-# operation -> {problem: (shape, dtype, options)}. Spatial attention: image's shape, its options, and `bags` for packed ones;
-# attention over heads: B, H, N, T, d, dv; channel attention: image's shape; additive: image's shape and A. Few rows: the libraries' products run.
+# operation -> {problem: (shape, dtype, options)}. Spatial attention: image's shape, its options, and `bags` for packed
+# ones;
+# attention over heads: B, H, N, T, d, dv; channel attention: image's shape; additive: image's shape and A. Few rows:
+# the libraries' products run.
 PROBLEMS = {
     "spatial_attention": {
         "one sample of 100,000 x 512, bf16": ((1, 100_000, 512), "bfloat16", {"masked": True}),
@@ -56,8 +71,16 @@ PROBLEMS = {
         "49 x 5,000, fp16": ((1, 49, 5000), "float16", {}),
     },
     "additive_attention": {
-        "a bag of 1024 channels, A = 256, gated, bf16": ((1, 2000, 1024, 256), "bfloat16", {"gated": True, "masked": True}),
-        "packed bags of 512 channels, A = 128, gelu, 4 maps, fp16": ((2000, 512, 128), "float16", {"bags": 8, "activation": 2, "maps": 4}),
+        "a bag of 1024 channels, A = 256, gated, bf16": (
+            (1, 2000, 1024, 256),
+            "bfloat16",
+            {"gated": True, "masked": True},
+        ),
+        "packed bags of 512 channels, A = 128, gelu, 4 maps, fp16": (
+            (2000, 512, 128),
+            "float16",
+            {"bags": 8, "activation": 2, "maps": 4},
+        ),
         "36 x 2048, A = 512, relu, multiplied, fp32": ((4, 36, 2048, 512), "float32", {"activation": 1, "pool": False}),
     },
 }
@@ -65,7 +88,8 @@ PROBLEMS = {
 
 def spatial_attention(torch, module, shape, dtype, masked=False, bags=None, num_heads=1, pool=False):
     image = torch.empty(shape, dtype=getattr(torch, dtype))
-    batch, channels = (bags or shape[0]), shape[2] if len(shape) == 3 else shape[1]
+    batch = bags or shape[0]
+    channels = shape[2] if len(shape) == 3 else shape[1]
     text = image.new_empty(batch, channels)
     grid = shape[:1] if bags else (shape[0], *shape[2:]) if len(shape) == 4 else shape[:2]
     mask = torch.empty(grid, dtype=torch.bool) if masked else None
@@ -107,14 +131,24 @@ def channel_attention(torch, module, shape, dtype, need_weights=False):
     module.backward(result, weights if need_weights else None, *inputs, kept, need_weights, 0, True, True, True)
 
 
-def additive_attention(torch, module, shape, dtype, bags=None, gated=False, masked=False, activation=0, maps=1, pool=True):
+def additive_attention(
+    torch, module, shape, dtype, bags=None, gated=False, masked=False, activation=0, maps=1, pool=True
+):
     *image, hidden = shape
     image = torch.zeros(image, dtype=getattr(torch, dtype))
     layer = lambda rows, columns: image.new_zeros(rows, columns)
     mask = torch.ones(image.shape[:-1], dtype=torch.bool) if masked else None
     offsets = torch.linspace(0, len(image), bags + 1).long() if bags else None
-    inputs = (image, torch.zeros(bags or len(image), hidden), layer(hidden, image.shape[-1]), layer(maps, hidden),
-              layer(hidden, image.shape[-1]) if gated else None, torch.zeros(hidden) if gated else None, mask, offsets)
+    inputs = (
+        image,
+        torch.zeros(bags or len(image), hidden),
+        layer(hidden, image.shape[-1]),
+        layer(maps, hidden),
+        layer(hidden, image.shape[-1]) if gated else None,
+        torch.zeros(hidden) if gated else None,
+        mask,
+        offsets,
+    )
     result, *kept = module.forward(*inputs, activation, pool, 0)
     module.backward(result, kept[0], *inputs, *kept, activation, pool, 0, *[True] * 6)
 
@@ -133,7 +167,8 @@ def compile_all(operations, targets, every_configuration):
         """Enough of a driver to compile; each target is a device, so that each gets its own kernels."""
 
         def __init__(self, index, target):
-            self.index, self.target = index, GPUTarget(*target)
+            self.index = index
+            self.target = GPUTarget(*target)
 
         def get_current_device(self):
             return self.index
@@ -150,9 +185,20 @@ def compile_all(operations, targets, every_configuration):
         if warmup:
             return run(kernel, *arguments, grid=grid, warmup=True, **options)
         compiled = kernel.warmup(*arguments, grid=grid, **options)
-        rows.append({"operation": operation, "kernel": kernel.__name__, "problem": problem, "target": target, "block": blocks(options),
-                     "warps": options.get("num_warps", 4), "shared": compiled.metadata.shared,
-                     "contracted": compiled.metadata.enable_fp_fusion, "triton": triton.__version__, **resources(compiled)})
+        rows.append(
+            {
+                "operation": operation,
+                "kernel": kernel.__name__,
+                "problem": problem,
+                "target": target,
+                "block": blocks(options),
+                "warps": options.get("num_warps", 4),
+                "shared": compiled.metadata.shared,
+                "contracted": compiled.metadata.enable_fp_fusion,
+                "triton": triton.__version__,
+                **resources(compiled),
+            }
+        )
 
     JITFunction.run = compile_only
     for operation in operations:
@@ -165,7 +211,9 @@ def compile_all(operations, targets, every_configuration):
                 chosen = [0, 0]
 
                 def tuned(key, configurations, tensor, run):
-                    chosen[1:] = [max([len(configurations), *chosen[1:]])]       # forward and backward have as many as they have
+                    chosen[1:] = [
+                        max([len(configurations), *chosen[1:]])
+                    ]  # forward and backward have as many as they have
                     return configurations[min(chosen[0], len(configurations) - 1)]
 
                 module.tuned = tuned
@@ -179,52 +227,91 @@ def compile_all(operations, targets, every_configuration):
 
 def blocks(options):
     """Rows (or chunks) x columns x channels, those that a kernel has."""
-    return [options[name] for name in ("BLOCK_N", "BLOCK_K", "BLOCK_T", "BLOCK_D", "BLOCK_V", "BLOCK_C", "BLOCK", "OUT_D", "OUT_V") if name in options]
+    return [
+        options[name]
+        for name in ("BLOCK_N", "BLOCK_K", "BLOCK_T", "BLOCK_D", "BLOCK_V", "BLOCK_C", "BLOCK", "OUT_D", "OUT_V")
+        if name in options
+    ]
 
 
 def resources(compiled):
-    """Registers a thread, and what was spilled to memory: bytes (NVIDIA), or vector registers (AMD; scalar registers spill into
+    """Registers a thread, and what was spilled to memory: bytes (NVIDIA), or vector registers (AMD; scalar registers
+    spill into
     lanes of vector registers, and are no memory's traffic)."""
     if "hsaco" in compiled.asm:
-        found = re.findall(r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s*(\d+)", compiled.asm["amdgcn"])
+        found = re.findall(
+            r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s*(\d+)", compiled.asm["amdgcn"]
+        )
         numbers = {name: int(value) for name, value in found}
-        return {"registers": numbers["vgpr_count"], "spills": max(numbers["vgpr_spill_count"], numbers["private_segment_fixed_size"])}
+        return {
+            "registers": numbers["vgpr_count"],
+            "spills": max(numbers["vgpr_spill_count"], numbers["private_segment_fixed_size"]),
+        }
     from triton.knobs import nvidia
+
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        text = subprocess.run([nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     registers, stack, local = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL"))
     return {"registers": registers, "spills": stack + local}
 
 
 def in_own_process(*arguments, path=()):
-    """The rows, of the package that this process has; modules in the folders of `path` come before those that are installed."""
+    """The rows, of the package that this process has; modules in the folders of `path` come before those that are
+    installed."""
     path = [*map(str, path), str(Path(mmkernels.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run([sys.executable, __file__, "--json", *arguments], capture_output=True, text=True,
-                          env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(path)})
+    done = subprocess.run(
+        [sys.executable, __file__, "--json", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(path)},
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-needs_oldest_triton = pytest.mark.skipif("MMKERNELS_OLDEST_TRITON" not in os.environ, reason="MMKERNELS_OLDEST_TRITON isn't set: make test-triton-oldest")
+needs_oldest_triton = pytest.mark.skipif(
+    "MMKERNELS_OLDEST_TRITON" not in os.environ, reason="MMKERNELS_OLDEST_TRITON isn't set: make test-triton-oldest"
+)
 
 
 def check(rows, operation):
-    """No spills, within the budget, and nothing contracted: threads that hold the same sum must hold the same bits, so that the result
+    """No spills, within the budget, and nothing contracted: threads that hold the same sum must hold the same bits, so
+    that the result
     is the same whichever of them writes it."""
     assert {row["kernel"] for row in rows} == KERNELS[operation]
     budget = SHARED_BUDGET[operation]
-    wrong = [row for row in rows if row["spills"] or row["shared"] > budget or row["registers"] == 0 or row["contracted"]]
+    wrong = [
+        row for row in rows if row["spills"] or row["shared"] > budget or row["registers"] == 0 or row["contracted"]
+    ]
     assert not wrong, "\n".join(map(str, wrong))
 
 
-KERNELS = {"spatial_attention": {f"{way}_{kernel}" for way in ("forward", "backward") for kernel in ("whole", "chunks", "merge", "apply")},
-           **dict.fromkeys(("gated_cross_attention", "bidirectional_attention"),
-                           {"attend", "merge_attend", "prepare", "differentiate", "merge_gradients"}),
-           "channel_attention": {"weigh", "differentiate", "add_columns"},
-           "additive_attention": {"activate", "normalise", "pool", "spread", "of_weights", "of_scores", "differentiate", "combine", "add_columns"}}
+KERNELS = {
+    "spatial_attention": {
+        f"{way}_{kernel}" for way in ("forward", "backward") for kernel in ("whole", "chunks", "merge", "apply")
+    },
+    **dict.fromkeys(
+        ("gated_cross_attention", "bidirectional_attention"),
+        {"attend", "merge_attend", "prepare", "differentiate", "merge_gradients"},
+    ),
+    "channel_attention": {"weigh", "differentiate", "add_columns"},
+    "additive_attention": {
+        "activate",
+        "normalise",
+        "pool",
+        "spread",
+        "of_weights",
+        "of_scores",
+        "differentiate",
+        "combine",
+        "add_columns",
+    },
+}
 on_every_operation = pytest.mark.parametrize("operation", PROBLEMS)
 
 
@@ -243,29 +330,42 @@ def test_compiles(operation, target):
 @pytest.mark.parametrize("target", OLDEST_TARGETS)
 def test_oldest_triton(operation, target):
     rows = in_own_process(operation, target, path=[os.environ["MMKERNELS_OLDEST_TRITON"]])
-    assert {row["triton"][:len(OLDEST)] for row in rows} == {OLDEST}
+    assert {row["triton"][: len(OLDEST)] for row in rows} == {OLDEST}
     check(rows, operation)
 
 
 def table(rows):
-    lines = ["# What the Triton kernels need", "",
-             "Written by `python tests/test_triton_compile.py docs/triton.md`: each kernel as the operation launches it in its first",
-             "configuration, compiled without a GPU. Registers a thread (AMD: vector registers); shared memory in bytes a program;",
-             "spills: bytes of memory that registers were spilled to (AMD's scalar registers spill into vector registers, and aren't counted).",
-             "`block`: positions (merge: chunks) x channels that a program holds. Attention over heads: rows x columns of a score tile x",
-             "channels multiplied at once (queries', values') x channels of a gradient that a program holds (queries', values');",
-             "Channel and additive attention: rows x channels of a program, or scores of a block.",
-             "`differentiate` comes once for each side whose gradients it writes, `attend` (bidirectional) for each side's result.", ""]
+    lines = [
+        "# What the Triton kernels need",
+        "",
+        "Written by `python tests/test_triton_compile.py docs/triton.md`: each kernel as the operation launches it in its first",
+        "configuration, compiled without a GPU. Registers a thread (AMD: vector registers); shared memory in bytes a program;",
+        "spills: bytes of memory that registers were spilled to (AMD's scalar registers spill into vector registers, and aren't counted).",
+        "`block`: positions (merge: chunks) x channels that a program holds. Attention over heads: rows x columns of a score tile x",
+        "channels multiplied at once (queries', values') x channels of a gradient that a program holds (queries', values');",
+        "Channel and additive attention: rows x channels of a program, or scores of a block.",
+        "`differentiate` comes once for each side whose gradients it writes, `attend` (bidirectional) for each side's result.",
+        "",
+    ]
     for operation in dict.fromkeys(row["operation"] for row in rows):
-        lines += [f"## {operation}", "", "| problem | kernel | block | warps | " + " | ".join(f"{t}: registers, shared, spills" for t in TARGETS) + " |",
-                  "|---|---|---|---|" + "---|" * len(TARGETS)]
+        lines += [
+            f"## {operation}",
+            "",
+            "| problem | kernel | block | warps | "
+            + " | ".join(f"{t}: registers, shared, spills" for t in TARGETS)
+            + " |",
+            "|---|---|---|---|" + "---|" * len(TARGETS),
+        ]
         for problem in PROBLEMS[operation]:
             group = [row for row in rows if row["problem"] == problem]
             for place, row in enumerate(group):
                 if row["target"] == next(iter(TARGETS)):
                     same = [[r for r in group if r["target"] == t][place] for t in TARGETS]
-                    lines.append(f"| {problem} | {row['kernel']} | {' x '.join(map(str, row['block']))} | {row['warps']} | "
-                                 + " | ".join(f"{r['registers']}, {r['shared']}, {r['spills']}" for r in same) + " |")
+                    lines.append(
+                        f"| {problem} | {row['kernel']} | {' x '.join(map(str, row['block']))} | {row['warps']} | "
+                        + " | ".join(f"{r['registers']}, {r['shared']}, {r['spills']}" for r in same)
+                        + " |"
+                    )
         lines.append("")
     return "\n".join(lines)
 

@@ -1,8 +1,11 @@
 """The Triton kernels, interpreted: no thread may read or write what another one writes at the same time.
 
-The interpreter runs one program after another, each as one thread. On a GPU a program is several warps, and one element may be held by
-some of them: each loads it for itself. So between a program's loads and its stores of an address there must be a barrier; and what one
-program stores, no other one of the same launch may load or store. What is loaded and stored is recorded here, and the rule checked.
+The interpreter runs one program after another, each as one thread. On a GPU a program is several warps, and one element
+may be held by
+some of them: each loads it for itself. So between a program's loads and its stores of an address there must be a
+barrier; and what one
+program stores, no other one of the same launch may load or store. What is loaded and stored is recorded here, and the
+rule checked.
 """
 
 import importlib.util
@@ -31,9 +34,13 @@ class Accesses:
 
     def __init__(self, monkeypatch):
         self.kernels, self.races = set(), set()
-        self.everything, self.since_barrier = [], []           # (program, whether it stores, addresses)
-        builder, launch = interpreter.InterpreterBuilder, interpreter.GridExecutor.__call__
-        load, store, barrier, begin = builder.create_masked_load, builder.create_masked_store, builder.create_barrier, builder.set_grid_idx
+        self.everything, self.since_barrier = [], []  # (program, whether it stores, addresses)
+        builder = interpreter.InterpreterBuilder
+        launch = interpreter.GridExecutor.__call__
+        load = builder.create_masked_load
+        store = builder.create_masked_store
+        barrier = builder.create_barrier
+        begin = builder.set_grid_idx
 
         def recorded_launch(executor, *arguments, **options):
             self.kernel = executor.fn.__name__
@@ -59,15 +66,21 @@ class Accesses:
             return store(builder, pointers, value, mask, *others, **options)
 
         monkeypatch.setattr(interpreter.GridExecutor, "__call__", recorded_launch)
-        for name, function in (("set_grid_idx", recorded_begin), ("create_barrier", recorded_barrier), ("create_masked_load", recorded_load),
-                               ("create_masked_store", recorded_store)):
+        for name, function in (
+            ("set_grid_idx", recorded_begin),
+            ("create_barrier", recorded_barrier),
+            ("create_masked_load", recorded_load),
+            ("create_masked_store", recorded_store),
+        ):
             monkeypatch.setattr(builder, name, function)
 
     def add(self, stores, addresses):
         addresses = np.unique(addresses)
         for earlier, before in self.since_barrier:
             if (stores or earlier) and np.intersect1d(addresses, before, assume_unique=True).size:
-                self.races.add(f"{self.kernel}: {'stored' if earlier else 'loaded'}, then {'stored' if stores else 'loaded'}, no barrier between")
+                self.races.add(
+                    f"{self.kernel}: {'stored' if earlier else 'loaded'}, then {'stored' if stores else 'loaded'}, no barrier between"
+                )
         self.since_barrier.append((stores, addresses))
         self.everything.append((self.program, stores, addresses))
 
@@ -85,6 +98,7 @@ class Accesses:
 def device_of(count, monkeypatch):
     """With many processors samples and heads are cut into pieces, whose results are merged."""
     from mmkernels.triton import additive_attention, attention, spatial_attention
+
     for module in (additive_attention, attention, spatial_attention):
         monkeypatch.setattr(module, "processors", lambda tensor: count)
 
@@ -96,12 +110,15 @@ def train(function, tensors, **options):
 
 
 def spatial_attention():
-    """A small sample, one in chunks whose blocks hold fewer positions than a program has threads, packed bags of both kinds; and the
+    """A small sample, one in chunks whose blocks hold fewer positions than a program has threads, packed bags of both
+    kinds; and the
     result where the image lies."""
     for combine in ("multiply", "pool"):
         for shape in ((2, 5, 6), (1, 5, 8192)):
             train(mmk.spatial_attention, (draw(*shape), draw(shape[0], shape[2])), combine=combine, need_weights=True)
-        train(mmk.spatial_attention, (draw(9, 4096), draw(3, 4096)), offsets=torch.tensor([0, 1, 1, 9]), combine=combine)
+        train(
+            mmk.spatial_attention, (draw(9, 4096), draw(3, 4096)), offsets=torch.tensor([0, 1, 1, 9]), combine=combine
+        )
     for shape in ((2, 5, 6), (1, 5, 8192)):
         image = draw(*shape)
         mmk.spatial_attention(image, draw(shape[0], shape[2]), out=image, backend="triton")
@@ -109,22 +126,37 @@ def spatial_attention():
 
 def gated_cross_attention():
     for mask in (draw(1, 1, 140, 70), draw(1, 70) > 0):
-        train(mmk.gated_cross_attention, (draw(1, 1, 140, 8), draw(1, 1, 70, 8), draw(1, 1, 70, 40), draw(1, 1, 140, 40)), attn_mask=mask)
+        train(
+            mmk.gated_cross_attention,
+            (draw(1, 1, 140, 8), draw(1, 1, 70, 8), draw(1, 1, 70, 40), draw(1, 1, 140, 40)),
+            attn_mask=mask,
+        )
 
 
 def bidirectional_attention():
-    train(mmk.bidirectional_attention, (draw(1, 1, 140, 8), draw(1, 1, 20, 8), draw(1, 1, 140, 40), draw(1, 1, 20, 40)),
-          image_mask=draw(1, 140) > 0, text_mask=draw(1, 20) > 0)
+    train(
+        mmk.bidirectional_attention,
+        (draw(1, 1, 140, 8), draw(1, 1, 20, 8), draw(1, 1, 140, 40), draw(1, 1, 20, 40)),
+        image_mask=draw(1, 140) > 0,
+        text_mask=draw(1, 20) > 0,
+    )
 
 
 def channel_attention():
     for channels in (7, 2050):
-        train(mmk.channel_attention, (draw(2, 3, channels), draw(2, 2), draw(channels, channels + 2)), need_weights=True)
+        train(
+            mmk.channel_attention, (draw(2, 3, channels), draw(2, 2), draw(channels, channels + 2)), need_weights=True
+        )
 
 
 def additive_attention():
     layers = lambda maps: (draw(2, 5), draw(4, 6), draw(4, 5), draw(maps, 4))
-    train(mmk.additive_attention, (draw(2, 600, 6), *layers(2)), w_gate=draw(4, 6).requires_grad_(), bias_gate=draw(4).requires_grad_())
+    train(
+        mmk.additive_attention,
+        (draw(2, 600, 6), *layers(2)),
+        w_gate=draw(4, 6).requires_grad_(),
+        bias_gate=draw(4).requires_grad_(),
+    )
     train(mmk.additive_attention, (draw(50, 6), *layers(1)), offsets=torch.tensor([0, 3, 50]), combine="multiply")
 
 
@@ -149,9 +181,16 @@ def shifted(to, barrier: tl.constexpr, step: tl.constexpr):
     tl.store(to + n + step, x)
 
 
-@pytest.mark.parametrize("barrier, step, races", (
-    (True, 0, []), (False, 0, ["shifted: loaded, then stored, no barrier between"]), (True, 8, []), (False, 8, []),
-    (True, 4, ["shifted: a program loads what another one stores"])))
+@pytest.mark.parametrize(
+    "barrier, step, races",
+    (
+        (True, 0, []),
+        (False, 0, ["shifted: loaded, then stored, no barrier between"]),
+        (True, 8, []),
+        (False, 8, []),
+        (True, 4, ["shifted: a program loads what another one stores"]),
+    ),
+)
 def test_races_are_found(barrier, step, races, monkeypatch):
     accesses = Accesses(monkeypatch)
     shifted[(2,)](torch.zeros(16), barrier, step)

@@ -1,4 +1,5 @@
-"""Negative views, which PyTorch makes of conjugates, as inputs and as gradients that come in: what they show counts, not what is in memory."""
+"""Negative views, which PyTorch makes of conjugates, as inputs and as gradients that come in: what they show counts,
+not what is in memory."""
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ def test_negative_views(backend, device, dtype, name):
         return *results, *torch.autograd.grad(results, given, upstream)
 
     everything = range(len(tensors))
-    truth, peer = computed(function_of(name, device=device), [t.double() for t in tensors]), computed(function_of(name, device=device), tensors)
+    truth = computed(function_of(name, device=device), [t.double() for t in tensors])
+    peer = computed(function_of(name, device=device), tensors)
     for which in (*([i] for i in everything), everything):
         assert_rule(computed(function_of(name, mmk, device, backend=backend), tensors, which, negative), truth, peer)

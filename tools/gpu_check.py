@@ -2,8 +2,10 @@
 
     python tools/gpu_check.py [--list] [--only STEP ...] [--json FILE] [--limit SECONDS]
 
-Nothing is downloaded or installed: the extension is built in place, for this machine's GPU (MMKERNELS_CUDA_ARCHS chooses otherwise), and what
-isn't there is skipped with a word. A step that fails doesn't end the run; the exit status is 1 if any failed. The file is written after
+Nothing is downloaded or installed: the extension is built in place, for this machine's GPU (MMKERNELS_CUDA_ARCHS
+chooses otherwise), and what
+isn't there is skipped with a word. A step that fails doesn't end the run; the exit status is 1 if any failed. The file
+is written after
 every step, and a later run with --only replaces those steps in it, as long as the commit is the same.
 """
 
@@ -24,20 +26,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OPERATIONS = [path.stem for path in sorted((ROOT / "csrc" / "cuda").glob("*_attention.cu"))]
 PYTHON = sys.executable
-LIMIT = 480.0                     # seconds a step
-TAIL = 6_000                      # characters kept of what a command printed
-OUT_OF_TIME = "out of time"       # in place of an exit status
+LIMIT = 480.0  # seconds a step
+TAIL = 6_000  # characters kept of what a command printed
+OUT_OF_TIME = "out of time"  # in place of an exit status
 PACKAGES = ("torch", "triton", "numpy", "pytest", "hypothesis", "setuptools", "pybind11", "ninja")
 
 
 @dataclass
 class Step:
-    """Commands that run beside each other. `{json}` in one is a file whose content goes into the report. Passed: every command exits with one
+    """Commands that run beside each other. `{json}` in one is a file whose content goes into the report. Passed: every
+    command exits with one
     of `passing`, and not all with a 5 (pytest's word for "no test selected")."""
 
     name: str
     commands: list
-    needs: tuple = ()                          # the GPU, programs, Python modules, by name
+    needs: tuple = ()  # the GPU, programs, Python modules, by name
     environment: dict = field(default_factory=dict)
     passing: tuple = (0,)
 
@@ -47,13 +50,19 @@ def steps(facts):
     build = {"MMKERNELS_CUDA": "1"}
     if "MMKERNELS_CUDA_ARCHS" not in os.environ and facts["gpus"]:
         build["MMKERNELS_CUDA_ARCHS"] = ";".join(sorted({gpu["capability"] for gpu in facts["gpus"]}))
-    mmkernels, shown = [PYTHON, "-m", "mmkernels"], ("click", "rich")
-    yield Step("build", [[PYTHON, "setup.py", "build_ext", "--inplace"]], ("gpu", "nvcc", "pybind11", "setuptools"), build)
+    mmkernels = [PYTHON, "-m", "mmkernels"]
+    shown = ("click", "rich")
+    yield Step(
+        "build", [[PYTHON, "setup.py", "build_ext", "--inplace"]], ("gpu", "nvcc", "pybind11", "setuptools"), build
+    )
     yield Step("info", [[*mmkernels, "info", "--json", "{json}"]], shown)
 
     backends = {"cuda": ("gpu",), "triton": ("gpu", "triton")}
     for backend, needs in backends.items():
-        commands = [[*mmkernels, "verify", "--backend", backend, "--operation", operation, "--json", "{json}"] for operation in OPERATIONS]
+        commands = [
+            [*mmkernels, "verify", "--backend", backend, "--operation", operation, "--json", "{json}"]
+            for operation in OPERATIONS
+        ]
         yield Step(f"verify-{backend}", commands, (*needs, *shown))
 
     for backend, needs in backends.items():
@@ -62,14 +71,28 @@ def steps(facts):
     for backend, needs in backends.items():
         commands = [pytest(f"tests/test_{operation}.py", "-k", f"{backend}-cuda") for operation in OPERATIONS]
         yield Step(f"tests-{backend}", commands, (*needs, "pytest"))
-    commands = [pytest(str(path.relative_to(ROOT)), "-k", "not cuda-cuda and not triton-cuda") for path in sorted(ROOT.glob("tests/test_*.py"))]
+    commands = [
+        pytest(str(path.relative_to(ROOT)), "-k", "not cuda-cuda and not triton-cuda")
+        for path in sorted(ROOT.glob("tests/test_*.py"))
+    ]
     yield Step("tests-others", commands, ("pytest",), passing=(0, 5))
 
     for tool in ("memcheck", "racecheck", "synccheck", "initcheck"):
         for backend, needs in backends.items():
-            command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", PYTHON, "tests/gpu_calls.py", backend]
+            command = [
+                "compute-sanitizer",
+                "--tool",
+                tool,
+                "--error-exitcode",
+                "9",
+                PYTHON,
+                "tests/gpu_calls.py",
+                backend,
+            ]
             # Without PyTorch's cache, an allocation's ends are seen, and what was never written.
-            yield Step(f"{tool}-{backend}", [command], (*needs, "compute-sanitizer"), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+            yield Step(
+                f"{tool}-{backend}", [command], (*needs, "compute-sanitizer"), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            )
 
     for operation in OPERATIONS:
         command = [*mmkernels, "bench", "--device", "cuda", "--operation", operation, "--json", "{json}"]
@@ -81,10 +104,17 @@ def pytest(*arguments):
 
 
 def environment():
-    """Of every step. This checkout is what is imported; a test file sets TRITON_INTERPRET unless it is set; the emulator tests no GPU."""
+    """Of every step. This checkout is what is imported; a test file sets TRITON_INTERPRET unless it is set; the
+    emulator tests no GPU."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    found = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "passive", "TRITON_INTERPRET": "0",
-             "MMKERNELS_TEST_EMULATOR": "0"}
+    found = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "TRITON_INTERPRET": "0",
+        "MMKERNELS_TEST_EMULATOR": "0",
+    }
     if shutil.which("nvcc") is None and find_program("nvcc"):
         found["CUDA_HOME"] = str(Path(find_program("nvcc")).parent.parent)
     return found
@@ -106,23 +136,38 @@ def lacking(needs, facts):
 
 def find_program(name):
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
-    return shutil.which(name) or next(filter(None, (shutil.which(name, path=f"{home}/bin") for home in homes if home)), None)
+    return shutil.which(name) or next(
+        filter(None, (shutil.which(name, path=f"{home}/bin") for home in homes if home)), None
+    )
 
 
 def collect_facts():
     """Card, driver, commit, versions. torch is asked in another process: this one must not hold a part of the GPU."""
-    code = ("import json, torch\n"
-            "gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []\n"
-            "print(json.dumps({'torch': torch.__version__, 'torch_cuda': torch.version.cuda, 'gpus': [{'name': g.name, 'bytes': g.total_memory, "
-            "'capability': f'{g.major}.{g.minor}', 'processors': g.multi_processor_count} for g in gpus]}))")
+    code = (
+        "import json, torch\n"
+        "gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []\n"
+        "print(json.dumps({'torch': torch.__version__, 'torch_cuda': torch.version.cuda, 'gpus': [{'name': g.name, 'bytes': g.total_memory, "
+        "'capability': f'{g.major}.{g.minor}', 'processors': g.multi_processor_count} for g in gpus]}))"
+    )
     told = ask(PYTHON, "-c", code)
     facts = json.loads(told.splitlines()[-1]) if told else {"torch": None, "torch_cuda": None, "gpus": []}
     nvcc = find_program("nvcc")
-    return {**facts, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "commit": os.environ.get("MMKERNELS_COMMIT") or ask("git", "rev-parse", "HEAD"),
-            "changed": bool(ask("git", "status", "--porcelain", "--untracked-files=no")),
-            "driver": ask("nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit", "--format=csv,noheader"),
-            "nvcc": ask(nvcc, "--version").splitlines()[-1:] if nvcc else None, "python": platform.python_version(), "system": platform.platform(),
-            "cores": cores(), "packages": {name: version(name) for name in PACKAGES}}
+    return {
+        **facts,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": os.environ.get("MMKERNELS_COMMIT") or ask("git", "rev-parse", "HEAD"),
+        "changed": bool(ask("git", "status", "--porcelain", "--untracked-files=no")),
+        "driver": ask(
+            "nvidia-smi",
+            "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit",
+            "--format=csv,noheader",
+        ),
+        "nvcc": ask(nvcc, "--version").splitlines()[-1:] if nvcc else None,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": cores(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
 
 
 def ask(*command):
@@ -151,10 +196,22 @@ class Command:
     """A command that runs, with everything that it starts."""
 
     def __init__(self, words, file, environment):
-        self.words = [str(file) if word == "{json}" else find_program(word) or word if word == "compute-sanitizer" else word for word in words]
-        self.file, self.start, self.output = file, time.monotonic(), tempfile.TemporaryFile("w+", errors="replace")
-        self.process = subprocess.Popen(self.words, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=self.output,
-                                        stderr=subprocess.STDOUT, start_new_session=True)
+        self.words = [
+            str(file) if word == "{json}" else find_program(word) or word if word == "compute-sanitizer" else word
+            for word in words
+        ]
+        self.file = file
+        self.start = time.monotonic()
+        self.output = tempfile.TemporaryFile("w+", errors="replace")
+        self.process = subprocess.Popen(
+            self.words,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def result(self, killed=False):
         """What goes into the report, once it has ended or is to end now."""
@@ -164,14 +221,23 @@ class Command:
         self.output.seek(0)
         with self.output:
             tail = self.output.read()[-TAIL:]
-        return {"command": self.words, "exit_code": OUT_OF_TIME if killed else code, "seconds": round(time.monotonic() - self.start, 1),
-                "tail": tail, "results": read_json(self.file)}
+        return {
+            "command": self.words,
+            "exit_code": OUT_OF_TIME if killed else code,
+            "seconds": round(time.monotonic() - self.start, 1),
+            "tail": tail,
+            "results": read_json(self.file),
+        }
 
 
 def run_step(step, limit):
-    """Everything about a step that ran. Its commands share the time; half as many as there are cores run beside each other."""
-    start, told = time.monotonic(), {**environment(), **step.environment}
-    waiting, running, done = list(enumerate(step.commands)), {}, {}
+    """Everything about a step that ran. Its commands share the time; half as many as there are cores run beside each
+    other."""
+    start = time.monotonic()
+    told = {**environment(), **step.environment}
+    waiting = list(enumerate(step.commands))
+    running = {}
+    done = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
             while (waiting or running) and time.monotonic() - start < limit:
@@ -183,12 +249,20 @@ def run_step(step, limit):
                 time.sleep(0.05)
         finally:
             done |= {i: command.result(killed=True) for i, command in running.items()}
-    done |= {i: {"command": words, "exit_code": OUT_OF_TIME, "seconds": 0.0, "tail": "it was never started", "results": None} for i, words in waiting}
+    done |= {
+        i: {"command": words, "exit_code": OUT_OF_TIME, "seconds": 0.0, "tail": "it was never started", "results": None}
+        for i, words in waiting
+    }
 
     codes = [done[i]["exit_code"] for i in sorted(done)]
     passed = all(code in step.passing for code in codes) and any(code != 5 for code in codes)
-    return {"name": step.name, "status": "passed" if passed else "failed", "seconds": round(time.monotonic() - start, 1),
-            "environment": step.environment, "commands": [done[i] for i in sorted(done)]}
+    return {
+        "name": step.name,
+        "status": "passed" if passed else "failed",
+        "seconds": round(time.monotonic() - start, 1),
+        "environment": step.environment,
+        "commands": [done[i] for i in sorted(done)],
+    }
 
 
 def read_json(file):
@@ -215,12 +289,14 @@ def earlier_steps(path, facts):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="only tell the steps and their commands")
-    parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps, or all whose names begin so (tests-, bench-)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="STEP", help="these steps, or all whose names begin so (tests-, bench-)"
+    )
     parser.add_argument("--json", type=Path, default=ROOT / "gpu-check.json", metavar="FILE")
     parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS", help="of a step; default: %(default)s")
     options = parser.parse_args(arguments)
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))       # what runs is ended then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs is ended then, too
     facts = collect_facts()
     chosen = list(steps(facts))
     for wanted in options.only or ():
@@ -252,11 +328,22 @@ def run(chosen, facts, path, limit):
             print(f"{step.name}: {result['status']} after {result['seconds']} s", flush=True)
             for command in result["commands"] if result["status"] == "failed" else ():
                 if command["exit_code"] not in step.passing:
-                    print(f"exit status {command['exit_code']} of: {' '.join(command['command'])}\n{command['tail']}", flush=True)
+                    print(
+                        f"exit status {command['exit_code']} of: {' '.join(command['command'])}\n{command['tail']}",
+                        flush=True,
+                    )
         write_report(path, facts, done)
 
-    found = {status: [step.name for step in chosen if done[step.name]["status"] == status] for status in ("passed", "failed", "skipped")}
-    print("; ".join(f"{len(names)} {status}{': ' + ', '.join(names) if names and status != 'passed' else ''}" for status, names in found.items()))
+    found = {
+        status: [step.name for step in chosen if done[step.name]["status"] == status]
+        for status in ("passed", "failed", "skipped")
+    }
+    print(
+        "; ".join(
+            f"{len(names)} {status}{': ' + ', '.join(names) if names and status != 'passed' else ''}"
+            for status, names in found.items()
+        )
+    )
     print(f"everything is in {path}")
     return 1 if found["failed"] else 0
 

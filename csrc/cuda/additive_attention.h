@@ -1,5 +1,6 @@
-// What turns a panel's products into hidden vectors, scores into weights, and back, asynchronously, on a stream, of the device that is
-// current. Null, or what went wrong. Hidden vectors are [rows, A], scores [rows, K], their gradients [K, rows], all float.
+// What turns a panel's products into hidden vectors, scores into weights, and back, asynchronously, on a stream, of the
+// device that is current. Null, or what went wrong. Hidden vectors are [rows, A], scores [rows, K], their gradients [K,
+// rows], all float.
 #pragma once
 #include "../additive_attention.h"
 #include "rows.h"
@@ -7,7 +8,9 @@
 namespace mmk::cuda {
 
 // Without bags no row takes part, whatever offsets say: there is no sample whose tensors it could read.
-inline SampledRows sampled_rows(const AdditiveAttention& a) { return {a.B, a.N, a.offsets && a.B ? a.N : a.B * a.N, a.offsets}; }
+inline SampledRows sampled_rows(const AdditiveAttention& a) {
+  return {a.B, a.N, a.offsets && a.B ? a.N : a.B * a.N, a.offsets};
+}
 
 // A panel: u, t (null: no gate) -> h, in place of u.
 const char* additive_attention_activate(const AdditiveAttention&, const Panel&, float* u, const float* t, void* stream);
@@ -17,8 +20,10 @@ const char* additive_attention_finish(const AdditiveAttention&, const float* sco
 // grad_scores [K, rows].
 const char* additive_attention_scores(const AdditiveAttentionBackward&, float* grad_scores, void* stream);
 // A panel: u, t and h's gradient -> the gradients of u and t, and h, each in place.
-const char* additive_attention_differentiate(const AdditiveAttention&, const Panel&, float* u, float* t, float* up, void* stream);
+const char* additive_attention_differentiate(const AdditiveAttention&, const Panel&, float* u, float* t, float* up,
+                                             void* stream);
 // grad_image of a panel = through [rows, D] + weights * grad_result.
-const char* additive_attention_write(const AdditiveAttentionBackward&, const Panel&, const float* through, void* stream);
+const char* additive_attention_write(const AdditiveAttentionBackward&, const Panel&, const float* through,
+                                     void* stream);
 
 }  // namespace mmk::cuda

@@ -1,11 +1,12 @@
-// What the kernels of attention over heads share: tiles of rows in shared memory, products of such tiles by warps, and rows of
-// results that leave the registers.
+// What the kernels of attention over heads share: tiles of rows in shared memory, products of such tiles by warps, and
+// rows of results that leave the registers.
 //
-// A warp's product has 16 rows and 8 J columns, spread over its lanes as mma.sync.m16n8k16 has it, whatever the dtype: with
-// g = lane / 4 and q = lane % 4, a lane holds of each 8 columns the columns 2 q and 2 q + 1 of rows g (elements 0, 1) and g + 8
-// (2, 3). 16-bit elements go through the tensor cores with float32 sums; float32 is multiplied as float32 (no TF32: whether the
-// user allows it, the kernels don't know), in the same layout, so that whatever follows is written once. Rows in shared memory
-// are 16 bytes longer than their columns: then neither ldmatrix nor 128-bit loads meet in a bank.
+// A warp's product has 16 rows and 8 J columns, spread over its lanes as mma.sync.m16n8k16 has it, whatever the dtype:
+// with g = lane / 4 and q = lane % 4, a lane holds of each 8 columns the columns 2 q and 2 q + 1 of rows g (elements 0,
+// 1) and g + 8 (2, 3). 16-bit elements go through the tensor cores with float32 sums; float32 is multiplied as float32
+// (no TF32: whether the user allows it, the kernels don't know), in the same layout, so that whatever follows is
+// written once. Rows in shared memory are 16 bytes longer than their columns: then neither ldmatrix nor 128-bit loads
+// meet in a bank.
 #pragma once
 #include "../tensor.h"
 #include "block.h"
@@ -13,45 +14,61 @@
 namespace mmk::cuda {
 
 constexpr const char* no_float64 = "the CUDA kernels have no float64";
-constexpr int64_t most_rows = (int64_t(1) << 30) - 1;   // of a head: kernels count them in 32 bits, a tile further
+constexpr int64_t most_rows = (int64_t(1) << 30) - 1;  // of a head: kernels count them in 32 bits, a tile further
 constexpr const char* too_little = "a block has too little shared memory for the CUDA kernels";
 
-constexpr int tile_rows = 64;                     // rows of a block's own side
+constexpr int tile_rows = 64;  // rows of a block's own side
 
 // Rows of the streamed side that come at once: what shared memory has room for.
-template <class T, int C> constexpr int stream_rows = sizeof(T) == 4 ? (C > 64 ? 32 : 64) : (C > 128 ? 32 : 64);
-template <class T> constexpr int pad = 16 / sizeof(T);
-template <class T, int C> constexpr int pitch_of = C + pad<T>;
+template <class T, int C>
+constexpr int stream_rows = sizeof(T) == 4 ? (C > 64 ? 32 : 64) : (C > 128 ? 32 : 64);
+template <class T>
+constexpr int pad = 16 / sizeof(T);
+template <class T, int C>
+constexpr int pitch_of = C + pad<T>;
 
-struct alignas(8) Two { float at[2]; };
+struct alignas(8) Two {
+  float at[2];
+};
 
-// Scores are kept in base 4, divided by ln 4: so they are in range wherever the scores themselves are. In base 2, which the hardware has, a
-// mask of the lowest float wouldn't be.
+// Scores are kept in base 4, divided by ln 4: so they are in range wherever the scores themselves are. In base 2, which
+// the hardware has, a mask of the lowest float wouldn't be.
 constexpr float log4e = 0.7213475204444817f;
 
-// exp(score - top), 2^(2 x - 2 top) of scores in base 4, no more instructions than a difference. Where 2 top could be out of range, scores are
-// equal or so far apart that 2^(x - top) is the same. No score at all, or all -Inf: exponentials 0, not NaN.
+// exp(score - top), 2^(2 x - 2 top) of scores in base 4, no more instructions than a difference. Where 2 top could be
+// out of range, scores are equal or so far apart that 2^(x - top) is the same. No score at all, or all -Inf:
+// exponentials 0, not NaN.
 struct Exponential {
   float factor, base;
   Exponential() = default;
-  MMK_DEVICE explicit Exponential(float top) : factor(fabsf(top) < 0x1p126f ? 2.f : 1.f), base(top == -INFINITY ? 0.f : factor * top) {}
+  MMK_DEVICE explicit Exponential(float top)
+      : factor(fabsf(top) < 0x1p126f ? 2.f : 1.f), base(top == -INFINITY ? 0.f : factor * top) {}
   MMK_DEVICE float operator()(float x) const { return exponential2(fmaf(x, factor, -base)); }
 };
 
-// What backward finds the weights with, exp(score - top) share: of `rows` rows of a head, [2, rows], the largest score, and one over the sum
-// of exponentials, 0 where nothing takes part. (The logarithm of a sum would be lost beside a top of 1e9, a mask's.)
+// What backward finds the weights with, exp(score - top) share: of `rows` rows of a head, [2, rows], the largest score,
+// and one over the sum of exponentials, 0 where nothing takes part. (The logarithm of a sum would be lost beside a top
+// of 1e9, a mask's.)
 MMK_DEVICE void store_softmax(float* to, int64_t head, int64_t rows, int64_t r, float top, float total) {
   to += 2 * head * rows + r;
   store(to, top == -INFINITY ? 0.f : top), store(to + rows, total == 0 ? 0.f : 1 / total);
 }
-MMK_DEVICE float top_of(const float* softmax, int64_t head, int64_t rows, int64_t r) { return load(softmax + 2 * head * rows + r); }
-MMK_DEVICE float share_of(const float* softmax, int64_t head, int64_t rows, int64_t r) { return load(softmax + (2 * head + 1) * rows + r); }
+MMK_DEVICE float top_of(const float* softmax, int64_t head, int64_t rows, int64_t r) {
+  return load(softmax + 2 * head * rows + r);
+}
+MMK_DEVICE float share_of(const float* softmax, int64_t head, int64_t rows, int64_t r) {
+  return load(softmax + (2 * head + 1) * rows + r);
+}
 
-MMK_DEVICE int lane_row() { return threadIdx.x % 32 / 4; }            // g
-MMK_DEVICE int lane_column() { return 2 * (threadIdx.x % 4); }        // 2 q
+MMK_DEVICE int lane_row() {
+  return threadIdx.x % 32 / 4;
+}  // g
+MMK_DEVICE int lane_column() {
+  return 2 * (threadIdx.x % 4);
+}  // 2 q
 
-// sum += A B over `depth`, a multiple of 16. A is stored [16 rows][depth], or (AcrossA) [depth][16 rows]; B [8 J columns][depth],
-// or (AcrossB) [depth][8 J columns].
+// sum += A B over `depth`, a multiple of 16. A is stored [16 rows][depth], or (AcrossA) [depth][16 rows]; B [8 J
+// columns][depth], or (AcrossB) [depth][8 J columns].
 template <int J, bool AcrossA, bool AcrossB, class T>
 MMK_DEVICE void multiply(float (&sum)[J][4], const T* a, int pitch_a, const T* b, int pitch_b, int depth) {
   const int lane = threadIdx.x % 32;
@@ -71,8 +88,10 @@ MMK_DEVICE void multiply(float (&sum)[J][4], const T* a, int pitch_a, const T* b
       }
     }
   } else {
-    const int g = lane / 4, q = lane % 4;
-    a += AcrossA ? g : g * pitch_a, b += AcrossB ? 2 * q : 2 * q * pitch_b;
+    const int g = lane / 4;
+    const int q = lane % 4;
+    a += AcrossA ? g : g * pitch_a;
+    b += AcrossB ? 2 * q : 2 * q * pitch_b;
 #pragma unroll 1
     for (int k = 0; k < depth; k += 4) {
       float x[2][4];
@@ -80,7 +99,8 @@ MMK_DEVICE void multiply(float (&sum)[J][4], const T* a, int pitch_a, const T* b
       for (int half = 0; half < 2; ++half) {
         if constexpr (AcrossA) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) x[half][i] = a[(k + i) * pitch_a + 8 * half];
+          for (int i = 0; i < 4; ++i)
+            x[half][i] = a[(k + i) * pitch_a + 8 * half];
         } else {
           *reinterpret_cast<Pack<float>*>(x[half]) = *reinterpret_cast<const Pack<float>*>(a + 8 * half * pitch_a + k);
         }
@@ -92,26 +112,32 @@ MMK_DEVICE void multiply(float (&sum)[J][4], const T* a, int pitch_a, const T* b
         for (int i = 0; i < 4; ++i)
           if constexpr (AcrossB) {
             const Two two = *reinterpret_cast<const Two*>(b + (k + i) * pitch_b + 8 * j);
-            y[0][i] = two.at[0], y[1][i] = two.at[1];
+            y[0][i] = two.at[0];
+            y[1][i] = two.at[1];
           }
         if constexpr (!AcrossB) {
 #pragma unroll
-          for (int c = 0; c < 2; ++c) *reinterpret_cast<Pack<float>*>(y[c]) = *reinterpret_cast<const Pack<float>*>(b + (8 * j + c) * pitch_b + k);
+          for (int c = 0; c < 2; ++c)
+            *reinterpret_cast<Pack<float>*>(y[c]) =
+                *reinterpret_cast<const Pack<float>*>(b + (8 * j + c) * pitch_b + k);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          sum[j][0] += x[0][i] * y[0][i], sum[j][1] += x[0][i] * y[1][i];
-          sum[j][2] += x[1][i] * y[0][i], sum[j][3] += x[1][i] * y[1][i];
+          sum[j][0] += x[0][i] * y[0][i];
+          sum[j][1] += x[0][i] * y[1][i];
+          sum[j][2] += x[1][i] * y[0][i];
+          sum[j][3] += x[1][i] * y[1][i];
         }
       }
     }
   }
 }
 
-// sum += P B, P the weights that the warp has in registers, B stored [8 K][8 J columns]. float32 takes the way through `rows`,
-// [16][pitch], the warp's own shared memory.
+// sum += P B, P the weights that the warp has in registers, B stored [8 K][8 J columns]. float32 takes the way through
+// `rows`, [16][pitch], the warp's own shared memory.
 template <int J, int K, class T>
-MMK_DEVICE void multiply_weights(float (&sum)[J][4], const float (&p)[K][4], T* rows, int pitch, const T* b, int pitch_b) {
+MMK_DEVICE void multiply_weights(float (&sum)[J][4], const float (&p)[K][4], T* rows, int pitch, const T* b,
+                                 int pitch_b) {
   const int lane = threadIdx.x % 32;
   if constexpr (sizeof(T) == 2) {
     b += lane % 16 * pitch_b + lane / 16 * 8;
@@ -128,70 +154,83 @@ MMK_DEVICE void multiply_weights(float (&sum)[J][4], const float (&p)[K][4], T* 
       }
     }
   } else {
-    __syncwarp();                                  // the last call's readers are done
+    __syncwarp();  // the last call's readers are done
 #pragma unroll
     for (int k = 0; k < K; ++k)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) rows[(lane_row() + i / 2 * 8) * pitch + 8 * k + lane_column() + i % 2] = p[k][i];
+      for (int i = 0; i < 4; ++i)
+        rows[(lane_row() + i / 2 * 8) * pitch + 8 * k + lane_column() + i % 2] = p[k][i];
     __syncwarp();
     multiply<J, false, true>(sum, rows, pitch, b, pitch_b, 8 * K);
   }
 }
 
-template <int J> MMK_DEVICE void clear(float (&sum)[J][4]) {
+template <int J>
+MMK_DEVICE void clear(float (&sum)[J][4]) {
 #pragma unroll
   for (int j = 0; j < J; ++j)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sum[j][i] = 0;
+    for (int i = 0; i < 4; ++i)
+      sum[j][i] = 0;
 }
 
 // Which rows of a tile are read as they are, which are zeros, and of which only the finite elements count.
 enum class Row : int { zeros, whole, finite };
 
-template <class T> MMK_DEVICE T* head_of(const HeadRows& f, int64_t b, int64_t h) { return static_cast<T*>(f.data) + b * f.b + h * f.h; }
+template <class T>
+MMK_DEVICE T* head_of(const HeadRows& f, int64_t b, int64_t h) {
+  return static_cast<T*>(f.data) + b * f.b + h * f.h;
+}
 
 // up to `count` neighbouring channels as floats, zeros beyond; up to 8 of them.
-template <int V, class T> MMK_DEVICE void get(float* to, const T* from, int64_t stride, int count) {
+template <int V, class T>
+MMK_DEVICE void get(float* to, const T* from, int64_t stride, int count) {
   if (stride == 1 && count >= V && aligned(from)) {
 #pragma unroll
     for (int i = 0; i < V; i += Pack<T>::size) {
       const Pack<T> pack = load(reinterpret_cast<const Pack<T>*>(from + i));
 #pragma unroll
-      for (int e = 0; e < Pack<T>::size; ++e) to[i + e] = to_float(pack.at[e]);
+      for (int e = 0; e < Pack<T>::size; ++e)
+        to[i + e] = to_float(pack.at[e]);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < V; ++i) to[i] = i < count ? to_float(load(from + i * stride)) : 0.f;
+    for (int i = 0; i < V; ++i)
+      to[i] = i < count ? to_float(load(from + i * stride)) : 0.f;
   }
 }
-template <int V, class T> MMK_DEVICE void put(T* to, const float* from, int64_t stride, int count) {
+template <int V, class T>
+MMK_DEVICE void put(T* to, const float* from, int64_t stride, int count) {
   if (stride == 1 && count >= V && aligned(to)) {
 #pragma unroll
     for (int i = 0; i < V; i += Pack<T>::size) {
       Pack<T> pack;
 #pragma unroll
-      for (int e = 0; e < Pack<T>::size; ++e) pack.at[e] = from_float<T>(from[i + e]);
+      for (int e = 0; e < Pack<T>::size; ++e)
+        pack.at[e] = from_float<T>(from[i + e]);
       store(reinterpret_cast<Pack<T>*>(to + i), pack);
     }
   } else {
 #pragma unroll
     for (int i = 0; i < V; ++i)
-      if (i < count) store(to + i * stride, from_float<T>(from[i]));
+      if (i < count)
+        store(to + i * stride, from_float<T>(from[i]));
   }
 }
 
-// Starts to copy rows of a head to a tile [Rows][C + pad]: `from` is the first row's first channel, `rows` and `channels` are
-// there, the rest is zeros. row(r) tells how row r is read. `factor`: null, or rows to multiply them by. By `threads` threads
-// of which this is `thread`. To be followed by copy_commit, and waited for.
+// Starts to copy rows of a head to a tile [Rows][C + pad]: `from` is the first row's first channel, `rows` and
+// `channels` are there, the rest is zeros. row(r) tells how row r is read. `factor`: null, or rows to multiply them by.
+// By `threads` threads of which this is `thread`. To be followed by copy_commit, and waited for.
 template <int Rows, int C, class T, class How>
-MMK_DEVICE void stage(T* to, const T* from, const HeadRows& f, int64_t rows, int64_t channels, How row, int thread, int threads,
-                      const T* factor = nullptr, const HeadRows& by = HeadRows()) {
+MMK_DEVICE void stage(T* to, const T* from, const HeadRows& f, int64_t rows, int64_t channels, How row, int thread,
+                      int threads, const T* factor = nullptr, const HeadRows& by = HeadRows()) {
   constexpr int V = Pack<T>::size, packs = C / V, pitch = pitch_of<T, C>;
-  const bool across = f.n == 1 && f.c != 1;        // neighbouring threads read what lies together
+  const bool across = f.n == 1 && f.c != 1;  // neighbouring threads read what lies together
   const bool wide = f.c == 1 && !factor && aligned(from) && aligned(f.n * int64_t(sizeof(T)));
 #pragma unroll 1
   for (int i = thread; i < Rows * packs; i += threads) {
-    const int r = across ? i % Rows : i / packs, c = (across ? i / Rows : i % packs) * V;
+    const int r = across ? i % Rows : i / packs;
+    const int c = (across ? i / Rows : i % packs) * V;
     T* into = to + r * pitch + c;
     const Row how = r < rows && c < channels ? row(r) : Row::zeros;
     if (how == Row::whole && wide && c + V <= channels) {
@@ -207,53 +246,66 @@ MMK_DEVICE void stage(T* to, const T* from, const HeadRows& f, int64_t rows, int
         float y[V];
         get<V>(y, factor + r * by.n + c * by.c, by.c, count);
 #pragma unroll
-        for (int e = 0; e < V; ++e) x[e] *= y[e];
+        for (int e = 0; e < V; ++e)
+          x[e] *= y[e];
       }
 #pragma unroll
-      for (int e = 0; e < V; ++e) pack.at[e] = from_float<T>(how == Row::finite && !(fabsf(x[e]) < INFINITY) ? 0.f : x[e]);
+      for (int e = 0; e < V; ++e)
+        pack.at[e] = from_float<T>(how == Row::finite && !(fabsf(x[e]) < INFINITY) ? 0.f : x[e]);
     }
     *reinterpret_cast<Pack<T>*>(into) = pack;
   }
 }
 
-// Hands the warp's product out in rows: emit(row, column, x) with row < 16, column a multiple of 8, x[8] the 8 columns from it on.
-// Lanes of four exchange theirs, so that each has neighbouring channels to load and to store.
-template <int J, class Emit> MMK_DEVICE void emit_rows(const float (&sum)[J][4], Emit emit) {
+// Hands the warp's product out in rows: emit(row, column, x) with row < 16, column a multiple of 8, x[8] the 8 columns
+// from it on. Lanes of four exchange theirs, so that each has neighbouring channels to load and to store.
+template <int J, class Emit>
+MMK_DEVICE void emit_rows(const float (&sum)[J][4], Emit emit) {
   static_assert(J % 4 == 0);
-  const int q = threadIdx.x % 4, odd = q & 1, high = q >> 1;
+  const int q = threadIdx.x % 4;
+  const int odd = q & 1;
+  const int high = q >> 1;
 #pragma unroll
   for (int j = 0; j < J; j += 4)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float pair[2][2][2], x[8];                   // [tiles of two][from an even or odd lane][column]
+      float pair[2][2][2], x[8];  // [tiles of two][from an even or odd lane][column]
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float low = sum[j + 2 * i][2 * half + c], up = sum[j + 2 * i + 1][2 * half + c];
-          const float other = __shfl_xor_sync(all_lanes, odd ? low : up, 1), own = odd ? up : low;
-          pair[i][0][c] = odd ? other : own, pair[i][1][c] = odd ? own : other;
+          const float low = sum[j + 2 * i][2 * half + c];
+          const float up = sum[j + 2 * i + 1][2 * half + c];
+          const float other = __shfl_xor_sync(all_lanes, odd ? low : up, 1);
+          const float own = odd ? up : low;
+          pair[i][0][c] = odd ? other : own;
+          pair[i][1][c] = odd ? own : other;
         }
 #pragma unroll
       for (int s = 0; s < 2; ++s)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float other = __shfl_xor_sync(all_lanes, high ? pair[0][s][c] : pair[1][s][c], 2), own = high ? pair[1][s][c] : pair[0][s][c];
-          x[2 * s + c] = high ? other : own, x[4 + 2 * s + c] = high ? own : other;
+          const float other = __shfl_xor_sync(all_lanes, high ? pair[0][s][c] : pair[1][s][c], 2);
+          const float own = high ? pair[1][s][c] : pair[0][s][c];
+          x[2 * s + c] = high ? other : own;
+          x[4 + 2 * s + c] = high ? own : other;
         }
       emit(lane_row() + 8 * half, 8 * (j + q), x);
     }
 }
 
-// The same for many columns, in a loop, which keeps the code short: through `memory`, [16][8 J + 4] floats of the warp's own.
-template <int J, class Emit> MMK_DEVICE void emit_through(float* memory, const float (*sum)[4], Emit emit) {
+// The same for many columns, in a loop, which keeps the code short: through `memory`, [16][8 J + 4] floats of the
+// warp's own.
+template <int J, class Emit>
+MMK_DEVICE void emit_through(float* memory, const float (*sum)[4], Emit emit) {
   constexpr int pitch = 8 * J + 4;
   __syncwarp();
 #pragma unroll
   for (int j = 0; j < J; ++j)
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      *reinterpret_cast<Two*>(memory + (lane_row() + 8 * half) * pitch + 8 * j + lane_column()) = {{sum[j][2 * half], sum[j][2 * half + 1]}};
+      *reinterpret_cast<Two*>(memory + (lane_row() + 8 * half) * pitch + 8 * j +
+                              lane_column()) = {{sum[j][2 * half], sum[j][2 * half + 1]}};
   __syncwarp();
 #pragma unroll 1
   for (int i = threadIdx.x % 32; i < 16 * J; i += 32) {
@@ -266,6 +318,8 @@ template <int J, class Emit> MMK_DEVICE void emit_through(float* memory, const f
 }
 
 // The least multiple of 16 that isn't below.
-MMK_DEVICE int whole_depth(int64_t channels) { return int(round_up(channels, 16)); }
+MMK_DEVICE int whole_depth(int64_t channels) {
+  return int(round_up(channels, 16));
+}
 
 }  // namespace mmk::cuda

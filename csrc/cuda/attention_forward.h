@@ -1,16 +1,18 @@
-// softmax(scale * query key^T) value for tiles of 64 query rows, keys and values streamed: the forward pass of both operations.
+// softmax(scale * query key^T) value for tiles of 64 query rows, keys and values streamed: the forward pass of both
+// operations.
 //
 // A block of four warps has the rows of a tile, 16 a warp: scores, their online softmax (Milakov & Gimelshein 2018,
-// arXiv:1805.02867) and the weighted sum of values stay in registers, as in FlashAttention-2 (Dao 2023, arXiv:2307.08691). Keys
-// and values come in tiles by cp.async, two buffers in turn; where as many buffers as tiles fit in shared memory (a short text),
-// they are read once and stay there while the block goes from one row tile to the next. Where few rows meet a long stream, it is
-// split: blocks leave unnormalised sums in scratch, and `attend_merge` adds them in a fixed order.
+// arXiv:1805.02867) and the weighted sum of values stay in registers, as in FlashAttention-2 (Dao 2023,
+// arXiv:2307.08691). Keys and values come in tiles by cp.async, two buffers in turn; where as many buffers as tiles fit
+// in shared memory (a short text), they are read once and stay there while the block goes from one row tile to the
+// next. Where few rows meet a long stream, it is split: blocks leave unnormalised sums in scratch, and `attend_merge`
+// adds them in a fixed order.
 //
-// C, the class: columns that registers and shared memory are made for. More query channels are taken in slabs of C, more value
-// channels by more blocks, each of which takes the scores again.
+// C, the class: columns that registers and shared memory are made for. More query channels are taken in slabs of C,
+// more value channels by more blocks, each of which takes the scores again.
 //
-// Both (bidirectional attention, all text rows in one tile): the same scores also give the streamed side's softmax, which is
-// complete in a tile, and its rows of the result.
+// Both (bidirectional attention, all text rows in one tile): the same scores also give the streamed side's softmax,
+// which is complete in a tile, and its rows of the result.
 #pragma once
 #include "attention.h"
 
@@ -18,47 +20,53 @@ namespace mmk::cuda {
 
 struct AttendTask {
   // Every field has 8 bytes.
-  int64_t heads, rows, streamed, d, dv;            //  0 rows of query; of key and value
-  int64_t tiles, group, splits, span, chunks;      //  5 row tiles of a head; of a block; parts of the stream and their rows; column chunks
-  int64_t stages, resident;                        // 10 buffers of streamed tiles; 1: all tiles have one of their own
-  int64_t count;                                   // 12 heads of all samples
-  double scale;                                    // 13
-  HeadRows query, key, value, gate;                // 14 data, b, h, n, c each; gate null: none
-  HeadRows result, attended;                       // 34 attended null: not wanted
-  Tokens row_mask, stream_mask;                    // 44 data, b, h, t: which rows take part (Both; else only: what is NaN there is 0)
-  Pairs pairs;                                     // 52 data, b, h, n, t
-  Bias bias;                                       // 57
-  float* softmax;                                  // 62 [b, h, 2, rows]: store_softmax
-  float *partial, *stats;                          // 63 split: [b, h, split, rows, dv], [b, h, split, rows, 2]: maximum, sum
-  HeadRows row_value, stream_result;               // 65 Both: the rows' values, and what the streamed rows get from them
-  float* stream_softmax;                           // 75 Both: [b, h, 2, streamed]
+  int64_t heads, rows, streamed, d, dv;  //  0 rows of query; of key and value
+  int64_t tiles, group, splits, span,
+      chunks;                //  5 row tiles of a head; of a block; parts of the stream and their rows; column chunks
+  int64_t stages, resident;  // 10 buffers of streamed tiles; 1: all tiles have one of their own
+  int64_t count;             // 12 heads of all samples
+  double scale;              // 13
+  HeadRows query, key, value, gate;  // 14 data, b, h, n, c each; gate null: none
+  HeadRows result, attended;         // 34 attended null: not wanted
+  Tokens row_mask, stream_mask;      // 44 data, b, h, t: which rows take part (Both; else only: what is NaN there is 0)
+  Pairs pairs;                       // 52 data, b, h, n, t
+  Bias bias;                         // 57
+  float* softmax;                    // 62 [b, h, 2, rows]: store_softmax
+  float *partial, *stats;            // 63 split: [b, h, split, rows, dv], [b, h, split, rows, 2]: maximum, sum
+  HeadRows row_value, stream_result;  // 65 Both: the rows' values, and what the streamed rows get from them
+  float* stream_softmax;              // 75 Both: [b, h, 2, streamed]
 };
 static_assert(sizeof(AttendTask) == 76 * 8, "every field has 8 bytes");
 
-template <class T, int C> struct AttendLayout {
+template <class T, int C>
+struct AttendLayout {
   static constexpr int S = stream_rows<T, C>;
   static constexpr int pitch = pitch_of<T, C>, weights = S + pad<T>, image = tile_rows + pad<T>;
   int64_t own, query, p, values, q, reduce, keep, total;
   MMK_HOST_DEVICE AttendLayout(int64_t stages, bool both) {
     constexpr int64_t size = sizeof(T);
-    own = stages * 2 * S * pitch * size;                              // after the streamed tiles
-    query = own;                                                      // T [64][pitch]
-    p = query + tile_rows * pitch * size;                             // float32: weights on their way, [64][weights]
-    values = p + (size == 4 ? tile_rows * weights * size : 0);        // Both: T [64][pitch]
-    q = values + (both ? tile_rows * pitch * size : 0);               // Both: T [64][weights], the streamed side's weights
-    reduce = q + (both ? tile_rows * weights * size : 0);             // Both: float [4][S] twice
-    keep = reduce + (both ? 8 * S * 4 : 0);                           // bytes [stages][S]
+    own = stages * 2 * S * pitch * size;                        // after the streamed tiles
+    query = own;                                                // T [64][pitch]
+    p = query + tile_rows * pitch * size;                       // float32: weights on their way, [64][weights]
+    values = p + (size == 4 ? tile_rows * weights * size : 0);  // Both: T [64][pitch]
+    q = values + (both ? tile_rows * pitch * size : 0);         // Both: T [64][weights], the streamed side's weights
+    reduce = q + (both ? tile_rows * weights * size : 0);       // Both: float [4][S] twice
+    keep = reduce + (both ? 8 * S * 4 : 0);                     // bytes [stages][S]
     total = keep + round_up(stages * S, 16);
   }
 };
 
-template <class T, int C, bool Both> struct Attend {
+template <class T, int C, bool Both>
+struct Attend {
   using Layout = AttendLayout<T, C>;
-  static constexpr int S = Layout::S, J = S / 8, pitch = Layout::pitch, threads = 128;
+  static constexpr int S = Layout::S;
+  static constexpr int J = S / 8;
+  static constexpr int pitch = Layout::pitch;
+  static constexpr int threads = 128;
   const AttendTask& t;
   int64_t bh;
-  int b, h;                                                            // the launch has fewer than 2^31 blocks
-  int chunk, split, first_tile, begin, end;                            // begin, end: of the streamed rows
+  int b, h;                                  // the launch has fewer than 2^31 blocks
+  int chunk, split, first_tile, begin, end;  // begin, end: of the streamed rows
   T *streams, *query, *p, *values, *q;
   float* reduce;
   uint8_t* keep;
@@ -67,16 +75,26 @@ template <class T, int C, bool Both> struct Attend {
   MMK_DEVICE Attend(const AttendTask& t, unsigned char* shared) : t(t) {
     int64_t rest = blockIdx.x;
     const int64_t groups = ceil_div(t.tiles, t.group);
-    chunk = int(rest % t.chunks), rest /= t.chunks;
-    split = int(rest % t.splits), rest /= t.splits;
-    first_tile = int(rest % groups * t.group), bh = rest / groups;
-    b = int(bh / t.heads), h = int(bh % t.heads);
-    begin = int(split * t.span), end = int(least(begin + t.span, t.streamed));
+    chunk = int(rest % t.chunks);
+    rest /= t.chunks;
+    split = int(rest % t.splits);
+    rest /= t.splits;
+    first_tile = int(rest % groups * t.group);
+    bh = rest / groups;
+    b = int(bh / t.heads);
+    h = int(bh % t.heads);
+    begin = int(split * t.span);
+    end = int(least(begin + t.span, t.streamed));
     const Layout at(t.stages, Both);
-    streams = reinterpret_cast<T*>(shared), query = reinterpret_cast<T*>(shared + at.query), p = reinterpret_cast<T*>(shared + at.p);
-    values = reinterpret_cast<T*>(shared + at.values), q = reinterpret_cast<T*>(shared + at.q);
-    reduce = reinterpret_cast<float*>(shared + at.reduce), keep = shared + at.keep;
-    warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    streams = reinterpret_cast<T*>(shared);
+    query = reinterpret_cast<T*>(shared + at.query);
+    p = reinterpret_cast<T*>(shared + at.p);
+    values = reinterpret_cast<T*>(shared + at.values);
+    q = reinterpret_cast<T*>(shared + at.q);
+    reduce = reinterpret_cast<float*>(shared + at.reduce);
+    keep = shared + at.keep;
+    warp = threadIdx.x / 32;
+    lane = threadIdx.x % 32;
   }
 
   MMK_DEVICE T* key_tile(int stage) const { return streams + 2 * stage * S * pitch; }
@@ -85,24 +103,31 @@ template <class T, int C, bool Both> struct Attend {
     return !t.row_mask.data || load(t.row_mask.data + b * t.row_mask.b + h * t.row_mask.h + r * t.row_mask.t);
   }
   MMK_DEVICE bool taken(int64_t n) const {
-    return !t.stream_mask.data || load(t.stream_mask.data + b * t.stream_mask.b + h * t.stream_mask.h + n * t.stream_mask.t);
+    return !t.stream_mask.data ||
+           load(t.stream_mask.data + b * t.stream_mask.b + h * t.stream_mask.h + n * t.stream_mask.t);
   }
 
-  MMK_DEVICE void bring_query(int row, int slab) const {     // a warp's 16 rows
+  MMK_DEVICE void bring_query(int row, int slab) const {  // a warp's 16 rows
     const T* from = head_of<T>(t.query, opaque(b), opaque(h)) + row * t.query.n + slab * C * t.query.c;
-    stage<16, C>(query + 16 * warp * pitch, from, t.query, t.rows - row, t.d - slab * C,
-                 [&](int r) { return row_taken(row + r) ? Row::whole : Row::finite; }, lane, 32);
+    stage<16, C>(
+        query + 16 * warp * pitch, from, t.query, t.rows - row, t.d - slab * C,
+        [&](int r) { return row_taken(row + r) ? Row::whole : Row::finite; }, lane, 32);
   }
   MMK_DEVICE void bring_key(int stage_index, int n, int slab) const {
     const T* from = head_of<T>(t.key, opaque(b), opaque(h)) + n * t.key.n + slab * C * t.key.c;
-    stage<S, C>(key_tile(stage_index), from, t.key, end - n, t.d - slab * C,
-                [&](int r) { return taken(n + r) ? Row::whole : Both ? Row::finite : Row::zeros; }, threadIdx.x, threads);
+    stage<S, C>(
+        key_tile(stage_index), from, t.key, end - n, t.d - slab * C,
+        [&](int r) { return taken(n + r) ? Row::whole
+                            : Both       ? Row::finite
+                                         : Row::zeros; }, threadIdx.x, threads);
   }
   MMK_DEVICE void bring_value(int stage_index, int n) const {
     const T* from = head_of<T>(t.value, opaque(b), opaque(h)) + n * t.value.n + chunk * C * t.value.c;
-    stage<S, C>(value_tile(stage_index), from, t.value, end - n, t.dv - chunk * C,
-                [&](int r) { return taken(n + r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
-    for (int r = threadIdx.x; r < S; r += threads) keep[stage_index * S + r] = n + r < end && taken(n + r);
+    stage<S, C>(
+        value_tile(stage_index), from, t.value, end - n, t.dv - chunk * C,
+        [&](int r) { return taken(n + r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
+    for (int r = threadIdx.x; r < S; r += threads)
+      keep[stage_index * S + r] = n + r < end && taken(n + r);
   }
 
   // Scores, with everything that is added to them; -Inf where a row doesn't attend.
@@ -118,8 +143,12 @@ template <class T, int C, bool Both> struct Attend {
         float x = s[j][i] * scale;
         bool takes = !some || kept[column];
         if (!Both && (t.pairs.data || t.bias.data) && takes && r < t.rows) {
-          if (t.pairs.data) takes = load(t.pairs.data + b * t.pairs.b + h * t.pairs.h + r * t.pairs.n + (n + column) * t.pairs.t);
-          else x = fmaf(load(static_cast<const float*>(t.bias.data) + b * t.bias.b + h * t.bias.h + r * t.bias.n + (n + column) * t.bias.t), log4e, x);
+          if (t.pairs.data)
+            takes = load(t.pairs.data + b * t.pairs.b + h * t.pairs.h + r * t.pairs.n + (n + column) * t.pairs.t);
+          else
+            x = fmaf(load(static_cast<const float*>(t.bias.data) + b * t.bias.b + h * t.bias.h + r * t.bias.n +
+                          (n + column) * t.bias.t),
+                     log4e, x);
         }
         s[j][i] = takes ? x : -INFINITY;
       }
@@ -127,49 +156,72 @@ template <class T, int C, bool Both> struct Attend {
 
   // The streamed rows' own softmax, over all rows of this tile, and their result. s: scores, not masked.
   MMK_DEVICE void stream_side(const float (&s)[J][4], int row, int n) const {
-    float *most_of = reduce, *sum_of = reduce + 4 * S;
+    float* most_of = reduce;
+    float* sum_of = reduce + 4 * S;
     const int r = row + lane_row();
-    const bool low = r < t.rows && row_taken(r), high = r + 8 < t.rows && row_taken(r + 8);
+    const bool low = r < t.rows && row_taken(r);
+    const bool high = r + 8 < t.rows && row_taken(r + 8);
 #pragma unroll
     for (int j = 0; j < J; ++j)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         float m = fmaxf(low ? s[j][c] : -INFINITY, high ? s[j][2 + c] : -INFINITY);
-        for (int lanes = 4; lanes < 32; lanes *= 2) m = fmaxf(m, __shfl_xor_sync(all_lanes, m, lanes));
-        if (lane < 4) most_of[warp * S + 8 * j + lane_column() + c] = m;
+        for (int lanes = 4; lanes < 32; lanes *= 2)
+          m = fmaxf(m, __shfl_xor_sync(all_lanes, m, lanes));
+        if (lane < 4)
+          most_of[warp * S + 8 * j + lane_column() + c] = m;
       }
     __syncthreads();
-    auto top = [&](int column) { return fmaxf(fmaxf(most_of[column], most_of[S + column]), fmaxf(most_of[2 * S + column], most_of[3 * S + column])); };
+    auto top = [&](int column) {
+      return fmaxf(fmaxf(most_of[column], most_of[S + column]),
+                   fmaxf(most_of[2 * S + column], most_of[3 * S + column]));
+    };
 #pragma unroll
     for (int j = 0; j < J; ++j)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int column = 8 * j + lane_column() + c;
         const Exponential power(top(column));
-        const float x = low ? power(s[j][c]) : 0.f, y = high ? power(s[j][2 + c]) : 0.f;
+        const float x = low ? power(s[j][c]) : 0.f;
+        const float y = high ? power(s[j][2 + c]) : 0.f;
         T* to = q + (16 * warp + lane_row()) * Layout::weights + column;
-        to[0] = from_float<T>(x), to[8 * Layout::weights] = from_float<T>(y);
+        to[0] = from_float<T>(x);
+        to[8 * Layout::weights] = from_float<T>(y);
         float sum = x + y;
-        for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(all_lanes, sum, lanes);
-        if (lane < 4) sum_of[warp * S + column] = sum;
+        for (int lanes = 4; lanes < 32; lanes *= 2)
+          sum += __shfl_xor_sync(all_lanes, sum, lanes);
+        if (lane < 4)
+          sum_of[warp * S + column] = sum;
       }
     __syncthreads();
-    auto sum = [&](int column) { return sum_of[column] + sum_of[S + column] + sum_of[2 * S + column] + sum_of[3 * S + column]; };
+    auto sum = [&](int column) {
+      return sum_of[column] + sum_of[S + column] + sum_of[2 * S + column] + sum_of[3 * S + column];
+    };
     for (int column = threadIdx.x; column < S; column += threads)
-      if (n + column < end) store_softmax(t.stream_softmax, bh, t.streamed, n + column, top(column), sum(column));
-    constexpr int row_groups = S / 16, W = 4, width = 8 * W;           // a warp's columns at a time
+      if (n + column < end)
+        store_softmax(t.stream_softmax, bh, t.streamed, n + column, top(column), sum(column));
+    // a warp's columns at a time
+    constexpr int row_groups = S / 16;
+    constexpr int W = 4;
+    constexpr int width = 8 * W;
     T* result = head_of<T>(t.stream_result, b, h);
     for (int item = warp; item < row_groups * (C / width); item += 4) {
-      const int r0 = item % row_groups * 16, c0 = item / row_groups * width;
-      if (c0 >= t.dv) continue;
+      const int r0 = item % row_groups * 16;
+      const int c0 = item / row_groups * width;
+      if (c0 >= t.dv)
+        continue;
       float o[W][4];
       clear(o);
       multiply<W, true, true>(o, q + r0, Layout::weights, values + c0, pitch, tile_rows);
       emit_rows(o, [&](int r, int c, float (&x)[8]) {
-        if (n + r0 + r >= end || c0 + c >= t.dv) return;
-        const float total = sum(r0 + r), factor = total == 0 ? 0.f : 1 / total;
-        for (int e = 0; e < 8; ++e) x[e] = total == 0 ? 0.f : x[e] * factor;
-        put<8>(result + (n + r0 + r) * t.stream_result.n + (c0 + c) * t.stream_result.c, x, t.stream_result.c, int(least<int64_t>(8, t.dv - c0 - c)));
+        if (n + r0 + r >= end || c0 + c >= t.dv)
+          return;
+        const float total = sum(r0 + r);
+        const float factor = total == 0 ? 0.f : 1 / total;
+        for (int e = 0; e < 8; ++e)
+          x[e] = total == 0 ? 0.f : x[e] * factor;
+        put<8>(result + (n + r0 + r) * t.stream_result.n + (c0 + c) * t.stream_result.c, x, t.stream_result.c,
+               int(least<int64_t>(8, t.dv - c0 - c)));
       });
     }
   }
@@ -179,7 +231,8 @@ template <class T, int C, bool Both> struct Attend {
     if (chunk == 0 && lane % 4 == 0)
       for (int half = 0; half < 2; ++half) {
         const int r = row + lane_row() + 8 * half;
-        if (r >= t.rows) continue;
+        if (r >= t.rows)
+          continue;
         if (t.splits == 1) {
           store_softmax(t.softmax, bh, t.rows, r, m[half], l[half]);
         } else {
@@ -187,81 +240,106 @@ template <class T, int C, bool Both> struct Attend {
           store(stats, m[half]), store(stats + 1, l[half]);
         }
       }
-    unsigned silent = 0;                                               // rows that attend to nothing: whatever their gate is
+    unsigned silent = 0;  // rows that attend to nothing: whatever their gate is
     for (int half = 0; half < 2; ++half) {
       unsigned bit = l[half] == 0 && lane % 4 == 0 ? 1u << (lane_row() + 8 * half) : 0u;
-      for (int lanes = 16; lanes > 0; lanes /= 2) bit |= __shfl_xor_sync(all_lanes, bit, lanes);
+      for (int lanes = 16; lanes > 0; lanes /= 2)
+        bit |= __shfl_xor_sync(all_lanes, bit, lanes);
       silent |= bit;
     }
     float factor[2] = {1, 1};
-    for (int half = 0; half < 2 && t.splits == 1; ++half) factor[half] = l[half] == 0 ? 0.f : 1 / l[half];
+    for (int half = 0; half < 2 && t.splits == 1; ++half)
+      factor[half] = l[half] == 0 ? 0.f : 1 / l[half];
 #pragma unroll
     for (int j = 0; j < C / 8; ++j)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) o[j][i] *= factor[i / 2];
-    float* memory = reinterpret_cast<float*>(query + 16 * warp * pitch);   // free now; room for half of the columns
-    for (int half = 0; half < 2; ++half) {                              // unrolled: registers have no index
+      for (int i = 0; i < 4; ++i)
+        o[j][i] *= factor[i / 2];
+    float* memory = reinterpret_cast<float*>(query + 16 * warp * pitch);  // free now; room for half of the columns
+    for (int half = 0; half < 2; ++half) {                                // unrolled: registers have no index
       auto emit = [&](int r, int c, float (&x)[8]) {
-        const int at = row + r, column = c_first + half * (C / 2) + c;
+        const int at = row + r;
+        const int column = c_first + half * (C / 2) + c;
         const int count = int(least<int64_t>(8, t.dv - column));
-        if (at >= t.rows || count <= 0) return;
+        if (at >= t.rows || count <= 0)
+          return;
         if (t.splits > 1) {
           put<8>(t.partial + ((bh * t.splits + split) * t.rows + at) * t.dv + column, x, 1, count);
           return;
         }
-        if (t.attended.data) put<8>(head_of<T>(t.attended, b, h) + at * t.attended.n + column * t.attended.c, x, t.attended.c, count);
+        if (t.attended.data)
+          put<8>(head_of<T>(t.attended, b, h) + at * t.attended.n + column * t.attended.c, x, t.attended.c, count);
         if (t.gate.data) {
           float y[8];
           get<8>(y, head_of<T>(t.gate, b, h) + at * t.gate.n + column * t.gate.c, t.gate.c, count);
 #pragma unroll
-          for (int e = 0; e < 8; ++e) x[e] = silent >> r & 1 ? 0.f : x[e] * y[e];
+          for (int e = 0; e < 8; ++e)
+            x[e] = silent >> r & 1 ? 0.f : x[e] * y[e];
         }
         put<8>(head_of<T>(t.result, b, h) + at * t.result.n + column * t.result.c, x, t.result.c, count);
       };
-      if (half == 0) emit_through<C / 16>(memory, o, emit);
-      else emit_through<C / 16>(memory, o + C / 16, emit);
+      if (half == 0)
+        emit_through<C / 16>(memory, o, emit);
+      else
+        emit_through<C / 16>(memory, o + C / 16, emit);
     }
   }
 
   MMK_DEVICE void run() const {
-    const int slabs = int(ceil_div(t.d, C)), last_tile = int(least(first_tile + t.group, t.tiles)), stages = int(t.stages);
+    const int slabs = int(ceil_div(t.d, C));
+    const int last_tile = int(least(first_tile + t.group, t.tiles));
+    const int stages = int(t.stages);
     if (Both)
-      stage<tile_rows, C>(values, head_of<T>(t.row_value, b, h), t.row_value, t.rows, t.dv,
-                          [&](int r) { return row_taken(r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
+      stage<tile_rows, C>(
+          values, head_of<T>(t.row_value, b, h), t.row_value, t.rows, t.dv,
+          [&](int r) { return row_taken(r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
     for (int tile = first_tile; tile < last_tile; ++tile) {
       const int row = tile * tile_rows + 16 * warp;
-      const bool fresh = !t.resident || tile == first_tile;            // the streamed tiles have to be read
-      const int ahead = fresh && slabs == 1 && stages > 1 ? S : 0;   // else there is no room for the next tile beside this one
+      const bool fresh = !t.resident || tile == first_tile;  // the streamed tiles have to be read
+      const int ahead =
+          fresh && slabs == 1 && stages > 1 ? S : 0;  // else there is no room for the next tile beside this one
       float o[C / 8][4], m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
       clear(o);
-      __syncwarp();                                                    // the last tile's readers are done
-      for (int n = begin - ahead; n < end; n += S) {               // one round more, to bring the first tile
+      __syncwarp();                                   // the last tile's readers are done
+      for (int n = begin - ahead; n < end; n += S) {  // one round more, to bring the first tile
         const int next = n + ahead;
-        const int at = int(unsigned((n - begin) / S) % unsigned(stages)), into = int(unsigned((next - begin) / S) % unsigned(stages));
+        const int at = int(unsigned((n - begin) / S) % unsigned(stages));
+        const int into = int(unsigned((next - begin) / S) % unsigned(stages));
         float s[J][4];
         clear(s);
         for (int slab = 0; slab < slabs; ++slab) {
-          if (slabs > 1 || (fresh && !ahead)) __syncthreads();
-          if (slabs > 1 || next == begin) bring_query(row, slab);
+          if (slabs > 1 || (fresh && !ahead))
+            __syncthreads();
+          if (slabs > 1 || next == begin)
+            bring_query(row, slab);
           if (fresh && next < end) {
             bring_key(into, next, slab);
-            if (slab == 0) bring_value(into, next);
+            if (slab == 0)
+              bring_value(into, next);
           }
           copy_commit();
-          if (n < begin) break;
-          if (ahead) copy_wait<1>();
-          else copy_wait<0>();
-          if (fresh) __syncthreads();
-          else __syncwarp();
-          multiply<J, false, false>(s, query + 16 * warp * pitch, pitch, key_tile(at), pitch, whole_depth(least<int64_t>(C, t.d - slab * C)));
+          if (n < begin)
+            break;
+          if (ahead)
+            copy_wait<1>();
+          else
+            copy_wait<0>();
+          if (fresh)
+            __syncthreads();
+          else
+            __syncwarp();
+          multiply<J, false, false>(s, query + 16 * warp * pitch, pitch, key_tile(at), pitch,
+                                    whole_depth(least<int64_t>(C, t.d - slab * C)));
         }
-        if (n < begin) continue;
+        if (n < begin)
+          continue;
         if (Both) {
           float raw[J][4];
 #pragma unroll
           for (int j = 0; j < J; ++j)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) raw[j][i] = s[j][i] * (float(t.scale) * log4e);
+            for (int i = 0; i < 4; ++i)
+              raw[j][i] = s[j][i] * (float(t.scale) * log4e);
           stream_side(raw, row, n);
         }
         mask(s, row, n, keep + at * S);
@@ -269,24 +347,29 @@ template <class T, int C, bool Both> struct Attend {
         for (int half = 0; half < 2; ++half) {
           float top = m[half];
 #pragma unroll
-          for (int j = 0; j < J; ++j) top = fmaxf(top, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
+          for (int j = 0; j < J; ++j)
+            top = fmaxf(top, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
           top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 1));
           top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 2));
           const Exponential power(top);
           const float before = power(m[half]);
-          m[half] = top, l[half] *= before;
+          m[half] = top;
+          l[half] *= before;
 #pragma unroll
           for (int j = 0; j < J; ++j)
 #pragma unroll
             for (int c = 0; c < 2; ++c) {
               const float x = power(s[j][2 * half + c]);
-              s[j][2 * half + c] = x, l[half] += x;
+              s[j][2 * half + c] = x;
+              l[half] += x;
             }
 #pragma unroll
-          for (int j = 0; j < C / 8; ++j) o[j][2 * half] *= before, o[j][2 * half + 1] *= before;
+          for (int j = 0; j < C / 8; ++j)
+            o[j][2 * half] *= before, o[j][2 * half + 1] *= before;
         }
         multiply_weights(o, s, p + 16 * warp * Layout::weights, Layout::weights, value_tile(at), pitch);
-        if (fresh) __syncthreads();                                    // before the next tile but one takes its place
+        if (fresh)
+          __syncthreads();  // before the next tile but one takes its place
       }
       copy_wait<0>();
 #pragma unroll
@@ -300,32 +383,44 @@ template <class T, int C, bool Both> struct Attend {
 };
 
 // Adds what the parts of the stream have left: a warp a row. Grid (rows of all heads / 4), block 128.
-template <class T> MMK_DEVICE void attend_merge(const AttendTask& t) {
+template <class T>
+MMK_DEVICE void attend_merge(const AttendTask& t) {
   const int64_t row = int64_t(blockIdx.x) * 4 + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  if (row >= t.count * t.rows) return;
-  const int64_t bh = row / t.rows, r = row % t.rows, b = bh / t.heads, h = bh % t.heads;
+  if (row >= t.count * t.rows)
+    return;
+  const int64_t bh = row / t.rows;
+  const int64_t r = row % t.rows;
+  const int64_t b = bh / t.heads;
+  const int64_t h = bh % t.heads;
   auto stats = [&](int64_t split) { return t.stats + 2 * ((bh * t.splits + split) * t.rows + r); };
-  float top = -INFINITY, total = 0;
-  for (int64_t s = lane; s < t.splits; s += 32) top = fmaxf(top, load(stats(s)));
+  float top = -INFINITY;
+  float total = 0;
+  for (int64_t s = lane; s < t.splits; s += 32)
+    top = fmaxf(top, load(stats(s)));
   top = over_lanes(top, 32, Max());
   const Exponential power(top);
   auto share = [&](int64_t s) {
     const float l = load(stats(s) + 1);
     return l == 0 ? 0.f : power(load(stats(s)));
   };
-  for (int64_t s = lane; s < t.splits; s += 32) total += share(s) * load(stats(s) + 1);
+  for (int64_t s = lane; s < t.splits; s += 32)
+    total += share(s) * load(stats(s) + 1);
   total = over_lanes(total, 32, Sum());
-  if (lane == 0) store_softmax(t.softmax, bh, t.rows, r, top, total);
+  if (lane == 0)
+    store_softmax(t.softmax, bh, t.rows, r, top, total);
   for (int64_t c = lane; c < t.dv; c += 32) {
     float sum = 0;
     for (int64_t s = 0; s < t.splits; ++s) {
       const float w = share(s);
-      if (w != 0) sum += w * load(t.partial + ((bh * t.splits + s) * t.rows + r) * t.dv + c);
+      if (w != 0)
+        sum += w * load(t.partial + ((bh * t.splits + s) * t.rows + r) * t.dv + c);
     }
     float x = total == 0 ? 0.f : sum / total;
-    if (t.attended.data) store(head_of<T>(t.attended, b, h) + r * t.attended.n + c * t.attended.c, from_float<T>(x));
-    if (t.gate.data && total != 0) x *= to_float(load(head_of<T>(t.gate, b, h) + r * t.gate.n + c * t.gate.c));
+    if (t.attended.data)
+      store(head_of<T>(t.attended, b, h) + r * t.attended.n + c * t.attended.c, from_float<T>(x));
+    if (t.gate.data && total != 0)
+      x *= to_float(load(head_of<T>(t.gate, b, h) + r * t.gate.n + c * t.gate.c));
     store(head_of<T>(t.result, b, h) + r * t.result.n + c * t.result.c, from_float<T>(x));
   }
 }
@@ -335,9 +430,11 @@ template <class T> MMK_DEVICE void attend_merge(const AttendTask& t) {
 constexpr int classes = 3, class_columns[classes] = {64, 128, 256};
 using AttendKernel = void (*)(AttendTask);
 
-template <class T> int64_t attend_shared(int index, int64_t stages, bool both) {
-  return index == 0 ? AttendLayout<T, 64>(stages, both).total
-                    : index == 1 ? AttendLayout<T, 128>(stages, both).total : AttendLayout<T, 256>(stages, both).total;
+template <class T>
+int64_t attend_shared(int index, int64_t stages, bool both) {
+  return index == 0   ? AttendLayout<T, 64>(stages, both).total
+         : index == 1 ? AttendLayout<T, 128>(stages, both).total
+                      : AttendLayout<T, 256>(stages, both).total;
 }
 inline int64_t attend_shared(Dtype dtype, int index, int64_t stages, bool both) {
   return dtype == Dtype::float32 ? attend_shared<float>(index, stages, both) : attend_shared<bf16>(index, stages, both);
@@ -349,47 +446,66 @@ inline int64_t attend_stream_rows(Dtype dtype, int index) {
 // How a call is cut: its class, or -1 where a block has too little shared memory. It depends on shapes and device only.
 inline int attend_plan(AttendTask& t, Dtype dtype, const Device& device, bool both) {
   auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  int index = dtype == Dtype::float32 ? 1 : 2;                           // float32 has too few registers for the last
-  while (index > 0 && t.d <= class_columns[index - 1] && t.dv <= class_columns[index - 1]) --index;
-  while (index >= 0 && attend_shared(dtype, index, 1, both) > device.shared) --index;
-  if (index < 0) return index;
-  const int64_t step = attend_stream_rows(dtype, index), tiles = up(t.streamed, step), most_stages = 4;
-  t.tiles = up(t.rows, tile_rows), t.chunks = up(t.dv, class_columns[index]);
+  int index = dtype == Dtype::float32 ? 1 : 2;  // float32 has too few registers for the last
+  while (index > 0 && t.d <= class_columns[index - 1] && t.dv <= class_columns[index - 1])
+    --index;
+  while (index >= 0 && attend_shared(dtype, index, 1, both) > device.shared)
+    --index;
+  if (index < 0)
+    return index;
+  const int64_t step = attend_stream_rows(dtype, index);
+  const int64_t tiles = up(t.streamed, step);
+  const int64_t most_stages = 4;
+  t.tiles = up(t.rows, tile_rows);
+  t.chunks = up(t.dv, class_columns[index]);
   // A text that is short stays in shared memory while two blocks still fit a processor; else two buffers take turns.
-  const int64_t room = tiles <= most_stages && tiles > 0 && 2 * (attend_shared(dtype, index, tiles, both) + 1024) <= device.shared ? tiles : 2;
+  const int64_t room =
+      tiles <= most_stages && tiles > 0 && 2 * (attend_shared(dtype, index, tiles, both) + 1024) <= device.shared
+          ? tiles
+          : 2;
   t.stages = attend_shared(dtype, index, room, both) <= device.shared ? room : 1;
   t.resident = tiles <= t.stages && t.d <= class_columns[index];
-  const int64_t blocks = t.count * t.tiles * t.chunks, wanted = 4 * device.processors;
-  t.splits = 1, t.group = 1;
-  if (blocks > 0 && blocks < wanted / 2 && tiles > 4) {                 // a stream of at least four tiles a block
+  const int64_t blocks = t.count * t.tiles * t.chunks;
+  const int64_t wanted = 4 * device.processors;
+  t.splits = 1;
+  t.group = 1;
+  if (blocks > 0 && blocks < wanted / 2 && tiles > 4) {  // a stream of at least four tiles a block
     const int64_t parts = up(wanted, blocks);
     t.splits = parts < tiles / 4 ? parts : tiles / 4;
-  } else if (t.resident && blocks >= wanted) {                          // a text that stays is read by fewer blocks
+  } else if (t.resident && blocks >= wanted) {  // a text that stays is read by fewer blocks
     t.group = 2 * blocks / wanted < 8 ? 2 * blocks / wanted : 8;
   }
   t.span = up(up(tiles, t.splits), 1) * step;
-  if (t.span > 0) t.splits = up(t.streamed, t.span);
-  if (t.splits < 1) t.splits = 1;
-  if (t.splits > 1) t.resident = 0;
+  if (t.span > 0)
+    t.splits = up(t.streamed, t.span);
+  if (t.splits < 1)
+    t.splits = 1;
+  if (t.splits > 1)
+    t.resident = 0;
   return index;
 }
 
 inline int64_t attend_scratch(AttendTask& t, float* memory) {
-  if (t.splits == 1) return 0;
+  if (t.splits == 1)
+    return 0;
   const int64_t rows = t.count * t.splits * t.rows;
-  t.partial = memory, t.stats = memory + rows * t.dv;
+  t.partial = memory;
+  t.stats = memory + rows * t.dv;
   return rows * (t.dv + 2);
 }
 
-// Starts the kernels for rows that attend to what is streamed, whichever is the image. In gated_cross_attention.cu, for both
-// operations: they take long to compile.
+// Starts the kernels for rows that attend to what is streamed, whichever is the image. In gated_cross_attention.cu, for
+// both operations: they take long to compile.
 const char* attend(const AttendTask&, Dtype, int index, Stream);
 AttendKernel attend_merge_kernel(Dtype);
 
-inline const char* attend_launch(const AttendTask& t, Dtype dtype, int index, bool both, AttendKernel kernel, AttendKernel merge, Stream stream) {
-  const int64_t blocks = t.count * ((t.tiles + t.group - 1) / t.group) * t.splits * t.chunks, merging = (t.count * t.rows + 3) / 4;
+inline const char* attend_launch(const AttendTask& t, Dtype dtype, int index, bool both, AttendKernel kernel,
+                                 AttendKernel merge, Stream stream) {
+  const int64_t blocks = t.count * ((t.tiles + t.group - 1) / t.group) * t.splits * t.chunks;
+  const int64_t merging = (t.count * t.rows + 3) / 4;
   const char* error = beyond("positions or tokens", t.rows < t.streamed ? t.streamed : t.rows, most_rows);
-  if (error) return error;
+  if (error)
+    return error;
   error = launch(kernel, blocks, 1, 1, 128, attend_shared(dtype, index, t.stages, both), stream, t);
   return error || t.splits == 1 ? error : launch(merge, merging, 1, 1, 128, 0, stream, t);
 }

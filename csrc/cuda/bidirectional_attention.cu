@@ -1,9 +1,9 @@
-// Bidirectional attention in CUDA C++. Must move: queries, keys and both values once, both results once, 8 bytes a row for its softmax;
-// no N x T matrix. So it is where the text has up to 64 tokens and the channels fit a class: each block streams a part of
-// the image past all of the text, takes each tile of scores once, finishes the image's rows, and leaves its part of the
-// text's sums, which a second launch merges by maximum and sum in a fixed order. A longer text takes the kernels of gated
-// cross-attention, once with the rows of the image and once with those of the text: the scores twice, the other side read again by each
-// 64 rows, from L2. The same backward. docs/gpu.md has what is counted.
+// Bidirectional attention in CUDA C++. Must move: queries, keys and both values once, both results once, 8 bytes a row
+// for its softmax; no N x T matrix. So it is where the text has up to 64 tokens and the channels fit a class: each
+// block streams a part of the image past all of the text, takes each tile of scores once, finishes the image's rows,
+// and leaves its part of the text's sums, which a second launch merges by maximum and sum in a fixed order. A longer
+// text takes the kernels of gated cross-attention, once with the rows of the image and once with those of the text: the
+// scores twice, the other side read again by each 64 rows, from L2. The same backward. docs/gpu.md has what is counted.
 //
 // Kernels, for T in f32, bf16, f16 and the class C in 64, 128, and, of 16-bit types, 256:
 //   bidirectional_attention_forward_C_T(AttendTask)         block 128, dynamic shared memory AttendLayout.total (both)
@@ -20,23 +20,30 @@
 
 namespace mmk::cuda {
 
-#define MMK_FORWARD(T, suffix, C)                                                                                             \
-  extern "C" __global__ void __launch_bounds__(128, C > 128 ? 1 : 2) bidirectional_attention_forward_##C##_##suffix(const AttendTask task) { \
-    MMK_DYNAMIC_SHARED(shared);                                                                                              \
-    Attend<T, C, true>(task, shared).run();                                                                                  \
+#define MMK_FORWARD(T, suffix, C)                                             \
+  extern "C" __global__ void __launch_bounds__(128, C > 128 ? 1 : 2)          \
+      bidirectional_attention_forward_##C##_##suffix(const AttendTask task) { \
+    MMK_DYNAMIC_SHARED(shared);                                               \
+    Attend<T, C, true>(task, shared).run();                                   \
   }
-#define MMK_BACKWARD(T, suffix, C)                                                                                            \
-  extern "C" __global__ void __launch_bounds__(256, 1) bidirectional_attention_backward_##C##_##suffix(const BackwardTask task) { \
-    MMK_DYNAMIC_SHARED(shared);                                                                                              \
-    Backward<T, C, true, true>(task, shared).run();                                                                          \
+#define MMK_BACKWARD(T, suffix, C)                                               \
+  extern "C" __global__ void __launch_bounds__(256, 1)                           \
+      bidirectional_attention_backward_##C##_##suffix(const BackwardTask task) { \
+    MMK_DYNAMIC_SHARED(shared);                                                  \
+    Backward<T, C, true, true>(task, shared).run();                              \
   }
-#define MMK_KERNELS(T, suffix)                                                                                                \
-  MMK_FORWARD(T, suffix, 64)                                                                                                 \
-  MMK_FORWARD(T, suffix, 128)                                                                                                \
-  MMK_BACKWARD(T, suffix, 64)                                                                                                \
-  MMK_BACKWARD(T, suffix, 128)                                                                                               \
-  extern "C" __global__ void __launch_bounds__(128) bidirectional_attention_delta_##suffix(const DeltaTask task) { backward_delta<T>(task); } \
-  extern "C" __global__ void __launch_bounds__(128) bidirectional_attention_backward_merge_##suffix(const BackwardTask task) { backward_merge<T>(task); }
+#define MMK_KERNELS(T, suffix)                                                                                     \
+  MMK_FORWARD(T, suffix, 64)                                                                                       \
+  MMK_FORWARD(T, suffix, 128)                                                                                      \
+  MMK_BACKWARD(T, suffix, 64)                                                                                      \
+  MMK_BACKWARD(T, suffix, 128)                                                                                     \
+  extern "C" __global__ void __launch_bounds__(128) bidirectional_attention_delta_##suffix(const DeltaTask task) { \
+    backward_delta<T>(task);                                                                                       \
+  }                                                                                                                \
+  extern "C" __global__ void __launch_bounds__(128)                                                                \
+      bidirectional_attention_backward_merge_##suffix(const BackwardTask task) {                                   \
+    backward_merge<T>(task);                                                                                       \
+  }
 MMK_KERNELS(float, f32)
 MMK_KERNELS(bf16, bf16)
 MMK_KERNELS(f16, f16)
@@ -52,18 +59,41 @@ namespace {
 // Rows of the text attend to the streamed image; `both`: and the other way round, with the same scores.
 AttendTask text_rows(const BidirectionalAttention& a, bool both) {
   AttendTask t = {};
-  t.count = a.B * a.H, t.heads = a.H, t.rows = a.T, t.streamed = a.N, t.d = a.d, t.dv = a.dv, t.scale = a.scale;
-  t.query = a.text_key, t.key = a.image_query, t.value = a.image_value, t.result = a.text_out;
-  t.row_mask = a.text_mask, t.stream_mask = a.image_mask, t.softmax = static_cast<float*>(a.text_softmax);
-  if (both) t.row_value = a.text_value, t.stream_result = a.image_out, t.stream_softmax = static_cast<float*>(a.image_softmax);
+  t.count = a.B * a.H;
+  t.heads = a.H;
+  t.rows = a.T;
+  t.streamed = a.N;
+  t.d = a.d;
+  t.dv = a.dv;
+  t.scale = a.scale;
+  t.query = a.text_key;
+  t.key = a.image_query;
+  t.value = a.image_value;
+  t.result = a.text_out;
+  t.row_mask = a.text_mask;
+  t.stream_mask = a.image_mask;
+  t.softmax = static_cast<float*>(a.text_softmax);
+  if (both)
+    t.row_value = a.text_value, t.stream_result = a.image_out, t.stream_softmax = static_cast<float*>(a.image_softmax);
   return t;
 }
 
 AttendTask image_rows(const BidirectionalAttention& a) {
   AttendTask t = {};
-  t.count = a.B * a.H, t.heads = a.H, t.rows = a.N, t.streamed = a.T, t.d = a.d, t.dv = a.dv, t.scale = a.scale;
-  t.query = a.image_query, t.key = a.text_key, t.value = a.text_value, t.result = a.image_out;
-  t.row_mask = a.image_mask, t.stream_mask = a.text_mask, t.softmax = static_cast<float*>(a.image_softmax);
+  t.count = a.B * a.H;
+  t.heads = a.H;
+  t.rows = a.N;
+  t.streamed = a.T;
+  t.d = a.d;
+  t.dv = a.dv;
+  t.scale = a.scale;
+  t.query = a.image_query;
+  t.key = a.text_key;
+  t.value = a.text_value;
+  t.result = a.image_out;
+  t.row_mask = a.image_mask;
+  t.stream_mask = a.text_mask;
+  t.softmax = static_cast<float*>(a.image_softmax);
   return t;
 }
 
@@ -79,12 +109,15 @@ struct Forwards {
     text_index = a.T > 0 && a.T <= tile_rows ? attend_plan(text, a.dtype, device, true) : -1;
     both = text_index >= 0 && a.d <= class_columns[text_index] && a.dv <= class_columns[text_index];
     if (!both) {
-      text = text_rows(a, false), text_index = attend_plan(text, a.dtype, device, false);
-      image = image_rows(a), image_index = attend_plan(image, a.dtype, device, false);
+      text = text_rows(a, false);
+      text_index = attend_plan(text, a.dtype, device, false);
+      image = image_rows(a);
+      image_index = attend_plan(image, a.dtype, device, false);
     }
     fits = text_index >= 0 && (both || image_index >= 0);
     floats = fits ? attend_scratch(text, memory) : 0;
-    if (fits && !both) floats += attend_scratch(image, memory + floats);
+    if (fits && !both)
+      floats += attend_scratch(image, memory + floats);
   }
 };
 
@@ -98,77 +131,131 @@ struct Backwards {
     const BidirectionalAttention& a = g.forward;
     const Device device = current_device();
     const int64_t heads = a.B * a.H;
-    const float *image_softmax = static_cast<const float*>(a.image_softmax), *text_softmax = static_cast<const float*>(a.text_softmax);
-    float *of_image = memory, *of_text = memory + heads * a.N;
+    const float* image_softmax = static_cast<const float*>(a.image_softmax);
+    const float* text_softmax = static_cast<const float*>(a.text_softmax);
+    float* of_image = memory;
+    float* of_text = memory + heads * a.N;
     floats = heads * (a.N + a.T);
-    for (DeltaTask* t : {&image_delta, &text_delta}) t->heads = a.H, t->count = heads, t->dv = a.dv;
-    image_delta.rows = a.N, image_delta.grad = g.grad_image_out, image_delta.result = a.image_out, image_delta.softmax = image_softmax, image_delta.delta = of_image;
-    text_delta.rows = a.T, text_delta.grad = g.grad_text_out, text_delta.result = a.text_out, text_delta.softmax = text_softmax, text_delta.delta = of_text;
+    for (DeltaTask* t : {&image_delta, &text_delta})
+      t->heads = a.H, t->count = heads, t->dv = a.dv;
+    image_delta.rows = a.N;
+    image_delta.grad = g.grad_image_out;
+    image_delta.result = a.image_out;
+    image_delta.softmax = image_softmax;
+    image_delta.delta = of_image;
+    text_delta.rows = a.T;
+    text_delta.grad = g.grad_text_out;
+    text_delta.result = a.text_out;
+    text_delta.softmax = text_softmax;
+    text_delta.delta = of_text;
 
-    for (BackwardTask* t : {&image, &text}) t->heads = a.H, t->count = heads, t->d = a.d, t->dv = a.dv, t->scale = a.scale;
-    image.rows = a.N, image.streamed = a.T, image.query = a.image_query, image.key = a.text_key;
-    image.grad = g.grad_image_out, image.value = a.text_value, image.stream_grad = g.grad_text_out, image.row_value = a.image_value;
-    image.softmax = image_softmax, image.delta = of_image, image.stream_softmax = text_softmax, image.stream_delta = of_text;
-    image.row_mask = a.image_mask, image.stream_mask = a.text_mask;
-    image.grad_query = g.grad_image_query, image.grad_row_value = g.grad_image_value;
-    text.rows = a.T, text.streamed = a.N, text.query = a.text_key, text.key = a.image_query;
-    text.grad = g.grad_text_out, text.value = a.image_value, text.stream_grad = g.grad_image_out, text.row_value = a.text_value;
-    text.softmax = text_softmax, text.delta = of_text, text.stream_softmax = image_softmax, text.stream_delta = of_image;
-    text.row_mask = a.text_mask, text.stream_mask = a.image_mask;
-    text.grad_query = g.grad_text_key, text.grad_row_value = g.grad_text_value;
+    for (BackwardTask* t : {&image, &text})
+      t->heads = a.H, t->count = heads, t->d = a.d, t->dv = a.dv, t->scale = a.scale;
+    image.rows = a.N;
+    image.streamed = a.T;
+    image.query = a.image_query;
+    image.key = a.text_key;
+    image.grad = g.grad_image_out;
+    image.value = a.text_value;
+    image.stream_grad = g.grad_text_out;
+    image.row_value = a.image_value;
+    image.softmax = image_softmax;
+    image.delta = of_image;
+    image.stream_softmax = text_softmax;
+    image.stream_delta = of_text;
+    image.row_mask = a.image_mask;
+    image.stream_mask = a.text_mask;
+    image.grad_query = g.grad_image_query;
+    image.grad_row_value = g.grad_image_value;
+    text.rows = a.T;
+    text.streamed = a.N;
+    text.query = a.text_key;
+    text.key = a.image_query;
+    text.grad = g.grad_text_out;
+    text.value = a.image_value;
+    text.stream_grad = g.grad_image_out;
+    text.row_value = a.text_value;
+    text.softmax = text_softmax;
+    text.delta = of_text;
+    text.stream_softmax = image_softmax;
+    text.stream_delta = of_image;
+    text.row_mask = a.text_mask;
+    text.stream_mask = a.image_mask;
+    text.grad_query = g.grad_text_key;
+    text.grad_row_value = g.grad_text_value;
 
     text_plan = backward_plan<true, true>(text, a.dtype, device, true);
     if (text_plan.index >= 0) {
-      text.grad_key = g.grad_image_query, text.grad_value = g.grad_image_value;
+      text.grad_key = g.grad_image_query;
+      text.grad_value = g.grad_image_value;
     } else {
-      const bool text_wanted = text.grad_query.data || text.grad_row_value.data, image_wanted = image.grad_query.data || image.grad_row_value.data;
-      if (text_wanted) text_plan = backward_plan<true, true>(text, a.dtype, device, false), fits = text_plan.index >= 0;
-      if (image_wanted) image_plan = backward_plan<true, true>(image, a.dtype, device, false), fits = fits && image_plan.index >= 0;
+      const bool text_wanted = text.grad_query.data || text.grad_row_value.data;
+      const bool image_wanted = image.grad_query.data || image.grad_row_value.data;
+      if (text_wanted)
+        text_plan = backward_plan<true, true>(text, a.dtype, device, false), fits = text_plan.index >= 0;
+      if (image_wanted)
+        image_plan = backward_plan<true, true>(image, a.dtype, device, false), fits = fits && image_plan.index >= 0;
     }
-    if (text_plan.index >= 0) floats += backward_scratch(text, memory + floats);
-    if (image_plan.index >= 0) floats += backward_scratch(image, memory + floats);
+    if (text_plan.index >= 0)
+      floats += backward_scratch(text, memory + floats);
+    if (image_plan.index >= 0)
+      floats += backward_scratch(image, memory + floats);
   }
 };
 
-#define MMK_COLUMNS(name, suffix)                                                                                             \
-  {bidirectional_attention_##name##_64_##suffix, bidirectional_attention_##name##_128_##suffix, bidirectional_attention_##name##_256_##suffix}
+#define MMK_COLUMNS(name, suffix)                                                               \
+  {bidirectional_attention_##name##_64_##suffix, bidirectional_attention_##name##_128_##suffix, \
+   bidirectional_attention_##name##_256_##suffix}
 #define MMK_NARROW(name) {bidirectional_attention_##name##_64_f32, bidirectional_attention_##name##_128_f32, nullptr}
-#define MMK_DTYPES(name) {bidirectional_attention_##name##_f32, bidirectional_attention_##name##_bf16, bidirectional_attention_##name##_f16}
-constexpr AttendKernel forwards[3][classes] = {MMK_NARROW(forward), MMK_COLUMNS(forward, bf16), MMK_COLUMNS(forward, f16)};
-constexpr BackwardKernel backwards[3][classes] = {MMK_NARROW(backward), MMK_COLUMNS(backward, bf16), MMK_COLUMNS(backward, f16)};
+#define MMK_DTYPES(name) \
+  {bidirectional_attention_##name##_f32, bidirectional_attention_##name##_bf16, bidirectional_attention_##name##_f16}
+constexpr AttendKernel forwards[3][classes] = {MMK_NARROW(forward), MMK_COLUMNS(forward, bf16),
+                                               MMK_COLUMNS(forward, f16)};
+constexpr BackwardKernel backwards[3][classes] = {MMK_NARROW(backward), MMK_COLUMNS(backward, bf16),
+                                                  MMK_COLUMNS(backward, f16)};
 constexpr BackwardKernel backward_merges[3] = MMK_DTYPES(backward_merge);
 constexpr DeltaKernel deltas[3] = MMK_DTYPES(delta);
 
 }  // namespace
 
-int64_t bidirectional_attention_scratch(const BidirectionalAttention& a) { return a.dtype == Dtype::float64 ? 0 : Forwards(a, nullptr).floats; }
+int64_t bidirectional_attention_scratch(const BidirectionalAttention& a) {
+  return a.dtype == Dtype::float64 ? 0 : Forwards(a, nullptr).floats;
+}
 int64_t bidirectional_attention_scratch(const BidirectionalAttentionBackward& g) {
   return g.forward.dtype == Dtype::float64 ? 0 : Backwards(g, nullptr).floats;
 }
 
 const char* bidirectional_attention_forward(const BidirectionalAttention& a, float* memory, void* stream) {
   const int dtype = int(a.dtype);
-  if (a.dtype == Dtype::float64) return no_float64;
+  if (a.dtype == Dtype::float64)
+    return no_float64;
   const Forwards all(a, memory);
-  if (!all.fits) return too_little;
+  if (!all.fits)
+    return too_little;
   const Stream on = static_cast<Stream>(stream);
-  if (all.both) return attend_launch(all.text, a.dtype, all.text_index, true, forwards[dtype][all.text_index], attend_merge_kernel(a.dtype), on);
+  if (all.both)
+    return attend_launch(all.text, a.dtype, all.text_index, true, forwards[dtype][all.text_index],
+                         attend_merge_kernel(a.dtype), on);
   const char* error = attend(all.text, a.dtype, all.text_index, on);
   return error ? error : attend(all.image, a.dtype, all.image_index, on);
 }
 
 const char* bidirectional_attention_backward(const BidirectionalAttentionBackward& g, float* memory, void* stream) {
   const int dtype = int(g.forward.dtype);
-  if (g.forward.dtype == Dtype::float64) return no_float64;
+  if (g.forward.dtype == Dtype::float64)
+    return no_float64;
   const Backwards all(g, memory);
-  if (!all.fits) return too_little;
+  if (!all.fits)
+    return too_little;
   const Stream on = static_cast<Stream>(stream);
   const char* error = delta_launch(all.image_delta, deltas[dtype], on);
-  if (!error) error = delta_launch(all.text_delta, deltas[dtype], on);
+  if (!error)
+    error = delta_launch(all.text_delta, deltas[dtype], on);
   if (!error && all.text_plan.index >= 0)
     error = backward_launch(all.text, all.text_plan, backwards[dtype][all.text_plan.index], backward_merges[dtype], on);
   if (!error && all.image_plan.index >= 0)
-    error = backward_launch(all.image, all.image_plan, backwards[dtype][all.image_plan.index], backward_merges[dtype], on);
+    error =
+        backward_launch(all.image, all.image_plan, backwards[dtype][all.image_plan.index], backward_merges[dtype], on);
   return error;
 }
 

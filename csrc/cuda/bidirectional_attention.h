@@ -1,4 +1,5 @@
-// How the binding calls the CUDA kernels: asynchronous, on a stream, of the device that is current. Nothing is allocated here.
+// How the binding calls the CUDA kernels: asynchronous, on a stream, of the device that is current. Nothing is
+// allocated here.
 #pragma once
 #include "../bidirectional_attention.h"
 

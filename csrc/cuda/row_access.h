@@ -6,20 +6,26 @@
 namespace mmk::cuda {
 
 MMK_DEVICE int64_t sample_of(const SampledRows& s, int64_t row) {
-  if (!s.offsets) return row / s.N;
-  int64_t low = 0, high = s.B - 1;
+  if (!s.offsets)
+    return row / s.N;
+  int64_t low = 0;
+  int64_t high = s.B - 1;
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
     load(s.offsets + middle) <= row ? low = middle : high = middle - 1;
   }
   return low;
 }
-MMK_DEVICE int64_t begin_of(const SampledRows& s, int64_t b) { return s.offsets ? least(most(load(s.offsets + b), int64_t(0)), s.rows) : b * s.N; }
+MMK_DEVICE int64_t begin_of(const SampledRows& s, int64_t b) {
+  return s.offsets ? least(most(load(s.offsets + b), int64_t(0)), s.rows) : b * s.N;
+}
 MMK_DEVICE int64_t end_of(const SampledRows& s, int64_t b) {
   return s.offsets ? least(most(load(s.offsets + b + 1), begin_of(s, b)), s.rows) : (b + 1) * s.N;
 }
 // Where a row is in a tensor like image: [B, N, C], or packed.
-MMK_DEVICE int64_t row_at(const SampledRows& s, const SampleRows& t, int64_t row) { return s.offsets ? row * t.n : row / s.N * t.b + row % s.N * t.n; }
+MMK_DEVICE int64_t row_at(const SampledRows& s, const SampleRows& t, int64_t row) {
+  return s.offsets ? row * t.n : row / s.N * t.b + row % s.N * t.n;
+}
 MMK_DEVICE bool keeps(const SampledRows& s, const Mask& mask, int64_t row) {
   return !mask.data || load(mask.data + (s.offsets ? row * mask.x : row / s.N * mask.b + row % s.N * mask.x));
 }
@@ -29,24 +35,35 @@ constexpr int64_t most_positions = (int64_t(1) << 31) - 1;
 struct Place {
   int64_t sample, position;
   MMK_DEVICE Place(const Panel& panel, int64_t N, int64_t r) {
-    const uint32_t p = uint32_t(panel.position + r), past = p / uint32_t(N);
-    sample = panel.sample + past, position = p - past * uint32_t(N);
+    const uint32_t p = uint32_t(panel.position + r);
+    const uint32_t past = p / uint32_t(N);
+    sample = panel.sample + past;
+    position = p - past * uint32_t(N);
   }
 };
 
-constexpr int row_threads = 256;                                     // eight warps
-MMK_DEVICE int64_t warp_row() { return int64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; }
-MMK_HOST_DEVICE int64_t row_blocks(int64_t rows) { return ceil_div(rows, row_threads / 32); }
+constexpr int row_threads = 256;  // eight warps
+MMK_DEVICE int64_t warp_row() {
+  return int64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+}
+MMK_HOST_DEVICE int64_t row_blocks(int64_t rows) {
+  return ceil_div(rows, row_threads / 32);
+}
 
 // The kernel of a dtype; and its start.
-#define MMK_PICK(dtype, kernel) ((dtype) == Dtype::float32 ? kernel##_f32 : (dtype) == Dtype::bfloat16 ? kernel##_bf16 : kernel##_f16)
+#define MMK_PICK(dtype, kernel) \
+  ((dtype) == Dtype::float32 ? kernel##_f32 : (dtype) == Dtype::bfloat16 ? kernel##_bf16 : kernel##_f16)
 
-template <class Task> const char* run(Dtype dtype, void (*kernel)(Task), int64_t x, int64_t y, int threads, int64_t shared, const Task& task, void* stream) {
-  if (dtype == Dtype::float64) return "the CUDA kernels have no float64";
+template <class Task>
+const char* run(Dtype dtype, void (*kernel)(Task), int64_t x, int64_t y, int threads, int64_t shared, const Task& task,
+                void* stream) {
+  if (dtype == Dtype::float64)
+    return "the CUDA kernels have no float64";
   return launch(kernel, x, y, 1, threads, shared, static_cast<Stream>(stream), task);
 }
 // A kernel with a warp a row of a panel.
-template <class Task> const char* run(Dtype dtype, void (*kernel)(Task), const Panel& panel, const Task& task, void* stream) {
+template <class Task>
+const char* run(Dtype dtype, void (*kernel)(Task), const Panel& panel, const Task& task, void* stream) {
   return run(dtype, kernel, row_blocks(panel.rows), 1, row_threads, 0, task, stream);
 }
 

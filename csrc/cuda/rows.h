@@ -1,5 +1,6 @@
-// What channel and additive attention share on a GPU: rows of samples, and small kernels that put a panel of rows together and take sums
-// out of it. A panel's products are torch's library's; its scores and hidden vectors are float, [rows, columns], contiguous.
+// What channel and additive attention share on a GPU: rows of samples, and small kernels that put a panel of rows
+// together and take sums out of it. A panel's products are torch's library's; its scores and hidden vectors are float,
+// [rows, columns], contiguous.
 #pragma once
 #include "../tensor.h"
 
@@ -7,16 +8,23 @@ namespace mmk::cuda {
 
 // All samples' rows as one matrix. Offsets needn't be valid: every access stays within `rows`.
 struct SampledRows {
-  int64_t B = 0, N = 0, rows = 0;    // N positions a sample; packed: N = rows
+  // N positions a sample; packed: N = rows
+  int64_t B = 0;
+  int64_t N = 0;
+  int64_t rows = 0;
   const int64_t* offsets = nullptr;
 };
 
-// A panel's rows of a matrix: `first` counts among all rows, and is that position of that sample (packed: of the one that all are).
+// A panel's rows of a matrix: `first` counts among all rows, and is that position of that sample (packed: of the one
+// that all are).
 struct Panel {
-  int64_t first = 0, rows = 0;
-  int64_t sample = 0, position = 0;
-  const void* image = nullptr;       // [rows, D], strides n and c
-  int64_t n = 0, c = 0;
+  int64_t first = 0;
+  int64_t rows = 0;
+  int64_t sample = 0;
+  int64_t position = 0;
+  const void* image = nullptr;  // [rows, D], strides n and c
+  int64_t n = 0;
+  int64_t c = 0;
 };
 
 inline Panel panel_of(const SampledRows& s, int64_t first, int64_t rows) {
@@ -24,9 +32,11 @@ inline Panel panel_of(const SampledRows& s, int64_t first, int64_t rows) {
 }
 
 // A panel [rows, D] contiguous out of image; rows that are masked out are 0.
-const char* gather_rows(Dtype, const SampledRows&, const Panel&, const SampleRows& image, const Mask& mask, int64_t D, void* to, void* stream);
+const char* gather_rows(Dtype, const SampledRows&, const Panel&, const SampleRows& image, const Mask& mask, int64_t D,
+                        void* to, void* stream);
 // to[b, c] += sum over a panel's rows of sample b; in order, no atomics.
-const char* sum_columns(const SampledRows&, int64_t first, int64_t count, const float* rows, int64_t C, float* to, void* stream);
+const char* sum_columns(const SampledRows&, int64_t first, int64_t count, const float* rows, int64_t C, float* to,
+                        void* stream);
 const char* clear(float* to, int64_t count, void* stream);
 const char* accumulate(float* to, const float* from, int64_t count, void* stream);
 

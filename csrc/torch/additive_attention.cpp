@@ -19,7 +19,9 @@
 namespace mmk::binding {
 namespace {
 
-Optional contiguous_if(const Optional& t) { return t ? Optional(torch::stable::contiguous(*t)) : t; }
+Optional contiguous_if(const Optional& t) {
+  return t ? Optional(torch::stable::contiguous(*t)) : t;
+}
 
 // The tensors as they were given; shifts and offsets contiguous.
 struct Operands {
@@ -39,31 +41,47 @@ struct Arguments {
   std::vector<int64_t> result_shape, weights_shape, kept_shape;
 
   Arguments(const Tensor& image, const Optional& shift, const Tensor& w_image, const Tensor& v, const Optional& w_gate,
-            const Optional& shift_gate, const Optional& mask, const Optional& offsets, int64_t activation, bool pool, int64_t kept_rows)
+            const Optional& shift_gate, const Optional& mask, const Optional& offsets, int64_t activation, bool pool,
+            int64_t kept_rows)
       : operands{image, w_image, v, contiguous_if(shift), w_gate, contiguous_if(shift_gate), {}} {
     a.dtype = dtype_of(image, "image");
     const Anchor anchor(image);
-    STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == (offsets ? 2 : 3), "image must be [B, N, D], or [rows, D] with offsets");
+    STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == (offsets ? 2 : 3),
+                    "image must be [B, N, D], or [rows, D] with offsets");
     STD_TORCH_CHECK(w_image.dim() == 2 && v.dim() == 2, "w_image and v must be [A, D] and [K, A]");
     STD_TORCH_CHECK(activation >= 0 && activation <= 2, "activation must be 0, 1 or 2");
-    a.activation = Activation(activation), a.pool = pool;
-    a.N = image.size(image.dim() - 2), a.D = image.size(image.dim() - 1), a.A = w_image.size(0), a.K = v.size(0);
+    a.activation = Activation(activation);
+    a.pool = pool;
+    a.N = image.size(image.dim() - 2);
+    a.D = image.size(image.dim() - 1);
+    a.A = w_image.size(0);
+    a.K = v.size(0);
     a.B = offsets ? -1 : image.size(0);
-    STD_TORCH_CHECK(a.D >= 1 && a.A >= 1 && a.K >= 1 && (pool || a.K == 1), "D, A and K must be at least 1, K 1 without pool");
+    STD_TORCH_CHECK(a.D >= 1 && a.A >= 1 && a.K >= 1 && (pool || a.K == 1),
+                    "D, A and K must be at least 1, K 1 without pool");
     if (offsets) {
       operands.offsets = bag_bounds(anchor, *offsets, a.N);
-      a.B = operands.offsets->size(0) - 1, a.offsets = static_cast<const int64_t*>(operands.offsets->data_ptr());
+      a.B = operands.offsets->size(0) - 1;
+      a.offsets = static_cast<const int64_t*>(operands.offsets->data_ptr());
     }
     anchor.check(w_image, "w_image", anchor.type, {a.A, a.D});
     anchor.check(v, "v", anchor.type, {a.K, a.A});
-    a.image = rows(image), a.w_image = projection(w_image), a.v = projection(v);
-    if (shift) anchor.check(*shift, "shift", accumulate_type(a.dtype), {a.B, a.A}), a.shift = operands.shift->data_ptr();
-    if (w_gate) anchor.check(*w_gate, "w_gate", anchor.type, {a.A, a.D}), a.w_gate = projection(*w_gate);
+    a.image = rows(image);
+    a.w_image = projection(w_image);
+    a.v = projection(v);
+    if (shift)
+      anchor.check(*shift, "shift", accumulate_type(a.dtype), {a.B, a.A}), a.shift = operands.shift->data_ptr();
+    if (w_gate)
+      anchor.check(*w_gate, "w_gate", anchor.type, {a.A, a.D}), a.w_gate = projection(*w_gate);
     STD_TORCH_CHECK(w_gate || !shift_gate, "shift_gate needs w_gate");
-    if (shift_gate) anchor.check(*shift_gate, "shift_gate", accumulate_type(a.dtype), {a.A}), a.shift_gate = operands.shift_gate->data_ptr();
+    if (shift_gate)
+      anchor.check(*shift_gate, "shift_gate", accumulate_type(a.dtype), {a.A}),
+          a.shift_gate = operands.shift_gate->data_ptr();
     if (mask) {
-      anchor.check(*mask, "mask", ScalarType::Bool, offsets ? std::vector<int64_t>{a.N} : std::vector<int64_t>{a.B, a.N});
-      a.mask = {static_cast<const bool*>(mask->data_ptr()), offsets ? 0 : mask->stride(0), 0, mask->stride(offsets ? 0 : 1)};
+      anchor.check(*mask, "mask", ScalarType::Bool,
+                   offsets ? std::vector<int64_t>{a.N} : std::vector<int64_t>{a.B, a.N});
+      a.mask = {static_cast<const bool*>(mask->data_ptr()), offsets ? 0 : mask->stride(0), 0,
+                mask->stride(offsets ? 0 : 1)};
     }
     result_shape = pool ? std::vector<int64_t>{a.B, a.K, a.D} : sizes(image);
     weights_shape = offsets ? std::vector<int64_t>{a.K, a.N} : std::vector<int64_t>{a.B, a.K, a.N};
@@ -73,49 +91,64 @@ struct Arguments {
 };
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Optional& shift, const Tensor& w_image, const Tensor& v,
-                                           const Optional& w_gate, const Optional& shift_gate, const Optional& mask, const Optional& offsets,
-                                           int64_t activation, bool pool, int64_t kept_rows) {
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Optional& shift, const Tensor& w_image,
+                                           const Tensor& v, const Optional& w_gate, const Optional& shift_gate,
+                                           const Optional& mask, const Optional& offsets, int64_t activation, bool pool,
+                                           int64_t kept_rows) {
   Arguments all(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool, kept_rows);
   AdditiveAttention& a = all.a;
   Tensor result = torch::stable::new_empty(image, all.result_shape);
   Tensor weights = torch::stable::new_empty(image, all.weights_shape, accumulate_type(a.dtype));
   Tensor kept = torch::stable::new_empty(image, all.kept_shape, accumulate_type(a.dtype));
   advise_huge_pages(result);
-  a.result = rows(result), a.weights = weights.mutable_data_ptr(), a.kept = kept.mutable_data_ptr();
+  a.result = rows(result);
+  a.weights = weights.mutable_data_ptr();
+  a.kept = kept.mutable_data_ptr();
   Launch(a, all.operands);
   return {result, weights, kept};
 }
 
 template <auto Launch>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Optional& grad_result, const Optional& grad_weights, const Tensor& image, const Optional& shift, const Tensor& w_image, const Tensor& v,
-    const Optional& w_gate, const Optional& shift_gate, const Optional& mask, const Optional& offsets, const Tensor& weights,
-    const Tensor& kept, int64_t activation, bool pool, int64_t kept_rows, bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad,
-    bool need_shift_gate_grad) {
+    const Optional& grad_result, const Optional& grad_weights, const Tensor& image, const Optional& shift,
+    const Tensor& w_image, const Tensor& v, const Optional& w_gate, const Optional& shift_gate, const Optional& mask,
+    const Optional& offsets, const Tensor& weights, const Tensor& kept, int64_t activation, bool pool,
+    int64_t kept_rows, bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad,
+    bool need_w_gate_grad, bool need_shift_gate_grad) {
   Arguments all(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool, kept_rows);
   AdditiveAttentionBackward g;
   const Anchor anchor(image);
   const ScalarType accumulate = accumulate_type(all.a.dtype);
-  if (grad_result) anchor.check(*grad_result, "grad_result", anchor.type, all.result_shape), g.grad_result = rows(*grad_result);
+  if (grad_result)
+    anchor.check(*grad_result, "grad_result", anchor.type, all.result_shape), g.grad_result = rows(*grad_result);
   Tensor all_weights = torch::stable::contiguous(weights);
   anchor.check(weights, "weights", accumulate, all.weights_shape);
   Tensor products = torch::stable::contiguous(kept);
   anchor.check(kept, "kept", accumulate, all.kept_shape);
   Optional of_weights = contiguous_if(grad_weights);
-  if (grad_weights) anchor.check(*grad_weights, "grad_weights", accumulate, all.weights_shape), g.grad_weights = of_weights->data_ptr();
-  all.a.weights = all_weights.mutable_data_ptr(), all.a.kept = products.mutable_data_ptr();
+  if (grad_weights)
+    anchor.check(*grad_weights, "grad_weights", accumulate, all.weights_shape), g.grad_weights = of_weights->data_ptr();
+  all.a.weights = all_weights.mutable_data_ptr();
+  all.a.kept = products.mutable_data_ptr();
   g.forward = all.a;
-  need_shift_grad = need_shift_grad && shift, need_w_gate_grad = need_w_gate_grad && w_gate;
+  need_shift_grad = need_shift_grad && shift;
+  need_w_gate_grad = need_w_gate_grad && w_gate;
   need_shift_gate_grad = need_shift_gate_grad && shift_gate;
-  Tensor grad_image = dense_gradient(image, need_image_grad), grad_w_image = dense_gradient(w_image, need_w_image_grad), grad_v = dense_gradient(v, need_v_grad);
-  Tensor grad_shift = dense_gradient(shift ? *shift : image, need_shift_grad), grad_w_gate = dense_gradient(w_gate ? *w_gate : image, need_w_gate_grad);
+  Tensor grad_image = dense_gradient(image, need_image_grad);
+  Tensor grad_w_image = dense_gradient(w_image, need_w_image_grad);
+  Tensor grad_v = dense_gradient(v, need_v_grad);
+  Tensor grad_shift = dense_gradient(shift ? *shift : image, need_shift_grad);
+  Tensor grad_w_gate = dense_gradient(w_gate ? *w_gate : image, need_w_gate_grad);
   Tensor grad_shift_gate = dense_gradient(shift_gate ? *shift_gate : image, need_shift_gate_grad);
-  if (need_image_grad) g.grad_image = rows(grad_image);
-  g.grad_shift = data_if(grad_shift, need_shift_grad), g.grad_w_image = data_if(grad_w_image, need_w_image_grad);
-  g.grad_v = data_if(grad_v, need_v_grad), g.grad_w_gate = data_if(grad_w_gate, need_w_gate_grad);
+  if (need_image_grad)
+    g.grad_image = rows(grad_image);
+  g.grad_shift = data_if(grad_shift, need_shift_grad);
+  g.grad_w_image = data_if(grad_w_image, need_w_image_grad);
+  g.grad_v = data_if(grad_v, need_v_grad);
+  g.grad_w_gate = data_if(grad_w_gate, need_w_gate_grad);
   g.grad_shift_gate = data_if(grad_shift_gate, need_shift_gate_grad);
-  if (need_image_grad || need_shift_grad || need_w_image_grad || need_v_grad || need_w_gate_grad || need_shift_gate_grad) {
+  if (need_image_grad || need_shift_grad || need_w_image_grad || need_v_grad || need_w_gate_grad ||
+      need_shift_gate_grad) {
     WeightGradients grads{grad_w_image, grad_v, grad_w_gate};
     Launch(g, all.operands, grads);
   }
@@ -123,8 +156,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 }
 
 #ifndef MMK_EMULATED
-void cpu_forward(const AdditiveAttention& a, const Operands&) { additive_attention_forward(a, torch_threads()); }
-void cpu_backward(const AdditiveAttentionBackward& g, const Operands&, WeightGradients&) { additive_attention_backward(g, torch_threads()); }
+void cpu_forward(const AdditiveAttention& a, const Operands&) {
+  additive_attention_forward(a, torch_threads());
+}
+void cpu_backward(const AdditiveAttentionBackward& g, const Operands&, WeightGradients&) {
+  additive_attention_backward(g, torch_threads());
+}
 
 constexpr auto cpu = &forward<cpu_forward>;
 constexpr auto cpu_back = &backward<cpu_backward>;
@@ -132,24 +169,30 @@ constexpr auto cpu_back = &backward<cpu_backward>;
 
 #if defined(MMK_CUDA) || defined(MMK_EMULATED)
 // f(panel, rows, u, t) of every panel; t is absent without a gate.
-template <class F> void each_panel(const AdditiveAttention& a, const Operands& operands, void* stream, F f) {
+template <class F>
+void each_panel(const AdditiveAttention& a, const Operands& operands, void* stream, F f) {
   const Tensor columns = turned(operands.w_image);
   const Optional gates = operands.w_gate ? Optional(turned(*operands.w_gate)) : std::nullopt;
-  Panels(operands.image, a.dtype, cuda::sampled_rows(a), a.mask, stream).each(gates ? 2 * a.A : a.A, [&](const cuda::Panel& panel, const Tensor& x) {
-    Tensor u = product(x, columns);
-    Optional t;
-    if (gates) t = product(x, *gates);
-    f(panel, x, u, t);
-  });
+  Panels(operands.image, a.dtype, cuda::sampled_rows(a), a.mask, stream)
+      .each(gates ? 2 * a.A : a.A, [&](const cuda::Panel& panel, const Tensor& x) {
+        Tensor u = product(x, columns);
+        Optional t;
+        if (gates)
+          t = product(x, *gates);
+        f(panel, x, u, t);
+      });
 }
 
-Tensor in_float(const Tensor& t) { return torch::stable::to(t, ScalarType::Float); }
+Tensor in_float(const Tensor& t) {
+  return torch::stable::to(t, ScalarType::Float);
+}
 
 void cuda_forward(const AdditiveAttention& a, const Operands& operands) {
   nothing_kept(a.kept_rows);
   on_stream(operands.image, [&](void* stream) {
     const int64_t rows = cuda::sampled_rows(a).rows;
-    Tensor scores = torch::stable::new_empty(operands.image, {rows, a.K}, ScalarType::Float), v = turned(in_float(operands.v));
+    Tensor scores = torch::stable::new_empty(operands.image, {rows, a.K}, ScalarType::Float),
+           v = turned(in_float(operands.v));
     each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor&, Tensor& u, Optional& t) {
       check_launch(cuda::additive_attention_activate(a, panel, floats(u), t ? floats(*t) : nullptr, stream));
       Tensor own = torch::stable::narrow(scores, 0, panel.first, panel.rows);
@@ -166,26 +209,35 @@ void cuda_backward(const AdditiveAttentionBackward& g, const Operands& operands,
   on_stream(operands.image, [&](void* stream) {
     const cuda::SampledRows samples = cuda::sampled_rows(a), all{1, samples.rows, samples.rows, nullptr};
     const ScalarType type = operands.image.scalar_type();
-    float *grad_shift = static_cast<float*>(g.grad_shift), *grad_shift_gate = static_cast<float*>(g.grad_shift_gate);
-    if (grad_shift) check_launch(cuda::clear(grad_shift, a.B * a.A, stream));
-    if (grad_shift_gate) check_launch(cuda::clear(grad_shift_gate, a.A, stream));
-    const WeightSum of_image(operands.image, a.A, a.D, g.grad_w_image, stream), of_gate(operands.image, a.A, a.D, g.grad_w_gate, stream),
-        of_v(operands.image, a.K, a.A, g.grad_v, stream);
-    Tensor grad_scores = torch::stable::new_empty(operands.image, {a.K, samples.rows}, ScalarType::Float), v = in_float(operands.v);
+    float* grad_shift = static_cast<float*>(g.grad_shift);
+    float* grad_shift_gate = static_cast<float*>(g.grad_shift_gate);
+    if (grad_shift)
+      check_launch(cuda::clear(grad_shift, a.B * a.A, stream));
+    if (grad_shift_gate)
+      check_launch(cuda::clear(grad_shift_gate, a.A, stream));
+    const WeightSum of_image(operands.image, a.A, a.D, g.grad_w_image, stream),
+        of_gate(operands.image, a.A, a.D, g.grad_w_gate, stream), of_v(operands.image, a.K, a.A, g.grad_v, stream);
+    Tensor grad_scores = torch::stable::new_empty(operands.image, {a.K, samples.rows}, ScalarType::Float),
+           v = in_float(operands.v);
     check_launch(cuda::additive_attention_scores(g, floats(grad_scores), stream));
     each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor& x, Tensor& u, Optional& t) {
-      Tensor ds = turned(torch::stable::narrow(grad_scores, 1, panel.first, panel.rows));            // [rows, K]
+      Tensor ds = turned(torch::stable::narrow(grad_scores, 1, panel.first, panel.rows));  // [rows, K]
       Tensor up = product(ds, v);
-      check_launch(cuda::additive_attention_differentiate(a, panel, floats(u), t ? floats(*t) : nullptr, floats(up), stream));
-      of_v.add(ds, up);                              // up holds the hidden vectors now
+      check_launch(
+          cuda::additive_attention_differentiate(a, panel, floats(u), t ? floats(*t) : nullptr, floats(up), stream));
+      of_v.add(ds, up);  // up holds the hidden vectors now
       // Before they are rounded for the products: these sums cancel.
-      if (grad_shift) check_launch(cuda::sum_columns(samples, panel.first, panel.rows, floats(u), a.A, grad_shift, stream));
-      if (grad_shift_gate) check_launch(cuda::sum_columns(all, panel.first, panel.rows, floats(*t), a.A, grad_shift_gate, stream));
+      if (grad_shift)
+        check_launch(cuda::sum_columns(samples, panel.first, panel.rows, floats(u), a.A, grad_shift, stream));
+      if (grad_shift_gate)
+        check_launch(cuda::sum_columns(all, panel.first, panel.rows, floats(*t), a.A, grad_shift_gate, stream));
       Tensor du = torch::stable::to(u, type);
       of_image.add(du, x);
       Optional dt;
-      if (t) dt = torch::stable::to(*t, type), of_gate.add(*dt, x);
-      if (!g.grad_image.data) return;
+      if (t)
+        dt = torch::stable::to(*t, type), of_gate.add(*dt, x);
+      if (!g.grad_image.data)
+        return;
       Tensor through = product(du, operands.w_image);
       if (dt) {
         Tensor more = product(*dt, *operands.w_gate);
@@ -205,10 +257,13 @@ constexpr auto gpu_back = &backward<cuda_backward>;
 }  // namespace mmk::binding
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
-  m.def(MMK_OPERATION "(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? mask, "
+  m.def(MMK_OPERATION
+        "(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? mask, "
         "Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor, Tensor, Tensor)");
-  m.def(MMK_OPERATION "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? shift, Tensor w_image, Tensor v, "
-        "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, Tensor kept, int activation, bool pool, SymInt kept_rows, "
+  m.def(MMK_OPERATION
+        "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? shift, Tensor w_image, Tensor v, "
+        "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, Tensor kept, int "
+        "activation, bool pool, SymInt kept_rows, "
         "bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad, "
         "bool need_shift_gate_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

@@ -21,48 +21,66 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 
-BidirectionalAttention arguments(const Tensor& image_query, const Tensor& text_key, const Tensor& image_value, const Tensor& text_value,
-                                 const Optional& image_mask, const Optional& text_mask, double scale) {
+BidirectionalAttention arguments(const Tensor& image_query, const Tensor& text_key, const Tensor& image_value,
+                                 const Tensor& text_value, const Optional& image_mask, const Optional& text_mask,
+                                 double scale) {
   BidirectionalAttention a;
   a.dtype = dtype_of(image_query, "image_query");
   const Anchor anchor(image_query);
-  STD_TORCH_CHECK(image_query.layout() == Layout::Strided && image_query.dim() == 4, "image_query must be a dense [B, H, N, d] tensor");
-  STD_TORCH_CHECK(text_key.dim() == 4 && image_value.dim() == 4, "text_key and image_value must be [B, H, T, d] and [B, H, N, dv]");
-  a.B = image_query.size(0), a.H = image_query.size(1), a.N = image_query.size(2), a.d = image_query.size(3);
-  a.T = text_key.size(2), a.dv = image_value.size(3);
+  STD_TORCH_CHECK(image_query.layout() == Layout::Strided && image_query.dim() == 4,
+                  "image_query must be a dense [B, H, N, d] tensor");
+  STD_TORCH_CHECK(text_key.dim() == 4 && image_value.dim() == 4,
+                  "text_key and image_value must be [B, H, T, d] and [B, H, N, dv]");
+  a.B = image_query.size(0);
+  a.H = image_query.size(1);
+  a.N = image_query.size(2);
+  a.d = image_query.size(3);
+  a.T = text_key.size(2);
+  a.dv = image_value.size(3);
   STD_TORCH_CHECK(a.d >= 1 && a.dv >= 1, "image_query and image_value must have at least one channel");
   a.scale = scale;
   anchor.check(text_key, "text_key", anchor.type, {a.B, a.H, a.T, a.d});
   anchor.check(image_value, "image_value", anchor.type, {a.B, a.H, a.N, a.dv});
   anchor.check(text_value, "text_value", anchor.type, {a.B, a.H, a.T, a.dv});
-  a.image_query = head_rows(image_query), a.text_key = head_rows(text_key);
-  a.image_value = head_rows(image_value), a.text_value = head_rows(text_value);
-  if (image_mask) anchor.check(*image_mask, "image_mask", ScalarType::Bool, {a.B, a.N}), a.image_mask = token_mask(*image_mask);
-  if (text_mask) anchor.check(*text_mask, "text_mask", ScalarType::Bool, {a.B, a.T}), a.text_mask = token_mask(*text_mask);
+  a.image_query = head_rows(image_query);
+  a.text_key = head_rows(text_key);
+  a.image_value = head_rows(image_value);
+  a.text_value = head_rows(text_value);
+  if (image_mask)
+    anchor.check(*image_mask, "image_mask", ScalarType::Bool, {a.B, a.N}), a.image_mask = token_mask(*image_mask);
+  if (text_mask)
+    anchor.check(*text_mask, "text_mask", ScalarType::Bool, {a.B, a.T}), a.text_mask = token_mask(*text_mask);
   return a;
 }
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image_query, const Tensor& text_key, const Tensor& image_value,
-                                                   const Tensor& text_value, const Optional& image_mask, const Optional& text_mask,
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image_query, const Tensor& text_key,
+                                                   const Tensor& image_value, const Tensor& text_value,
+                                                   const Optional& image_mask, const Optional& text_mask,
                                                    double scale) {
   BidirectionalAttention a = arguments(image_query, text_key, image_value, text_value, image_mask, text_mask, scale);
   const ScalarType accumulate = accumulate_type(a.dtype);
-  Tensor image_out = empty_heads(image_query, a.dv), text_out = empty_heads(text_key, a.dv);
+  Tensor image_out = empty_heads(image_query, a.dv);
+  Tensor text_out = empty_heads(text_key, a.dv);
   Tensor image_softmax = torch::stable::new_empty(image_query, {a.B, a.H, 2, a.N}, accumulate);
   Tensor text_softmax = torch::stable::new_empty(image_query, {a.B, a.H, 2, a.T}, accumulate);
-  a.image_out = head_rows(image_out), a.text_out = head_rows(text_out);
-  a.image_softmax = image_softmax.mutable_data_ptr(), a.text_softmax = text_softmax.mutable_data_ptr();
+  a.image_out = head_rows(image_out);
+  a.text_out = head_rows(text_out);
+  a.image_softmax = image_softmax.mutable_data_ptr();
+  a.text_softmax = text_softmax.mutable_data_ptr();
   Launch(a, image_query);
   return {image_out, text_out, image_softmax, text_softmax};
 }
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
-    const Optional& grad_image_out, const Optional& grad_text_out, const Tensor& image_query, const Tensor& text_key,
-    const Tensor& image_value, const Tensor& text_value, const Optional& image_mask, const Optional& text_mask, const Tensor& image_out,
-    const Tensor& text_out, const Tensor& image_softmax, const Tensor& text_softmax, double scale, bool need_image_query_grad,
-    bool need_text_key_grad, bool need_image_value_grad, bool need_text_value_grad) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional& grad_image_out, const Optional& grad_text_out,
+                                                    const Tensor& image_query, const Tensor& text_key,
+                                                    const Tensor& image_value, const Tensor& text_value,
+                                                    const Optional& image_mask, const Optional& text_mask,
+                                                    const Tensor& image_out, const Tensor& text_out,
+                                                    const Tensor& image_softmax, const Tensor& text_softmax,
+                                                    double scale, bool need_image_query_grad, bool need_text_key_grad,
+                                                    bool need_image_value_grad, bool need_text_value_grad) {
   BidirectionalAttentionBackward g;
   g.forward = arguments(image_query, text_key, image_value, text_value, image_mask, text_mask, scale);
   BidirectionalAttention& a = g.forward;
@@ -72,9 +90,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   anchor.check(text_out, "text_out", anchor.type, {a.B, a.H, a.T, a.dv});
   anchor.check(image_softmax, "image_softmax", accumulate, {a.B, a.H, 2, a.N});
   anchor.check(text_softmax, "text_softmax", accumulate, {a.B, a.H, 2, a.T});
-  Tensor image_rows = torch::stable::contiguous(image_softmax), text_rows = torch::stable::contiguous(text_softmax);
-  a.image_out = head_rows(image_out), a.text_out = head_rows(text_out);
-  a.image_softmax = image_rows.mutable_data_ptr(), a.text_softmax = text_rows.mutable_data_ptr();
+  Tensor image_rows = torch::stable::contiguous(image_softmax);
+  Tensor text_rows = torch::stable::contiguous(text_softmax);
+  a.image_out = head_rows(image_out);
+  a.text_out = head_rows(text_out);
+  a.image_softmax = image_rows.mutable_data_ptr();
+  a.text_softmax = text_rows.mutable_data_ptr();
   if (grad_image_out) {
     anchor.check(*grad_image_out, "grad_image_out", anchor.type, {a.B, a.H, a.N, a.dv});
     g.grad_image_out = head_rows(*grad_image_out);
@@ -87,15 +108,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   auto [grad_text_key, to_text_key] = gradient(text_key, need_text_key_grad);
   auto [grad_image_value, to_image_value] = gradient(image_value, need_image_value_grad);
   auto [grad_text_value, to_text_value] = gradient(text_value, need_text_value_grad);
-  g.grad_image_query = to_image_query, g.grad_text_key = to_text_key;
-  g.grad_image_value = to_image_value, g.grad_text_value = to_text_value;
-  if (need_image_query_grad || need_text_key_grad || need_image_value_grad || need_text_value_grad) Launch(g, image_query);
+  g.grad_image_query = to_image_query;
+  g.grad_text_key = to_text_key;
+  g.grad_image_value = to_image_value;
+  g.grad_text_value = to_text_value;
+  if (need_image_query_grad || need_text_key_grad || need_image_value_grad || need_text_value_grad)
+    Launch(g, image_query);
   return {grad_image_query, grad_text_key, grad_image_value, grad_text_value};
 }
 
 #ifndef MMK_EMULATED
-void cpu_forward(const BidirectionalAttention& a, const Tensor&) { bidirectional_attention_forward(a, torch_threads()); }
-void cpu_backward(const BidirectionalAttentionBackward& g, const Tensor&) { bidirectional_attention_backward(g, torch_threads()); }
+void cpu_forward(const BidirectionalAttention& a, const Tensor&) {
+  bidirectional_attention_forward(a, torch_threads());
+}
+void cpu_backward(const BidirectionalAttentionBackward& g, const Tensor&) {
+  bidirectional_attention_backward(g, torch_threads());
+}
 
 constexpr auto cpu = &forward<cpu_forward>;
 constexpr auto cpu_back = &backward<cpu_backward>;
@@ -103,12 +131,14 @@ constexpr auto cpu_back = &backward<cpu_backward>;
 
 #if defined(MMK_CUDA) || defined(MMK_EMULATED)
 void cuda_forward(const BidirectionalAttention& a, const Tensor& like) {
-  on_current_stream(like, [&] { return cuda::bidirectional_attention_scratch(a); },
-                    [&](float* scratch, void* stream) { return cuda::bidirectional_attention_forward(a, scratch, stream); });
+  on_current_stream(
+      like, [&] { return cuda::bidirectional_attention_scratch(a); },
+      [&](float* scratch, void* stream) { return cuda::bidirectional_attention_forward(a, scratch, stream); });
 }
 void cuda_backward(const BidirectionalAttentionBackward& g, const Tensor& like) {
-  on_current_stream(like, [&] { return cuda::bidirectional_attention_scratch(g); },
-                    [&](float* scratch, void* stream) { return cuda::bidirectional_attention_backward(g, scratch, stream); });
+  on_current_stream(
+      like, [&] { return cuda::bidirectional_attention_scratch(g); },
+      [&](float* scratch, void* stream) { return cuda::bidirectional_attention_backward(g, scratch, stream); });
 }
 
 constexpr auto gpu = &forward<cuda_forward>;
@@ -119,10 +149,13 @@ constexpr auto gpu_back = &backward<cuda_backward>;
 }  // namespace mmk::binding
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
-  m.def(MMK_OPERATION "(Tensor image_query, Tensor text_key, Tensor image_value, Tensor text_value, Tensor? image_mask, "
+  m.def(MMK_OPERATION
+        "(Tensor image_query, Tensor text_key, Tensor image_value, Tensor text_value, Tensor? image_mask, "
         "Tensor? text_mask, float scale) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(MMK_OPERATION "_backward(Tensor? grad_image_out, Tensor? grad_text_out, Tensor image_query, Tensor text_key, "
-        "Tensor image_value, Tensor text_value, Tensor? image_mask, Tensor? text_mask, Tensor image_out, Tensor text_out, "
+  m.def(MMK_OPERATION
+        "_backward(Tensor? grad_image_out, Tensor? grad_text_out, Tensor image_query, Tensor text_key, "
+        "Tensor image_value, Tensor text_value, Tensor? image_mask, Tensor? text_mask, Tensor image_out, Tensor "
+        "text_out, "
         "Tensor image_softmax, Tensor text_softmax, float scale, bool need_image_query_grad, bool need_text_key_grad, "
         "bool need_image_value_grad, bool need_text_value_grad) -> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -25,34 +25,46 @@ struct Arguments {
   Tensor shift;
   std::vector<int64_t> kept_shape;
 
-  Arguments(const Tensor& image, const Tensor& given_shift, const Tensor& weight, int64_t kept_rows) : shift(torch::stable::contiguous(given_shift)) {
+  Arguments(const Tensor& image, const Tensor& given_shift, const Tensor& weight, int64_t kept_rows)
+      : shift(torch::stable::contiguous(given_shift)) {
     a.dtype = dtype_of(image, "image");
     const Anchor anchor(image);
     STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == 3, "image must be a dense [B, N, D] tensor");
-    a.B = image.size(0), a.N = image.size(1), a.D = image.size(2);
+    a.B = image.size(0);
+    a.N = image.size(1);
+    a.D = image.size(2);
     STD_TORCH_CHECK(a.D >= 1, "image must have at least one channel");
     anchor.check(shift, "shift", accumulate_type(a.dtype), {a.B, a.D});
     anchor.check(weight, "weight", anchor.type, {a.D, a.D});
-    a.image = rows(image), a.shift = shift.data_ptr(), a.weight = projection(weight), a.kept_rows = kept_rows;
+    a.image = rows(image);
+    a.shift = shift.data_ptr();
+    a.weight = projection(weight);
+    a.kept_rows = kept_rows;
     kept_shape = kept_shape_of(kept_rows, a.B * a.N, a.D);
   }
 };
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Tensor& shift, const Tensor& weight, bool need_weights, int64_t kept_rows) {
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Tensor& shift, const Tensor& weight,
+                                           bool need_weights, int64_t kept_rows) {
   Arguments all(image, shift, weight, kept_rows);
   Tensor kept = torch::stable::new_empty(image, all.kept_shape, accumulate_type(all.a.dtype));
   all.a.kept = kept.mutable_data_ptr();
-  Tensor result = dense_gradient(image, true), weights = dense_gradient(image, need_weights);
-  all.a.result = rows(result), all.a.stream = too_large_for_cache(result);
-  if (need_weights) all.a.weights = rows(weights);
-  if (all.a.B > 0 && all.a.N > 0) Launch(all.a, image, weight);
+  Tensor result = dense_gradient(image, true);
+  Tensor weights = dense_gradient(image, need_weights);
+  all.a.result = rows(result);
+  all.a.stream = too_large_for_cache(result);
+  if (need_weights)
+    all.a.weights = rows(weights);
+  if (all.a.B > 0 && all.a.N > 0)
+    Launch(all.a, image, weight);
   return {result, weights, kept};
 }
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const Optional& grad_weights, const Tensor& image, const Tensor& shift,
-                                            const Tensor& weight, const Tensor& given_kept, bool need_weights, int64_t kept_rows,
+std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const Optional& grad_weights,
+                                            const Tensor& image, const Tensor& shift, const Tensor& weight,
+                                            const Tensor& given_kept, bool need_weights, int64_t kept_rows,
                                             bool need_image_grad, bool need_shift_grad, bool need_weight_grad) {
   Arguments all(image, shift, weight, kept_rows);
   const Anchor anchor(image);
@@ -61,27 +73,38 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const O
   all.a.kept = kept.mutable_data_ptr();
   ChannelAttentionBackward g;
   g.forward = all.a;
-  if (grad_result) anchor.check(*grad_result, "grad_result", anchor.type, sizes(image)), g.grad_result = rows(*grad_result);
+  if (grad_result)
+    anchor.check(*grad_result, "grad_result", anchor.type, sizes(image)), g.grad_result = rows(*grad_result);
   if (need_weights && grad_weights)
     anchor.check(*grad_weights, "grad_weights", anchor.type, sizes(image)), g.grad_weights = rows(*grad_weights);
-  Tensor grad_image = dense_gradient(image, need_image_grad), grad_shift = dense_gradient(all.shift, need_shift_grad),
-         grad_weight = dense_gradient(weight, need_weight_grad);
-  if (need_image_grad) g.grad_image = rows(grad_image), g.forward.stream = too_large_for_cache(grad_image);
-  g.grad_shift = data_if(grad_shift, need_shift_grad), g.grad_weight = data_if(grad_weight, need_weight_grad);
-  if (need_image_grad || need_shift_grad || need_weight_grad) Launch(g, image, weight, grad_weight);
+  Tensor grad_image = dense_gradient(image, need_image_grad);
+  Tensor grad_shift = dense_gradient(all.shift, need_shift_grad);
+  Tensor grad_weight = dense_gradient(weight, need_weight_grad);
+  if (need_image_grad)
+    g.grad_image = rows(grad_image), g.forward.stream = too_large_for_cache(grad_image);
+  g.grad_shift = data_if(grad_shift, need_shift_grad);
+  g.grad_weight = data_if(grad_weight, need_weight_grad);
+  if (need_image_grad || need_shift_grad || need_weight_grad)
+    Launch(g, image, weight, grad_weight);
   return {grad_image, grad_shift, grad_weight};
 }
 
 #ifndef MMK_EMULATED
-void cpu_forward(const ChannelAttention& a, const Tensor&, const Tensor&) { channel_attention_forward(a, torch_threads()); }
-void cpu_backward(const ChannelAttentionBackward& g, const Tensor&, const Tensor&, Tensor&) { channel_attention_backward(g, torch_threads()); }
+void cpu_forward(const ChannelAttention& a, const Tensor&, const Tensor&) {
+  channel_attention_forward(a, torch_threads());
+}
+void cpu_backward(const ChannelAttentionBackward& g, const Tensor&, const Tensor&, Tensor&) {
+  channel_attention_backward(g, torch_threads());
+}
 
 constexpr auto cpu = &forward<cpu_forward>;
 constexpr auto cpu_back = &backward<cpu_backward>;
 #endif
 
 #if defined(MMK_CUDA) || defined(MMK_EMULATED)
-cuda::SampledRows samples(const ChannelAttention& a) { return {a.B, a.N, a.B * a.N, nullptr}; }
+cuda::SampledRows samples(const ChannelAttention& a) {
+  return {a.B, a.N, a.B * a.N, nullptr};
+}
 
 void cuda_forward(const ChannelAttention& a, const Tensor& image, const Tensor& weight) {
   nothing_kept(a.kept_rows);
@@ -100,17 +123,21 @@ void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const
   on_stream(image, [&](void* stream) {
     const Tensor columns = turned(weight);
     const WeightSum sum(image, a.D, a.D, g.grad_weight, stream);
-    if (g.grad_shift) check_launch(cuda::clear(static_cast<float*>(g.grad_shift), a.B * a.D, stream));
+    if (g.grad_shift)
+      check_launch(cuda::clear(static_cast<float*>(g.grad_shift), a.B * a.D, stream));
     Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
       Tensor scores = product(x, columns);
       Tensor direct = torch::stable::new_empty(scores, g.grad_image.data ? sizes(scores) : std::vector<int64_t>{0});
-      check_launch(cuda::channel_attention_differentiate(g, panel, floats(scores), g.grad_image.data ? floats(direct) : nullptr, stream));
+      check_launch(cuda::channel_attention_differentiate(g, panel, floats(scores),
+                                                         g.grad_image.data ? floats(direct) : nullptr, stream));
       // Before they are rounded for the products: this sum cancels.
       if (g.grad_shift)
-        check_launch(cuda::sum_columns(samples(a), panel.first, panel.rows, floats(scores), a.D, static_cast<float*>(g.grad_shift), stream));
+        check_launch(cuda::sum_columns(samples(a), panel.first, panel.rows, floats(scores), a.D,
+                                       static_cast<float*>(g.grad_shift), stream));
       Tensor upstream = torch::stable::to(scores, image.scalar_type());
       sum.add(upstream, x);
-      if (!g.grad_image.data) return;
+      if (!g.grad_image.data)
+        return;
       Tensor through = product(upstream, weight);
       check_launch(cuda::channel_attention_write(g, panel, floats(direct), floats(through), stream));
     });
@@ -126,9 +153,12 @@ constexpr auto gpu_back = &backward<cuda_backward>;
 }  // namespace mmk::binding
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
-  m.def(MMK_OPERATION "(Tensor image, Tensor shift, Tensor weight, bool need_weights, SymInt kept_rows) -> (Tensor, Tensor, Tensor)");
-  m.def(MMK_OPERATION "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor shift, Tensor weight, Tensor kept, "
-        "bool need_weights, SymInt kept_rows, bool need_image_grad, bool need_shift_grad, bool need_weight_grad) -> (Tensor, Tensor, Tensor)");
+  m.def(MMK_OPERATION
+        "(Tensor image, Tensor shift, Tensor weight, bool need_weights, SymInt kept_rows) -> (Tensor, Tensor, Tensor)");
+  m.def(MMK_OPERATION
+        "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor shift, Tensor weight, Tensor kept, "
+        "bool need_weights, SymInt kept_rows, bool need_image_grad, bool need_shift_grad, bool need_weight_grad) -> "
+        "(Tensor, Tensor, Tensor)");
 }
 
 MMK_IMPLEMENT_CPU("", cpu)

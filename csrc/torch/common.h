@@ -18,28 +18,36 @@
 
 namespace mmk::binding {
 
-using torch::stable::Tensor;
 using torch::headeronly::DeviceType;
 using torch::headeronly::Layout;
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
 inline Dtype dtype_of(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return Dtype::float32;
-    case ScalarType::BFloat16: return Dtype::bfloat16;
-    case ScalarType::Half: return Dtype::float16;
-    case ScalarType::Double: return Dtype::float64;
-    default: break;
+    case ScalarType::Float:
+      return Dtype::float32;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    case ScalarType::Half:
+      return Dtype::float16;
+    case ScalarType::Double:
+      return Dtype::float64;
+    default:
+      break;
   }
   STD_TORCH_CHECK(false, name, " must be float32, bfloat16, float16 or float64");
   return Dtype::float32;
 }
 
-inline ScalarType accumulate_type(Dtype dtype) { return dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float; }
+inline ScalarType accumulate_type(Dtype dtype) {
+  return dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float;
+}
 
 inline void check_shape(const Tensor& t, const char* name, const std::vector<int64_t>& sizes) {
   bool fits = t.layout() == Layout::Strided && t.dim() == int64_t(sizes.size());
-  for (size_t i = 0; fits && i < sizes.size(); ++i) fits = t.size(i) == sizes[i];
+  for (size_t i = 0; fits && i < sizes.size(); ++i)
+    fits = t.size(i) == sizes[i];
   STD_TORCH_CHECK(fits, name, " doesn't have the shape that the other arguments call for");
 }
 
@@ -50,17 +58,19 @@ struct Anchor {
   DeviceType device;
   int32_t index;
 
-  explicit Anchor(const Tensor& t) : tensor(t), type(t.scalar_type()), device(t.device().type()), index(t.get_device_index()) {}
+  explicit Anchor(const Tensor& t)
+      : tensor(t), type(t.scalar_type()), device(t.device().type()), index(t.get_device_index()) {}
 
   void check(const Tensor& t, const char* name, ScalarType wanted, const std::vector<int64_t>& sizes) const {
-    STD_TORCH_CHECK(t.device().type() == device && t.get_device_index() == index, name, " must be on the other arguments' device");
+    STD_TORCH_CHECK(t.device().type() == device && t.get_device_index() == index, name,
+                    " must be on the other arguments' device");
     STD_TORCH_CHECK(t.scalar_type() == wanted, name, " has the wrong dtype");
     check_shape(t, name, sizes);
   }
 };
 
-// The bounds of packed bags, [B + 1], contiguous. On the CPU their values are checked; elsewhere that would mean to wait, and the kernels
-// confine every access to the rows that exist.
+// The bounds of packed bags, [B + 1], contiguous. On the CPU their values are checked; elsewhere that would mean to
+// wait, and the kernels confine every access to the rows that exist.
 inline Tensor bag_bounds(const Anchor& anchor, const Tensor& offsets, int64_t rows) {
   STD_TORCH_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1, "offsets must be [B + 1]");
   anchor.check(offsets, "offsets", ScalarType::Long, {offsets.size(0)});
@@ -69,32 +79,38 @@ inline Tensor bag_bounds(const Anchor& anchor, const Tensor& offsets, int64_t ro
     const int64_t* bound = static_cast<const int64_t*>(bounds.data_ptr());
     const int64_t bags = bounds.size(0) - 1;
     bool valid = bound[0] == 0 && bound[bags] == rows;
-    for (int64_t b = 0; valid && b < bags; ++b) valid = bound[b] <= bound[b + 1];
+    for (int64_t b = 0; valid && b < bags; ++b)
+      valid = bound[b] <= bound[b + 1];
     STD_TORCH_CHECK(valid, "offsets must ascend from 0 to the number of rows of image");
   }
   return bounds;
 }
 
-// A large result that comes as untouched pages costs more in page faults than its kernel takes; in huge pages a fraction of that
-// (design.md, decision 10). Only from 32 MB on, where glibc's malloc takes fresh pages for every call: below, it has memory that
-// was used before, and huge pages would be slower than that. What is resident already is left as it is.
+// A large result that comes as untouched pages costs more in page faults than its kernel takes; in huge pages a
+// fraction of that (design.md, decision 10). Only from 32 MB on, where glibc's malloc takes fresh pages for every call:
+// below, it has memory that was used before, and huge pages would be slower than that. What is resident already is left
+// as it is.
 inline void advise_huge_pages(const Tensor& t) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const uintptr_t page = 4096, huge = 2 << 20;
   uintptr_t bytes = uintptr_t(t.numel()) * t.element_size();
-  if (bytes < 16 * huge || !t.device().is_cpu()) return;
+  if (bytes < 16 * huge || !t.device().is_cpu())
+    return;
   uintptr_t begin = (reinterpret_cast<uintptr_t>(t.data_ptr()) + page - 1) & ~(page - 1);
   uintptr_t end = (reinterpret_cast<uintptr_t>(t.data_ptr()) + bytes) & ~(page - 1);
   unsigned char resident = 1;
   mincore(reinterpret_cast<void*>((begin + bytes / 2) & ~(page - 1)), page, &resident);
-  if (!(resident & 1)) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);   // a hint: failure changes nothing
+  if (!(resident & 1))
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: failure changes nothing
 #else
   (void)t;
 #endif
 }
 
 // Beyond this a result doesn't survive in cache until its reader comes, so it is written past the cache.
-inline bool too_large_for_cache(const Tensor& t) { return t.numel() * int64_t(t.element_size()) > (8 << 20); }
+inline bool too_large_for_cache(const Tensor& t) {
+  return t.numel() * int64_t(t.element_size()) > (8 << 20);
+}
 
 inline Parallel torch_threads() {
   return {int(torch::stable::get_num_threads()),
@@ -105,10 +121,12 @@ inline Parallel torch_threads() {
 
 }  // namespace mmk::binding
 
-// Implements MMK_OPERATION with a suffix ("_backward"), one line a function; nothing where the build has no such device. The tests' emulated
-// operations are on the CPU, in place of the kernels for it.
-#define MMK_IMPLEMENT(key, suffix, function) \
-  STABLE_TORCH_LIBRARY_IMPL(mmkernels, key, m) { m.impl(MMK_OPERATION suffix, TORCH_BOX(mmk::binding::function)); }
+// Implements MMK_OPERATION with a suffix ("_backward"), one line a function; nothing where the build has no such
+// device. The tests' emulated operations are on the CPU, in place of the kernels for it.
+#define MMK_IMPLEMENT(key, suffix, function)                         \
+  STABLE_TORCH_LIBRARY_IMPL(mmkernels, key, m) {                     \
+    m.impl(MMK_OPERATION suffix, TORCH_BOX(mmk::binding::function)); \
+  }
 #if defined(MMK_EMULATED)
 #define MMK_IMPLEMENT_CPU(suffix, function)
 #define MMK_IMPLEMENT_GPU(suffix, function) MMK_IMPLEMENT(CPU, suffix, function)

@@ -13,7 +13,8 @@
 namespace mmk::binding {
 
 // run(stream) on the tensor's device and its current stream.
-template <class Run> void on_stream(const Tensor& like, Run run) {
+template <class Run>
+void on_stream(const Tensor& like, Run run) {
   void* stream = nullptr;
 #ifndef MMK_EMULATED
   const int32_t device = like.get_device_index();
@@ -23,11 +24,14 @@ template <class Run> void on_stream(const Tensor& like, Run run) {
   run(stream);
 }
 
-inline void check_launch(const char* error) { STD_TORCH_CHECK(!error, error ? error : ""); }
+inline void check_launch(const char* error) {
+  STD_TORCH_CHECK(!error, error ? error : "");
+}
 
-// run(scratch, stream) starts kernels and returns null or what went wrong; floats() tells how much scratch they need. The
-// scratch is freed before they end: torch's allocator gives it to nobody but the same stream, that is, behind them.
-template <class Floats, class Run> void on_current_stream(const Tensor& like, Floats floats, Run run) {
+// run(scratch, stream) starts kernels and returns null or what went wrong; floats() tells how much scratch they need.
+// The scratch is freed before they end: torch's allocator gives it to nobody but the same stream, that is, behind them.
+template <class Floats, class Run>
+void on_current_stream(const Tensor& like, Floats floats, Run run) {
   on_stream(like, [&](void* stream) {
     Tensor scratch = torch::stable::new_empty(like, {floats()}, ScalarType::Float);
     check_launch(run(static_cast<float*>(scratch.mutable_data_ptr()), stream));

@@ -6,19 +6,26 @@
 
 namespace mmk::binding {
 
-inline HeadRows head_rows(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
-inline Tokens token_mask(const Tensor& t) {         // [B, H, T], or [B, T] for all heads
+inline HeadRows head_rows(const Tensor& t) {
+  return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+inline Tokens token_mask(const Tensor& t) {  // [B, H, T], or [B, T] for all heads
   const bool* data = static_cast<const bool*>(t.data_ptr());
   return t.dim() == 2 ? Tokens{data, t.stride(0), 0, t.stride(1)} : Tokens{data, t.stride(0), t.stride(1), t.stride(2)};
 }
 inline Pairs pair_mask(const Tensor& t) {
   return {static_cast<const bool*>(t.data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
-inline Bias bias_of(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
+inline Bias bias_of(const Tensor& t) {
+  return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
 
-// An empty [B, H, N, channels] tensor; a view of [B, N, H * channels] where `like` is one (empty_heads in ops/common.py).
+// An empty [B, H, N, channels] tensor; a view of [B, N, H * channels] where `like` is one (empty_heads in
+// ops/common.py).
 inline Tensor empty_heads(const Tensor& like, int64_t channels) {
-  int64_t B = like.size(0), H = like.size(1), N = like.size(2);
+  int64_t B = like.size(0);
+  int64_t H = like.size(1);
+  int64_t N = like.size(2);
   Tensor t = H > 1 && N > 1 && like.stride(1) < like.stride(2)
                  ? torch::stable::transpose(torch::stable::new_empty(like, {B, N, H, channels}), 1, 2)
                  : torch::stable::new_empty(like, {B, H, N, channels});
@@ -28,7 +35,8 @@ inline Tensor empty_heads(const Tensor& like, int64_t channels) {
 
 // A gradient, and where the kernel writes it: nowhere if it isn't needed.
 inline std::pair<Tensor, HeadRows> gradient(const Tensor& like, bool need) {
-  if (!need) return {torch::stable::new_empty(like, {0}), HeadRows{}};
+  if (!need)
+    return {torch::stable::new_empty(like, {0}), HeadRows{}};
   Tensor t = empty_heads(like, like.size(3));
   return {t, head_rows(t)};
 }

@@ -13,11 +13,12 @@
 PYBIND11_MODULE(_C, m) {
   using namespace mmk;
   m.attr("compiler") = __VERSION__;
-  m.attr("torch_target") = MMK_STRING(MMK_TORCH_TARGET);       // the oldest torch that this build runs on
+  m.attr("torch_target") = MMK_STRING(MMK_TORCH_TARGET);  // the oldest torch that this build runs on
   std::vector<std::string> isas;
   for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
 #if !defined(__x86_64__)
-    if (isa != Isa::baseline) continue;
+    if (isa != Isa::baseline)
+      continue;
 #endif
     isas.push_back(name(isa));
   }

@@ -1,5 +1,5 @@
-// How the CUDA bindings of channel and additive attention walk an image: panel by panel of rows, whose products are torch's library's and
-// whose scores stay in the L2 cache until the kernels have used them.
+// How the CUDA bindings of channel and additive attention walk an image: panel by panel of rows, whose products are
+// torch's library's and whose scores stay in the L2 cache until the kernels have used them.
 #pragma once
 #include "../cuda/rows.h"
 #include "cuda.h"
@@ -7,27 +7,35 @@
 
 namespace mmk::binding {
 
-inline void nothing_kept(int64_t kept_rows) { STD_TORCH_CHECK(kept_rows == 0, "kept_rows must be 0: only the CPU keeps rows"); }
+inline void nothing_kept(int64_t kept_rows) {
+  STD_TORCH_CHECK(kept_rows == 0, "kept_rows must be 0: only the CPU keeps rows");
+}
 
-inline Tensor turned(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
+inline Tensor turned(const Tensor& t) {
+  return torch::stable::transpose(t, 0, 1);
+}
 
-// a b in float, not rounded in between; contiguous. As an `out` variant: autocast, which may be on around us, leaves those alone.
+// a b in float, not rounded in between; contiguous. As an `out` variant: autocast, which may be on around us, leaves
+// those alone.
 inline Tensor product(const Tensor& a, const Tensor& b) {
   using torch::stable::detail::from;
   Tensor to = torch::stable::new_empty(a, {a.size(0), b.size(1)}, ScalarType::Float);
-#ifndef MMK_EMULATED                                // the CPU's library has no product of another dtype
+#ifndef MMK_EMULATED  // the CPU's library has no product of another dtype
   if (a.scalar_type() != ScalarType::Float) {
     std::array<StableIValue, 4> stack{from(a), from(b), from(ScalarType::Float), from(to)};
     STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
     return torch::stable::detail::to<Tensor>(stack[0]);
   }
 #endif
-  std::array<StableIValue, 3> stack{from(torch::stable::to(a, ScalarType::Float)), from(torch::stable::to(b, ScalarType::Float)), from(to)};
+  std::array<StableIValue, 3> stack{from(torch::stable::to(a, ScalarType::Float)),
+                                    from(torch::stable::to(b, ScalarType::Float)), from(to)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-inline float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+inline float* floats(const Tensor& t) {
+  return static_cast<float*>(t.mutable_data_ptr());
+}
 
 struct Panels {
   const Tensor& image;
@@ -37,25 +45,39 @@ struct Panels {
   const int64_t D;
   const Dtype dtype;
   void* const stream;
-  std::optional<Tensor> flat;                       // [rows, D], where that is a view of image and nothing is masked
+  std::optional<Tensor> flat;  // [rows, D], where that is a view of image and nothing is masked
 
   Panels(const Tensor& image, Dtype dtype, const cuda::SampledRows& samples, const Mask& mask, void* stream)
-      : image(image), rows(binding::rows(image)), mask(mask), samples(samples), D(image.size(image.dim() - 1)), dtype(dtype), stream(stream) {
-    if (mask.data) return;
-    if (image.dim() == 2) flat = image;
-    else if (rows.b == samples.N * rows.n || samples.B == 1) flat = torch::stable::reshape(image, {samples.rows, D});
+      : image(image),
+        rows(binding::rows(image)),
+        mask(mask),
+        samples(samples),
+        D(image.size(image.dim() - 1)),
+        dtype(dtype),
+        stream(stream) {
+    if (mask.data)
+      return;
+    if (image.dim() == 2)
+      flat = image;
+    else if (rows.b == samples.N * rows.n || samples.B == 1)
+      flat = torch::stable::reshape(image, {samples.rows, D});
   }
 
   // f(panel, its rows [rows, D]); `width`: floats that a row has in the works.
-  template <class F> void each(int64_t width, F f) const {
-    const int64_t wanted = (4 << 20) / 4 / (width > 0 ? width : 1), size = wanted < 16 ? 16 : wanted / 16 * 16;
+  template <class F>
+  void each(int64_t width, F f) const {
+    const int64_t wanted = (4 << 20) / 4 / (width > 0 ? width : 1);
+    const int64_t size = wanted < 16 ? 16 : wanted / 16 * 16;
     for (int64_t first = 0; first < samples.rows; first += size) {
       const int64_t count = samples.rows - first < size ? samples.rows - first : size;
       Tensor all = flat ? *flat : image;
       Tensor x = flat ? torch::stable::narrow(all, 0, first, count) : torch::stable::new_empty(image, {count, D});
       cuda::Panel panel = cuda::panel_of(samples, first, count);
-      if (!flat) check_launch(cuda::gather_rows(dtype, samples, panel, rows, mask, D, x.mutable_data_ptr(), stream));
-      panel.image = x.data_ptr(), panel.n = x.stride(0), panel.c = x.stride(1);
+      if (!flat)
+        check_launch(cuda::gather_rows(dtype, samples, panel, rows, mask, D, x.mutable_data_ptr(), stream));
+      panel.image = x.data_ptr();
+      panel.n = x.stride(0);
+      panel.c = x.stride(1);
       f(panel, x);
     }
   }
@@ -67,15 +89,23 @@ struct WeightSum {
   void* stream;
   bool wanted;
   WeightSum(const Tensor& like, int64_t out, int64_t in, bool wanted, void* stream)
-      : sum(torch::stable::new_empty(like, wanted ? std::vector<int64_t>{out, in} : std::vector<int64_t>{0}, ScalarType::Float)), stream(stream), wanted(wanted) {
-    if (wanted) check_launch(cuda::clear(floats(sum), out * in, stream));
+      : sum(torch::stable::new_empty(like, wanted ? std::vector<int64_t>{out, in} : std::vector<int64_t>{0},
+                                     ScalarType::Float)),
+        stream(stream),
+        wanted(wanted) {
+    if (wanted)
+      check_launch(cuda::clear(floats(sum), out * in, stream));
   }
   void add(const Tensor& upstream, const Tensor& x) const {
-    if (!wanted) return;
+    if (!wanted)
+      return;
     Tensor part = product(turned(upstream), x);
     check_launch(cuda::accumulate(floats(sum), floats(part), sum.numel(), stream));
   }
-  void write(Tensor& to) const { if (wanted) torch::stable::copy_(to, sum); }
+  void write(Tensor& to) const {
+    if (wanted)
+      torch::stable::copy_(to, sum);
+  }
 };
 
 }  // namespace mmk::binding

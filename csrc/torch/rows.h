@@ -1,4 +1,5 @@
-// What the bindings of channel and additive attention share: rows of samples and layers' weights as the kernels' plain structs.
+// What the bindings of channel and additive attention share: rows of samples and layers' weights as the kernels' plain
+// structs.
 #pragma once
 #include <utility>
 
@@ -8,14 +9,18 @@ namespace mmk::binding {
 
 using Optional = std::optional<Tensor>;
 
-inline SampleRows rows(const Tensor& t) {                  // [B, N, C], or packed [N, C]
-  return t.dim() == 2 ? SampleRows{t.data_ptr(), 0, t.stride(0), t.stride(1)} : SampleRows{t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
+inline SampleRows rows(const Tensor& t) {  // [B, N, C], or packed [N, C]
+  return t.dim() == 2 ? SampleRows{t.data_ptr(), 0, t.stride(0), t.stride(1)}
+                      : SampleRows{t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
 }
-inline Projection projection(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
+inline Projection projection(const Tensor& t) {
+  return {t.data_ptr(), t.stride(0), t.stride(1)};
+}
 
 inline std::vector<int64_t> sizes(const Tensor& t) {
   std::vector<int64_t> all;
-  for (int64_t i = 0; i < t.dim(); ++i) all.push_back(t.size(i));
+  for (int64_t i = 0; i < t.dim(); ++i)
+    all.push_back(t.size(i));
   return all;
 }
 
@@ -28,9 +33,12 @@ inline std::vector<int64_t> kept_shape_of(int64_t kept_rows, int64_t rows, int64
 // A contiguous gradient, and where the kernel writes it: nowhere if it isn't needed.
 inline Tensor dense_gradient(const Tensor& like, bool need) {
   Tensor t = torch::stable::new_empty(like, need ? sizes(like) : std::vector<int64_t>{0});
-  if (need) advise_huge_pages(t);
+  if (need)
+    advise_huge_pages(t);
   return t;
 }
-inline void* data_if(const Tensor& t, bool need) { return need ? t.mutable_data_ptr() : nullptr; }
+inline void* data_if(const Tensor& t, bool need) {
+  return need ? t.mutable_data_ptr() : nullptr;
+}
 
 }  // namespace mmk::binding

@@ -23,22 +23,29 @@ namespace {
 // image [rows, D] with offsets, [B, N, D] or [B, D, Y, X].
 Features features(const Tensor& t) {
   void* data = t.data_ptr();
-  if (t.dim() == 2) return {data, 0, 0, t.stride(0), t.stride(1)};
-  if (t.dim() == 3) return {data, t.stride(0), 0, t.stride(1), t.stride(2)};
+  if (t.dim() == 2)
+    return {data, 0, 0, t.stride(0), t.stride(1)};
+  if (t.dim() == 3)
+    return {data, t.stride(0), 0, t.stride(1), t.stride(2)};
   return {data, t.stride(0), t.stride(2), t.stride(3), t.stride(1)};
 }
 
-Vectors vectors(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1)}; }
+Vectors vectors(const Tensor& t) {
+  return {t.data_ptr(), t.stride(0), t.stride(1)};
+}
 
 // Rows of an image that follow each other with one stride in every tensor are walked as one.
 void merge_rows(SpatialAttention& a, std::initializer_list<Features*> all) {
   auto mergeable = [&](int64_t y, int64_t x) { return a.Y == 1 || a.X == 1 || y == a.X * x; };
   bool merge = !a.mask.data || mergeable(a.mask.y, a.mask.x);
-  for (Features* f : all) merge = merge && (!f->data || mergeable(f->y, f->x));
-  if (!merge || a.Y == 1) return;
+  for (Features* f : all)
+    merge = merge && (!f->data || mergeable(f->y, f->x));
+  if (!merge || a.Y == 1)
+    return;
   if (a.X == 1) {
     a.mask.x = a.mask.y;
-    for (Features* f : all) f->x = f->y;
+    for (Features* f : all)
+      f->x = f->y;
   }
   a.X *= a.Y;
   a.Y = 1;
@@ -46,7 +53,7 @@ void merge_rows(SpatialAttention& a, std::initializer_list<Features*> all) {
 
 struct Arguments {
   SpatialAttention a;
-  std::optional<Tensor> offsets;                   // contiguous
+  std::optional<Tensor> offsets;  // contiguous
   std::vector<int64_t> weights_shape, pooled_shape, image_shape;
 };
 
@@ -57,34 +64,50 @@ Arguments arguments(const Tensor& image, const Tensor& text, const std::optional
   a.dtype = dtype_of(image, "image");
   const Anchor anchor(image);
   STD_TORCH_CHECK(image.layout() == Layout::Strided, "image must be a dense tensor");
-  STD_TORCH_CHECK(image.dim() == (offsets ? 2 : image.dim() == 4 ? 4 : 3),
+  STD_TORCH_CHECK(image.dim() == (offsets            ? 2
+                                  : image.dim() == 4 ? 4
+                                                     : 3),
                   "image must be [B, N, D] or [B, D, Y, X], or [rows, D] with offsets");
-  for (int64_t i = 0; i < image.dim(); ++i) all.image_shape.push_back(image.size(i));
+  for (int64_t i = 0; i < image.dim(); ++i)
+    all.image_shape.push_back(image.size(i));
   std::vector<int64_t> grid;
   if (offsets) {
     all.offsets = bag_bounds(anchor, *offsets, image.size(0));
     a.offsets = static_cast<const int64_t*>(all.offsets->data_ptr());
-    a.B = all.offsets->size(0) - 1, a.X = image.size(0), a.D = image.size(1);
+    a.B = all.offsets->size(0) - 1;
+    a.X = image.size(0);
+    a.D = image.size(1);
     grid = {a.X};
   } else if (image.dim() == 4) {
-    a.B = image.size(0), a.D = image.size(1), a.Y = image.size(2), a.X = image.size(3);
+    a.B = image.size(0);
+    a.D = image.size(1);
+    a.Y = image.size(2);
+    a.X = image.size(3);
     grid = {a.B, a.Y, a.X};
   } else {
-    a.B = image.size(0), a.X = image.size(1), a.D = image.size(2);
+    a.B = image.size(0);
+    a.X = image.size(1);
+    a.D = image.size(2);
     grid = {a.B, a.X};
   }
   STD_TORCH_CHECK(a.D >= 1, "image must have at least one channel");
   STD_TORCH_CHECK(num_heads >= 1 && a.D % num_heads == 0, "num_heads must divide image's channels");
   anchor.check(text, "text", anchor.type, {a.B, a.D});
-  a.H = num_heads, a.scale = scale, a.pool = pool, a.rescale = rescale;
+  a.H = num_heads;
+  a.scale = scale;
+  a.pool = pool;
+  a.rescale = rescale;
   a.image = features(image);
   a.text = vectors(text);
   if (mask) {
     anchor.check(*mask, "mask", ScalarType::Bool, grid);
     a.mask.data = static_cast<const bool*>(mask->data_ptr());
-    if (offsets) a.mask.x = mask->stride(0);
-    else if (image.dim() == 3) a.mask.b = mask->stride(0), a.mask.x = mask->stride(1);
-    else a.mask.b = mask->stride(0), a.mask.y = mask->stride(1), a.mask.x = mask->stride(2);
+    if (offsets)
+      a.mask.x = mask->stride(0);
+    else if (image.dim() == 3)
+      a.mask.b = mask->stride(0), a.mask.x = mask->stride(1);
+    else
+      a.mask.b = mask->stride(0), a.mask.y = mask->stride(1), a.mask.x = mask->stride(2);
   }
   all.weights_shape = offsets ? std::vector<int64_t>{a.H, a.X} : std::vector<int64_t>{a.B, a.H, a.Y * a.X};
   all.pooled_shape = {a.B, a.D};
@@ -92,7 +115,8 @@ Arguments arguments(const Tensor& image, const Tensor& text, const std::optional
 }
 
 void check_positive(const Tensor& t, const char* name) {
-  for (int64_t i = 0; i < t.dim(); ++i) STD_TORCH_CHECK(t.size(i) == 1 || t.stride(i) >= 0, name, " has a negative stride");
+  for (int64_t i = 0; i < t.dim(); ++i)
+    STD_TORCH_CHECK(t.size(i) == 1 || t.stride(i) >= 0, name, " has a negative stride");
 }
 
 template <auto Launch>
@@ -107,7 +131,8 @@ void forward_into(Arguments& all, const Tensor& weights, const Tensor& result) {
 
 template <auto Launch>
 std::tuple<Tensor, Tensor> forward(const Tensor& image, const Tensor& text, const std::optional<Tensor>& mask,
-                                   const std::optional<Tensor>& offsets, double scale, int64_t num_heads, bool pool, bool rescale) {
+                                   const std::optional<Tensor>& offsets, double scale, int64_t num_heads, bool pool,
+                                   bool rescale) {
   Arguments all = arguments(image, text, mask, offsets, scale, num_heads, pool, rescale);
   Tensor weights = torch::stable::new_empty(image, all.weights_shape, accumulate_type(all.a.dtype));
   Tensor result = pool ? torch::stable::new_empty(image, all.pooled_shape) : torch::stable::empty_like(image);
@@ -117,8 +142,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& image, const Tensor& text, cons
 }
 
 template <auto Launch>
-Tensor forward_out(const Tensor& image, const Tensor& text, const std::optional<Tensor>& mask, const std::optional<Tensor>& offsets,
-                   double scale, int64_t num_heads, bool pool, bool rescale, const Tensor& out) {
+Tensor forward_out(const Tensor& image, const Tensor& text, const std::optional<Tensor>& mask,
+                   const std::optional<Tensor>& offsets, double scale, int64_t num_heads, bool pool, bool rescale,
+                   const Tensor& out) {
   Arguments all = arguments(image, text, mask, offsets, scale, num_heads, pool, rescale);
   Anchor(image).check(out, "out", image.scalar_type(), pool ? all.pooled_shape : all.image_shape);
   check_positive(out, "out");
@@ -131,7 +157,8 @@ template <auto Launch>
 std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& grad_result, const std::optional<Tensor>& grad_weights,
                                     const Tensor& image, const Tensor& text, const std::optional<Tensor>& mask,
                                     const std::optional<Tensor>& offsets, const Tensor& weights, double scale,
-                                    int64_t num_heads, bool pool, bool rescale, bool need_image_grad, bool need_text_grad) {
+                                    int64_t num_heads, bool pool, bool rescale, bool need_image_grad,
+                                    bool need_text_grad) {
   Arguments all = arguments(image, text, mask, offsets, scale, num_heads, pool, rescale);
   SpatialAttention& a = all.a;
   const Anchor anchor(image);
@@ -159,16 +186,22 @@ std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& grad_result, co
     advise_huge_pages(grad_image);
     a.stream = too_large_for_cache(grad_image);
   }
-  if (need_text_grad) g.grad_text = vectors(grad_text);
+  if (need_text_grad)
+    g.grad_text = vectors(grad_text);
   merge_rows(a, {&a.image, &g.grad_result, &g.grad_image});
   g.forward = a;
-  if (need_image_grad || need_text_grad) Launch(g, weights);
+  if (need_image_grad || need_text_grad)
+    Launch(g, weights);
   return {grad_image, grad_text};
 }
 
 #ifndef MMK_EMULATED
-void cpu_forward(const SpatialAttention& a, const Tensor&) { spatial_attention_forward(a, torch_threads()); }
-void cpu_backward(const SpatialAttentionBackward& g, const Tensor&) { spatial_attention_backward(g, torch_threads()); }
+void cpu_forward(const SpatialAttention& a, const Tensor&) {
+  spatial_attention_forward(a, torch_threads());
+}
+void cpu_backward(const SpatialAttentionBackward& g, const Tensor&) {
+  spatial_attention_backward(g, torch_threads());
+}
 
 constexpr auto cpu = &forward<cpu_forward>;
 constexpr auto cpu_out = &forward_out<cpu_forward>;
@@ -177,12 +210,14 @@ constexpr auto cpu_back = &backward<cpu_backward>;
 
 #if defined(MMK_CUDA) || defined(MMK_EMULATED)
 void cuda_forward(const SpatialAttention& a, const Tensor& like) {
-  on_current_stream(like, [&] { return cuda::spatial_attention_scratch(a); },
-                    [&](float* scratch, void* stream) { return cuda::spatial_attention_forward(a, scratch, stream); });
+  on_current_stream(
+      like, [&] { return cuda::spatial_attention_scratch(a); },
+      [&](float* scratch, void* stream) { return cuda::spatial_attention_forward(a, scratch, stream); });
 }
 void cuda_backward(const SpatialAttentionBackward& g, const Tensor& like) {
-  on_current_stream(like, [&] { return cuda::spatial_attention_scratch(g); },
-                    [&](float* scratch, void* stream) { return cuda::spatial_attention_backward(g, scratch, stream); });
+  on_current_stream(
+      like, [&] { return cuda::spatial_attention_scratch(g); },
+      [&](float* scratch, void* stream) { return cuda::spatial_attention_backward(g, scratch, stream); });
 }
 
 constexpr auto gpu = &forward<cuda_forward>;
@@ -194,11 +229,14 @@ constexpr auto gpu_back = &backward<cuda_backward>;
 }  // namespace mmk::binding
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
-  m.def(MMK_OPERATION "(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
+  m.def(MMK_OPERATION
+        "(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
         "bool rescale) -> (Tensor, Tensor)");
-  m.def(MMK_OPERATION "_out(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
+  m.def(MMK_OPERATION
+        "_out(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
         "bool rescale, Tensor(a!) out) -> Tensor");
-  m.def(MMK_OPERATION "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor text, Tensor? mask, "
+  m.def(MMK_OPERATION
+        "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor text, Tensor? mask, "
         "Tensor? offsets, Tensor weights, float scale, int num_heads, bool pool, bool rescale, bool need_image_grad, "
         "bool need_text_grad) -> (Tensor, Tensor)");
 }

@@ -28,9 +28,12 @@ def run(operations=None, *, quick=False, threads=None, device=None, progress=Non
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        found = {name: importlib.import_module(f".{name}", __name__).run(
-                     device, quick=quick, progress=progress or (lambda *_: None))
-                 for name in operations or functional.__all__}
+        found = {
+            name: importlib.import_module(f".{name}", __name__).run(
+                device, quick=quick, progress=progress or (lambda *_: None)
+            )
+            for name in operations or functional.__all__
+        }
         return {"environment": report.environment(device, quick), "operations": found}
     finally:
         torch.set_num_threads(before)

@@ -34,16 +34,22 @@ def _name(shape):
 def _inputs(shape, device):
     b, h, n, t, d, real = shape
     generator = torch.Generator().manual_seed(0)
-    inputs = {name: torch.randn(b, h, length, d, generator=generator).to(device)
-              for name, length in (("image_query", n), ("text_key", t), ("image_value", n), ("text_value", t))}
+    inputs = {
+        name: torch.randn(b, h, length, d, generator=generator).to(device)
+        for name, length in (("image_query", n), ("text_key", t), ("image_value", n), ("text_value", t))
+    }
     if real < t:
         inputs["text_mask"] = (torch.arange(t, device=device) < real).expand(b, t)
     return inputs
 
 
 def _contestants():
-    return {"ours": functional.bidirectional_attention, "sdpa": peers.bidirectional_attention_sdpa, "eager": peers.bidirectional_attention,
-            "compile": peers.compiled(peers.bidirectional_attention)}
+    return {
+        "ours": functional.bidirectional_attention,
+        "sdpa": peers.bidirectional_attention_sdpa,
+        "eager": peers.bidirectional_attention,
+        "compile": peers.compiled(peers.bidirectional_attention),
+    }
 
 
 def _forward(shape, device, library, options):
@@ -51,18 +57,34 @@ def _forward(shape, device, library, options):
     with torch.inference_mode():
         times = race({name: lambda f=f: f(**inputs) for name, f in _contestants().items()}, **options)
     b, h, n, t, d, real = shape
-    return _row("forward, ms", shape, times, library, 2 * b * h * n * d * (2 * t + real), wrong("bidirectional_attention", inputs))
+    return _row(
+        "forward, ms",
+        shape,
+        times,
+        library,
+        2 * b * h * n * d * (2 * t + real),
+        wrong("bidirectional_attention", inputs),
+    )
 
 
 def _training(shape, device, library, options):
     inputs = _inputs(shape, device)
     tensors = [t.requires_grad_() for t in inputs.values() if t.is_floating_point()]
     upstream = torch.randn_like(inputs["image_value"]), torch.randn_like(inputs["text_value"])
-    times = race({name: lambda f=f: torch.autograd.grad(f(**inputs), tensors, upstream) for name, f in _contestants().items()}, **options)
+    times = race(
+        {name: lambda f=f: torch.autograd.grad(f(**inputs), tensors, upstream) for name, f in _contestants().items()},
+        **options,
+    )
     b, h, n, t, d, real = shape
     detached = {name: tensor.detach() for name, tensor in inputs.items()}
-    return _row("forward + backward, ms", shape, times, library, 2 * b * h * n * d * (7 * t + 3 * real),
-                wrong("bidirectional_attention", detached, gradients=True))
+    return _row(
+        "forward + backward, ms",
+        shape,
+        times,
+        library,
+        2 * b * h * n * d * (7 * t + 3 * real),
+        wrong("bidirectional_attention", detached, gradients=True),
+    )
 
 
 def _row(kind, shape, times, library, flops, problems):
@@ -96,8 +118,14 @@ def _figures(rows):
         large = lambda row: row["shape"] == _name(SHAPES[0])
         if found := values(rows, f"{kind},", "vs sdpa", only=large):
             yield report.Figure(f"{kind}, against two SDPA calls, {_name(SHAPES[0])}", target_sdpa, least(found))
-            yield report.Figure(f"{kind}, against eager, {_name(SHAPES[0])}", target_eager, least(values(rows, f"{kind},", "vs eager", only=large)))
+            yield report.Figure(
+                f"{kind}, against eager, {_name(SHAPES[0])}",
+                target_eager,
+                least(values(rows, f"{kind},", "vs eager", only=large)),
+            )
         yield report.Figure(f"{kind}, against the best peer, least", 1.0, least(values(rows, f"{kind},", "speed-up")))
     shares = values(rows, "memory", "ours / scores", only=lambda row: row["shape"] == _name(SHAPES[0]))
     if shares:
-        yield report.Figure(f"memory beyond the results, share of the score matrix, {_name(SHAPES[0])}", 0.1, max(shares), at_most=True)
+        yield report.Figure(
+            f"memory beyond the results, share of the score matrix, {_name(SHAPES[0])}", 0.1, max(shares), at_most=True
+        )

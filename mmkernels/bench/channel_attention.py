@@ -1,4 +1,5 @@
-"""Channel attention next to the formula as written, the same with a split Linear, torch.compile, and its matrix product alone."""
+"""Channel attention next to the formula as written, the same with a split Linear, torch.compile, and its matrix product
+alone."""
 
 import torch
 from torch.nn.functional import linear
@@ -21,18 +22,25 @@ def run(device, *, quick=False, progress):
     for i, shape in enumerate(shapes):
         progress("x".join(map(str, shape)), i, len(shapes))
         rows += _rows(shape, device, options, quick)
-        torch._dynamo.reset()                     # the compiled peers of this shape
+        torch._dynamo.reset()  # the compiled peers of this shape
     progress("done", len(shapes), len(shapes))
     return {"rows": rows, "figures": [figure.as_json() for figure in _figures(rows)]}
 
 
 def _rows(shape, device, options, quick):
     b, n, d, e = shape
-    name, draw = "x".join(map(str, shape)), torch.Generator().manual_seed(0)
-    image, text, weight, bias = (torch.randn(size, generator=draw).to(device) for size in ((b, n, d), (b, e), (d, d + e), (d,)))
+    name = "x".join(map(str, shape))
+    draw = torch.Generator().manual_seed(0)
+    image, text, weight, bias = (
+        torch.randn(size, generator=draw).to(device) for size in ((b, n, d), (b, e), (d, d + e), (d,))
+    )
     arguments = dict(zip(WANTED, (image, text, weight * (d + e) ** -0.5, bias)))
-    contestants = {"ours": functional.channel_attention, "eager": peers.channel_attention, "split": peers.channel_attention_split,
-                   "compile": peers.compiled(peers.channel_attention_split)}
+    contestants = {
+        "ours": functional.channel_attention,
+        "eager": peers.channel_attention,
+        "split": peers.channel_attention_split,
+        "compile": peers.compiled(peers.channel_attention_split),
+    }
     own = arguments["weight"][:, :d].contiguous()
     row, times = forward("channel_attention", name, arguments, contestants, options, product=lambda: linear(image, own))
     row["ours / product"] = 1 / times["product"].over(times["ours"])
@@ -45,9 +53,19 @@ def _rows(shape, device, options, quick):
 
 
 def _figures(rows):
-    products = [row["ours / product"] for row in rows if row["kind"].startswith("forward,") and not row["shape"].endswith("x64")]
-    yield report.Figure("forward, times its matrix product alone (largest, D >= 256)", 1.10, max(products), at_most=True)
+    products = [
+        row["ours / product"] for row in rows if row["kind"].startswith("forward,") and not row["shape"].endswith("x64")
+    ]
+    yield report.Figure(
+        "forward, times its matrix product alone (largest, D >= 256)", 1.10, max(products), at_most=True
+    )
     small = values(rows, "forward,", "speed-up", only=lambda row: row["shape"].endswith("x64"))
     yield report.Figure("forward, 64 channels, against the best peer", 1.2, least(small))
-    yield report.Figure("forward + backward, against the best peer, mean", 1.15, report.mean(values(rows, "forward + backward,", "speed-up")))
-    yield report.Figure("forward + backward, against the best peer, least", 1.0, least(values(rows, "forward + backward,", "speed-up")))
+    yield report.Figure(
+        "forward + backward, against the best peer, mean",
+        1.15,
+        report.mean(values(rows, "forward + backward,", "speed-up")),
+    )
+    yield report.Figure(
+        "forward + backward, against the best peer, least", 1.0, least(values(rows, "forward + backward,", "speed-up"))
+    )

@@ -1,6 +1,7 @@
 """Rows and figures of a benchmark: as a table, as JSON, as a plot.
 
-A row is a dictionary of plain values with ``shape`` and ``kind``; a figure is one claim, its target, and what was reached.
+A row is a dictionary of plain values with ``shape`` and ``kind``; a figure is one claim, its target, and what was
+reached.
 """
 
 import datetime
@@ -39,10 +40,17 @@ def environment(device, quick):
     from .. import __version__
     from ..info import huge_pages, last_level_cache, processor
 
-    return {"mmkernels": __version__, "torch": torch.__version__, "device": device,
-            "processor": torch.cuda.get_device_name() if device == "cuda" else processor(),
-            "threads": torch.get_num_threads(), "cache_bytes": last_level_cache(), "huge_pages": huge_pages(),
-            "quick": quick, "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds")}
+    return {
+        "mmkernels": __version__,
+        "torch": torch.__version__,
+        "device": device,
+        "processor": torch.cuda.get_device_name() if device == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "cache_bytes": last_level_cache(),
+        "huge_pages": huge_pages(),
+        "quick": quick,
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
 
 
 def show(found, console):
@@ -50,12 +58,16 @@ def show(found, console):
     from rich.table import Table
 
     env = found["environment"]
-    console.print(f"{env['processor']}, {env['threads']} threads, torch {env['torch']}" + (
-        " — a quick look: few shapes, few rounds" if env["quick"] else ""))
+    console.print(
+        f"{env['processor']}, {env['threads']} threads, torch {env['torch']}"
+        + (" — a quick look: few shapes, few rounds" if env["quick"] else "")
+    )
     for operation, result in found["operations"].items():
         for kind in dict.fromkeys(row["kind"] for row in result["rows"]):
             rows = [row for row in result["rows"] if row["kind"] == kind]
-            columns = list(dict.fromkeys(name for row in rows for name in row if name not in ("kind", "wrong", "speed-up")))
+            columns = list(
+                dict.fromkeys(name for row in rows for name in row if name not in ("kind", "wrong", "speed-up"))
+            )
             table = Table(title=f"{operation}: {kind}")
             for column in columns:
                 table.add_column(column, justify="left" if column == "shape" else "right")
@@ -68,14 +80,20 @@ def show(found, console):
         table = Table("figure", "target", "reached", "", title=f"{operation}: figures")
         for figure in result["figures"]:
             sign = "<=" if figure["at_most"] else ">="
-            table.add_row(figure["name"], f"{sign} {figure['target']:.2f}{figure['unit']}",
-                          f"{figure['reached']:.2f}{figure['unit']}" if figure["reached"] == figure["reached"] else "nothing measured",
-                          "[green]pass[/]" if figure["passed"] else "[red]miss[/]")
+            table.add_row(
+                figure["name"],
+                f"{sign} {figure['target']:.2f}{figure['unit']}",
+                f"{figure['reached']:.2f}{figure['unit']}"
+                if figure["reached"] == figure["reached"]
+                else "nothing measured",
+                "[green]pass[/]" if figure["passed"] else "[red]miss[/]",
+            )
         console.print(table)
 
 
 def as_json(found):
     """Strict JSON: a number that doesn't exist is null."""
+
     def clean(value):
         if isinstance(value, dict):
             return {key: clean(item) for key, item in value.items()}
@@ -93,14 +111,21 @@ def plot(found, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = {operation: {kind: rows for kind in dict.fromkeys(row["kind"] for row in result["rows"])
-                          if (rows := [row for row in result["rows"] if row["kind"] == kind and row.get("speed-up")])}
-              for operation, result in found["operations"].items()}
+    panels = {
+        operation: {
+            kind: rows
+            for kind in dict.fromkeys(row["kind"] for row in result["rows"])
+            if (rows := [row for row in result["rows"] if row["kind"] == kind and row.get("speed-up")])
+        }
+        for operation, result in found["operations"].items()
+    }
     panels = {operation: kinds for operation, kinds in panels.items() if kinds}
     columns = max(map(len, panels.values()))
-    figure, axes = pyplot.subplots(len(panels), columns, figsize=(5 * columns, 2.6 * len(panels)), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        len(panels), columns, figsize=(5 * columns, 2.6 * len(panels)), squeeze=False, layout="constrained"
+    )
     for line, (operation, kinds) in zip(axes, panels.items()):
-        for axis in line[len(kinds):]:
+        for axis in line[len(kinds) :]:
             axis.set_axis_off()
         for axis, (kind, rows) in zip(line, kinds.items()):
             _bars(axis, rows)
@@ -114,16 +139,22 @@ def plot(found, path):
 
 def _bars(axis, rows):
     names = list(dict.fromkeys(name for row in rows for name in row if name.startswith("vs ")))
-    width, highest = 0.8 / len(names), max(row.get(name) or 0 for row in rows for name in names)
+    width = 0.8 / len(names)
+    highest = max(row.get(name) or 0 for row in rows for name in names)
     for i, name in enumerate(names):
         heights = [row.get(name) or 0 for row in rows]
-        bars = axis.bar([x + width * (i + 0.5) - 0.4 for x in range(len(rows))], heights, 0.95 * width, label=f"than {name.removeprefix('vs ')}")
+        bars = axis.bar(
+            [x + width * (i + 0.5) - 0.4 for x in range(len(rows))],
+            heights,
+            0.95 * width,
+            label=f"than {name.removeprefix('vs ')}",
+        )
         axis.bar_label(bars, fmt="%.1f", fontsize=6)
     axis.axhline(1, color="black", linewidth=0.8)
-    turn = {"rotation": 12, "ha": "right", "rotation_mode": "anchor"} if len(rows) > 3 else {}        # else they meet
+    turn = {"rotation": 12, "ha": "right", "rotation_mode": "anchor"} if len(rows) > 3 else {}  # else they meet
     axis.set_xticks(range(len(rows)), [row["shape"].replace("x", "\u00d7") for row in rows], fontsize=7, **turn)
     axis.tick_params("y", labelsize=7)
-    axis.set_ylim(0, 1.3 * highest)               # room for the legend
+    axis.set_ylim(0, 1.3 * highest)  # room for the legend
     axis.legend(loc="upper center", ncols=len(names), fontsize=7, frameon=False)
 
 

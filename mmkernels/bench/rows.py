@@ -1,4 +1,5 @@
-"""What the rows of all operations share: is the timed result right, how does it compare, what does it reach over all shapes."""
+"""What the rows of all operations share: is the timed result right, how does it compare, what does it reach over all
+shapes."""
 
 import torch
 
@@ -29,7 +30,9 @@ def forward(operation, name, arguments, contestants, options, **more):
     """A row of inference; `more` contestants compete, but aren't peers that do the same."""
     with torch.inference_mode():
         times = race({**{n: lambda f=f: f(**arguments) for n, f in contestants.items()}, **more}, **options)
-    row = {"kind": "forward, ms", "shape": name, "ours": times["ours"].median * 1e3} | {n: times[n].median * 1e3 for n in more}
+    row = {"kind": "forward, ms", "shape": name, "ours": times["ours"].median * 1e3} | {
+        n: times[n].median * 1e3 for n in more
+    }
     return compare(row, times, "ours", [n for n in contestants if n != "ours"], wrong(operation, arguments)), times
 
 
@@ -38,13 +41,25 @@ def training(operation, name, arguments, contestants, options, *, kind="forward 
     steps = {n: step(f, arguments, wanted) for n, f in contestants.items()}
     times = race(steps, **options)
     row = {"kind": kind, "shape": name, "ours": times["ours"].median * 1e3}
-    problems = wrong(operation, {n: v.detach() if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}, gradients=True) if check else []
+    problems = (
+        wrong(
+            operation,
+            {n: v.detach() if isinstance(v, torch.Tensor) else v for n, v in arguments.items()},
+            gradients=True,
+        )
+        if check
+        else []
+    )
     return compare(row, times, "ours", [n for n in contestants if n != "ours"], problems)
 
 
 def step(function, arguments, wanted):
-    """A forward and a backward pass; a module among the contestants has parameters of its own, in place of arguments."""
-    leaves = {n: v.detach().requires_grad_(n in wanted) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in arguments.items()}
+    """A forward and a backward pass; a module among the contestants has parameters of its own, in place of
+    arguments."""
+    leaves = {
+        n: v.detach().requires_grad_(n in wanted) if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+        for n, v in arguments.items()
+    }
     tensors = [leaves[n] for n in wanted if n in leaves]
     if hasattr(function, "parameters"):
         tensors = [*([leaves["image"]] if "image" in wanted else []), *function.parameters()]
@@ -80,4 +95,4 @@ def against_the_best(rows, kind, mean, floor=1.0):
 def library_gflops(device, size=2048):
     """GFLOP/s of torch.mm on square matrices: what the machine gives to a well-kept library."""
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
-    return 2 * size ** 3 / race({"mm": lambda: a @ b}, device=device, rounds=7, budget=2)["mm"].median / 1e9
+    return 2 * size**3 / race({"mm": lambda: a @ b}, device=device, rounds=7, budget=2)["mm"].median / 1e9

@@ -52,7 +52,7 @@ def race(contestants, *, device="cpu", rounds=12, budget=4.0, burst=0.004):
     for done in range(rounds):
         if done >= 3 and time.perf_counter() > stop:
             break
-        for name in names[done % len(names):] + names[:done % len(names)]:     # nobody always follows the same one
+        for name in names[done % len(names) :] + names[: done % len(names)]:  # nobody always follows the same one
             contestants[name]()
             times[name].rounds.append(clock(contestants[name], calls[name]))
     return times
@@ -77,13 +77,14 @@ def _gpu_seconds(function, calls):
 
 
 def keep_freed_memory():
-    """Has malloc keep freed memory below 32 MB for the next call, as it mostly does; whom it doesn't is luck, and decides by page faults."""
+    """Has malloc keep freed memory below 32 MB for the next call, as it mostly does; whom it doesn't is luck, and
+    decides by page faults."""
     import ctypes
 
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)       # glibc's
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
     if mallopt is not None:
-        mallopt(-3, 32 << 20)                     # M_MMAP_THRESHOLD, at the largest value that it takes by itself
-        mallopt(-1, 1 << 30)                      # M_TRIM_THRESHOLD
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at the largest value that it takes by itself
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 def peak_memory(function, device="cpu"):
@@ -99,7 +100,7 @@ def peak_memory(function, device="cpu"):
     try:
         _give_back_free_memory()
         with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")                       # the high-water mark starts from here (Linux)
+            file.write("5")  # the high-water mark starts from here (Linux)
         before = _status("VmHWM")
         function()
         return max(0, _status("VmHWM") - before)
@@ -110,7 +111,7 @@ def peak_memory(function, device="cpu"):
 def _give_back_free_memory():
     import ctypes
 
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)      # glibc keeps freed memory, and would hide a new use of it
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps freed memory, and would hide a new use of it
     if trim is not None:
         trim(0)
 

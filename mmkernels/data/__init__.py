@@ -7,5 +7,4 @@ from .pairs import Pairs, Task, load, split
 from .pictures import Picture, catalogue, load_images
 from .text import encode, train_tokenizer
 
-__all__ = ["Pairs", "Picture", "Task", "catalogue", "encode", "load", "load_images", "split",
-           "train_tokenizer"]
+__all__ = ["Pairs", "Picture", "Task", "catalogue", "encode", "load", "load_images", "split", "train_tokenizer"]

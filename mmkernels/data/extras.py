@@ -12,5 +12,6 @@ def require(module):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"this needs the package {module.split('.')[0]!r} ({error}): "
-                          "pip install mmkernels[demo]") from error
+        raise ImportError(
+            f"this needs the package {module.split('.')[0]!r} ({error}): pip install mmkernels[demo]"
+        ) from error

@@ -34,28 +34,40 @@ class Pairs(Dataset):
 
     def __init__(self, pictures, images, tokenizer, mean, std, *, languages=LANGUAGES, near=4, negatives=1, seed=0):
         if len(pictures) < 2 * near + 2:
-            raise ValueError(f"pictures must be at least {2 * near + 2} (wrong texts come from others), "
-                             f"got {len(pictures)}")
-        self.pictures, self.images, self.tokenizer = pictures, images, tokenizer
-        self.mean, self.std = mean.view(3, 1, 1), std.view(3, 1, 1)
-        self.languages, self.near, self.seed = languages, near, seed
+            raise ValueError(
+                f"pictures must be at least {2 * near + 2} (wrong texts come from others), got {len(pictures)}"
+            )
+        self.pictures = pictures
+        self.images = images
+        self.tokenizer = tokenizer
+        self.mean = mean.view(3, 1, 1)
+        self.std = std.view(3, 1, 1)
+        self.languages = languages
+        self.near = near
+        self.seed = seed
         self.negatives = negatives
         self.positive_weight = torch.tensor(float(negatives))
         self.redraw(0)
 
     def redraw(self, number):
         """Draws other negatives, the same for the same seed and number; returns self."""
-        draw, count = random.Random(f"{self.seed} {number}"), len(self.pictures)
+        draw = random.Random(f"{self.seed} {number}")
+        count = len(self.pictures)
         self.hard = [(i + number) % 2 == 0 for i in range(len(self.languages) * self.negatives)]
-        self.shifts = [draw.choice((1, -1)) * draw.randint(1, self.near) if hard
-                       else draw.randint(self.near + 1, count - self.near - 1) for hard in self.hard]
+        self.shifts = [
+            draw.choice((1, -1)) * draw.randint(1, self.near)
+            if hard
+            else draw.randint(self.near + 1, count - self.near - 1)
+            for hard in self.hard
+        ]
         return self
 
     def texts(self, index):
         """The K texts of a picture."""
         others = [self.pictures[(index + shift) % len(self.pictures)] for shift in self.shifts]
-        return ([self.pictures[index].texts[l] for l in self.languages]
-                + [p.texts[l] for p, l in zip(others, self.languages * self.negatives)])
+        return [self.pictures[index].texts[l] for l in self.languages] + [
+            p.texts[l] for p, l in zip(others, self.languages * self.negatives)
+        ]
 
     def __len__(self):
         return len(self.pictures)
@@ -70,8 +82,12 @@ class Pairs(Dataset):
         images, texts, labels, hard = zip(*items)
         text = encode(self.tokenizer, [text for group in texts for text in group])
         # channels_last is what the CPU's convolutions are fastest in; the fused layer reads it as it lies.
-        return (torch.stack(images).contiguous(memory_format=torch.channels_last),
-                text.unflatten(0, (len(items), -1)), torch.stack(labels), torch.stack(hard))
+        return (
+            torch.stack(images).contiguous(memory_format=torch.channels_last),
+            text.unflatten(0, (len(items), -1)),
+            torch.stack(labels),
+            torch.stack(hard),
+        )
 
 
 @dataclass
@@ -113,9 +129,12 @@ def load(limit=None, *, seed=0, size=224, fraction=0.2, cache_dir=None, progress
     training, validation = split(pictures, fraction=fraction, seed=seed)
     tokenizer = train_tokenizer([p.texts[language] for p in training for language in LANGUAGES])
     images = load_images(training + validation, size=size, cache_dir=cache_dir, progress=progress)
-    mean, std = _statistics(images[:len(training)])
-    return Task(Pairs(training, images[:len(training)], tokenizer, mean, std, seed=seed),
-                Pairs(validation, images[len(training):], tokenizer, mean, std, seed=seed), tokenizer)
+    mean, std = _statistics(images[: len(training)])
+    return Task(
+        Pairs(training, images[: len(training)], tokenizer, mean, std, seed=seed),
+        Pairs(validation, images[len(training) :], tokenizer, mean, std, seed=seed),
+        tokenizer,
+    )
 
 
 def _statistics(images):
@@ -124,4 +143,4 @@ def _statistics(images):
     counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]).double()
     counts /= counts.sum(1, keepdim=True)
     mean = counts @ values.double()
-    return mean.float(), (counts @ values.double() ** 2 - mean ** 2).sqrt().float()
+    return mean.float(), (counts @ values.double() ** 2 - mean**2).sqrt().float()

@@ -19,11 +19,24 @@ RECIPE = 1
 LANGUAGES = ("en", "zh")
 
 _SKIN_TONES = {chr(c) for c in range(0x1F3FB, 0x1F400)}
-_DROPPED = {*_SKIN_TONES, "\u200d", "\ufe0f", "\u2640", "\u2642", "\u27a1"}     # ZWJ, VS16, genders, facing right
+_DROPPED = {*_SKIN_TONES, "\u200d", "\ufe0f", "\u2640", "\u2642", "\u27a1"}  # ZWJ, VS16, genders, facing right
 _SAME = str.maketrans("👨👩👦👧👴👵", "🧑🧑🧒🧒🧓🧓")
 # Emoji that Unicode encoded on their own before (or beside) the sequence with genders or skin tones.
-_OLDER = {"💏": "🧑❤💋🧑", "💑": "🧑❤🧑", "👫": "🧑🤝🧑", "👬": "🧑🤝🧑", "👭": "🧑🤝🧑", "🤝": "🫱🫲", "👯": "🧑🐰🧑",
-          "🤼": "🧑🫯🧑", "🤶": "🎅", "🧑🎄": "🎅", "🤴": "🫅", "👸": "🫅", "🕺": "💃"}
+_OLDER = {
+    "💏": "🧑❤💋🧑",
+    "💑": "🧑❤🧑",
+    "👫": "🧑🤝🧑",
+    "👬": "🧑🤝🧑",
+    "👭": "🧑🤝🧑",
+    "🤝": "🫱🫲",
+    "👯": "🧑🐰🧑",
+    "🤼": "🧑🫯🧑",
+    "🤶": "🎅",
+    "🧑🎄": "🎅",
+    "🤴": "🫅",
+    "👸": "🫅",
+    "🕺": "💃",
+}
 
 
 @dataclass(frozen=True)
@@ -82,10 +95,16 @@ def render(picture, size=224):
 
     Drawn 1.5 times too large, denoised (median), scaled down (Lanczos), and its empty margin cropped away.
     """
-    Image, ImageFilter = require("PIL.Image"), require("PIL.ImageFilter")
+    Image = require("PIL.Image")
+    ImageFilter = require("PIL.ImageFilter")
     drawn, scaled = size * 3 // 2, size * 8 // 7
-    png = require("resvg_py").svg_to_bytes(svg_path=str(_svg_folder() / f"{picture.file}.svg"), width=drawn,
-                                           height=drawn, background="#ffffff", skip_system_fonts=True)
+    png = require("resvg_py").svg_to_bytes(
+        svg_path=str(_svg_folder() / f"{picture.file}.svg"),
+        width=drawn,
+        height=drawn,
+        background="#ffffff",
+        skip_system_fonts=True,
+    )
     image = Image.open(io.BytesIO(png)).convert("RGB").filter(ImageFilter.MedianFilter(3))
     image = image.resize((scaled, scaled), Image.Resampling.LANCZOS)
     margin = (scaled - size) // 2
@@ -134,7 +153,7 @@ def _read(path, size):
     Image = require("PIL.Image")
     try:
         data = path.read_bytes()
-        Image.open(io.BytesIO(data)).verify()                 # the checksums; the image itself must be opened again
+        Image.open(io.BytesIO(data)).verify()  # the checksums; the image itself must be opened again
         image = Image.open(io.BytesIO(data))
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):

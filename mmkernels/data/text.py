@@ -18,10 +18,11 @@ def train_tokenizer(texts, *, vocabulary=10_000, min_frequency=2):
     """
     tokenizers = require("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token=UNKNOWN))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)     # also sets Chinese apart
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)  # also sets Chinese apart
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    trainer = tokenizers.trainers.WordLevelTrainer(vocab_size=vocabulary, min_frequency=min_frequency,
-                                                   special_tokens=[PAD, UNKNOWN], show_progress=False)
+    trainer = tokenizers.trainers.WordLevelTrainer(
+        vocab_size=vocabulary, min_frequency=min_frequency, special_tokens=[PAD, UNKNOWN], show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.enable_padding(pad_id=0, pad_token=PAD)
     return tokenizer

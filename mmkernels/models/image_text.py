@@ -51,18 +51,39 @@ class ImageTextModel(nn.Module):
     (arXiv:1502.03044).
     """
 
-    def __init__(self, vocabulary=10_000, *, channels=(32, 64), embedding=128, hidden=128, num_heads=1,
-                 combine="pool", backend=None):
+    def __init__(
+        self,
+        vocabulary=10_000,
+        *,
+        channels=(32, 64),
+        embedding=128,
+        hidden=128,
+        num_heads=1,
+        combine="pool",
+        backend=None,
+    ):
         super().__init__()
         checks.choice("combine", combine, ("multiply", "pool"))
         self.image_encoder = nn.Sequential(
-            nn.Conv2d(3, channels[0], 3), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(channels[0], channels[1], 3), nn.ReLU(), nn.MaxPool2d(2))
+            nn.Conv2d(3, channels[0], 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(channels[0], channels[1], 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
         self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=PAD)
         self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
         # A multiplied image needs weights of mean 1 to be averaged; a pooled one is their weighted sum as it is.
-        self.fusion = SpatialAttention(channels[1], hidden, num_heads=num_heads, layout="bdhw",
-                                       combine=combine, rescale=combine == "multiply", backend=backend)
+        self.fusion = SpatialAttention(
+            channels[1],
+            hidden,
+            num_heads=num_heads,
+            layout="bdhw",
+            combine=combine,
+            rescale=combine == "multiply",
+            backend=backend,
+        )
         self.classifier = nn.Linear(channels[1], 1)
 
     def forward(self, image, text):
@@ -76,22 +97,25 @@ class ImageTextModel(nn.Module):
 
     @torch.no_grad()
     def attention(self, image, text):
-        """Where the text looks: weights that sum to 1 (their mean over heads), float ``[B, 54, 54]`` (``[B, K, 54, 54]``) for 224 x 224."""
+        """Where the text looks: weights that sum to 1 (their mean over heads), float ``[B, 54, 54]`` (``[B, K, 54,
+        54]``) for 224 x 224."""
+
         def weights(features, vector):
             found = self.fusion(features, vector, need_weights=True)[1].mean(1)
             found = found.unflatten(-1, features.shape[2:])
             return found / features[0, 0].numel() if self.fusion.rescale else found
+
         return self._each_text(image, text, weights)
 
     def encode_text(self, text):
         """Token ids ``[B, T]`` -> ``[B, hidden]``, the LSTM's state after the last token that isn't padding."""
         padding = text == PAD
-        text = text.gather(1, padding.int().argsort(stable=True, dim=1))      # tokens first, in their order
+        text = text.gather(1, padding.int().argsort(stable=True, dim=1))  # tokens first, in their order
         lengths = (~padding).sum(1)
-        longest = max(1, int(lengths.max())) if len(lengths) else 1       # trailing padding costs nothing
+        longest = max(1, int(lengths.max())) if len(lengths) else 1  # trailing padding costs nothing
         text = F.pad(text[:, :longest], (0, longest - min(longest, text.shape[1])), value=PAD)
         states, _ = self.lstm(self.embedding(text))
-        states = F.pad(states, (0, 0, 1, 0))                              # before the first token: the initial state
+        states = F.pad(states, (0, 0, 1, 0))  # before the first token: the initial state
         return states[torch.arange(len(text), device=text.device), lengths]
 
     def _each_text(self, image, text, fuse):

@@ -6,17 +6,36 @@ from .common import accumulate_dtype, autocast, kept_rows, linear
 from .operation import Operation
 
 
-def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=None, bias_gate=None, activation="tanh",
-                       mask=None, offsets=None, combine="pool", need_weights=False, backend=None):
+def additive_attention(
+    image,
+    query,
+    w_image,
+    w_query,
+    v,
+    *,
+    bias=None,
+    w_gate=None,
+    bias_gate=None,
+    activation="tanh",
+    mask=None,
+    offsets=None,
+    combine="pool",
+    need_weights=False,
+    backend=None,
+):
     """Attention with a small network for its scores: ``softmax_n(v . act(w_image image_n + w_query query + bias))``.
 
-    With ``w_gate`` the hidden vector is multiplied by ``sigmoid(w_gate image_n + bias_gate)`` before ``v``. The ``N x A`` hidden
-    matrix never exists: a panel of positions goes through product, activation, gate and ``v`` while it is in cache, its scores
-    feed the softmax and the pooled sum, and the backward pass computes it again. (Training on the CPU keeps the products of the
+    With ``w_gate`` the hidden vector is multiplied by ``sigmoid(w_gate image_n + bias_gate)`` before ``v``. The ``N x
+    A`` hidden
+    matrix never exists: a panel of positions goes through product, activation, gate and ``v`` while it is in cache, its
+    scores
+    feed the softmax and the pooled sum, and the backward pass computes it again. (Training on the CPU keeps the
+    products of the
     first rows, at most 16 MiB: a small bag's are not computed twice.)
 
     Args:
-        image: ``[B, N, D]``, or with ``offsets`` packed bags ``[rows, D]``; float32, bfloat16, float16 or float64, any strides.
+        image: ``[B, N, D]``, or with ``offsets`` packed bags ``[rows, D]``; float32, bfloat16, float16 or float64, any
+        strides.
         query: ``[B, E]``, same dtype, or None: no query (attention-based pooling).
         w_image: ``[A, D]``, same dtype.
         w_query: ``[A, E]``, same dtype; None exactly where ``query`` is.
@@ -28,22 +47,35 @@ def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=N
         mask: bool ``[B, N]`` (``[rows]`` with ``offsets``), True = takes part.
         offsets: int32 or int64 ``[B + 1]``, or a list, ascending, first 0, last = rows: bag b is rows
             ``offsets[b]:offsets[b+1]``.
-        combine: ``"pool"``: ``[B, K, D]``, the weighted sums. ``"multiply"`` (K = 1 only): like image, every position times its weight.
-        need_weights: also return the weights, ``[B, K, N]`` (packed: ``[K, rows]``), float32 (float64 for float64), differentiable.
+        combine: ``"pool"``: ``[B, K, D]``, the weighted sums. ``"multiply"`` (K = 1 only): like image, every position
+        times its weight.
+        need_weights: also return the weights, ``[B, K, N]`` (packed: ``[K, rows]``), float32 (float64 for float64),
+        differentiable.
         backend: None picks the fastest that can run; ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"`` force one.
 
     Returns:
-        The result in image's dtype, or ``(result, weights)``. Where nothing takes part (all masked, N = 0, an empty bag) result,
+        The result in image's dtype, or ``(result, weights)``. Where nothing takes part (all masked, N = 0, an empty
+        bag) result,
         weights and gradients are 0. What a masked position holds, NaN included, reaches nothing.
 
     Raises:
         TypeError, ValueError: an argument's type, shape, dtype or device is wrong; the message names it.
         BackendError: the backend that was forced can't run.
 
-    Source: Bahdanau et al. 2015 (arXiv:1409.0473); over image regions: SAN, Yang et al. 2016 (arXiv:1511.02274), and Anderson et al.
+    Source: Bahdanau et al. 2015 (arXiv:1409.0473); over image regions: SAN, Yang et al. 2016 (arXiv:1511.02274), and
+    Anderson et al.
     2018 (arXiv:1707.07998); gated, over bags: Ilse et al. 2018 (arXiv:1802.04712).
     """
-    given = {"image": image, "query": query, "w_image": w_image, "w_query": w_query, "v": v, "bias": bias, "w_gate": w_gate, "bias_gate": bias_gate}
+    given = {
+        "image": image,
+        "query": query,
+        "w_image": w_image,
+        "w_query": w_query,
+        "v": v,
+        "bias": bias,
+        "w_gate": w_gate,
+        "bias_gate": bias_gate,
+    }
     optional = ("query", "w_query", "bias", "w_gate", "bias_gate")
     for name, tensor in given.items():
         if tensor is not None or name not in optional:
@@ -54,11 +86,21 @@ def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=N
     if offsets is not None:
         offsets = checks.bag_offsets(offsets, image)
     _check(given, activation, mask, offsets, combine)
-    batch, accumulate = image.shape[0] if offsets is None else offsets.shape[0] - 1, accumulate_dtype(image)
+    batch = image.shape[0] if offsets is None else offsets.shape[0] - 1
+    accumulate = accumulate_dtype(image)
     run = backends.choose("additive_attention", image, backend)
     to = lambda tensor: None if tensor is None else tensor.to(accumulate)
     shift = to(bias) if query is None else linear(to(query), to(w_query), to(bias))
-    inputs = (image, None if shift is None else shift.expand(batch, -1), w_image, v, w_gate, to(bias_gate), mask, offsets)
+    inputs = (
+        image,
+        None if shift is None else shift.expand(batch, -1),
+        w_image,
+        v,
+        w_gate,
+        to(bias_gate),
+        mask,
+        offsets,
+    )
     rows = kept_rows(run, image.numel() // image.shape[-1], kept_columns(w_image, w_gate), accumulate, *inputs[:6])
     result, weights, _ = run(*inputs, list(ACTIVATIONS).index(activation), combine == "pool", rows)
     return (result, weights) if need_weights else result
@@ -101,9 +143,12 @@ def _check(given, activation, mask, offsets, combine):
         checks.boolean_mask("mask", mask, "image", image, *grid)
 
 
-# The operation. inputs: shift [B, A], the query's part of the hidden vector and the bias, and shift_gate [A], both float32 (float64);
-# offsets int64. options: activation, an index into ACTIVATIONS, pool, and kept_rows. extra: the first kept_rows rows' products with
+# The operation. inputs: shift [B, A], the query's part of the hidden vector and the bias, and shift_gate [A], both
+# float32 (float64);
+# offsets int64. options: activation, an index into ACTIVATIONS, pool, and kept_rows. extra: the first kept_rows rows'
+# products with
 # w_image and w_gate [kept_rows, A or 2 A]. The weights and it are kept.
+
 
 def kept_columns(w_image, w_gate):
     """The products of a row: with w_image, and with w_gate."""
@@ -115,19 +160,31 @@ def _reference(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, acti
 
 
 def _fake(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool, kept_rows):
-    batch, maps, channels = image.shape[0] if offsets is None else offsets.shape[0] - 1, v.shape[0], image.shape[-1]
+    batch = image.shape[0] if offsets is None else offsets.shape[0] - 1
+    maps = v.shape[0]
+    channels = image.shape[-1]
     shape = (batch, maps, image.shape[1]) if offsets is None else (maps, image.shape[0])
     accumulate = accumulate_dtype(image)
-    return (image.new_empty((batch, maps, channels) if pool else image.shape), image.new_empty(shape, dtype=accumulate),
-            image.new_empty(kept_rows, kept_columns(w_image, w_gate), dtype=accumulate))
+    return (
+        image.new_empty((batch, maps, channels) if pool else image.shape),
+        image.new_empty(shape, dtype=accumulate),
+        image.new_empty(kept_rows, kept_columns(w_image, w_gate), dtype=accumulate),
+    )
 
 
 OPERATION = Operation(
     "additive_attention",
     inputs=("image", "shift", "w_image", "v", "w_gate", "shift_gate", "mask", "offsets"),
-    differentiable=("image", "shift", "w_image", "v", "w_gate", "shift_gate"), shared=("w_image", "v", "w_gate", "shift_gate", "offsets"),
-    outputs=2, extras=1, kept=2, keep=lambda inputs, produced: produced[1:],
-    reference=_reference, fake=_fake, fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape))
+    differentiable=("image", "shift", "w_image", "v", "w_gate", "shift_gate"),
+    shared=("w_image", "v", "w_gate", "shift_gate", "offsets"),
+    outputs=2,
+    extras=1,
+    kept=2,
+    keep=lambda inputs, produced: produced[1:],
+    reference=_reference,
+    fake=_fake,
+    fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape),
+)
 AdditiveAttentionFunction = OPERATION.Function
 
 if backends.extension is not None:

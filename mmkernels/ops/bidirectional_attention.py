@@ -5,11 +5,13 @@ from .common import autocast, empty_heads, empty_softmax
 from .operation import Operation
 
 
-def bidirectional_attention(image_query, text_key, image_value, text_value, *, image_mask=None, text_mask=None,
-                            scale=None, backend=None):
+def bidirectional_attention(
+    image_query, text_key, image_value, text_value, *, image_mask=None, text_mask=None, scale=None, backend=None
+):
     """Image attends to text and text to image, from one score matrix ``S = scale * image_query text_key^T``, per head.
 
-    ``image_out = softmax_T(S + text_mask) text_value`` and ``text_out = softmax_N(S^T + image_mask) image_value``. Every tile of
+    ``image_out = softmax_T(S + text_mask) text_value`` and ``text_out = softmax_N(S^T + image_mask) image_value``.
+    Every tile of
     scores is computed once and feeds both; the ``N x T`` matrix is never written.
 
     Args:
@@ -24,14 +26,16 @@ def bidirectional_attention(image_query, text_key, image_value, text_value, *, i
         backend: None picks the fastest that can run; ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"`` force one.
 
     Returns:
-        ``(image_out [B, H, N, dv], text_out [B, H, T, dv])`` in the inputs' dtype; 0 where there is nothing to attend to. What is
+        ``(image_out [B, H, N, dv], text_out [B, H, T, dv])`` in the inputs' dtype; 0 where there is nothing to attend
+        to. What is
         masked out still attends itself, and gets its own row of the result; NaN or Inf that it holds counts as 0.
 
     Raises:
         TypeError, ValueError: an argument's type, shape, dtype or device is wrong; the message names it.
         BackendError: the backend that was forced can't run.
 
-    Source: the deep fusion of GLIP, Li et al. 2022 (arXiv:2112.03857), as in Grounding DINO, Liu et al. 2023 (arXiv:2303.05499).
+    Source: the deep fusion of GLIP, Li et al. 2022 (arXiv:2112.03857), as in Grounding DINO, Liu et al. 2023
+    (arXiv:2303.05499).
     """
     tensors = {"image_query": image_query, "text_key": text_key, "image_value": image_value, "text_value": text_value}
     for name, tensor in tensors.items():
@@ -58,30 +62,48 @@ def _check(image_query, text_key, image_value, text_value, image_mask, text_mask
     if image_value.shape[3] == 0:
         raise ValueError(f"image_value must have at least one channel (dv), got shape {list(image_value.shape)}")
     checks.like("text_value", text_value, "image_query", image_query)
-    checks.shape("text_value", text_value, ("B", batch), ("H", heads), ("T", text_key.shape[2]), ("dv", image_value.shape[3]))
-    for name, mask, size in (("image_mask", image_mask, ("N", positions)), ("text_mask", text_mask, ("T", text_key.shape[2]))):
+    checks.shape(
+        "text_value", text_value, ("B", batch), ("H", heads), ("T", text_key.shape[2]), ("dv", image_value.shape[3])
+    )
+    for name, mask, size in (
+        ("image_mask", image_mask, ("N", positions)),
+        ("text_mask", text_mask, ("T", text_key.shape[2])),
+    ):
         if mask is not None:
             checks.boolean_mask(name, mask, "image_query", image_query, ("B", batch), size)
 
 
 # The operation. option: scale; extras: image_softmax and text_softmax, what the weights are recomputed from.
 
+
 def _reference(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
-    return reference.bidirectional_attention(image_query, text_key, image_value, text_value, image_mask=image_mask,
-                                             text_mask=text_mask, scale=scale)
+    return reference.bidirectional_attention(
+        image_query, text_key, image_value, text_value, image_mask=image_mask, text_mask=text_mask, scale=scale
+    )
 
 
 def _fake(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
     channels = image_value.shape[3]
-    return empty_heads(image_query, channels), empty_heads(text_key, channels), empty_softmax(image_query), empty_softmax(text_key)
+    return (
+        empty_heads(image_query, channels),
+        empty_heads(text_key, channels),
+        empty_softmax(image_query),
+        empty_softmax(text_key),
+    )
 
 
 OPERATION = Operation(
     "bidirectional_attention",
     inputs=("image_query", "text_key", "image_value", "text_value", "image_mask", "text_mask"),
     differentiable=("image_query", "text_key", "image_value", "text_value"),
-    outputs=2, extras=2, kept=4, keep=lambda inputs, produced: produced,
-    reference=_reference, fake=_fake, fake_grad=lambda name, tensor: empty_heads(tensor, tensor.shape[3]))
+    outputs=2,
+    extras=2,
+    kept=4,
+    keep=lambda inputs, produced: produced,
+    reference=_reference,
+    fake=_fake,
+    fake_grad=lambda name, tensor: empty_heads(tensor, tensor.shape[3]),
+)
 BidirectionalAttentionFunction = OPERATION.Function
 
 if backends.extension is not None:

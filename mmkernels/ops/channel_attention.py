@@ -9,12 +9,16 @@ from .operation import Operation
 def channel_attention(image, text, weight, bias=None, *, need_weights=False, backend=None):
     """``image * softmax(weight @ [image_n ; text_b] + bias, -1)``: the article's formula 4.2, ``softmax(W_a [X, Y])``.
 
-    The concatenation is never built: ``weight``'s last E columns act on the text once a sample, which shifts the scores of all its
-    positions. Scores turn into the result panel by panel while they are in cache, no ``[B, N, D]`` scores are kept: the backward pass
+    The concatenation is never built: ``weight``'s last E columns act on the text once a sample, which shifts the scores
+    of all its
+    positions. Scores turn into the result panel by panel while they are in cache, no ``[B, N, D]`` scores are kept: the
+    backward pass
     computes them again. (Training on the CPU keeps the weights of the first rows, at most 16 MiB.)
 
-    The softmax runs over channels. Over positions it would cancel the text: the text adds the same number to the scores of all
-    positions of a channel, and softmax doesn't change when all its scores grow by the same number. Over channels every score gets a
+    The softmax runs over channels. Over positions it would cancel the text: the text adds the same number to the scores
+    of all
+    positions of a channel, and softmax doesn't change when all its scores grow by the same number. Over channels every
+    score gets a
     number of its own, and the text decides which channels of a position count.
 
     Args:
@@ -32,7 +36,8 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
         TypeError, ValueError: an argument's type, shape, dtype or device is wrong; the message names it.
         BackendError: the backend that was forced can't run.
 
-    Source: attention over concatenated features, Bahdanau et al. 2015 (arXiv:1409.0473), over channels as in Chen et al. 2017
+    Source: attention over concatenated features, Bahdanau et al. 2015 (arXiv:1409.0473), over channels as in Chen et
+    al. 2017
     (arXiv:1611.05594).
     """
     checks.features("image", image)
@@ -41,20 +46,26 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
     image, text, weight, bias = autocast(image, text, weight, bias)
     need_weights = checks.flag("need_weights", need_weights)
     _check(image, text, weight, bias)
-    channels, accumulate = image.shape[-1], accumulate_dtype(image)
+    channels = image.shape[-1]
+    accumulate = accumulate_dtype(image)
     run = backends.choose("channel_attention", image, backend)
-    shift = linear(text.to(accumulate), weight[:, channels:].to(accumulate), None if bias is None else bias.to(accumulate))
+    shift = linear(
+        text.to(accumulate), weight[:, channels:].to(accumulate), None if bias is None else bias.to(accumulate)
+    )
     inputs = image if image.dim() == 3 else image[:, None], shift, weight[:, :channels]
-    result, weights, _ = run(*inputs, need_weights, kept_rows(run, image.numel() // channels, channels, accumulate, *inputs))
+    result, weights, _ = run(
+        *inputs, need_weights, kept_rows(run, image.numel() // channels, channels, accumulate, *inputs)
+    )
     if image.dim() == 2:
-        result, weights = result[:, 0], weights[:, 0] if need_weights else weights
+        result = result[:, 0]
+        weights = weights[:, 0] if need_weights else weights
     return (result, weights) if need_weights else result
 
 
 def _check(image, text, weight, bias):
     if image.dim() != 2:
         checks.shape("image", image, ("B", None), ("N", None), ("D", None))
-    batch, channels = image.shape[0], image.shape[-1]
+    channels = image.shape[-1]
     if channels == 0:
         raise ValueError(f"image must have at least one channel (D), got shape {list(image.shape)}")
     checks.channel_text(image, text)
@@ -65,8 +76,11 @@ def _check(image, text, weight, bias):
         checks.shape("bias", bias, ("D", channels))
 
 
-# The operation. inputs: image [B, N, D]; shift [B, D], the text's part of the scores and the bias, float32 (float64); weight [D, D].
-# options: need_weights; without it weights are empty; kept_rows. extra: the first kept_rows rows' weights [kept_rows, D], float32 (float64).
+# The operation. inputs: image [B, N, D]; shift [B, D], the text's part of the scores and the bias, float32 (float64);
+# weight [D, D].
+# options: need_weights; without it weights are empty; kept_rows. extra: the first kept_rows rows' weights [kept_rows,
+# D], float32 (float64).
+
 
 @without_autocast
 def _reference(image, shift, weight, need_weights, kept_rows):
@@ -77,15 +91,26 @@ def _reference(image, shift, weight, need_weights, kept_rows):
 
 
 def _fake(image, shift, weight, need_weights, kept_rows):
-    return (image.new_empty(image.shape), image.new_empty(image.shape if need_weights else 0),
-            shift.new_empty(kept_rows, image.shape[2]))
+    return (
+        image.new_empty(image.shape),
+        image.new_empty(image.shape if need_weights else 0),
+        shift.new_empty(kept_rows, image.shape[2]),
+    )
 
 
 OPERATION = Operation(
     "channel_attention",
-    inputs=("image", "shift", "weight"), differentiable=("image", "shift", "weight"), shared=("weight",),
-    outputs=2, extras=1, kept=1, keep=lambda inputs, produced: produced[2:],
-    reference=_reference, fake=_fake, fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape))
+    inputs=("image", "shift", "weight"),
+    differentiable=("image", "shift", "weight"),
+    shared=("weight",),
+    outputs=2,
+    extras=1,
+    kept=1,
+    keep=lambda inputs, produced: produced[2:],
+    reference=_reference,
+    fake=_fake,
+    fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape),
+)
 ChannelAttentionFunction = OPERATION.Function
 
 if backends.extension is not None:

@@ -11,8 +11,9 @@ def autocast(*tensors):
     if not autocast_is_on(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
-    return tuple(t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
-                 for t in tensors)
+    return tuple(
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+    )
 
 
 @without_autocast
@@ -26,14 +27,20 @@ def accumulate_dtype(tensor):
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-KEPT_BYTES = 16 << 20             # a constant beside images that have no limit
+KEPT_BYTES = 16 << 20  # a constant beside images that have no limit
 
 
 def kept_rows(run, rows, columns, dtype, *inputs):
-    """Of how many of the first rows the CPU's forward pass keeps what its backward pass would have to compute again (`columns` numbers of
-    `dtype` each): as many as KEPT_BYTES hold. None without a backward pass, in an exported graph, which may run anywhere, nor under
+    """Of how many of the first rows the CPU's forward pass keeps what its backward pass would have to compute again
+    (`columns` numbers of
+    `dtype` each): as many as KEPT_BYTES hold. None without a backward pass, in an exported graph, which may run
+    anywhere, nor under
     torch.func's transforms, which fold samples."""
-    if getattr(run, "backend", None) != "cpu" or torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
+    if (
+        getattr(run, "backend", None) != "cpu"
+        or torch.compiler.is_exporting()
+        or torch._C._are_functorch_transforms_active()
+    ):
         return 0
     return min(rows, KEPT_BYTES // (columns * dtype.itemsize)) if needs_gradient(*inputs) else 0
 
@@ -77,8 +84,9 @@ def fold(tensor):
 
 def needs_gradient(*tensors):
     """Whether a backward pass may come."""
-    return torch.is_grad_enabled() and (torch._C._are_functorch_transforms_active() or
-                                        any(t is not None and t.requires_grad for t in tensors))
+    return torch.is_grad_enabled() and (
+        torch._C._are_functorch_transforms_active() or any(t is not None and t.requires_grad for t in tensors)
+    )
 
 
 def empty_heads(like, channels):
@@ -90,7 +98,8 @@ def empty_heads(like, channels):
 
 
 def softmax_shape(queries):
-    """``[B, H, 2, N]``, of each query's softmax: its largest score, in the kernels' own unit, and one over the sum of the exponentials of what
+    """``[B, H, 2, N]``, of each query's softmax: its largest score, in the kernels' own unit, and one over the sum of
+    the exponentials of what
     scores are less; 0 where nothing takes part."""
     return *queries.shape[:2], 2, queries.shape[2]
 

@@ -9,27 +9,35 @@ from .common import accumulate_dtype, autocast, empty_heads, empty_softmax, need
 from .operation import Operation
 
 
-def gated_cross_attention(query, key, value, gate=None, *, attn_mask=None, scale=None, need_weights=False, backend=None):
+def gated_cross_attention(
+    query, key, value, gate=None, *, attn_mask=None, scale=None, need_weights=False, backend=None
+):
     """``gate * softmax(scale * query key^T + attn_mask) value``: attention whose result is multiplied, per head.
 
-    The score matrix ``N x T`` is never written; keys and values of a head are prepared once for all queries, and the gate is
+    The score matrix ``N x T`` is never written; keys and values of a head are prepared once for all queries, and the
+    gate is
     multiplied where the result still lies in registers. Made for thousands of image positions and a short text.
 
     Args:
-        query: ``[B, H, N, d]``, float32, bfloat16, float16 or float64. Any strides: a transposed view of ``[B, N, H * d]`` is
+        query: ``[B, H, N, d]``, float32, bfloat16, float16 or float64. Any strides: a transposed view of ``[B, N, H *
+        d]`` is
             read in place, and the result then lies like that, too.
         key: ``[B, H, T, d]``, same dtype.
         value: ``[B, H, T, dv]``, same dtype.
         gate: ``[B, H, N, dv]``, same dtype, or None: plain attention.
-        attn_mask: bool (True = attend) or floating point (added to the scores), ``[B, T]``, or anything that broadcasts to
-            ``[B, H, N, T]``; it is not expanded. Two dimensions are always ``[B, T]``: a mask per query is ``[1, 1, N, T]``.
+        attn_mask: bool (True = attend) or floating point (added to the scores), ``[B, T]``, or anything that broadcasts
+        to
+            ``[B, H, N, T]``; it is not expanded. Two dimensions are always ``[B, T]``: a mask per query is ``[1, 1, N,
+            T]``.
         scale: factor of the scores; default ``d ** -0.5``.
-        need_weights: also return the weights, ``[B, H, N, T]``, float32 (float64 for float64), differentiable. That matrix is
+        need_weights: also return the weights, ``[B, H, N, T]``, float32 (float64 for float64), differentiable. That
+        matrix is
             what the kernels avoid: plain PyTorch computes it, beside the kernel.
         backend: None picks the fastest that can run; ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"`` force one.
 
     Returns:
-        ``[B, H, N, dv]`` in query's dtype, or ``(result, weights)``. A query that attends to no token gives 0 and has no
+        ``[B, H, N, dv]`` in query's dtype, or ``(result, weights)``. A query that attends to no token gives 0 and has
+        no
         gradient. What a token holds that no query attends to, or such a query, NaN included, reaches nothing.
 
     Raises:
@@ -88,7 +96,8 @@ def _check_gate(gate, query, key, value):
 
 
 def _masks(attn_mask, query, key):
-    """attn_mask as the kernels take it, views all: (tokens [B, H, T], pairs [B, H, N, T], bias [B, H, N, T]), None if absent.
+    """attn_mask as the kernels take it, views all: (tokens [B, H, T], pairs [B, H, N, T], bias [B, H, N, T]), None if
+    absent.
 
     `tokens` tells which of them any query attends to; where that says it all there are no `pairs`.
     """
@@ -98,7 +107,7 @@ def _masks(attn_mask, query, key):
         return None, None, full_mask(attn_mask.to(accumulate_dtype(query)), query, key)
     small = four_dimensional(attn_mask)
     of_head = *query.shape[:2], key.shape[2]
-    if small.shape[2] == 1:                       # the same for all queries
+    if small.shape[2] == 1:  # the same for all queries
         return small[:, :, 0].expand(of_head), None, None
     return small.any(2).expand(of_head), full_mask(attn_mask, query, key), None
 
@@ -108,12 +117,15 @@ def _weights(query, key, attn_mask, scale):
     accumulate = accumulate_dtype(query)
     query, key, attn_mask = query.to(accumulate), key.to(accumulate), full_mask(attn_mask, query, key)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        query, key = query.where(attn_mask.any(3)[..., None], 0), key.where(attn_mask.any(2)[..., None], 0)
+        query = query.where(attn_mask.any(3)[..., None], 0)
+        key = key.where(attn_mask.any(2)[..., None], 0)
     return attention_weights(query, key, attn_mask, scale)
 
 
-# The operation. options: scale, need_attended; extras: attended (the result before the gate, where it is needed), and softmax, what the
+# The operation. options: scale, need_attended; extras: attended (the result before the gate, where it is needed), and
+# softmax, what the
 # weights are recomputed from.
+
 
 def _reference(query, key, value, gate, tokens, pairs, bias, scale, need_attended):
     mask = bias if bias is not None else pairs if pairs is not None else None if tokens is None else tokens[:, :, None]
@@ -133,11 +145,16 @@ OPERATION = Operation(
     "gated_cross_attention",
     inputs=("query", "key", "value", "gate", "tokens", "pairs", "bias"),
     differentiable=("query", "key", "value", "gate", "bias"),
-    outputs=1, extras=2, kept=2,
+    outputs=1,
+    extras=2,
+    kept=2,
     keep=lambda inputs, produced: (produced[0] if inputs[3] is None else produced[1], produced[2]),
-    reference=_reference, fake=_fake, fake_grad=_fake_grad)
+    reference=_reference,
+    fake=_fake,
+    fake_grad=_fake_grad,
+)
 GatedCrossAttentionFunction = OPERATION.Function
 
 if backends.extension is not None:
-    OPERATION.register("gated_cross_attention", "cpu", "cuda")   # one operation: the dispatcher tells the devices apart
+    OPERATION.register("gated_cross_attention", "cpu", "cuda")  # one operation: the dispatcher tells the devices apart
 backends.implement_lazily("triton", "gated_cross_attention", "mmkernels.triton.gated_cross_attention")

@@ -3,12 +3,16 @@
 An operation's kernels come as two registered functions, ``NAME`` and ``NAME_backward``:
 
     NAME(*inputs, *options) -> (*outputs, *extras)
-    NAME_out(*inputs, *options, out) -> the second output; the first goes into `out`. (Only where the public function has `out`.)
+    NAME_out(*inputs, *options, out) -> the second output; the first goes into `out`. (Only where the public function
+    has `out`.)
     NAME_backward(*output_grads, *inputs, *kept, *options, *needs) -> (*input_grads)
 
-``inputs`` are tensors or None, ``options`` plain values, ``extras`` what only the backward pass wants, ``kept`` what it gets of
-outputs and extras, ``needs`` one bool for each differentiable input; a gradient that isn't needed comes as an empty tensor.
-The plain PyTorch reference serves as a backend of the same form, and gives the second derivatives and the tangents of all.
+``inputs`` are tensors or None, ``options`` plain values, ``extras`` what only the backward pass wants, ``kept`` what it
+gets of
+outputs and extras, ``needs`` one bool for each differentiable input; a gradient that isn't needed comes as an empty
+tensor.
+The plain PyTorch reference serves as a backend of the same form, and gives the second derivatives and the tangents of
+all.
 """
 
 import torch
@@ -34,22 +38,34 @@ class Operation:
         fake_grad: ``(name, input) ->`` a tensor like its gradient.
     """
 
-    def __init__(self, name, *, inputs, differentiable, outputs, extras, kept, keep, reference, fake, fake_grad, shared=()):
-        self.name, self.outputs, self.extras, self.kept, self.keep = name, outputs, extras, kept, keep
-        self.reference, self.fake, self.fake_grad = reference, fake, fake_grad
+    def __init__(
+        self, name, *, inputs, differentiable, outputs, extras, kept, keep, reference, fake, fake_grad, shared=()
+    ):
+        self.name = name
+        self.outputs = outputs
+        self.extras = extras
+        self.kept = kept
+        self.keep = keep
+        self.reference = reference
+        self.fake = fake
+        self.fake_grad = fake_grad
         self.names, self.inputs = inputs, len(inputs)
         self.differentiable = tuple(inputs.index(i) for i in differentiable)
         self.shared = {inputs.index(i) for i in shared}
         self.Function, self.BackwardFunction = _functions(self)
-        self._implement("reference", self._run_reference, self.reference_backward, self._reference_into, transformed=False)
+        self._implement(
+            "reference", self._run_reference, self.reference_backward, self._reference_into, transformed=False
+        )
 
     # Backends --------------------------------------------------------------------------------------------------------
 
     def register(self, name, *names):
-        """Gives the registered functions ``name``, ``name_backward`` and ``name_out``, if there is one, their rules, and makes them the
+        """Gives the registered functions ``name``, ``name_backward`` and ``name_out``, if there is one, their rules,
+        and makes them the
         backends ``names``."""
         namespace = torch.ops.mmkernels
-        forward, backward = getattr(namespace, name).default, getattr(namespace, f"{name}_backward").default
+        forward = getattr(namespace, name).default
+        backward = getattr(namespace, f"{name}_backward").default
         into = getattr(namespace, f"{name}_out").default if hasattr(namespace, f"{name}_out") else None
         for backend in names:
             run = self._implement(backend, forward, backward, into)
@@ -66,16 +82,20 @@ class Operation:
 
     def _implement(self, backend, forward, backward, into, transformed=True):
         def run(*arguments):
-            if transformed and torch._C._are_functorch_transforms_active():       # they don't know registered autograd rules
+            if transformed and torch._C._are_functorch_transforms_active():  # they don't know registered autograd rules
                 return self.Function.apply(*arguments, backend)
             return forward(*arguments)
 
-        run.backend, run.forward, run.backward, run.into = backend, forward, backward, into
+        run.backend = backend
+        run.forward = forward
+        run.backward = backward
+        run.into = into
         backends.implement(backend, self.name, run)
         return run
 
     def choose(self, tensor, backend):
-        """What runs on `tensor`: of the backend of that name (None: the fastest), or `backend` itself, where it is one that was chosen."""
+        """What runs on `tensor`: of the backend of that name (None: the fastest), or `backend` itself, where it is one
+        that was chosen."""
         return backend if callable(backend) else backends.choose(self.name, tensor, backend)
 
     def _run_reference(self, *arguments):
@@ -97,25 +117,30 @@ class Operation:
             return self.reference(*(given.get(i, value) for i, value in enumerate(inputs)), *options)
 
         outputs, pull = torch.func.vjp(run, *(inputs[i] for i in wanted))
-        grads = dict(zip(wanted, pull(tuple(torch.zeros_like(o) if g is None else g.to(o.dtype)
-                                            for o, g in zip(outputs, upstream)))))
+        grads = dict(
+            zip(
+                wanted,
+                pull(tuple(torch.zeros_like(o) if g is None else g.to(o.dtype) for o, g in zip(outputs, upstream))),
+            )
+        )
         return tuple(grads[i] if i in grads else inputs[0].new_empty(0) for i in self.differentiable)
 
     # Autograd --------------------------------------------------------------------------------------------------------
 
     def _setup_context(self, ctx, inputs, output, backward):
-        inputs, ctx.options = inputs[:self.inputs], inputs[self.inputs:]
+        inputs, ctx.options = inputs[: self.inputs], inputs[self.inputs :]
         ctx.backward = backward
         ctx.save_for_backward(*inputs, *self.keep(inputs, output))
         ctx.save_for_forward(*inputs)
-        ctx.mark_non_differentiable(*(t for t in output[self.outputs:] if t is not None))
+        ctx.mark_non_differentiable(*(t for t in output[self.outputs :] if t is not None))
         ctx.set_materialize_grads(False)
 
     def _jvp(self, ctx):
         return *_tangents(self.reference, *ctx.saved_tensors, *ctx.options), *(None,) * self.extras
 
     def _backward(self, ctx, *grads):
-        upstream, saved = grads[:self.outputs], ctx.saved_tensors
+        upstream = grads[: self.outputs]
+        saved = ctx.saved_tensors
         present = [saved[i] is not None and ctx.needs_input_grad[i] for i in self.differentiable]
         found = [None] * (self.inputs + len(ctx.options))
         if any(present) and any(g is not None for g in upstream):
@@ -135,14 +160,17 @@ class Operation:
         return _tangents(self.reference_backward, *ctx.saved_tensors, *(None,) * self.kept, *ctx.options)
 
     def _second(self, ctx, *grads):
-        """Second derivatives, in plain PyTorch: what is kept is a function of the inputs there, and gets no gradient."""
+        """Second derivatives, in plain PyTorch: what is kept is a function of the inputs there, and gets no
+        gradient."""
         saved = ctx.saved_tensors
         sources = [*range(self.outputs), *(self.outputs + i for i in self.differentiable)]
         sources = [i for i in sources if saved[i] is not None]
 
         def first(*tensors):
             given = dict(zip(sources, tensors))
-            return self.reference_backward(*(given.get(i, value) for i, value in enumerate(saved)), *(None,) * self.kept, *ctx.options)
+            return self.reference_backward(
+                *(given.get(i, value) for i, value in enumerate(saved)), *(None,) * self.kept, *ctx.options
+            )
 
         firsts, pull = torch.func.vjp(first, *(saved[i] for i in sources))
         found = [None] * (len(saved) + self.kept + len(ctx.options))
@@ -153,18 +181,24 @@ class Operation:
 
     def _split(self, arguments):
         """What the backward pass is called with, in its parts."""
-        a, b, c, d = self.outputs, self.outputs + self.inputs, self.outputs + self.inputs + self.kept, len(arguments) - len(self.differentiable)
+        a = self.outputs
+        b = self.outputs + self.inputs
+        c = self.outputs + self.inputs + self.kept
+        d = len(arguments) - len(self.differentiable)
         return arguments[:a], arguments[a:b], arguments[b:c], arguments[c:d], arguments[d:]
 
     # Fake and vmap ---------------------------------------------------------------------------------------------------
 
     def _fake_backward(self, *arguments):
         _, inputs, _, _, needs = self._split(arguments)
-        return tuple(self.fake_grad(self.names[i], inputs[i]) if need and inputs[i] is not None else inputs[0].new_empty(0)
-                     for i, need in zip(self.differentiable, needs))
+        return tuple(
+            self.fake_grad(self.names[i], inputs[i]) if need and inputs[i] is not None else inputs[0].new_empty(0)
+            for i, need in zip(self.differentiable, needs)
+        )
 
     def _vmap(self, function, before=0):
-        """Folds the new dimension into the batch; where weights are vmapped, or want gradients, or bags are packed, calls one
+        """Folds the new dimension into the batch; where weights are vmapped, or want gradients, or bags are packed,
+        calls one
         after another."""
         shared = {before + i for i in self.shared}
         offsets = before + self.names.index("offsets") if "offsets" in self.names else None
@@ -173,15 +207,28 @@ class Operation:
             size = info.batch_size
             tensors = [i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)]
             if offsets in tensors or (before and shared) or any(in_dims[i] is not None for i in shared):
-                calls = [function(*(a.select(in_dims[i], k) if i in tensors and in_dims[i] is not None else a
-                                    for i, a in enumerate(arguments))) for k in range(size)]
+                calls = [
+                    function(
+                        *(
+                            a.select(in_dims[i], k) if i in tensors and in_dims[i] is not None else a
+                            for i, a in enumerate(arguments)
+                        )
+                    )
+                    for k in range(size)
+                ]
                 produced = [None if parts[0] is None else torch.stack(parts) for parts in zip(*calls)]
                 return tuple(produced), tuple(None if p is None else 0 for p in produced)
-            produced = function(*(fold(move_batch(a, in_dims[i], size)) if i in tensors and i not in shared else a
-                                  for i, a in enumerate(arguments)))
+            produced = function(
+                *(
+                    fold(move_batch(a, in_dims[i], size)) if i in tensors and i not in shared else a
+                    for i, a in enumerate(arguments)
+                )
+            )
             whole = [p is None or p.dim() == 1 and p.numel() == 0 for p in produced]
-            return (tuple(p if w else p.unflatten(0, (size, p.shape[0] // size)) for p, w in zip(produced, whole)),
-                    tuple(None if w else 0 for w in whole))
+            return (
+                tuple(p if w else p.unflatten(0, (size, p.shape[0] // size)) for p, w in zip(produced, whole)),
+                tuple(None if w else 0 for w in whole),
+            )
 
         return run
 
@@ -194,7 +241,8 @@ def _tangents(function, *arguments):
 
 
 def _functions(operation):
-    """The autograd Functions: for those who build on them, for the registered operations, and for torch.func's transforms."""
+    """The autograd Functions: for those who build on them, for the registered operations, and for torch.func's
+    transforms."""
 
     class BackwardFunction(torch.autograd.Function):
         @staticmethod
@@ -227,7 +275,9 @@ def _functions(operation):
         @staticmethod
         def setup_context(ctx, inputs, output):
             *inputs, backend = inputs
-            operation._setup_context(ctx, inputs, output, lambda *arguments: BackwardFunction.apply(*arguments, backend))
+            operation._setup_context(
+                ctx, inputs, output, lambda *arguments: BackwardFunction.apply(*arguments, backend)
+            )
 
         @staticmethod
         def backward(ctx, *grads):
@@ -242,6 +292,6 @@ def _functions(operation):
             return operation._vmap(Function.apply)(info, in_dims, *arguments)
 
     title = "".join(part.title() for part in operation.name.split("_"))
-    Function = type(f"{title}Function", (Function,), {})               # nodes of the graph have the name that a class is made with
+    Function = type(f"{title}Function", (Function,), {})  # nodes of the graph have the name that a class is made with
     BackwardFunction = type(f"{title}BackwardFunction", (BackwardFunction,), {})
     return Function, BackwardFunction

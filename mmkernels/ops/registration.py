@@ -1,7 +1,10 @@
-"""The rules of PyTorch's dispatcher for registered operations: fake tensors, autograd in both modes, writing into `out`.
+"""The rules of PyTorch's dispatcher for registered operations: fake tensors, autograd in both modes, writing into
+`out`.
 
-torch.library.register_autograd would do for reverse mode, but it drops the tangents of forward mode without a word where nothing requires
-a gradient. Private names of PyTorch that stand here are those that torch/_library/autograd.py and custom_ops.py use (2.10 to 2.14).
+torch.library.register_autograd would do for reverse mode, but it drops the tangents of forward mode without a word
+where nothing requires
+a gradient. Private names of PyTorch that stand here are those that torch/_library/autograd.py and custom_ops.py use
+(2.10 to 2.14).
 """
 
 import functools
@@ -16,39 +19,48 @@ TRACED = (torch._subclasses.FakeTensor, torch._subclasses.functional_tensor.Func
 
 
 def register_fake(operation, fake):
-    """Tells PyTorch what an operation returns. Where only some of the arguments are meta tensors PyTorch calls the fake, not the
+    """Tells PyTorch what an operation returns. Where only some of the arguments are meta tensors PyTorch calls the
+    fake, not the
     kernels: without the check it would hand out memory that nobody wrote."""
 
     @functools.wraps(fake)
     def checked(*arguments):
         devices = {str(a.device) for a in arguments if isinstance(a, torch.Tensor)}
         if len(devices) > 1:
-            raise RuntimeError(f"{operation.name()}'s arguments must be on one device, got {' and '.join(sorted(devices))}")
+            raise RuntimeError(
+                f"{operation.name()}'s arguments must be on one device, got {' and '.join(sorted(devices))}"
+            )
         return fake(*arguments)
 
     torch.library.register_fake(operation.name(), checked)
 
 
 def register_autograd(operation, apply):
-    """Where autograd follows an argument ``apply(*arguments)`` runs, the apply of an autograd Function, else the kernel alone."""
+    """Where autograd follows an argument ``apply(*arguments)`` runs, the apply of an autograd Function, else the kernel
+    alone."""
 
     def run(keyset, *arguments):
         if not tracked(*arguments):
             return _below_autograd(operation, keyset, arguments)
         if torch._C._are_functorch_transforms_active():
-            raise RuntimeError(f"{operation.name()} has no derivative under torch.func's transforms: there the public function, or its "
-                               f"autograd Function, has to be called")
+            raise RuntimeError(
+                f"{operation.name()} has no derivative under torch.func's transforms: there the public function, or its "
+                f"autograd Function, has to be called"
+            )
         return apply(*arguments)
 
     _implement(operation, "Autograd", run)
 
 
 def register_out(operation):
-    """An operation whose last argument is written into: it has no derivative, and what was saved for another's is seen to have changed."""
+    """An operation whose last argument is written into: it has no derivative, and what was saved for another's is seen
+    to have changed."""
 
     def autograd(keyset, *arguments):
         if tracked(*arguments):
-            raise RuntimeError(f"{operation.name()} is for inference only, but one of its arguments requires a gradient or carries a tangent")
+            raise RuntimeError(
+                f"{operation.name()} is for inference only, but one of its arguments requires a gradient or carries a tangent"
+            )
         return _below_autograd(operation, keyset, arguments)
 
     def count(keyset, *arguments):
@@ -90,5 +102,6 @@ def carries_tangent(*arguments):
 
 
 def tangent(tensor):
-    """The tensor's tangent, or None. PyTorch has one level of duals; torch.func's transforms nest by wrapping tensors."""
+    """The tensor's tangent, or None. PyTorch has one level of duals; torch.func's transforms nest by wrapping
+    tensors."""
     return forward_ad.unpack_dual(tensor, level=0).tangent

@@ -8,8 +8,21 @@ from .operation import Operation
 from .registration import carries_tangent
 
 
-def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_heads=1, combine="multiply",
-                      rescale=False, layout="bnd", need_weights=False, out=None, backend=None):
+def spatial_attention(
+    image,
+    text,
+    *,
+    mask=None,
+    offsets=None,
+    scale=None,
+    num_heads=1,
+    combine="multiply",
+    rescale=False,
+    layout="bnd",
+    need_weights=False,
+    out=None,
+    backend=None,
+):
     """Weighs every image position by how well it matches the text: ``softmax_n(scale * <image_n, text>)``, per head.
 
     One pass over the features; no score tensor the size of the image, no copy of a strided input. It is the fusion of
@@ -48,7 +61,8 @@ def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_h
     checks.features("text", text)
     image, text = autocast(image, text)
     num_heads = checks.integer("num_heads", num_heads)
-    rescale, need_weights = checks.flag("rescale", rescale), checks.flag("need_weights", need_weights)
+    rescale = checks.flag("rescale", rescale)
+    need_weights = checks.flag("need_weights", need_weights)
     checks.choice("layout", layout, ("bnd", "bdhw"))
     if offsets is not None:
         if layout != "bnd":
@@ -88,32 +102,52 @@ def _check_out(out, image, text, mask, combine, batch, channels):
     checks.is_tensor("out", out)
     checks.like("out", out, "image", image)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (image, text, out)):
-        raise ValueError("out is for inference only, but image, text or out requires a gradient: "
-                         "leave out away, or call under torch.no_grad()")
+        raise ValueError(
+            "out is for inference only, but image, text or out requires a gradient: "
+            "leave out away, or call under torch.no_grad()"
+        )
     expected = (batch, channels) if combine == "pool" else tuple(image.shape)
     if tuple(out.shape) != expected:
         raise ValueError(f"out must have the result's shape {list(expected)}, got {list(out.shape)}")
     if torch.compiler.is_compiling() or out.device.type == "meta":
-        return                                    # no addresses to compare
+        return  # no addresses to compare
     if carries_tangent(image, text, out):
-        raise ValueError("out is for inference only, but image, text or out carries a tangent of forward mode: leave out away")
+        raise ValueError(
+            "out is for inference only, but image, text or out carries a tangent of forward mode: leave out away"
+        )
     if out.is_neg():
-        raise ValueError("out must not be a negative view (what .imag of a conjugate is): what is written there comes back negated")
+        raise ValueError(
+            "out must not be a negative view (what .imag of a conjugate is): what is written there comes back negated"
+        )
     if writes_itself(out):
         raise ValueError(f"out must not overlap itself, got strides {out.stride()} for shape {list(out.shape)}")
     for name, tensor in (("image", image), ("text", text), ("mask", mask)):
-        if tensor is not None and overlap(out, tensor) and not (
-                name == "image" and combine == "multiply" and same_memory(out, image)):
+        if (
+            tensor is not None
+            and overlap(out, tensor)
+            and not (name == "image" and combine == "multiply" and same_memory(out, image))
+        ):
             raise ValueError(f"out must not overlap {name} (it may be image itself when combine='multiply')")
 
 
-# The operation. inputs: offsets int64; the layout is told by image's dimensions. options: scale, num_heads, pool, rescale. The weights are
+# The operation. inputs: offsets int64; the layout is told by image's dimensions. options: scale, num_heads, pool,
+# rescale. The weights are
 # kept: of what the backward pass needs beside the inputs nothing has the size of image.
+
 
 def _reference(image, text, mask, offsets, scale, num_heads, pool, rescale):
     return reference.spatial_attention(
-        image, text, mask=mask, offsets=offsets, scale=scale, num_heads=num_heads, rescale=rescale,
-        combine="pool" if pool else "multiply", layout="bdhw" if image.dim() == 4 else "bnd", need_weights=True)
+        image,
+        text,
+        mask=mask,
+        offsets=offsets,
+        scale=scale,
+        num_heads=num_heads,
+        rescale=rescale,
+        combine="pool" if pool else "multiply",
+        layout="bdhw" if image.dim() == 4 else "bnd",
+        need_weights=True,
+    )
 
 
 def _fake(image, text, mask, offsets, scale, num_heads, pool, rescale):
@@ -123,7 +157,9 @@ def _fake(image, text, mask, offsets, scale, num_heads, pool, rescale):
         shape = (image.shape[0], num_heads, image.shape[1])
     else:
         shape = (image.shape[0], num_heads, image.shape[2] * image.shape[3])
-    return _fake_grad("text", text) if pool else _fake_grad("image", image), image.new_empty(shape, dtype=accumulate_dtype(image))
+    return _fake_grad("text", text) if pool else _fake_grad("image", image), image.new_empty(
+        shape, dtype=accumulate_dtype(image)
+    )
 
 
 def _fake_grad(name, tensor):
@@ -132,11 +168,18 @@ def _fake_grad(name, tensor):
 
 OPERATION = Operation(
     "spatial_attention",
-    inputs=("image", "text", "mask", "offsets"), differentiable=("image", "text"),
-    outputs=2, extras=0, kept=1, keep=lambda inputs, produced: produced[1:],
-    reference=_reference, fake=_fake, fake_grad=_fake_grad)
+    inputs=("image", "text", "mask", "offsets"),
+    differentiable=("image", "text"),
+    outputs=2,
+    extras=0,
+    kept=1,
+    keep=lambda inputs, produced: produced[1:],
+    reference=_reference,
+    fake=_fake,
+    fake_grad=_fake_grad,
+)
 SpatialAttentionFunction = OPERATION.Function
 
 if backends.extension is not None:
-    OPERATION.register("spatial_attention", "cpu", "cuda")       # one operation: the dispatcher tells the devices apart
+    OPERATION.register("spatial_attention", "cpu", "cuda")  # one operation: the dispatcher tells the devices apart
 backends.implement_lazily("triton", "spatial_attention", "mmkernels.triton.spatial_attention")

@@ -9,4 +9,10 @@ from .channel_attention import channel_attention
 from .gated_cross_attention import gated_cross_attention
 from .spatial_attention import spatial_attention
 
-__all__ = ["additive_attention", "bidirectional_attention", "channel_attention", "gated_cross_attention", "spatial_attention"]
+__all__ = [
+    "additive_attention",
+    "bidirectional_attention",
+    "channel_attention",
+    "gated_cross_attention",
+    "spatial_attention",
+]

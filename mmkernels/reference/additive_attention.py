@@ -10,12 +10,28 @@ ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": gelu}
 
 
 @without_autocast
-def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=None, bias_gate=None, activation="tanh",
-                       mask=None, offsets=None, combine="pool", need_weights=False):
+def additive_attention(
+    image,
+    query,
+    w_image,
+    w_query,
+    v,
+    *,
+    bias=None,
+    w_gate=None,
+    bias_gate=None,
+    activation="tanh",
+    mask=None,
+    offsets=None,
+    combine="pool",
+    need_weights=False,
+):
     """See :func:`mmkernels.additive_attention`. Runs in float32 (float64 for float64) inside."""
     offsets = bag_bounds(offsets, image)
     accumulate = torch.float64 if image.dtype == torch.float64 else torch.float32
-    query, w_query, bias, bias_gate = (None if t is None else t.to(accumulate) for t in (query, w_query, bias, bias_gate))
+    query, w_query, bias, bias_gate = (
+        None if t is None else t.to(accumulate) for t in (query, w_query, bias, bias_gate)
+    )
     shift = bias if query is None else query @ w_query.T if bias is None else query @ w_query.T + bias
     if shift is not None:
         shift = shift.expand(image.shape[0] if offsets is None else offsets.shape[0] - 1, -1)
@@ -25,12 +41,13 @@ def additive_attention(image, query, w_image, w_query, v, *, bias=None, w_gate=N
 
 @without_autocast
 def attend(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool):
-    """(result, weights), where ``shift`` ``[B, A]`` holds the query's part of the hidden vector and the bias, or is None."""
+    """(result, weights), where ``shift`` ``[B, A]`` holds the query's part of the hidden vector and the bias, or is
+    None."""
     dtype = image.dtype
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     x, w_image, v, w_gate = (None if t is None else t.to(accumulate) for t in (image, w_image, v, w_gate))
     part = torch.ones(image.shape[:-1], dtype=torch.bool, device=image.device) if mask is None else mask
-    x = x.where(part[..., None], 0)               # what is masked out may hold NaN: replaced before any arithmetic can spread it
+    x = x.where(part[..., None], 0)  # what is masked out may hold NaN: replaced before any arithmetic can spread it
 
     bags = None if offsets is None else Bags.of(offsets, image.shape[0])
     if shift is not None:
@@ -48,7 +65,8 @@ def combine_positions(image, scores, mask, bags, pool):
     """(result, weights) of scores ``[B, N, K]``, packed ``[rows, K]``; where it is masked, image is finite."""
     dtype = image.dtype
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-    image, scores = image.to(accumulate), scores.to(accumulate)
+    image = image.to(accumulate)
+    scores = scores.to(accumulate)
     part = torch.ones(image.shape[:-1], dtype=torch.bool, device=image.device) if mask is None else mask
     result, weights = _combine(scores, image, part, bags, pool)
     return result.to(dtype), weights
@@ -70,5 +88,5 @@ def _packed(scores, x, part, bags, pool):
     weights = bags.softmax(scores, part)
     if not pool:
         return weights * x, weights.T
-    maps = [bags.sums(w[:, None] * x) for w in weights.unbind(1)]        # one by one: together they are K times the image
+    maps = [bags.sums(w[:, None] * x) for w in weights.unbind(1)]  # one by one: together they are K times the image
     return torch.stack(maps, 1), weights.T

@@ -1,4 +1,5 @@
-"""Packed bags in plain PyTorch. Nobody looks at the offsets' values, so it can be traced, and differentiated as often as one likes."""
+"""Packed bags in plain PyTorch. Nobody looks at the offsets' values, so it can be traced, and differentiated as often
+as one likes."""
 
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ def bag_bounds(offsets, image):
 class Bags(NamedTuple):
     """The bags of packed rows."""
 
-    of_row: torch.Tensor                          # the number of the bag that each row is in, [rows]
+    of_row: torch.Tensor  # the number of the bag that each row is in, [rows]
     count: int
 
     @staticmethod
@@ -32,10 +33,11 @@ class Bags(NamedTuple):
         return values.new_zeros(self.count, *values.shape[1:]).index_add(0, self.of_row, values)
 
     def softmax(self, scores, part):
-        """Over those rows of each bag that take part, 0 in the others: ``[rows, H] -> [rows, H]``, ``part`` bool ``[rows]``."""
+        """Over those rows of each bag that take part, 0 in the others: ``[rows, H] -> [rows, H]``, ``part`` bool
+        ``[rows]``."""
         absent = ~part[:, None]
         scores = scores.masked_fill(absent, float("-inf"))
-        known = scores.detach()                   # the largest score cancels, and so does its derivative
+        known = scores.detach()  # the largest score cancels, and so does its derivative
         none = known.new_full((self.count, known.shape[1]), float("-inf"))
         largest = none.scatter_reduce(0, self.of_row[:, None].expand_as(known), known, "amax")
         # What is absent gets finite numbers, so that nothing is NaN there, forward or backward.

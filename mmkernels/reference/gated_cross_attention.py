@@ -14,9 +14,13 @@ def gated_cross_attention(query, key, value, gate=None, *, attn_mask=None, scale
     gate = None if gate is None else gate.to(accumulate)
     attn_mask = full_mask(attn_mask, query, key)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        # A query without any token, and a token without any query, may hold NaN: replaced before any arithmetic can spread it.
-        queries, tokens = attn_mask.any(3)[..., None], attn_mask.any(2)[..., None]
-        query, key, value = query.where(queries, 0), key.where(tokens, 0), value.where(tokens, 0)
+        # A query without any token, and a token without any query, may hold NaN: replaced before any arithmetic can
+        # spread it.
+        queries = attn_mask.any(3)[..., None]
+        tokens = attn_mask.any(2)[..., None]
+        query = query.where(queries, 0)
+        key = key.where(tokens, 0)
+        value = value.where(tokens, 0)
         gate = None if gate is None else gate.where(queries, 0)
     weights = attention_weights(query, key, attn_mask, scale)
     result = weights @ value
@@ -45,7 +49,8 @@ def full_mask(attn_mask, query, key):
 
 
 def four_dimensional(attn_mask):
-    """``attn_mask`` with four dimensions, of sizes 1 where it is the same for all; two dimensions are always ``[B, T]``."""
+    """``attn_mask`` with four dimensions, of sizes 1 where it is the same for all; two dimensions are always ``[B,
+    T]``."""
     if attn_mask.dim() == 2:
         return attn_mask[:, None, None]
     return attn_mask.reshape((1,) * (4 - attn_mask.dim()) + tuple(attn_mask.shape))

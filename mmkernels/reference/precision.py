@@ -12,6 +12,7 @@ def autocast_is_on(device_type):
 
 def without_autocast(function):
     """Runs a function in the dtypes that it is given: autocast would run its products in low precision."""
+
     @functools.wraps(function)
     def run(*arguments, **options):
         device_type = next(a for a in (*arguments, *options.values()) if isinstance(a, torch.Tensor)).device.type
@@ -19,4 +20,5 @@ def without_autocast(function):
             return function(*arguments, **options)
         with torch.autocast(device_type, enabled=False):
             return function(*arguments, **options)
+
     return run

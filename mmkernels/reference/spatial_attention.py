@@ -7,8 +7,19 @@ from .precision import without_autocast
 
 
 @without_autocast
-def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_heads=1,
-                      combine="multiply", rescale=False, layout="bnd", need_weights=False):
+def spatial_attention(
+    image,
+    text,
+    *,
+    mask=None,
+    offsets=None,
+    scale=None,
+    num_heads=1,
+    combine="multiply",
+    rescale=False,
+    layout="bnd",
+    need_weights=False,
+):
     """See :func:`mmkernels.spatial_attention`. Runs in float32 (float64 for float64) inside."""
     offsets = bag_bounds(offsets, image)
     if offsets is not None:
@@ -23,7 +34,7 @@ def spatial_attention(image, text, *, mask=None, offsets=None, scale=None, num_h
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     batch, positions, channels = image.shape
     width = channels // num_heads
-    scale = width ** -0.5 if scale is None else scale
+    scale = width**-0.5 if scale is None else scale
     part = torch.ones(batch, positions, dtype=torch.bool, device=image.device) if mask is None else mask
 
     # What is masked out may hold NaN: it is replaced before any arithmetic can spread it.
@@ -51,7 +62,7 @@ def _packed(image, text, mask, offsets, scale, num_heads, pool, rescale):
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     rows, channels = image.shape
     width = channels // num_heads
-    scale = width ** -0.5 if scale is None else scale
+    scale = width**-0.5 if scale is None else scale
     bags = Bags.of(offsets, rows)
     part = torch.ones(rows, dtype=torch.bool, device=image.device) if mask is None else mask
 

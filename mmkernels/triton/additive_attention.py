@@ -1,4 +1,5 @@
-"""Additive attention in Triton: a panel's products come from torch's library, its kernels make hidden vectors of them, and gradients.
+"""Additive attention in Triton: a panel's products come from torch's library, its kernels make hidden vectors of them,
+and gradients.
 
     activate         a panel: u, t -> h, in place; the library multiplies h by v
     normalise        scores -> weights, a program a sample and map: two passes over its scores
@@ -8,7 +9,8 @@
     of_scores        -> the scores' gradient, a program a sample and map
     differentiate    a panel: u, t and h's gradient -> those of u and t in place, and h
     combine          the image's gradient: what comes through the scores, plus the weights times grad_result
-Every sum has a fixed order: no atomics. Offsets are looked at by the kernels alone; every access stays within the rows there are.
+Every sum has a fixed order: no atomics. Offsets are looked at by the kernels alone; every access stays within the rows
+there are.
 """
 
 import torch
@@ -20,7 +22,7 @@ from ..reference.precision import without_autocast
 from .common import all_have_read, define, launch, on_device, processors, require
 from .rows import Rows, WeightGradient, nothing_kept, product, sum_columns
 
-TANH, RELU, GELU = (tl.constexpr(i) for i in range(3))       # ops/additive_attention.py's order
+TANH, RELU, GELU = (tl.constexpr(i) for i in range(3))  # ops/additive_attention.py's order
 
 
 @triton.jit
@@ -48,8 +50,21 @@ def activation(x, F: tl.constexpr):
 
 
 @triton.jit
-def hidden(u, t, shift, shift_gate, sample, r, c, inside, A, F: tl.constexpr, SHIFT: tl.constexpr, GATED: tl.constexpr,
-           SHIFT_GATE: tl.constexpr):
+def hidden(
+    u,
+    t,
+    shift,
+    shift_gate,
+    sample,
+    r,
+    c,
+    inside,
+    A,
+    F: tl.constexpr,
+    SHIFT: tl.constexpr,
+    GATED: tl.constexpr,
+    SHIFT_GATE: tl.constexpr,
+):
     """(activation, its derivative, gate) of a panel's tile"""
     at = r[:, None] * A + c[None, :]
     x = tl.load(u + at, mask=inside, other=0.0)
@@ -66,8 +81,21 @@ def hidden(u, t, shift, shift_gate, sample, r, c, inside, A, F: tl.constexpr, SH
 
 
 @triton.jit
-def activate(u, t, shift, shift_gate, sample, rows, A, F: tl.constexpr, SHIFT: tl.constexpr, GATED: tl.constexpr, SHIFT_GATE: tl.constexpr,
-             BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+def activate(
+    u,
+    t,
+    shift,
+    shift_gate,
+    sample,
+    rows,
+    A,
+    F: tl.constexpr,
+    SHIFT: tl.constexpr,
+    GATED: tl.constexpr,
+    SHIFT_GATE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """A panel: u, t -> h, in place of u."""
     r = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -79,8 +107,22 @@ def activate(u, t, shift, shift_gate, sample, rows, A, F: tl.constexpr, SHIFT: t
 
 
 @triton.jit
-def differentiate(u, t, up, shift, shift_gate, sample, rows, A, F: tl.constexpr, SHIFT: tl.constexpr, GATED: tl.constexpr,
-                  SHIFT_GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+def differentiate(
+    u,
+    t,
+    up,
+    shift,
+    shift_gate,
+    sample,
+    rows,
+    A,
+    F: tl.constexpr,
+    SHIFT: tl.constexpr,
+    GATED: tl.constexpr,
+    SHIFT_GATE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """A panel: u, t and h's gradient -> the gradients of u and t, in place; h, in place of its gradient."""
     r = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -97,11 +139,16 @@ def differentiate(u, t, up, shift, shift_gate, sample, rows, A, F: tl.constexpr,
 
 
 @triton.jit
-def normalise(scores, weights, mask, bounds, rows, K, w_b, w_k, PACKED: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
+def normalise(
+    scores, weights, mask, bounds, rows, K, w_b, w_k, PACKED: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr
+):
     """scores [rows, K] -> weights, position n of sample b and map k at b * w_b + k * w_k + n."""
-    b, k = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    b = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1).to(tl.int64)
     begin, end = range_of(bounds, b, rows)
-    m, total, count = tl.full([], float("-inf"), tl.float32), tl.full([], 0, tl.float32), tl.full([], 0, tl.int32)
+    m = tl.full([], float("-inf"), tl.float32)
+    total = tl.full([], 0, tl.float32)
+    count = tl.full([], 0, tl.int32)
     for n in range(begin, end, BLOCK):
         r = n + tl.arange(0, BLOCK).to(tl.int64)
         keep = r < end
@@ -114,7 +161,9 @@ def normalise(scores, weights, mask, bounds, rows, K, w_b, w_k, PACKED: tl.const
         count += tl.sum(keep.to(tl.int32), 0)
         m = now
     base = tl.where(m == float("-inf"), 0.0, m)
-    share = tl.where(count > 0, 1.0 / tl.where(count > 0, total, 1.0), 0.0)     # scores all -Inf: 0 * Inf = NaN, as the definition has it
+    share = tl.where(
+        count > 0, 1.0 / tl.where(count > 0, total, 1.0), 0.0
+    )  # scores all -Inf: 0 * Inf = NaN, as the definition has it
     to = weights + b * w_b + k * w_k
     for n in range(begin, end, BLOCK):
         r = n + tl.arange(0, BLOCK).to(tl.int64)
@@ -135,10 +184,29 @@ def split_of(begin, end, part, splits, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def pool(weights, image, i_b, i_n, i_c, bounds, partial, rows, K, C, w_b, w_k, splits, PACKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+def pool(
+    weights,
+    image,
+    i_b,
+    i_n,
+    i_c,
+    bounds,
+    partial,
+    rows,
+    K,
+    C,
+    w_b,
+    w_k,
+    splits,
+    PACKED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """partial [B, splits, K, C]: sums of weights times image over a piece of a sample."""
-    b, part = (tl.program_id(0) // splits).to(tl.int64), tl.program_id(0) % splits
-    c, k = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(2).to(tl.int64)
+    b = (tl.program_id(0) // splits).to(tl.int64)
+    part = tl.program_id(0) % splits
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = tl.program_id(2).to(tl.int64)
     begin, end = range_of(bounds, b, rows)
     first, last = split_of(begin, end, part, splits, BLOCK_N)
     total = tl.zeros([BLOCK_C], tl.float32)
@@ -147,14 +215,31 @@ def pool(weights, image, i_b, i_n, i_c, bounds, partial, rows, K, C, w_b, w_k, s
         w = tl.load(weights + b * w_b + k * w_k + (r if PACKED else r - begin), mask=r < last, other=0.0)
         row = image + (r if PACKED else r - begin)[:, None] * i_n + b * i_b
         # What doesn't take part isn't read: it may be NaN.
-        x = tl.load(row + c[None, :].to(tl.int64) * i_c, mask=(w != 0)[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
+        x = tl.load(row + c[None, :].to(tl.int64) * i_c, mask=(w != 0)[:, None] & (c < C)[None, :], other=0.0).to(
+            tl.float32
+        )
         total += tl.sum(x * w[:, None], 0)
     tl.store(partial + ((b * splits + part) * K + k) * C + c, total, mask=c < C)
 
 
 @triton.jit
-def spread(weights, image, i_b, i_n, i_c, sample, bounds, result, rows, C, w_b, first, PACKED: tl.constexpr, BLOCK_N: tl.constexpr,
-           BLOCK_C: tl.constexpr):
+def spread(
+    weights,
+    image,
+    i_b,
+    i_n,
+    i_c,
+    sample,
+    bounds,
+    result,
+    rows,
+    C,
+    w_b,
+    first,
+    PACKED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """result = weights * image, a panel's rows."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -169,10 +254,36 @@ def spread(weights, image, i_b, i_n, i_c, sample, bounds, result, rows, C, w_b, 
 
 
 @triton.jit
-def of_weights(weights, image, i_b, i_n, i_c, grad, g_b, g_k, g_n, g_c, given, bounds, found, rows, K, C, w_b, w_k, splits,
-               PACKED: tl.constexpr, GRAD: tl.constexpr, GIVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+def of_weights(
+    weights,
+    image,
+    i_b,
+    i_n,
+    i_c,
+    grad,
+    g_b,
+    g_k,
+    g_n,
+    g_c,
+    given,
+    bounds,
+    found,
+    rows,
+    K,
+    C,
+    w_b,
+    w_k,
+    splits,
+    PACKED: tl.constexpr,
+    GRAD: tl.constexpr,
+    GIVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """found [K, rows]: the weights' gradient; g_n is 0 where all positions of a sample share grad (pool)."""
-    b, part, k = (tl.program_id(0) // splits).to(tl.int64), tl.program_id(0) % splits, tl.program_id(1).to(tl.int64)
+    b = (tl.program_id(0) // splits).to(tl.int64)
+    part = tl.program_id(0) % splits
+    k = tl.program_id(1).to(tl.int64)
     begin, end = range_of(bounds, b, rows)
     first, last = split_of(begin, end, part, splits, BLOCK_N)
     for n in range(first, last, BLOCK_N):
@@ -208,8 +319,10 @@ def mean_of(weights, found, begin, end, base, BLOCK: tl.constexpr):
 
 @triton.jit
 def of_scores(weights, found, bounds, rows, w_b, w_k, PACKED: tl.constexpr, BLOCK: tl.constexpr):
-    """found [K, rows]: the weights' gradient -> the scores'. The mean is found twice: what all have in common has to cancel."""
-    b, k = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    """found [K, rows]: the weights' gradient -> the scores'. The mean is found twice: what all have in common has to
+    cancel."""
+    b = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1).to(tl.int64)
     begin, end = range_of(bounds, b, rows)
     own = weights + b * w_b + k * w_k + (0 if PACKED else -begin)
     x = found + k * rows
@@ -224,8 +337,30 @@ def of_scores(weights, found, bounds, rows, w_b, w_k, PACKED: tl.constexpr, BLOC
 
 
 @triton.jit
-def combine(through, weights, grad, g_b, g_k, g_n, g_c, mask, sample, bounds, result, rows, K, C, w_b, w_k, first, PACKED: tl.constexpr,
-            GRAD: tl.constexpr, MASKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+def combine(
+    through,
+    weights,
+    grad,
+    g_b,
+    g_k,
+    g_n,
+    g_c,
+    mask,
+    sample,
+    bounds,
+    result,
+    rows,
+    K,
+    C,
+    w_b,
+    w_k,
+    first,
+    PACKED: tl.constexpr,
+    GRAD: tl.constexpr,
+    MASKED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """A panel: result = through + sum over maps of weights * grad; 0 where masked."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
@@ -239,9 +374,9 @@ def combine(through, weights, grad, g_b, g_k, g_n, g_c, mask, sample, bounds, re
         inside_kept = inside
     total = tl.load(through + n[:, None] * C + c[None, :], mask=inside_kept, other=0.0).to(tl.float32)
     if GRAD:
-        at = r if PACKED else b * w_b + r - begin            # 64 bits, from map to map
+        at = r if PACKED else b * w_b + r - begin  # 64 bits, from map to map
         up = grad + b[:, None] * g_b + (r if PACKED else r - begin)[:, None] * g_n + c[None, :] * g_c
-        for k in range(0, K):
+        for k in range(K):
             w = tl.load(weights + at, mask=r < rows, other=0.0)
             total += w[:, None] * tl.load(up, mask=inside_kept & (w != 0)[:, None], other=0.0).to(tl.float32)
             at += w_k
@@ -255,24 +390,45 @@ class Problem:
     def __init__(self, image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool):
         if image.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise RuntimeError(f"image must be float32, bfloat16 or float16, got {image.dtype}")
-        if image.dim() != (3 if offsets is None else 2) or w_image.dim() != 2 or v.dim() != 2 or activation not in (0, 1, 2):
-            raise RuntimeError("image must be [B, N, D], or [rows, D] with offsets; w_image [A, D], v [K, A], activation 0, 1 or 2")
+        if (
+            image.dim() != (3 if offsets is None else 2)
+            or w_image.dim() != 2
+            or v.dim() != 2
+            or activation not in (0, 1, 2)
+        ):
+            raise RuntimeError(
+                "image must be [B, N, D], or [rows, D] with offsets; w_image [A, D], v [K, A], activation 0, 1 or 2"
+            )
         if offsets is not None:
             require(offsets, "offsets", image, (max(offsets.numel(), 1),), torch.int64)
         self.rows = Rows(image, mask, None if offsets is None else offsets.contiguous())
-        batch, channels, (hidden, maps) = self.rows.samples, image.shape[-1], (w_image.shape[0], v.shape[0])
+        batch = self.rows.samples
+        channels = image.shape[-1]
+        hidden, maps = (w_image.shape[0], v.shape[0])
         if min(channels, hidden, maps) < 1 or (not pool and maps != 1):
             raise RuntimeError("D, A and K must be at least 1, K 1 without pool")
         require(w_image, "w_image", image, (hidden, channels))
         require(v, "v", image, (maps, hidden))
         if shift_gate is not None and w_gate is None:
             raise RuntimeError("shift_gate needs w_gate")
-        for t, name, shape, dtype in ((shift, "shift", (batch, hidden), torch.float32), (w_gate, "w_gate", (hidden, channels), None),
-                                      (shift_gate, "shift_gate", (hidden,), torch.float32), (mask, "mask", image.shape[:-1], torch.bool)):
+        for t, name, shape, dtype in (
+            (shift, "shift", (batch, hidden), torch.float32),
+            (w_gate, "w_gate", (hidden, channels), None),
+            (shift_gate, "shift_gate", (hidden,), torch.float32),
+            (mask, "mask", image.shape[:-1], torch.bool),
+        ):
             if t is not None:
                 require(t, name, image, shape, dtype)
-        self.image, self.v, self.w_image, self.w_gate, self.pool, self.activation = image, v, w_image, w_gate, pool, activation
-        self.batch, self.channels, self.hidden, self.maps = batch, channels, hidden, maps
+        self.image = image
+        self.v = v
+        self.w_image = w_image
+        self.w_gate = w_gate
+        self.pool = pool
+        self.activation = activation
+        self.batch = batch
+        self.channels = channels
+        self.hidden = hidden
+        self.maps = maps
         self.shift, self.shift_gate = (None if t is None else t.contiguous() for t in (shift, shift_gate))
         self.mask = None if mask is None else self.rows.mask.view(torch.uint8)
         self.bounds = self.rows.bounds()
@@ -286,10 +442,11 @@ class Problem:
         self.splits = max(1, min(64, 4 * processors(image) // max(tiles, 1), self.rows.count // 256))
 
     def optional(self, t):
-        return self.image if t is None else t     # a pointer that isn't looked at
+        return self.image if t is None else t  # a pointer that isn't looked at
 
     def panels(self):
-        """(first row, last row + 1, rows, u, t) of every panel. A copy of masked rows and their gradient are as wide as image: up to
+        """(first row, last row + 1, rows, u, t) of every panel. A copy of masked rows and their gradient are as wide as
+        image: up to
         eight times a panel's bytes, since few rows are slow to multiply."""
         for first, last in self.rows.panels(max(self.channels // 8, self.hidden * (1 if self.w_gate is None else 2))):
             x = self.rows.panel(first, last)
@@ -298,10 +455,25 @@ class Problem:
     def elementwise(self, kernel, u, t, *others, first, last, **options):
         """Starts activate or differentiate on a panel."""
         block_n, block_c = (16, 64) if self.hidden >= 64 else (64, triton.next_power_of_2(self.hidden))
-        launch(kernel, (triton.cdiv(last - first, block_n), triton.cdiv(self.hidden, block_c)), u, self.optional(t), *others,
-               self.optional(self.shift), self.optional(self.shift_gate), self.rows.sample(first, last), last - first, self.hidden,
-               F=self.activation, SHIFT=self.shift is not None, GATED=t is not None, SHIFT_GATE=self.shift_gate is not None, **options,
-               BLOCK_N=block_n, BLOCK_C=block_c)
+        launch(
+            kernel,
+            (triton.cdiv(last - first, block_n), triton.cdiv(self.hidden, block_c)),
+            u,
+            self.optional(t),
+            *others,
+            self.optional(self.shift),
+            self.optional(self.shift_gate),
+            self.rows.sample(first, last),
+            last - first,
+            self.hidden,
+            F=self.activation,
+            SHIFT=self.shift is not None,
+            GATED=t is not None,
+            SHIFT_GATE=self.shift_gate is not None,
+            **options,
+            BLOCK_N=block_n,
+            BLOCK_C=block_c,
+        )
 
     def row_grid(self, first, last):
         return triton.cdiv(last - first, 16), triton.cdiv(self.channels, self.block_c)
@@ -318,54 +490,160 @@ def forward(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activat
         for first, last, _, u, t in p.panels():
             p.elementwise(activate, u, t, first=first, last=last)
             torch.mm(u, v.float().T, out=scores[first:last])
-        launch(normalise, (p.batch, p.maps), scores, weights, p.optional(p.mask), p.bounds, p.rows.count, p.maps, *p.weights_strides,
-               PACKED=p.packed, MASKED=p.mask is not None, BLOCK=1024)
+        launch(
+            normalise,
+            (p.batch, p.maps),
+            scores,
+            weights,
+            p.optional(p.mask),
+            p.bounds,
+            p.rows.count,
+            p.maps,
+            *p.weights_strides,
+            PACKED=p.packed,
+            MASKED=p.mask is not None,
+            BLOCK=1024,
+        )
         if pool_them:
             partial = torch.empty((p.batch, p.splits, p.maps, p.channels), dtype=torch.float32, device=image.device)
-            launch(pool, (p.batch * p.splits, triton.cdiv(p.channels, p.block_c), p.maps), weights, image, *p.image_strides, p.bounds, partial,
-                   p.rows.count, p.maps, p.channels, *p.weights_strides, p.splits, PACKED=p.packed, BLOCK_N=32, BLOCK_C=p.block_c)
+            launch(
+                pool,
+                (p.batch * p.splits, triton.cdiv(p.channels, p.block_c), p.maps),
+                weights,
+                image,
+                *p.image_strides,
+                p.bounds,
+                partial,
+                p.rows.count,
+                p.maps,
+                p.channels,
+                *p.weights_strides,
+                p.splits,
+                PACKED=p.packed,
+                BLOCK_N=32,
+                BLOCK_C=p.block_c,
+            )
             result.copy_(partial.sum(1) if p.splits > 1 else partial[:, 0])
         else:
             for first, last in p.rows.panels(p.channels):
-                launch(spread, p.row_grid(first, last), weights, image, *p.image_strides, p.rows.sample(first, last), p.bounds, result,
-                       last, p.channels, p.weights_strides[0], first, PACKED=p.packed, BLOCK_N=16, BLOCK_C=p.block_c)
+                launch(
+                    spread,
+                    p.row_grid(first, last),
+                    weights,
+                    image,
+                    *p.image_strides,
+                    p.rows.sample(first, last),
+                    p.bounds,
+                    result,
+                    last,
+                    p.channels,
+                    p.weights_strides[0],
+                    first,
+                    PACKED=p.packed,
+                    BLOCK_N=16,
+                    BLOCK_C=p.block_c,
+                )
     return result, weights, weights.new_empty(0, kept_columns(w_image, w_gate))
 
 
 @without_autocast
-def backward(grad_result, grad_weights, image, shift, w_image, v, w_gate, shift_gate, mask, offsets, weights, kept, activation, pool_them,
-             kept_rows, need_image_grad, need_shift_grad, need_w_image_grad, need_v_grad, need_w_gate_grad, need_shift_gate_grad):
+def backward(
+    grad_result,
+    grad_weights,
+    image,
+    shift,
+    w_image,
+    v,
+    w_gate,
+    shift_gate,
+    mask,
+    offsets,
+    weights,
+    kept,
+    activation,
+    pool_them,
+    kept_rows,
+    need_image_grad,
+    need_shift_grad,
+    need_w_image_grad,
+    need_v_grad,
+    need_w_gate_grad,
+    need_shift_gate_grad,
+):
     nothing_kept(kept_rows)
     p = Problem(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them)
     require(weights, "weights", image, p.weights_shape, torch.float32)
-    for name, grad, shape, dtype in (("grad_result", grad_result, p.result_shape, None), ("grad_weights", grad_weights, p.weights_shape, torch.float32)):
+    for name, grad, shape, dtype in (
+        ("grad_result", grad_result, p.result_shape, None),
+        ("grad_weights", grad_weights, p.weights_shape, torch.float32),
+    ):
         if grad is not None:
             require(grad, name, image, shape, dtype)
-    need_shift_grad, need_shift_gate_grad = need_shift_grad and shift is not None, need_shift_gate_grad and shift_gate is not None
-    weights, given = weights.contiguous(), None if grad_weights is None else grad_weights.contiguous()
+    need_shift_grad = need_shift_grad and shift is not None
+    need_shift_gate_grad = need_shift_gate_grad and shift_gate is not None
+    weights = weights.contiguous()
+    given = None if grad_weights is None else grad_weights.contiguous()
     zeros = lambda shape, need: torch.zeros(shape if need else 0, dtype=torch.float32, device=image.device)
     grad_image = image.new_empty(image.shape if need_image_grad else 0)
     grad_shift = zeros((p.batch, p.hidden), need_shift_grad)
     grad_shift_gate = zeros((1, p.hidden), need_shift_gate_grad)
     grad_v = zeros(v.shape, need_v_grad)
-    of_image, of_gate = WeightGradient(w_image, need_w_image_grad), WeightGradient(w_image if w_gate is None else w_gate, need_w_gate_grad and w_gate is not None)
+    of_image = WeightGradient(w_image, need_w_image_grad)
+    of_gate = WeightGradient(w_image if w_gate is None else w_gate, need_w_gate_grad and w_gate is not None)
     found = torch.empty((p.maps, p.rows.count), dtype=torch.float32, device=image.device)
     up = p.optional(grad_result)
     # b, k, n, c: of [B, K, D] all positions share a row, like image there is one map
-    up_strides = (0,) * 4 if grad_result is None else (*up.stride()[:2], 0, up.stride(2)) if pool_them else (0 if p.packed else up.stride(0), 0, *up.stride()[-2:])
-    everything = torch.arange(2, device=image.device) * p.rows.count           # made there: nothing waits, and a CUDA graph can have it
+    up_strides = (
+        (0,) * 4
+        if grad_result is None
+        else (*up.stride()[:2], 0, up.stride(2))
+        if pool_them
+        else (0 if p.packed else up.stride(0), 0, *up.stride()[-2:])
+    )
+    everything = (
+        torch.arange(2, device=image.device) * p.rows.count
+    )  # made there: nothing waits, and a CUDA graph can have it
     with on_device(image):
-        launch(of_weights, (p.batch * p.splits, p.maps), weights, image, *p.image_strides, up, *up_strides, p.optional(given), p.bounds, found,
-               p.rows.count, p.maps, p.channels, *p.weights_strides, p.splits, PACKED=p.packed, GRAD=grad_result is not None, GIVEN=given is not None,
-               BLOCK_N=32, BLOCK_C=p.block_c)
-        launch(of_scores, (p.batch, p.maps), weights, found, p.bounds, p.rows.count, *p.weights_strides, PACKED=p.packed, BLOCK=1024)
+        launch(
+            of_weights,
+            (p.batch * p.splits, p.maps),
+            weights,
+            image,
+            *p.image_strides,
+            up,
+            *up_strides,
+            p.optional(given),
+            p.bounds,
+            found,
+            p.rows.count,
+            p.maps,
+            p.channels,
+            *p.weights_strides,
+            p.splits,
+            PACKED=p.packed,
+            GRAD=grad_result is not None,
+            GIVEN=given is not None,
+            BLOCK_N=32,
+            BLOCK_C=p.block_c,
+        )
+        launch(
+            of_scores,
+            (p.batch, p.maps),
+            weights,
+            found,
+            p.bounds,
+            p.rows.count,
+            *p.weights_strides,
+            PACKED=p.packed,
+            BLOCK=1024,
+        )
         for first, last, x, u, t in p.panels():
             ds = found[:, first:last]
             dh = ds.T @ v.float()
             p.elementwise(differentiate, u, t, dh, first=first, last=last)
             if need_v_grad:
                 grad_v.addmm_(ds, dh)
-            if need_shift_grad:                   # before they are rounded for the products: these sums cancel
+            if need_shift_grad:  # before they are rounded for the products: these sums cancel
                 sum_columns(grad_shift, u, p.bounds, first, last)
             if need_shift_gate_grad:
                 sum_columns(grad_shift_gate, t, everything, first, last)
@@ -377,17 +655,48 @@ def backward(grad_result, grad_weights, image, shift, w_image, v, w_gate, shift_
                 through = product(u, w_image.T)
                 if t is not None:
                     through += product(t, w_gate.T)
-                launch(combine, p.row_grid(first, last), through, weights, up, *up_strides, p.optional(p.mask), p.rows.sample(first, last), p.bounds,
-                       grad_image, last, p.maps, p.channels, *p.weights_strides, first, PACKED=p.packed, GRAD=grad_result is not None,
-                       MASKED=p.mask is not None, BLOCK_N=16, BLOCK_C=p.block_c)
-    return (grad_image, grad_shift, of_image.result(), grad_v.to(v.dtype) if need_v_grad else v.new_empty(0), of_gate.result(),
-            grad_shift_gate.view(-1) if need_shift_gate_grad else grad_shift_gate)
+                launch(
+                    combine,
+                    p.row_grid(first, last),
+                    through,
+                    weights,
+                    up,
+                    *up_strides,
+                    p.optional(p.mask),
+                    p.rows.sample(first, last),
+                    p.bounds,
+                    grad_image,
+                    last,
+                    p.maps,
+                    p.channels,
+                    *p.weights_strides,
+                    first,
+                    PACKED=p.packed,
+                    GRAD=grad_result is not None,
+                    MASKED=p.mask is not None,
+                    BLOCK_N=16,
+                    BLOCK_C=p.block_c,
+                )
+    return (
+        grad_image,
+        grad_shift,
+        of_image.result(),
+        grad_v.to(v.dtype) if need_v_grad else v.new_empty(0),
+        of_gate.result(),
+        grad_shift_gate.view(-1) if need_shift_gate_grad else grad_shift_gate,
+    )
 
 
-define("additive_attention_triton(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? mask, "
-       "Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor, Tensor, Tensor)", forward)
-define("additive_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? shift, Tensor w_image, Tensor v, "
-       "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, Tensor kept, int activation, bool pool, "
-       "SymInt kept_rows, bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad, bool need_shift_gate_grad) -> "
-       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", backward)
+define(
+    "additive_attention_triton(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? mask, "
+    "Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor, Tensor, Tensor)",
+    forward,
+)
+define(
+    "additive_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? shift, Tensor w_image, Tensor v, "
+    "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, Tensor kept, int activation, bool pool, "
+    "SymInt kept_rows, bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad, bool need_shift_gate_grad) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    backward,
+)
 OPERATION.register("additive_attention_triton", "triton")

@@ -1,19 +1,25 @@
 """Attention over heads in Triton: what gated cross-attention and bidirectional attention share.
 
-Rows attend to columns: queries to tokens, or tokens to positions. A program holds a block of one head's rows and walks the
-columns; the scores exist as tiles in registers, forward and backward. Q, K, V = bytes of the rows' queries, of the columns'
+Rows attend to columns: queries to tokens, or tokens to positions. A program holds a block of one head's rows and walks
+the
+columns; the scores exist as tiles in registers, forward and backward. Q, K, V = bytes of the rows' queries, of the
+columns'
 keys and values. What is moved:
 
-    attend           reads Q (and the gate) once, writes the result once; K and V are read once a block of rows, from the L2
+    attend           reads Q (and the gate) once, writes the result once; K and V are read once a block of rows, from
+    the L2
                      cache but for the first time: a head of a short text is 10 to 100 KB
     prepare          reads grad, gate and result once, writes the gate's gradient and grad * gate once
-    differentiate    reads one side's Q, V, grads once and writes their gradients once, the other side's once a block of rows;
+    differentiate    reads one side's Q, V, grads once and writes their gradients once, the other side's once a block of
+    rows;
                      launched for either side, so that no two programs add to the same gradient
     merge_*          where a side is too short to fill the device, its columns are split into chunks: the partial sums
 
 Two softmaxes of one score matrix (bidirectional attention) have one backward: a tile's scores feed both.
-Scores are never multiplied by more than `scale`, nor are they added to a logarithm of a sum: a mask may add the largest float there
-is. Of a softmax the largest score and one over the sum are kept instead; where that is exactly 1, one weight is 1 and the others
+Scores are never multiplied by more than `scale`, nor are they added to a logarithm of a sum: a mask may add the largest
+float there
+is. Of a softmax the largest score and one over the sum are kept instead; where that is exactly 1, one weight is 1 and
+the others
 are 0, and the scores have no gradient. Every sum has a fixed order: no atomics. Addresses are 64 bits wide.
 """
 
@@ -50,13 +56,15 @@ class Side(NamedTuple):
     """Queries or tokens, positions or text. None: there is none, or it isn't wanted."""
 
     size: int
-    query: HeadRows        # what is multiplied to scores
-    value: Any             # HeadRows: what the other side's softmax combines
-    mask: Any              # Tokens: who takes part in the other side's softmax
-    softmax: Any           # [B, H, 2, size], of the softmax that this side's rows have over the other side: the largest score, and
-                           # one over the sum of the exponentials, 0 where nothing takes part
-    grad: Any              # HeadRows: gradient of what that softmax combined
-    delta: Any             # [B, H, size]: sum(grad * what that softmax combined)
+    query: HeadRows  # what is multiplied to scores
+    value: Any  # HeadRows: what the other side's softmax combines
+    mask: Any  # Tokens: who takes part in the other side's softmax
+    softmax: (
+        Any  # [B, H, 2, size], of the softmax that this side's rows have over the other side: the largest score, and
+    )
+    # one over the sum of the exponentials, 0 where nothing takes part
+    grad: Any  # HeadRows: gradient of what that softmax combined
+    delta: Any  # [B, H, size]: sum(grad * what that softmax combined)
 
 
 def head_rows(t):
@@ -78,6 +86,7 @@ def swapped(pairs):
 
 # Where things lie ----------------------------------------------------------------------------------------------------
 
+
 @triton.jit
 def arange(start, BLOCK: tl.constexpr):
     """Positions and channels are 32 bits wide, and 64 where a stride multiplies them."""
@@ -87,9 +96,13 @@ def arange(start, BLOCK: tl.constexpr):
 @triton.jit
 def program(H, size, splits, BLOCK_N: tl.constexpr):
     """Blocks of rows of one head follow each other, so that they find its columns in the cache."""
-    pid, blocks = tl.program_id(0), tl.cdiv(size, BLOCK_N)         # 64-bit divisions are calls, with a stack
-    split, head = pid // blocks % splits, pid // blocks // splits
-    b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
+    # 64-bit divisions are calls, with a stack
+    pid = tl.program_id(0)
+    blocks = tl.cdiv(size, BLOCK_N)
+    split = pid // blocks % splits
+    head = pid // blocks // splits
+    b = (head // H).to(tl.int64)
+    h = (head % H).to(tl.int64)
     return b, h, head.to(tl.int64), split, arange(pid % blocks * BLOCK_N, BLOCK_N)
 
 
@@ -101,7 +114,7 @@ def tile(x, b, h, n, c):
 @triton.jit
 def within(keep, c, C: tl.constexpr, EXACT: tl.constexpr):
     """Rows that count, and channels: EXACT, and where a block divides the channels, a mask for each row is enough."""
-    if EXACT and (0 * c.shape[0] + C) % c.shape[0] == 0:       # the interpreter knows no int % constexpr
+    if EXACT and (0 * c.shape[0] + C) % c.shape[0] == 0:  # the interpreter knows no int % constexpr
         mask = keep[:, None]
     else:
         mask = keep[:, None] & (c < C)[None, :]
@@ -123,13 +136,18 @@ def store_tile(x, values, b, h, n, c, inside, C: tl.constexpr, EXACT: tl.constex
 def taking_part(side, b, h, n):
     keep = n < side.size
     if side.mask is not None:
-        keep = keep & (tl.load(side.mask.data + b * side.mask.b + h * side.mask.h + n.to(tl.int64) * side.mask.n, keep, 0) != 0)
+        keep = keep & (
+            tl.load(side.mask.data + b * side.mask.b + h * side.mask.h + n.to(tl.int64) * side.mask.n, keep, 0) != 0
+        )
     return keep
 
 
 @triton.jit
-def load_queries(side, b, h, n, c, keep, D: tl.constexpr, BOTH: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr = True):
-    """`keep`: those that count. BOTH softmaxes: one that is masked out has a result of its own, and NaN or Inf counts as 0."""
+def load_queries(
+    side, b, h, n, c, keep, D: tl.constexpr, BOTH: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr = True
+):
+    """`keep`: those that count. BOTH softmaxes: one that is masked out has a result of its own, and NaN or Inf counts
+    as 0."""
     if BOTH:
         x = load_tile(side.query, b, h, n, c, n < side.size, D, DOT, EXACT)
         if side.mask is not None:
@@ -146,8 +164,26 @@ def product(s, x, y, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def scores(rows, cols, q, k, b, h, n, t, row_keep, col_keep, scale, pairs, bias, D: tl.constexpr, BOTH: tl.constexpr,
-           BLOCK_D: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
+def scores(
+    rows,
+    cols,
+    q,
+    k,
+    b,
+    h,
+    n,
+    t,
+    row_keep,
+    col_keep,
+    scale,
+    pairs,
+    bias,
+    D: tl.constexpr,
+    BOTH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """q and k: the tiles where they hold all channels."""
     s = tl.zeros([n.shape[0], t.shape[0]], tl.float32)
     if D <= BLOCK_D:
@@ -155,8 +191,12 @@ def scores(rows, cols, q, k, b, h, n, t, row_keep, col_keep, scale, pairs, bias,
     else:
         for start in range(0, D, BLOCK_D):
             c = arange(start, BLOCK_D)
-            s = product(s, load_queries(rows, b, h, n, c, row_keep, D, BOTH, DOT),
-                        load_queries(cols, b, h, t, c, col_keep, D, BOTH, DOT), PRECISION)
+            s = product(
+                s,
+                load_queries(rows, b, h, n, c, row_keep, D, BOTH, DOT),
+                load_queries(cols, b, h, t, c, col_keep, D, BOTH, DOT),
+                PRECISION,
+            )
     s = s * scale
     inside = (n < rows.size)[:, None] & (t < cols.size)[None, :]
     if bias is not None:
@@ -179,6 +219,7 @@ def last_one(side, b, h, begin, end):
 
 
 # Forward -------------------------------------------------------------------------------------------------------------
+
 
 @triton.jit
 def finite(m):
@@ -203,21 +244,44 @@ def finish(rows, gate, result, attended, m, total, acc, b, h, head, n, c, V: tl.
 
 
 @triton.jit
-def attend(rows, cols, pairs, bias, gate, result, attended, stats, partial, H, splits, chunk, scale,
-           D: tl.constexpr, V: tl.constexpr, BOTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
-           BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr):
+def attend(
+    rows,
+    cols,
+    pairs,
+    bias,
+    gate,
+    result,
+    attended,
+    stats,
+    partial,
+    H,
+    splits,
+    chunk,
+    scale,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    BOTH: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
     """A program for each block of rows, chunk of columns, and BLOCK_V channels of the values: online softmax."""
     rows = Side(*rows)
     cols = Side(*cols)
     b, h, head, split, n = program(H, rows.size, splits, BLOCK_N)
-    c, d = arange(tl.program_id(1) * BLOCK_V, BLOCK_V), arange(0, BLOCK_D)
+    c = arange(tl.program_id(1) * BLOCK_V, BLOCK_V)
+    d = arange(0, BLOCK_D)
     row_keep = n < rows.size
     if BOTH:
         row_keep = taking_part(rows, b, h, n)
     q = None
     if D <= BLOCK_D:
         q = load_queries(rows, b, h, n, d, row_keep, D, BOTH, DOT)
-    m, total = tl.full([BLOCK_N], float("-inf"), tl.float32), tl.zeros([BLOCK_N], tl.float32)
+    m = tl.full([BLOCK_N], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_N], tl.float32)
     acc = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
     begin = split * chunk
     end = last_one(cols, b, h, begin, tl.minimum(begin + chunk, cols.size))
@@ -230,7 +294,8 @@ def attend(rows, cols, pairs, bias, gate, result, attended, stats, partial, H, s
         s = scores(rows, cols, q, k, b, h, n, t, row_keep, keep, scale, pairs, bias, D, BOTH, BLOCK_D, DOT, PRECISION)
         s = tl.where(keep[None, :], s, float("-inf"))
         new = tl.maximum(m, tl.max(s, 1))
-        p, fade = tl.exp(s - finite(new)[:, None]), tl.exp(m - finite(new))
+        p = tl.exp(s - finite(new)[:, None])
+        fade = tl.exp(m - finite(new))
         total = total * fade + tl.sum(p, 1)
         v = load_tile(cols.value, b, h, t, c, keep, V, DOT)
         acc = tl.dot(p.to(DOT), v, acc * fade[:, None], input_precision=PRECISION)
@@ -238,7 +303,8 @@ def attend(rows, cols, pairs, bias, gate, result, attended, stats, partial, H, s
     if partial is None:
         finish(rows, gate, result, attended, m, total, acc, b, h, head, n, c, V)
     else:
-        at, inside = (head * splits + split) * rows.size + n, n < rows.size
+        at = (head * splits + split) * rows.size + n
+        inside = n < rows.size
         tl.store(partial + at[:, None] * V + c[None, :], acc, inside[:, None] & (c < V)[None, :])
         if tl.program_id(1) == 0:
             tl.store(stats + 2 * at, m, inside)
@@ -246,19 +312,33 @@ def attend(rows, cols, pairs, bias, gate, result, attended, stats, partial, H, s
 
 
 @triton.jit
-def merge_attend(rows, gate, result, attended, stats, partial, H, splits, V: tl.constexpr, BLOCK_N: tl.constexpr,
-                 BLOCK_V: tl.constexpr):
+def merge_attend(
+    rows,
+    gate,
+    result,
+    attended,
+    stats,
+    partial,
+    H,
+    splits,
+    V: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
     """A program for each block of rows and BLOCK_V channels: joins the chunks by maximum and sum, one after another."""
     rows = Side(*rows)
     b, h, head, _, n = program(H, rows.size, 1, BLOCK_N)
-    c, inside = arange(tl.program_id(1) * BLOCK_V, BLOCK_V), n < rows.size
-    m, total = tl.full([BLOCK_N], float("-inf"), tl.float32), tl.zeros([BLOCK_N], tl.float32)
+    c = arange(tl.program_id(1) * BLOCK_V, BLOCK_V)
+    inside = n < rows.size
+    m = tl.full([BLOCK_N], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_N], tl.float32)
     acc = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
-    for split in range(0, splits):
+    for split in range(splits):
         at = (head * splits + split) * rows.size + n
         own = tl.load(stats + 2 * at, inside, float("-inf"))
         new = tl.maximum(m, own)
-        fade, weight = tl.exp(m - finite(new)), tl.exp(own - finite(new))
+        fade = tl.exp(m - finite(new))
+        weight = tl.exp(own - finite(new))
         total = total * fade + tl.load(stats + 2 * at + 1, inside, 0) * weight
         part = tl.load(partial + at[:, None] * V + c[None, :], inside[:, None] & (c < V)[None, :], 0)
         acc = acc * fade[:, None] + part * weight[:, None]
@@ -266,7 +346,9 @@ def merge_attend(rows, gate, result, attended, stats, partial, H, splits, V: tl.
     finish(rows, gate, result, attended, m, total, acc, b, h, head, n, c, V)
 
 
-# Backward: s = scale q.k, p = exp(s - top) share, dp = grad.v, ds = p (dp - delta) ----------------------------------------
+# Backward: s = scale q.k, p = exp(s - top) share, dp = grad.v, ds = p (dp - delta)
+# ----------------------------------------
+
 
 @triton.jit
 def load_softmax(side, head, n):
@@ -299,16 +381,34 @@ def prepare(rows, grad, gate, combined, grad_gate, H, V: tl.constexpr, BLOCK_N: 
 
 
 @triton.jit
-def gradient_product(grad, value, g, v, b, h, n, t, row_keep, col_keep, V: tl.constexpr, BLOCK_V: tl.constexpr,
-                     DOT: tl.constexpr, PRECISION: tl.constexpr):
+def gradient_product(
+    grad,
+    value,
+    g,
+    v,
+    b,
+    h,
+    n,
+    t,
+    row_keep,
+    col_keep,
+    V: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     dp = tl.zeros([n.shape[0], t.shape[0]], tl.float32)
     if V <= BLOCK_V:
         dp = product(dp, g, v, PRECISION)
     else:
         for start in range(0, V, BLOCK_V):
             c = arange(start, BLOCK_V)
-            dp = product(dp, load_tile(grad, b, h, n, c, row_keep, V, DOT), load_tile(value, b, h, t, c, col_keep, V, DOT),
-                         PRECISION)
+            dp = product(
+                dp,
+                load_tile(grad, b, h, n, c, row_keep, V, DOT),
+                load_tile(value, b, h, t, c, col_keep, V, DOT),
+                PRECISION,
+            )
     return dp
 
 
@@ -332,8 +432,25 @@ def mean(p, dp, axis: tl.constexpr):
 
 
 @triton.jit
-def write_gradients(rows, to_query, to_value, dq, dv, scale, b, h, n, keep, live, part, D: tl.constexpr, V: tl.constexpr,
-                    BOTH: tl.constexpr, OUT_D: tl.constexpr, OUT_V: tl.constexpr):
+def write_gradients(
+    rows,
+    to_query,
+    to_value,
+    dq,
+    dv,
+    scale,
+    b,
+    h,
+    n,
+    keep,
+    live,
+    part,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    BOTH: tl.constexpr,
+    OUT_D: tl.constexpr,
+    OUT_V: tl.constexpr,
+):
     """Exact zeros where nothing takes part, and where a NaN counted as 0."""
     inside = n < rows.size
     if to_query is not None:
@@ -351,10 +468,34 @@ def write_gradients(rows, to_query, to_value, dq, dv, scale, b, h, n, keep, live
 
 
 @triton.jit
-def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partial_query, partial_value, H, splits, chunk, scale,
-                  D: tl.constexpr, V: tl.constexpr, BOTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
-                  BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-                  OUT_D: tl.constexpr, OUT_V: tl.constexpr, ALL_ROWS: tl.constexpr, ALL_COLS: tl.constexpr):
+def differentiate(
+    rows,
+    cols,
+    pairs,
+    bias,
+    grad_bias,
+    to_query,
+    to_value,
+    partial_query,
+    partial_value,
+    H,
+    splits,
+    chunk,
+    scale,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    BOTH: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    OUT_D: tl.constexpr,
+    OUT_V: tl.constexpr,
+    ALL_ROWS: tl.constexpr,
+    ALL_COLS: tl.constexpr,
+):
     """A program for each block of rows, chunk of columns, and OUT_D and OUT_V channels of the rows' gradients.
 
     rows.grad: the rows' softmax over the columns; cols.grad: the columns' softmax over the rows; either or both.
@@ -364,7 +505,8 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
     cols = Side(*cols)
     b, h, head, split, n = program(H, rows.size, splits, BLOCK_N)
     part = tl.program_id(1)
-    out_d, out_v = arange(part * OUT_D, OUT_D), arange(part * OUT_V, OUT_V)
+    out_d = arange(part * OUT_D, OUT_D)
+    out_v = arange(part * OUT_V, OUT_V)
     d, c = arange(0, BLOCK_D), arange(0, BLOCK_V)
     row_keep = taking_part(rows, b, h, n)
     row_live = n < rows.size
@@ -381,7 +523,8 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
             row_g = load_tile(rows.grad, b, h, n, c, row_live, V, DOT)
         if cols.grad is not None:
             row_v = load_tile(rows.value, b, h, n, c, row_keep, V, DOT)
-    dq, dv = tl.zeros([BLOCK_N, OUT_D], tl.float32), tl.zeros([BLOCK_N, OUT_V], tl.float32)
+    dq = tl.zeros([BLOCK_N, OUT_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, OUT_V], tl.float32)
     begin = split * chunk
     end = tl.minimum(begin + chunk, cols.size)
     if not BOTH:
@@ -398,14 +541,18 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
         k = None
         if D <= BLOCK_D:
             k = load_queries(cols, b, h, t, d, col_counts, D, BOTH, DOT)
-        s = scores(rows, cols, q, k, b, h, n, t, row_counts, col_counts, scale, pairs, bias, D, BOTH, BLOCK_D, DOT, PRECISION)
+        s = scores(
+            rows, cols, q, k, b, h, n, t, row_counts, col_counts, scale, pairs, bias, D, BOTH, BLOCK_D, DOT, PRECISION
+        )
         ds = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
         if rows.grad is not None:
             p = exponential(tl.where(col_keep[None, :], s, float("-inf")), row_top[:, None])
             v = None
             if V <= BLOCK_V:
                 v = load_tile(cols.value, b, h, t, c, col_keep, V, DOT)
-            dp = gradient_product(rows.grad, cols.value, row_g, v, b, h, n, t, row_live, col_keep, V, BLOCK_V, DOT, PRECISION)
+            dp = gradient_product(
+                rows.grad, cols.value, row_g, v, b, h, n, t, row_live, col_keep, V, BLOCK_V, DOT, PRECISION
+            )
             if ALL_COLS:
                 row_delta = mean(p, dp, 1)
             ds += p * (dp - row_delta[:, None]) * spread(row_share)[:, None]
@@ -415,7 +562,9 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
             if V <= BLOCK_V:
                 g = load_tile(cols.grad, b, h, t, c, col_live, V, DOT)
             if to_query is not None:
-                dp = gradient_product(rows.value, cols.grad, row_v, g, b, h, n, t, row_keep, col_live, V, BLOCK_V, DOT, PRECISION)
+                dp = gradient_product(
+                    rows.value, cols.grad, row_v, g, b, h, n, t, row_keep, col_live, V, BLOCK_V, DOT, PRECISION
+                )
                 if ALL_ROWS:
                     col_delta = mean(p, dp, 0)
                 else:
@@ -433,9 +582,12 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
                 k = load_queries(cols, b, h, t, out_d, col_counts, D, BOTH, DOT, False)
             dq = tl.dot(ds.to(DOT), k, dq, input_precision=PRECISION)
     if splits == 1:
-        write_gradients(rows, to_query, to_value, dq, dv, scale, b, h, n, row_keep, row_live, part, D, V, BOTH, OUT_D, OUT_V)
+        write_gradients(
+            rows, to_query, to_value, dq, dv, scale, b, h, n, row_keep, row_live, part, D, V, BOTH, OUT_D, OUT_V
+        )
     else:
-        at, inside = (head * splits + split) * rows.size + n, n < rows.size
+        at = (head * splits + split) * rows.size + n
+        inside = n < rows.size
         if to_query is not None:
             tl.store(partial_query + at[:, None] * D + out_d[None, :], dq, inside[:, None] & (out_d < D)[None, :])
         if to_value is not None:
@@ -445,15 +597,29 @@ def differentiate(rows, cols, pairs, bias, grad_bias, to_query, to_value, partia
 @triton.jit
 def add_up(partial, head, splits, size, n, c, C: tl.constexpr):
     total = tl.zeros([n.shape[0], c.shape[0]], tl.float32)
-    for split in range(0, splits):
+    for split in range(splits):
         at = partial + ((head * splits + split) * size + n)[:, None] * C + c[None, :]
         total += tl.load(at, (n < size)[:, None] & (c < C)[None, :], 0)
     return total
 
 
 @triton.jit
-def merge_gradients(rows, to_query, to_value, partial_query, partial_value, H, splits, scale, D: tl.constexpr, V: tl.constexpr,
-                    BOTH: tl.constexpr, BLOCK_N: tl.constexpr, OUT_D: tl.constexpr, OUT_V: tl.constexpr):
+def merge_gradients(
+    rows,
+    to_query,
+    to_value,
+    partial_query,
+    partial_value,
+    H,
+    splits,
+    scale,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    BOTH: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    OUT_D: tl.constexpr,
+    OUT_V: tl.constexpr,
+):
     """A program for each block of rows and OUT_D and OUT_V channels: adds the chunks' sums up, one after another."""
     rows = Side(*rows)
     b, h, head, _, n = program(H, rows.size, 1, BLOCK_N)
@@ -466,29 +632,62 @@ def merge_gradients(rows, to_query, to_value, partial_query, partial_value, H, s
         dq = add_up(partial_query, head, splits, rows.size, n, arange(part * OUT_D, OUT_D), D)
     if to_value is not None:
         dv = add_up(partial_value, head, splits, rows.size, n, arange(part * OUT_V, OUT_V), V)
-    write_gradients(rows, to_query, to_value, dq, dv, scale, b, h, n, taking_part(rows, b, h, n), live, part, D, V, BOTH,
-                    OUT_D, OUT_V)
+    write_gradients(
+        rows,
+        to_query,
+        to_value,
+        dq,
+        dv,
+        scale,
+        b,
+        h,
+        n,
+        taking_part(rows, b, h, n),
+        live,
+        part,
+        D,
+        V,
+        BOTH,
+        OUT_D,
+        OUT_V,
+    )
 
 
 # Launch --------------------------------------------------------------------------------------------------------------
 
+
 class Configuration(NamedTuple):
-    rows: int              # of a block
-    cols: int              # of a tile
-    inner: int             # channels that are multiplied at once; queries and values that fit are loaded once
-    outer: int             # channels of a result or gradient that a program holds
+    rows: int  # of a block
+    cols: int  # of a tile
+    inner: int  # channels that are multiplied at once; queries and values that fit are loaded once
+    outer: int  # channels of a result or gradient that a program holds
     warps: int
     stages: int
 
 
-# float32 has no tensor cores unless the user allows TF32: small tiles, since each thread multiplies whole rows of them. Backward,
+# float32 has no tensor cores unless the user allows TF32: small tiles, since each thread multiplies whole rows of them.
+# Backward,
 # both softmaxes have five products to the other's three. One rule for all widths: these spill nowhere.
-FORWARD = {torch.float32: (Configuration(64, 16, 32, 64, 4, 1), Configuration(32, 16, 32, 64, 4, 1)),
-           torch.bfloat16: (Configuration(64, 32, 64, 128, 4, 2), Configuration(128, 32, 64, 128, 8, 2), Configuration(32, 32, 64, 128, 4, 2))}
-BACKWARD = {torch.float32: (Configuration(16, 32, 32, 32, 4, 1), Configuration(16, 16, 32, 64, 4, 1)),
-            torch.bfloat16: (Configuration(32, 32, 64, 64, 4, 2), Configuration(64, 16, 64, 64, 8, 2), Configuration(16, 32, 64, 64, 4, 2))}
-BACKWARD_BOTH = {torch.float32: (Configuration(16, 32, 32, 32, 4, 1), Configuration(16, 16, 32, 64, 4, 1)),
-                 torch.bfloat16: (Configuration(16, 32, 64, 64, 4, 2), Configuration(32, 16, 64, 64, 4, 2))}
+FORWARD = {
+    torch.float32: (Configuration(64, 16, 32, 64, 4, 1), Configuration(32, 16, 32, 64, 4, 1)),
+    torch.bfloat16: (
+        Configuration(64, 32, 64, 128, 4, 2),
+        Configuration(128, 32, 64, 128, 8, 2),
+        Configuration(32, 32, 64, 128, 4, 2),
+    ),
+}
+BACKWARD = {
+    torch.float32: (Configuration(16, 32, 32, 32, 4, 1), Configuration(16, 16, 32, 64, 4, 1)),
+    torch.bfloat16: (
+        Configuration(32, 32, 64, 64, 4, 2),
+        Configuration(64, 16, 64, 64, 8, 2),
+        Configuration(16, 32, 64, 64, 4, 2),
+    ),
+}
+BACKWARD_BOTH = {
+    torch.float32: (Configuration(16, 32, 32, 32, 4, 1), Configuration(16, 16, 32, 64, 4, 1)),
+    torch.bfloat16: (Configuration(16, 32, 64, 64, 4, 2), Configuration(32, 16, 64, 64, 4, 2)),
+}
 MERGE = {"BLOCK_N": 16, "num_warps": 4}
 
 
@@ -508,11 +707,16 @@ class Heads:
 
     def __init__(self, query, channels, scale, both):
         self.like, self.scale = query, scale
-        self.dtype = torch.float32 if query.dtype == torch.float32 else torch.bfloat16       # what configurations are listed by
+        self.dtype = (
+            torch.float32 if query.dtype == torch.float32 else torch.bfloat16
+        )  # what configurations are listed by
         self.B, self.H, _, self.D = query.shape
         self.V = channels
-        dot = tl.float32 if query.dtype == torch.float32 or INTERPRETED and query.dtype == torch.bfloat16 else \
-            {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[query.dtype]
+        dot = (
+            tl.float32
+            if query.dtype == torch.float32 or INTERPRETED and query.dtype == torch.bfloat16
+            else {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[query.dtype]
+        )
         tf32 = query.is_cuda and torch.backends.cuda.matmul.allow_tf32
         self.options = {"D": self.D, "V": self.V, "BOTH": both}
         self.dots = {"DOT": dot, "PRECISION": "tf32" if tf32 else "ieee"}
@@ -522,55 +726,147 @@ class Heads:
         return torch.empty(shape, dtype=dtype, device=self.like.device)
 
     def split(self, programs, columns, tile):
-        """(number of chunks, columns of each): enough to fill the device, each long enough to be worth its partial sums."""
+        """(number of chunks, columns of each): enough to fill the device, each long enough to be worth its partial
+        sums."""
         wanted = triton.cdiv(4 * processors(self.like), max(programs, 1))
         chunk = tile * max(triton.cdiv(columns, tile * wanted), 4)
         return max(triton.cdiv(columns, chunk), 1), chunk
 
     def attend(self, configuration, rows, cols, result, pairs=None, bias=None, gate=None, attended=None):
         """Writes result, attended and rows.softmax."""
-        block_n, block_t = block(rows.size, configuration.rows), block(cols.size, configuration.cols)
-        block_d, block_v = block(self.D, configuration.inner), block(self.V, configuration.outer)
-        blocks, parts = triton.cdiv(rows.size, block_n) * self.B * self.H, triton.cdiv(self.V, block_v)
+        block_n = block(rows.size, configuration.rows)
+        block_t = block(cols.size, configuration.cols)
+        block_d = block(self.D, configuration.inner)
+        block_v = block(self.V, configuration.outer)
+        blocks = triton.cdiv(rows.size, block_n) * self.B * self.H
+        parts = triton.cdiv(self.V, block_v)
         splits, chunk = self.split(blocks * parts, cols.size, block_t)
         stats = partial = None
         if splits > 1:
             stats = self.scratch(self.B * self.H * splits * rows.size, 2)
             partial = self.scratch(self.B * self.H * splits * rows.size, self.V)
-        launch(attend, (blocks * splits, parts), rows, cols, pairs, bias, gate, result, attended, stats, partial, self.H, splits,
-               chunk, self.scale, **self.options, **self.dots, BLOCK_N=block_n, BLOCK_T=block_t, BLOCK_D=block_d, BLOCK_V=block_v,
-               num_warps=configuration.warps, num_stages=configuration.stages, **compiler_options())
+        launch(
+            attend,
+            (blocks * splits, parts),
+            rows,
+            cols,
+            pairs,
+            bias,
+            gate,
+            result,
+            attended,
+            stats,
+            partial,
+            self.H,
+            splits,
+            chunk,
+            self.scale,
+            **self.options,
+            **self.dots,
+            BLOCK_N=block_n,
+            BLOCK_T=block_t,
+            BLOCK_D=block_d,
+            BLOCK_V=block_v,
+            num_warps=configuration.warps,
+            num_stages=configuration.stages,
+            **compiler_options(),
+        )
         if splits > 1:
             block_v = block(self.V, 64)
-            launch(merge_attend, (triton.cdiv(rows.size, MERGE["BLOCK_N"]) * self.B * self.H, triton.cdiv(self.V, block_v)), rows, gate,
-                   result, attended, stats, partial, self.H, splits, V=self.V, BLOCK_V=block_v, **MERGE)
+            launch(
+                merge_attend,
+                (triton.cdiv(rows.size, MERGE["BLOCK_N"]) * self.B * self.H, triton.cdiv(self.V, block_v)),
+                rows,
+                gate,
+                result,
+                attended,
+                stats,
+                partial,
+                self.H,
+                splits,
+                V=self.V,
+                BLOCK_V=block_v,
+                **MERGE,
+            )
 
     def prepare(self, rows, grad, combined, gate=None, grad_gate=None):
         """Writes rows.delta, rows.grad (where there is a gate) and grad_gate."""
         block_v = block(self.V, 128)
-        launch(prepare, triton.cdiv(rows.size, MERGE["BLOCK_N"]) * self.B * self.H, rows, grad, gate, combined, grad_gate, self.H,
-               V=self.V, BLOCK_V=block_v, **MERGE)
+        launch(
+            prepare,
+            triton.cdiv(rows.size, MERGE["BLOCK_N"]) * self.B * self.H,
+            rows,
+            grad,
+            gate,
+            combined,
+            grad_gate,
+            self.H,
+            V=self.V,
+            BLOCK_V=block_v,
+            **MERGE,
+        )
 
     def differentiate(self, configuration, rows, cols, to_query, to_value, pairs=None, bias=None, grad_bias=None):
         """Writes the gradients of rows.query and rows.value, those that are wanted."""
         if to_query is None and to_value is None and grad_bias is None:
             return
-        block_n, block_t = block(rows.size, configuration.rows), block(cols.size, configuration.cols)
+        block_n = block(rows.size, configuration.rows)
+        block_t = block(cols.size, configuration.cols)
         inner = {"BLOCK_D": block(self.D, configuration.inner), "BLOCK_V": block(self.V, configuration.inner)}
         outer = {"OUT_D": block(self.D, configuration.outer), "OUT_V": block(self.V, configuration.outer)}
-        blocks, parts = triton.cdiv(rows.size, block_n) * self.B * self.H, self.parts(to_query, to_value, outer)
+        blocks = triton.cdiv(rows.size, block_n) * self.B * self.H
+        parts = self.parts(to_query, to_value, outer)
         splits, chunk = self.split(blocks * parts, cols.size, block_t)
-        partial = [self.scratch(self.B * self.H * splits * rows.size, width) if splits > 1 and to is not None else None
-                   for to, width in ((to_query, self.D), (to_value, self.V))]
-        launch(differentiate, (blocks * splits, parts), rows, cols, pairs, bias, grad_bias, to_query, to_value, *partial, self.H,
-               splits, chunk, self.scale, **self.options, **self.dots, BLOCK_N=block_n, BLOCK_T=block_t, **inner, **outer,
-               ALL_ROWS=rows.size <= block_n, ALL_COLS=cols.size <= block_t, num_warps=configuration.warps,
-               num_stages=configuration.stages, **compiler_options())
+        partial = [
+            self.scratch(self.B * self.H * splits * rows.size, width) if splits > 1 and to is not None else None
+            for to, width in ((to_query, self.D), (to_value, self.V))
+        ]
+        launch(
+            differentiate,
+            (blocks * splits, parts),
+            rows,
+            cols,
+            pairs,
+            bias,
+            grad_bias,
+            to_query,
+            to_value,
+            *partial,
+            self.H,
+            splits,
+            chunk,
+            self.scale,
+            **self.options,
+            **self.dots,
+            BLOCK_N=block_n,
+            BLOCK_T=block_t,
+            **inner,
+            **outer,
+            ALL_ROWS=rows.size <= block_n,
+            ALL_COLS=cols.size <= block_t,
+            num_warps=configuration.warps,
+            num_stages=configuration.stages,
+            **compiler_options(),
+        )
         if splits > 1 and any(p is not None for p in partial):
             outer = {"OUT_D": block(self.D, 64), "OUT_V": block(self.V, 64)}
-            launch(merge_gradients, (triton.cdiv(rows.size, MERGE["BLOCK_N"]) * self.B * self.H, self.parts(to_query, to_value, outer)),
-                   rows, to_query, to_value, *partial, self.H, splits, self.scale, **self.options, **outer, **MERGE)
+            launch(
+                merge_gradients,
+                (triton.cdiv(rows.size, MERGE["BLOCK_N"]) * self.B * self.H, self.parts(to_query, to_value, outer)),
+                rows,
+                to_query,
+                to_value,
+                *partial,
+                self.H,
+                splits,
+                self.scale,
+                **self.options,
+                **outer,
+                **MERGE,
+            )
 
     def parts(self, to_query, to_value, outer):
-        return max(triton.cdiv(self.D, outer["OUT_D"]) if to_query is not None else 1,
-                   triton.cdiv(self.V, outer["OUT_V"]) if to_value is not None else 1)
+        return max(
+            triton.cdiv(self.D, outer["OUT_D"]) if to_query is not None else 1,
+            triton.cdiv(self.V, outer["OUT_V"]) if to_value is not None else 1,
+        )

@@ -1,7 +1,9 @@
 """Bidirectional attention in Triton: two softmaxes of one score matrix; the kernels are in attention.py.
 
-Forward: positions attend to tokens, and tokens, in chunks of positions, to positions: where the text is longer than a tile, the
-sums of one side alone fill a program's registers. Backward: positions as rows, then tokens as rows; a tile's scores feed both
+Forward: positions attend to tokens, and tokens, in chunks of positions, to positions: where the text is longer than a
+tile, the
+sums of one side alone fill a program's registers. Backward: positions as rows, then tokens as rows; a tile's scores
+feed both
 softmaxes, and the gradients of one side's queries and values leave together.
 """
 
@@ -21,12 +23,15 @@ class Problem:
         if image_query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise RuntimeError(f"image_query must be float32, bfloat16 or float16, got {image_query.dtype}")
         if image_query.dim() != 4 or text_key.dim() != 4 or image_value.dim() != 4:
-            raise RuntimeError("image_query, text_key and image_value must be [B, H, N, d], [B, H, T, d] and [B, H, N, dv]")
+            raise RuntimeError(
+                "image_query, text_key and image_value must be [B, H, N, d], [B, H, T, d] and [B, H, N, dv]"
+            )
         B, H, N, d = image_query.shape
         T, dv = text_key.shape[2], image_value.shape[3]
         if d < 1 or dv < 1:
             raise RuntimeError("image_query and image_value must have at least one channel")
-        self.image_shape, self.text_shape = (B, H, N, dv), (B, H, T, dv)
+        self.image_shape = (B, H, N, dv)
+        self.text_shape = (B, H, T, dv)
         require(text_key, "text_key", image_query, (B, H, T, d))
         require(image_value, "image_value", image_query, self.image_shape)
         require(text_value, "text_value", image_query, self.text_shape)
@@ -36,15 +41,21 @@ class Problem:
         self.heads = Heads(image_query, dv, float(scale), both=True)
         self.image = Side(N, head_rows(image_query), head_rows(image_value), tokens(image_mask), None, None, None)
         self.text = Side(T, head_rows(text_key), head_rows(text_value), tokens(text_mask), None, None, None)
-        self.key = (*self.heads.key, triton.next_power_of_2(max(N, 1)), triton.next_power_of_2(max(T, 1)), image_mask is None,
-                    text_mask is None)
+        self.key = (
+            *self.heads.key,
+            triton.next_power_of_2(max(N, 1)),
+            triton.next_power_of_2(max(T, 1)),
+            image_mask is None,
+            text_mask is None,
+        )
 
 
 def forward(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
     problem = Problem(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
     image_out, text_out = (empty_heads(t, problem.image_shape[3]) for t in (image_query, text_key))
     image_softmax, text_softmax = (empty_softmax(t) for t in (image_query, text_key))
-    image, text = problem.image._replace(softmax=image_softmax), problem.text._replace(softmax=text_softmax)
+    image = problem.image._replace(softmax=image_softmax)
+    text = problem.text._replace(softmax=text_softmax)
 
     def run(configuration):
         problem.heads.attend(configuration, image, text, head_rows(image_out))
@@ -55,21 +66,46 @@ def forward(image_query, text_key, image_value, text_value, image_mask, text_mas
     return image_out, text_out, image_softmax, text_softmax
 
 
-def backward(grad_image_out, grad_text_out, image_query, text_key, image_value, text_value, image_mask, text_mask, image_out, text_out,
-             image_softmax, text_softmax, scale, need_image_query_grad, need_text_key_grad, need_image_value_grad, need_text_value_grad):
+def backward(
+    grad_image_out,
+    grad_text_out,
+    image_query,
+    text_key,
+    image_value,
+    text_value,
+    image_mask,
+    text_mask,
+    image_out,
+    text_out,
+    image_softmax,
+    text_softmax,
+    scale,
+    need_image_query_grad,
+    need_text_key_grad,
+    need_image_value_grad,
+    need_text_value_grad,
+):
     problem = Problem(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
-    for t, name, shape in ((grad_image_out, "grad_image_out", problem.image_shape), (grad_text_out, "grad_text_out", problem.text_shape),
-                           (image_out, "image_out", problem.image_shape), (text_out, "text_out", problem.text_shape)):
+    for t, name, shape in (
+        (grad_image_out, "grad_image_out", problem.image_shape),
+        (grad_text_out, "grad_text_out", problem.text_shape),
+        (image_out, "image_out", problem.image_shape),
+        (text_out, "text_out", problem.text_shape),
+    ):
         if t is not None:
             require(t, name, image_query, shape)
     for t, name, like in ((image_softmax, "image_softmax", image_query), (text_softmax, "text_softmax", text_key)):
         require(t, name, image_query, softmax_shape(like), torch.float32)
     needs = need_image_query_grad, need_text_key_grad, need_image_value_grad, need_text_value_grad
-    grads = [empty_heads(t, t.shape[3]) if need else image_query.new_empty(0)
-             for t, need in zip((image_query, text_key, image_value, text_value), needs)]
+    grads = [
+        empty_heads(t, t.shape[3]) if need else image_query.new_empty(0)
+        for t, need in zip((image_query, text_key, image_value, text_value), needs)
+    ]
     if not any(needs):
         return tuple(grads)
-    to_image_query, to_text_key, to_image_value, to_text_value = (head_rows(t) if need else None for t, need in zip(grads, needs))
+    to_image_query, to_text_key, to_image_value, to_text_value = (
+        head_rows(t) if need else None for t, need in zip(grads, needs)
+    )
     heads = problem.heads
 
     def side(side, grad, out, softmax):
@@ -87,15 +123,27 @@ def backward(grad_image_out, grad_text_out, image_query, text_key, image_value, 
         heads.differentiate(configuration, text, image, to_text_key, to_text_value)
 
     with on_device(image_query):
-        run(tuned(("bidirectional backward", grad_image_out is None, grad_text_out is None, *needs, *problem.key),
-                  BACKWARD_BOTH[problem.heads.dtype], image_query, run))
+        run(
+            tuned(
+                ("bidirectional backward", grad_image_out is None, grad_text_out is None, *needs, *problem.key),
+                BACKWARD_BOTH[problem.heads.dtype],
+                image_query,
+                run,
+            )
+        )
     return tuple(grads)
 
 
-define("bidirectional_attention_triton(Tensor image_query, Tensor text_key, Tensor image_value, Tensor text_value, Tensor? image_mask, "
-       "Tensor? text_mask, float scale) -> (Tensor, Tensor, Tensor, Tensor)", forward)
-define("bidirectional_attention_triton_backward(Tensor? grad_image_out, Tensor? grad_text_out, Tensor image_query, Tensor text_key, "
-       "Tensor image_value, Tensor text_value, Tensor? image_mask, Tensor? text_mask, Tensor image_out, Tensor text_out, "
-       "Tensor image_softmax, Tensor text_softmax, float scale, bool need_image_query_grad, bool need_text_key_grad, "
-       "bool need_image_value_grad, bool need_text_value_grad) -> (Tensor, Tensor, Tensor, Tensor)", backward)
+define(
+    "bidirectional_attention_triton(Tensor image_query, Tensor text_key, Tensor image_value, Tensor text_value, Tensor? image_mask, "
+    "Tensor? text_mask, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
+    forward,
+)
+define(
+    "bidirectional_attention_triton_backward(Tensor? grad_image_out, Tensor? grad_text_out, Tensor image_query, Tensor text_key, "
+    "Tensor image_value, Tensor text_value, Tensor? image_mask, Tensor? text_mask, Tensor image_out, Tensor text_out, "
+    "Tensor image_softmax, Tensor text_softmax, float scale, bool need_image_query_grad, bool need_text_key_grad, "
+    "bool need_image_value_grad, bool need_text_value_grad) -> (Tensor, Tensor, Tensor, Tensor)",
+    backward,
+)
 OPERATION.register("bidirectional_attention_triton", "triton")

@@ -1,7 +1,10 @@
-"""Channel attention in Triton: a panel's scores come from torch's library, its kernels turn them into the result or their gradient.
+"""Channel attention in Triton: a panel's scores come from torch's library, its kernels turn them into the result or
+their gradient.
 
-A program holds some rows of a panel and walks their channels. Forward it reads scores and image and writes the result: whole rows
-once where they fit a program, else scores twice. Backward it also reads the results' gradients, and writes the scores' over the scores.
+A program holds some rows of a panel and walks their channels. Forward it reads scores and image and writes the result:
+whole rows
+once where they fit a program, else scores twice. Backward it also reads the results' gradients, and writes the scores'
+over the scores.
 """
 
 import torch
@@ -38,8 +41,21 @@ def statistics(scores, shift, r, sample, rows, C, BLOCK_N: tl.constexpr, BLOCK_C
 
 
 @triton.jit
-def weigh(scores, shift, sample, image, image_n, image_c, result, weights, rows, C, WEIGHTS: tl.constexpr, BLOCK_N: tl.constexpr,
-          BLOCK_C: tl.constexpr):
+def weigh(
+    scores,
+    shift,
+    sample,
+    image,
+    image_n,
+    image_c,
+    result,
+    weights,
+    rows,
+    C,
+    WEIGHTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """A panel: result = image * softmax(scores + shift)."""
     r = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     b = tl.load(sample + r, mask=r < rows, other=0)
@@ -48,7 +64,9 @@ def weigh(scores, shift, sample, image, image_n, image_c, result, weights, rows,
         c = c0 + tl.arange(0, BLOCK_C)
         inside = (r < rows)[:, None] & (c < C)[None, :]
         p = tl.exp(load_scores(scores, shift, r, b, c, inside, C) - m[:, None]) / total[:, None]
-        x = tl.load(image + r[:, None] * image_n + c[None, :].to(tl.int64) * image_c, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(image + r[:, None] * image_n + c[None, :].to(tl.int64) * image_c, mask=inside, other=0.0).to(
+            tl.float32
+        )
         at = r[:, None] * C + c[None, :]
         tl.store(result + at, (p * x).to(result.dtype.element_ty), mask=inside)
         if WEIGHTS:
@@ -56,23 +74,56 @@ def weigh(scores, shift, sample, image, image_n, image_c, result, weights, rows,
 
 
 @triton.jit
-def arriving(image, image_n, image_c, grad_result, grad_weights, r, c, inside, C, RESULT: tl.constexpr, WEIGHTS: tl.constexpr,
-             BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+def arriving(
+    image,
+    image_n,
+    image_c,
+    grad_result,
+    grad_weights,
+    r,
+    c,
+    inside,
+    C,
+    RESULT: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """(the weights' gradient, the result's)"""
     at = r[:, None] * C + c[None, :]
-    dp, g = tl.zeros([BLOCK_N, BLOCK_C], tl.float32), tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
+    dp = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
+    g = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
     if RESULT:
         g = tl.load(grad_result + at, mask=inside, other=0.0).to(tl.float32)
-        dp = g * tl.load(image + r[:, None] * image_n + c[None, :].to(tl.int64) * image_c, mask=inside, other=0.0).to(tl.float32)
+        dp = g * tl.load(image + r[:, None] * image_n + c[None, :].to(tl.int64) * image_c, mask=inside, other=0.0).to(
+            tl.float32
+        )
     if WEIGHTS:
         dp += tl.load(grad_weights + at, mask=inside, other=0.0).to(tl.float32)
     return dp, g
 
 
 @triton.jit
-def differentiate(scores, shift, sample, image, image_n, image_c, grad_result, grad_weights, direct, rows, C, RESULT: tl.constexpr,
-                  WEIGHTS: tl.constexpr, DIRECT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
-    """A panel: scores -> their gradient, in place; direct = grad_result * weights, what reaches the image without them."""
+def differentiate(
+    scores,
+    shift,
+    sample,
+    image,
+    image_n,
+    image_c,
+    grad_result,
+    grad_weights,
+    direct,
+    rows,
+    C,
+    RESULT: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    DIRECT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A panel: scores -> their gradient, in place; direct = grad_result * weights, what reaches the image without
+    them."""
     r = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     b = tl.load(sample + r, mask=r < rows, other=0)
     m, total = statistics(scores, shift, r, b, rows, C, BLOCK_N, BLOCK_C)
@@ -81,13 +132,17 @@ def differentiate(scores, shift, sample, image, image_n, image_c, grad_result, g
         c = c0 + tl.arange(0, BLOCK_C)
         inside = (r < rows)[:, None] & (c < C)[None, :]
         p = tl.exp(load_scores(scores, shift, r, b, c, inside, C) - m[:, None]) / total[:, None]
-        dp, _ = arriving(image, image_n, image_c, grad_result, grad_weights, r, c, inside, C, RESULT, WEIGHTS, BLOCK_N, BLOCK_C)
+        dp, _ = arriving(
+            image, image_n, image_c, grad_result, grad_weights, r, c, inside, C, RESULT, WEIGHTS, BLOCK_N, BLOCK_C
+        )
         mean += tl.sum(p * dp, 1)
     for c0 in range(0, C, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
         inside = (r < rows)[:, None] & (c < C)[None, :]
         p = tl.exp(load_scores(scores, shift, r, b, c, inside, C) - m[:, None]) / total[:, None]
-        dp, g = arriving(image, image_n, image_c, grad_result, grad_weights, r, c, inside, C, RESULT, WEIGHTS, BLOCK_N, BLOCK_C)
+        dp, g = arriving(
+            image, image_n, image_c, grad_result, grad_weights, r, c, inside, C, RESULT, WEIGHTS, BLOCK_N, BLOCK_C
+        )
         at = r[:, None] * C + c[None, :]
         all_have_read()
         tl.store(scores + at, p * (dp - mean[:, None]), mask=inside)
@@ -111,42 +166,94 @@ def forward(image, shift, weight, need_weights, kept_rows):
     check(image, shift, weight)
     result = image.new_empty(image.shape)
     weights = image.new_empty(image.shape if need_weights else 0)
-    rows, channels, shift = Rows(image), image.shape[2], shift.contiguous()
-    to, of = result.view(-1, channels), weights.view(-1, channels) if need_weights else result.view(-1, channels)
+    rows = Rows(image)
+    channels = image.shape[2]
+    shift = shift.contiguous()
+    to = result.view(-1, channels)
+    of = weights.view(-1, channels) if need_weights else result.view(-1, channels)
     block_n, block_c, warps = blocks(channels)
     with on_device(image):
         for first, last in rows.panels(channels):
             x = rows.panel(first, last)
-            launch(weigh, triton.cdiv(last - first, block_n), product(x, weight), shift, rows.sample(first, last), x, *x.stride(), to[first:last],
-                   of[first:last], last - first, channels, WEIGHTS=need_weights, BLOCK_N=block_n, BLOCK_C=block_c, num_warps=warps)
+            launch(
+                weigh,
+                triton.cdiv(last - first, block_n),
+                product(x, weight),
+                shift,
+                rows.sample(first, last),
+                x,
+                *x.stride(),
+                to[first:last],
+                of[first:last],
+                last - first,
+                channels,
+                WEIGHTS=need_weights,
+                BLOCK_N=block_n,
+                BLOCK_C=block_c,
+                num_warps=warps,
+            )
     return result, weights, shift.new_empty(0, channels)
 
 
 @without_autocast
-def backward(grad_result, grad_weights, image, shift, weight, kept, need_weights, kept_rows, need_image_grad, need_shift_grad, need_weight_grad):
+def backward(
+    grad_result,
+    grad_weights,
+    image,
+    shift,
+    weight,
+    kept,
+    need_weights,
+    kept_rows,
+    need_image_grad,
+    need_shift_grad,
+    need_weight_grad,
+):
     nothing_kept(kept_rows)
     check(image, shift, weight)
     grad_weights = grad_weights if need_weights else None
     for name, grad in (("grad_result", grad_result), ("grad_weights", grad_weights)):
         if grad is not None:
             require(grad, name, image, image.shape)
-    rows, channels, shift = Rows(image), image.shape[2], shift.contiguous()
+    rows = Rows(image)
+    channels = image.shape[2]
+    shift = shift.contiguous()
     ups = [None if grad is None else Rows(grad) for grad in (grad_result, grad_weights)]
     grad_image = image.new_empty(image.shape if need_image_grad else 0)
     grad_shift = torch.zeros(shift.shape if need_shift_grad else 0, dtype=torch.float32, device=image.device)
-    of_weight, bounds = WeightGradient(weight, need_weight_grad), rows.bounds()
+    of_weight = WeightGradient(weight, need_weight_grad)
+    bounds = rows.bounds()
     block_n, block_c, warps = blocks(channels, 1024)
     with on_device(image):
         for first, last in rows.panels(channels):
             x = rows.panel(first, last)
             scores = product(x, weight)
-            direct = torch.empty((last - first, channels) if need_image_grad else (1, 1), dtype=torch.float32, device=image.device)
-            # Copied where they lie otherwise: sum() sends one number back, expanded. None: a pointer that isn't looked at.
+            direct = torch.empty(
+                (last - first, channels) if need_image_grad else (1, 1), dtype=torch.float32, device=image.device
+            )
+            # Copied where they lie otherwise: sum() sends one number back, expanded. None: a pointer that isn't looked
+            # at.
             up = [x if up is None else up.panel(first, last).contiguous() for up in ups]
-            launch(differentiate, triton.cdiv(last - first, block_n), scores, shift, rows.sample(first, last), x, *x.stride(), *up, direct,
-                   last - first, channels, RESULT=grad_result is not None, WEIGHTS=grad_weights is not None, DIRECT=need_image_grad,
-                   BLOCK_N=block_n, BLOCK_C=block_c, num_warps=warps)
-            if need_shift_grad:                   # before they are rounded for the products: this sum cancels
+            launch(
+                differentiate,
+                triton.cdiv(last - first, block_n),
+                scores,
+                shift,
+                rows.sample(first, last),
+                x,
+                *x.stride(),
+                *up,
+                direct,
+                last - first,
+                channels,
+                RESULT=grad_result is not None,
+                WEIGHTS=grad_weights is not None,
+                DIRECT=need_image_grad,
+                BLOCK_N=block_n,
+                BLOCK_C=block_c,
+                num_warps=warps,
+            )
+            if need_shift_grad:  # before they are rounded for the products: this sum cancels
                 sum_columns(grad_shift, scores, bounds, first, last)
             scores = scores.to(image.dtype)
             of_weight.add(scores, x)
@@ -155,8 +262,14 @@ def backward(grad_result, grad_weights, image, shift, weight, kept, need_weights
     return grad_image, grad_shift, of_weight.result()
 
 
-define("channel_attention_triton(Tensor image, Tensor shift, Tensor weight, bool need_weights, SymInt kept_rows) -> "
-       "(Tensor, Tensor, Tensor)", forward)
-define("channel_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor shift, Tensor weight, Tensor kept, "
-       "bool need_weights, SymInt kept_rows, bool need_image_grad, bool need_shift_grad, bool need_weight_grad) -> (Tensor, Tensor, Tensor)", backward)
+define(
+    "channel_attention_triton(Tensor image, Tensor shift, Tensor weight, bool need_weights, SymInt kept_rows) -> "
+    "(Tensor, Tensor, Tensor)",
+    forward,
+)
+define(
+    "channel_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor shift, Tensor weight, Tensor kept, "
+    "bool need_weights, SymInt kept_rows, bool need_image_grad, bool need_shift_grad, bool need_weight_grad) -> (Tensor, Tensor, Tensor)",
+    backward,
+)
 OPERATION.register("channel_attention_triton", "triton")

@@ -1,6 +1,7 @@
 """What the Triton operations share: tensors as kernel arguments, registration, launch, the choice of a configuration.
 
-A kernel that takes a tuple with tuples in it begins with a new one of the same: Triton 3.6 forgets what it knows of the inner ones
+A kernel that takes a tuple with tuples in it begins with a new one of the same: Triton 3.6 forgets what it knows of the
+inner ones
 while it compiles (a stride that is 1, a field that is absent) as soon as it comes to a loop.
 """
 
@@ -16,11 +17,12 @@ import triton.language as tl
 
 from ..backends import INTERPRETED
 
-MAX_TILE = 1 << 20        # Triton's limit on a tensor's elements
+MAX_TILE = 1 << 20  # Triton's limit on a tensor's elements
 
 
 class Features(NamedTuple):
-    """Elements at ``data + b * B + y * Y + x * X + d * D`` for sample, row, column and channel: strides as in csrc/tensor.h."""
+    """Elements at ``data + b * B + y * Y + x * X + d * D`` for sample, row, column and channel: strides as in
+    csrc/tensor.h."""
 
     data: Any
     b: int
@@ -74,13 +76,16 @@ def merge_rows(height, width, *all_features):
 def require(t, name, like, shape, dtype=None):
     """Keeps a kernel safe whatever arrives through torch.ops; the friendly messages live in mmkernels/checks.py."""
     if t.device != like.device or t.dtype != (dtype or like.dtype) or tuple(t.shape) != tuple(shape):
-        raise RuntimeError(f"{name} must be {dtype or like.dtype} {list(shape)} on {like.device}, "
-                           f"got {t.dtype} {list(t.shape)} on {t.device}")
+        raise RuntimeError(
+            f"{name} must be {dtype or like.dtype} {list(shape)} on {like.device}, "
+            f"got {t.dtype} {list(t.shape)} on {t.device}"
+        )
 
 
 @triton.jit
 def all_have_read():
-    """Comes between reading and writing an address: several warps may hold what lies there, and each reads it for itself."""
+    """Comes between reading and writing an address: several warps may hold what lies there, and each reads it for
+    itself."""
     tl.debug_barrier()
 
 
@@ -97,7 +102,7 @@ def define(schema, function):
     @functools.wraps(function)
     def run(*given):
         for i, argument in needed:
-            if given[i] is None:                  # PyTorch hands it through, though the schema needs one
+            if given[i] is None:  # PyTorch hands it through, though the schema needs one
                 raise RuntimeError(f"{argument} must be given")
         return function(*given)
 
@@ -122,7 +127,8 @@ _turn = threading.RLock() if INTERPRETED else contextlib.nullcontext()
 def launch(kernel, programs, *arguments, **options):
     """`programs` may be 0, or one number for each axis of the grid.
 
-    Nothing is contracted to a fused multiply-add: several threads hold the same sum, and a product that one of them rounds and
+    Nothing is contracted to a fused multiply-add: several threads hold the same sum, and a product that one of them
+    rounds and
     another doesn't would make it two.
     """
     grid = programs if isinstance(programs, tuple) else (programs,)

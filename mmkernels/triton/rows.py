@@ -1,9 +1,11 @@
-"""What channel and additive attention in Triton share: all samples' rows as one matrix, which goes through the products panel by panel.
+"""What channel and additive attention in Triton share: all samples' rows as one matrix, which goes through the products
+panel by panel.
 
-A layer's product is torch's library's; a panel's scores or hidden vectors stay in the L2 cache until a kernel has turned them into
-what is kept. Nothing is summed by atomics: panels follow each other on the stream, and a sum over rows has one program a column.
+A layer's product is torch's library's; a panel's scores or hidden vectors stay in the L2 cache until a kernel has
+turned them into
+what is kept. Nothing is summed by atomics: panels follow each other on the stream, and a sum over rows has one program
+a column.
 """
-
 
 import torch
 import triton
@@ -11,8 +13,8 @@ import triton.language as tl
 
 from .common import all_have_read, launch
 
-PANEL_BYTES = 4 << 20     # of scores in flight
-WIDEST = 2048             # channels that a program holds at most; more are walked
+PANEL_BYTES = 4 << 20  # of scores in flight
+WIDEST = 2048  # channels that a program holds at most; more are walked
 
 
 def nothing_kept(kept_rows):
@@ -37,7 +39,7 @@ class Rows:
     def panels(self, width):
         """(first row, last row + 1) of panels whose rows hold `width` scores."""
         step = max(16, PANEL_BYTES // (width * 4) // 16 * 16)
-        count = self.count if self.samples else 0            # rows of no bag: only where nobody has looked at the offsets
+        count = self.count if self.samples else 0  # rows of no bag: only where nobody has looked at the offsets
         return [(first, min(first + step, count)) for first in range(0, count, step)]
 
     def panel(self, first, last):
@@ -46,10 +48,15 @@ class Rows:
         if self.flat is not None:
             rows = self.flat[first:last]
         elif first // size == (last - 1) // size:
-            rows = self.image[first // size, first % size:first % size + last - first]
-        else:                                     # the end of a sample, whole ones, the beginning of another
-            begin, end = triton.cdiv(first, size), last // size
-            parts = (self.image[begin - 1:begin, first - (begin - 1) * size:], self.image[begin:end], self.image[end:end + 1, :last - end * size])
+            rows = self.image[first // size, first % size : first % size + last - first]
+        else:  # the end of a sample, whole ones, the beginning of another
+            begin = triton.cdiv(first, size)
+            end = last // size
+            parts = (
+                self.image[begin - 1 : begin, first - (begin - 1) * size :],
+                self.image[begin:end],
+                self.image[end : end + 1, : last - end * size],
+            )
             rows = torch.cat([part.flatten(0, 1) for part in parts if part.numel()])
         return rows if self.mask is None else rows.where(self.mask[first:last, None], 0)
 
@@ -58,14 +65,21 @@ class Rows:
         number = torch.arange(first, last, device=self.image.device)
         if self.offsets is None:
             return (number // self.positions).to(torch.int32)
-        return torch.searchsorted(self.offsets, number, right=True, out_int32=True).sub_(1).clamp_(0, max(self.samples - 1, 0))
+        return (
+            torch.searchsorted(self.offsets, number, right=True, out_int32=True)
+            .sub_(1)
+            .clamp_(0, max(self.samples - 1, 0))
+        )
 
     def bounds(self):
         """Every sample's first row, and the last one's end, int64 [B + 1]."""
         if self.offsets is not None:
             return self.offsets
-        return torch.arange(0, self.count + 1, max(self.positions, 1), device=self.image.device) if self.positions else \
-            torch.zeros(self.samples + 1, dtype=torch.int64, device=self.image.device)
+        return (
+            torch.arange(0, self.count + 1, max(self.positions, 1), device=self.image.device)
+            if self.positions
+            else torch.zeros(self.samples + 1, dtype=torch.int64, device=self.image.device)
+        )
 
 
 def product(rows, weight):
@@ -74,7 +88,7 @@ def product(rows, weight):
         return rows @ weight.T
     if rows.is_cuda and torch.version.hip is None:
         return torch.mm(rows, weight.T, out_dtype=torch.float32)
-    if rows.is_cuda:                              # ROCm's library has no such product
+    if rows.is_cuda:  # ROCm's library has no such product
         return (rows @ weight.T).float()
     return rows.float() @ weight.float().T
 
@@ -112,7 +126,9 @@ def add_columns(to, upstream, bounds, first, last, step, C, BLOCK_N: tl.constexp
     total = tl.zeros([BLOCK_C], tl.float32)
     for n in range(begin, end, BLOCK_N):
         r = n + tl.arange(0, BLOCK_N).to(tl.int64)
-        x = tl.load(upstream + (r - first)[:, None] * step + c[None, :], mask=(r < end)[:, None] & (c < C)[None, :], other=0.0)
+        x = tl.load(
+            upstream + (r - first)[:, None] * step + c[None, :], mask=(r < end)[:, None] & (c < C)[None, :], other=0.0
+        )
         total += tl.sum(x.to(tl.float32), 0)
     if begin < end:
         at = to + b * C + c
@@ -125,5 +141,16 @@ def sum_columns(to, upstream, bounds, first, last):
     """to [B, C] += column sums of upstream [rows first to last, C], a sample each."""
     samples, channels = to.shape
     block = min(64, triton.next_power_of_2(channels))
-    launch(add_columns, (samples, triton.cdiv(channels, block)), to, upstream, bounds, first, last, upstream.stride(0), channels,
-           BLOCK_N=32, BLOCK_C=block)
+    launch(
+        add_columns,
+        (samples, triton.cdiv(channels, block)),
+        to,
+        upstream,
+        bounds,
+        first,
+        last,
+        upstream.stride(0),
+        channels,
+        BLOCK_N=32,
+        BLOCK_C=block,
+    )

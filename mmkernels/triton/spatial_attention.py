@@ -1,8 +1,11 @@
 """Spatial attention in Triton. S = bytes of the image features. What the kernels move, against the minimum:
 
-    sample fits a program (`whole`)  multiply: read S, write S; pool: read S; backward: read 2 S (pool: S), write S. The minimum.
-    larger samples                   `chunks` reads S, and 2 S backward; then `apply` reads S once more to multiply, and its
-                                     gradient once more backward; pool reads nothing again. What fits the L2 cache comes from there.
+    sample fits a program (`whole`)  multiply: read S, write S; pool: read S; backward: read 2 S (pool: S), write S. The
+    minimum.
+    larger samples                   `chunks` reads S, and 2 S backward; then `apply` reads S once more to multiply, and
+    its
+                                     gradient once more backward; pool reads nothing again. What fits the L2 cache comes
+                                     from there.
 
 A program holds BLOCK_N whole rows of one head in registers, so that nothing is loaded twice by one kernel; heads are
 programs of their own. A larger sample is cut into chunks of s.chunk positions, each a few tiles of BLOCK_N: `chunks`
@@ -20,39 +23,54 @@ import triton
 import triton.language as tl
 
 from ..ops.spatial_attention import OPERATION
-from .common import (MAX_TILE, Features, Vectors, all_have_read, define, features, launch, mask_features, merge_rows,
-                     on_device, processors, require, tuned, vectors)
+from .common import (
+    MAX_TILE,
+    Features,
+    Vectors,
+    all_have_read,
+    define,
+    features,
+    launch,
+    mask_features,
+    merge_rows,
+    on_device,
+    processors,
+    require,
+    tuned,
+    vectors,
+)
 
 
 class Sizes(NamedTuple):
-    B: int                 # samples (bags)
-    N: int                 # positions of a sample; packed: rows of all bags
-    X: Any                 # length of a row of positions; None where positions have one stride
-    H: int                 # heads
-    chunk: int             # positions of a chunk
-    fits: int              # a packed bag of at most so many positions is left to `whole`
+    B: int  # samples (bags)
+    N: int  # positions of a sample; packed: rows of all bags
+    X: Any  # length of a row of positions; None where positions have one stride
+    H: int  # heads
+    chunk: int  # positions of a chunk
+    fits: int  # a packed bag of at most so many positions is left to `whole`
 
 
 class Arguments(NamedTuple):
     image: Features
     text: Vectors
-    mask: Any              # Features or None
-    offsets: Any           # int64 [B + 1] or None
+    mask: Any  # Features or None
+    offsets: Any  # int64 [B + 1] or None
     weights: torch.Tensor  # [B, H, N], packed [H, rows]: until `apply` the scores
     s: Sizes
     scale: float
 
 
 class Gradients(NamedTuple):
-    result: Any            # Features (multiply) or None
-    pooled: Any            # Vectors (pool) or None
-    weights: Any           # like weights or None
-    image: Any             # Features or None: not wanted
-    text: Any              # Vectors or None: not wanted
-    scores: Any            # scratch like weights, for `apply`
+    result: Any  # Features (multiply) or None
+    pooled: Any  # Vectors (pool) or None
+    weights: Any  # like weights or None
+    image: Any  # Features or None: not wanted
+    text: Any  # Vectors or None: not wanted
+    scores: Any  # scratch like weights, for `apply`
 
 
 # Where things lie ----------------------------------------------------------------------------------------------------
+
 
 @triton.jit
 def bounds(a, b):
@@ -88,7 +106,8 @@ def locate(a, number):
             middle = (b + above) // 2
             start = tl.minimum(tl.maximum(tl.load(a.offsets + middle), 0), a.s.N)
             left = first_chunk(a, middle, start) <= number
-            b, above = tl.where(left, middle, b), tl.where(left, above, middle)
+            b = tl.where(left, middle, b)
+            above = tl.where(left, above, middle)
     first, last = bounds(a, b)
     block = (number - first_chunk(a, b, first) + first // a.s.chunk) * a.s.chunk
     begin = tl.maximum(first, block)
@@ -100,7 +119,8 @@ def locate(a, number):
 
 @triton.jit
 def arange(BLOCK: tl.constexpr):
-    """64 bits wide, as all that is multiplied by a stride. (With 32 bits inside a tile the compilers keep every element's
+    """64 bits wide, as all that is multiplied by a stride. (With 32 bits inside a tile the compilers keep every
+    element's
     address over a loop, and need more registers, not fewer.)"""
     return tl.arange(0, BLOCK).to(tl.int64)
 
@@ -147,8 +167,7 @@ def load_tile(a, f, b, h, n, c, keep, C: tl.constexpr):
 
 @triton.jit
 def store_tile(a, f, x, b, h, n, c, end, C: tl.constexpr):
-    tl.store(tile(a, f, b, h, n, c, C), x.to(f.data.dtype.element_ty),
-             (n < end)[:, None] & (c < C)[None, :])
+    tl.store(tile(a, f, b, h, n, c, C), x.to(f.data.dtype.element_ty), (n < end)[:, None] & (c < C)[None, :])
 
 
 @triton.jit
@@ -169,6 +188,7 @@ def split_program(H):
 
 # Forward -------------------------------------------------------------------------------------------------------------
 
+
 @triton.jit
 def finite(m):
     """The largest of no score, or of scores all -Inf, would make NaN of -Inf - -Inf."""
@@ -188,7 +208,9 @@ def scores(a, x, keep, b, h, c, C: tl.constexpr):
 
 
 @triton.jit
-def forward_whole(a, result, pooled, RESCALE: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+def forward_whole(
+    a, result, pooled, RESCALE: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
+):
     """A program for each (sample, head) of at most BLOCK_N positions: everything at once."""
     a = Arguments(*a)
     pid, b, h = split_program(a.s.H)
@@ -201,7 +223,7 @@ def forward_whole(a, result, pooled, RESCALE: tl.constexpr, C: tl.constexpr, BLO
     score = scores(a, x, keep, b, h, c, C)
     e = tl.exp(score - finite(tl.max(score, 0)))
     w = tl.where(keep, e * normaliser(tl.sum(e, 0), tl.sum(keep.to(tl.float32), 0), RESCALE), 0.0)
-    all_have_read()                               # the result may be the image
+    all_have_read()  # the result may be the image
     tl.store(a.weights + weights_of(a, b, h) + n, w, n < last)
     if result is not None:
         store_tile(a, result, w[:, None] * x, b, h, n, c, last, C)
@@ -216,7 +238,9 @@ def forward_chunks(a, stats, partial, C: tl.constexpr, BLOCK_N: tl.constexpr, BL
     pid, number, h = split_program(a.s.H)
     b, begin, end = locate(a, number)
     c = arange(BLOCK_C)
-    m, total, count = tl.full([], float("-inf"), tl.float32), tl.full([], 0, tl.float32), tl.full([], 0, tl.float32)
+    m = tl.full([], float("-inf"), tl.float32)
+    total = tl.full([], 0, tl.float32)
+    count = tl.full([], 0, tl.float32)
     sums = tl.zeros([BLOCK_C], tl.float32)
     for start in range(begin, end, BLOCK_N):
         n = start + arange(BLOCK_N)
@@ -225,7 +249,8 @@ def forward_chunks(a, stats, partial, C: tl.constexpr, BLOCK_N: tl.constexpr, BL
         score = scores(a, x, keep, b, h, c, C)
         tl.store(a.weights + weights_of(a, b, h) + n, score, n < end)
         new = tl.maximum(m, tl.max(score, 0))
-        e, fade = tl.exp(score - finite(new)), tl.exp(m - finite(new))
+        e = tl.exp(score - finite(new))
+        fade = tl.exp(m - finite(new))
         total = total * fade + tl.sum(e, 0)
         count += tl.sum(keep.to(tl.float32), 0)
         if partial is not None:
@@ -240,8 +265,18 @@ def forward_chunks(a, stats, partial, C: tl.constexpr, BLOCK_N: tl.constexpr, BL
 
 
 @triton.jit
-def forward_merge(a, stats, partial, pooled, merged, programs, RESCALE: tl.constexpr, C: tl.constexpr,
-                  BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
+def forward_merge(
+    a,
+    stats,
+    partial,
+    pooled,
+    merged,
+    programs,
+    RESCALE: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """A program for each (sample, head) and BLOCK_C channels: joins the chunks' statistics and weighted sums."""
     a = Arguments(*a)
     pid, b, h = split_program(a.s.H)
@@ -251,14 +286,17 @@ def forward_merge(a, stats, partial, pooled, merged, programs, RESCALE: tl.const
             return
     k0 = first_chunk(a, b, first)
     k1 = k0 + (last - 1) // a.s.chunk - first // a.s.chunk + 1
-    m, total, count = tl.full([], float("-inf"), tl.float32), tl.full([], 0, tl.float32), tl.full([], 0, tl.float32)
+    m = tl.full([], float("-inf"), tl.float32)
+    total = tl.full([], 0, tl.float32)
+    count = tl.full([], 0, tl.float32)
     for start in range(k0, k1, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         at = stats + k * a.s.H + h
         chunk_m = tl.load(at, k < k1, float("-inf"))
         new = tl.maximum(m, tl.max(chunk_m, 0))
         total = total * tl.exp(m - finite(new)) + tl.sum(
-            tl.load(at + programs, k < k1, 0) * tl.exp(chunk_m - finite(new)), 0)
+            tl.load(at + programs, k < k1, 0) * tl.exp(chunk_m - finite(new)), 0
+        )
         count += tl.sum(tl.load(at + 2 * programs, k < k1, 0), 0)
         m = new
     factor = normaliser(total, count, RESCALE)
@@ -278,12 +316,14 @@ def forward_merge(a, stats, partial, pooled, merged, programs, RESCALE: tl.const
 
 @triton.jit
 def forward_apply(a, result, merged, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
-    """A program for each (chunk, head): scores become weights, in place, and multiply the image, maybe in place, too."""
+    """A program for each (chunk, head): scores become weights, in place, and multiply the image, maybe in place,
+    too."""
     a = Arguments(*a)
     pid, number, h = split_program(a.s.H)
     b, begin, end = locate(a, number)
     c = arange(BLOCK_C)
-    m, factor = tl.load(merged + 2 * (b * a.s.H + h)), tl.load(merged + 2 * (b * a.s.H + h) + 1)
+    m = tl.load(merged + 2 * (b * a.s.H + h))
+    factor = tl.load(merged + 2 * (b * a.s.H + h) + 1)
     for start in range(begin, end, BLOCK_N):
         n = start + arange(BLOCK_N)
         keep = taking_part(a, b, n, end)
@@ -298,6 +338,7 @@ def forward_apply(a, result, merged, C: tl.constexpr, BLOCK_N: tl.constexpr, BLO
 
 
 # Backward ------------------------------------------------------------------------------------------------------------
+
 
 @triton.jit
 def incoming(a, g, b, h, n, c, keep, C: tl.constexpr):
@@ -315,7 +356,8 @@ def incoming(a, g, b, h, n, c, keep, C: tl.constexpr):
 def weights_and_gradient(a, g, x, grad, b, h, n, keep):
     """The weights, and their whole gradient: through the result, and their own."""
     at = weights_of(a, b, h) + n
-    w, dw = tl.load(a.weights + at, keep, 0), tl.sum(x * grad, 1)
+    w = tl.load(a.weights + at, keep, 0)
+    dw = tl.sum(x * grad, 1)
     if g.weights is not None:
         dw += tl.load(g.weights + at, keep, 0)
     return w, tl.where(keep, dw, 0.0)
@@ -363,8 +405,10 @@ def backward_chunks(a, g, stats, partial, C: tl.constexpr, BLOCK_N: tl.constexpr
     pid, number, h = split_program(a.s.H)
     b, begin, end = locate(a, number)
     c = arange(BLOCK_C)
-    mean, mass = tl.full([], 0, tl.float32), tl.full([], 0, tl.float32)
-    u, v = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+    mean = tl.full([], 0, tl.float32)
+    mass = tl.full([], 0, tl.float32)
+    u = tl.zeros([BLOCK_C], tl.float32)
+    v = tl.zeros([BLOCK_C], tl.float32)
     for start in range(begin, end, BLOCK_N):
         n = start + arange(BLOCK_N)
         keep = taking_part(a, b, n, end)
@@ -389,8 +433,11 @@ def backward_chunks(a, g, stats, partial, C: tl.constexpr, BLOCK_N: tl.constexpr
 
 
 @triton.jit
-def backward_merge(a, g, stats, partial, merged, programs, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
-    """A program for each (sample, head) and BLOCK_C channels: the mean of dw over the sample, and the text's gradient."""
+def backward_merge(
+    a, g, stats, partial, merged, programs, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """A program for each (sample, head) and BLOCK_C channels: the mean of dw over the sample, and the text's
+    gradient."""
     a = Arguments(*a)
     g = Gradients(*g)
     pid, b, h = split_program(a.s.H)
@@ -400,7 +447,8 @@ def backward_merge(a, g, stats, partial, merged, programs, C: tl.constexpr, BLOC
             return
     k0 = first_chunk(a, b, first)
     k1 = k0 + (last - 1) // a.s.chunk - first // a.s.chunk + 1
-    weighted, mass = tl.full([], 0, tl.float32), tl.full([], 0, tl.float32)
+    weighted = tl.full([], 0, tl.float32)
+    mass = tl.full([], 0, tl.float32)
     for start in range(k0, k1, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         at = stats + k * a.s.H + h
@@ -435,20 +483,29 @@ def backward_apply(a, g, merged, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C
         n = start + arange(BLOCK_N)
         keep = taking_part(a, b, n, end)
         at = weights_of(a, b, h) + n
-        w, dw = tl.load(a.weights + at, keep, 0), tl.load(g.scores + at, keep, 0)
-        store_image_grad(a, g, incoming(a, g, b, h, n, c, keep, C), w, a.scale * w * (dw - mean),
-                         b, h, n, c, keep, end, C)
+        w = tl.load(a.weights + at, keep, 0)
+        dw = tl.load(g.scores + at, keep, 0)
+        store_image_grad(
+            a, g, incoming(a, g, b, h, n, c, keep, C), w, a.scale * w * (dw - mean), b, h, n, c, keep, end, C
+        )
 
 
 # Launch --------------------------------------------------------------------------------------------------------------
 
+
 class Configuration(NamedTuple):
-    tile: int              # elements of one tensor that a program holds at once
+    tile: int  # elements of one tensor that a program holds at once
     warps: int
 
 
 FORWARD = (Configuration(8192, 8), Configuration(8192, 4), Configuration(4096, 4), Configuration(8192, 16))
-BACKWARD = (Configuration(4096, 4), Configuration(8192, 8), Configuration(4096, 8), Configuration(2048, 4), Configuration(8192, 16))
+BACKWARD = (
+    Configuration(4096, 4),
+    Configuration(8192, 8),
+    Configuration(4096, 8),
+    Configuration(2048, 4),
+    Configuration(8192, 16),
+)
 MERGE = {"BLOCK_K": 32, "BLOCK_C": 64, "num_warps": 4}
 
 
@@ -457,7 +514,8 @@ class Problem:
 
     def __init__(self, image, text, mask, offsets, scale, num_heads, weights=None, *others):
         """`others`: further tensors like image, or None, that are walked with it."""
-        packed, device = offsets is not None, image.device
+        packed = offsets is not None
+        device = image.device
         if image.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise RuntimeError(f"image must be float32, bfloat16 or float16, got {image.dtype}")
         if image.dim() not in ((2,) if packed else (3, 4)):
@@ -475,8 +533,13 @@ class Problem:
             raise RuntimeError(f"image may have at most {MAX_TILE} channels a head in Triton, got {self.C}")
         require(text, "text", image, (self.B, self.D))
         if mask is not None:
-            require(mask, "mask", image, image.shape[:1] if packed else
-                    image.shape[:2] if image.dim() == 3 else (self.B, height, width), torch.bool)
+            require(
+                mask,
+                "mask",
+                image,
+                image.shape[:1] if packed else image.shape[:2] if image.dim() == 3 else (self.B, height, width),
+                torch.bool,
+            )
             mask = mask_features(mask, packed)
         if packed:
             require(offsets, "offsets", image, (self.B + 1,), torch.int64)
@@ -485,13 +548,29 @@ class Problem:
         if weights is None:
             weights = torch.empty(self.weights_shape, dtype=torch.float32, device=device)
         require(weights, "weights", image, self.weights_shape, torch.float32)
-        X, image, mask, *self.others = merge_rows(height, width, features(image), mask, *(
-            None if t is None else features(t) for t in others))
+        X, image, mask, *self.others = merge_rows(
+            height, width, features(image), mask, *(None if t is None else features(t) for t in others)
+        )
         self.planes = image.x == 1 and image.d != 1
-        self.a = Arguments(image, vectors(text), mask, offsets, weights.contiguous(),
-                           Sizes(self.B, self.N, X, self.H, 1, 1), float(scale))
-        self.key = (self.C, self.H, packed, self.planes, X is None, mask is None,
-                    triton.next_power_of_2(max(self.B, 1)), triton.next_power_of_2(max(self.N, 1)))
+        self.a = Arguments(
+            image,
+            vectors(text),
+            mask,
+            offsets,
+            weights.contiguous(),
+            Sizes(self.B, self.N, X, self.H, 1, 1),
+            float(scale),
+        )
+        self.key = (
+            self.C,
+            self.H,
+            packed,
+            self.planes,
+            X is None,
+            mask is None,
+            triton.next_power_of_2(max(self.B, 1)),
+            triton.next_power_of_2(max(self.N, 1)),
+        )
 
     def cut(self, configuration, largest_whole):
         """The arguments, the number of samples that go through `whole` and through chunks, the number of chunks, and
@@ -500,8 +579,10 @@ class Problem:
         longest = triton.next_power_of_2(max(self.N, 1))
         block_n = min(max(configuration.tile // self.block_c, 1), longest, 1024)
         fits = min(max(largest_whole // self.block_c, 1), longest, 1024)
-        # Enough chunks to fill the device eight times; where positions are contiguous, a chunk has a cache line of them,
-        # so that what a narrow tile leaves of a line is read by the same program's next one, from the first-level cache.
+        # Enough chunks to fill the device eight times; where positions are contiguous, a chunk has a cache line of
+        # them,
+        # so that what a narrow tile leaves of a line is read by the same program's next one, from the first-level
+        # cache.
         tiles = triton.cdiv(self.N, block_n) * self.H * (1 if packed else self.B)
         chunk = block_n * min(max(tiles // (8 * processors(self.image)), 1), 16)
         chunk = max(chunk, 128 // self.image.element_size() if self.planes else 1)
@@ -511,9 +592,13 @@ class Problem:
             warps = min(max(configuration.warps, block_n * self.block_c // 2048), 16)
             return {"C": self.C, "BLOCK_N": block_n, "BLOCK_C": self.block_c, "num_warps": warps}
 
-        chunked = self.N > fits
+        chunked = fits < self.N
         whole = self.B if packed or not chunked else 0
-        chunks = triton.cdiv(self.N, chunk) * (1 if packed else self.B) + (self.B if packed else 0) if chunked and self.B else 0
+        chunks = (
+            triton.cdiv(self.N, chunk) * (1 if packed else self.B) + (self.B if packed else 0)
+            if chunked and self.B
+            else 0
+        )
         return a, whole, self.B if chunked else 0, chunks, options(fits), options(block_n)
 
     def scratch(self, *shape):
@@ -528,20 +613,38 @@ def forward_into(result, image, text, mask, offsets, scale, num_heads, pool, res
 
     def run(configuration, result):
         a, whole, chunked, chunks, whole_options, options = problem.cut(configuration, 16384)
-        stats, merged = problem.scratch(3, chunks * H), problem.scratch(chunked * H, 2)
+        stats = problem.scratch(3, chunks * H)
+        merged = problem.scratch(chunked * H, 2)
         partial = problem.scratch(chunks * H, C) if pool else None
         multiplied, pooled = (None, vectors(result)) if pool else (problem.others[0]._replace(data=result), None)
         launch(forward_whole, whole * H, a, multiplied, pooled, RESCALE=rescale, **whole_options)
         launch(forward_chunks, chunks * H, a, stats, partial, **options)
-        launch(forward_merge, (chunked * H, triton.cdiv(C, MERGE["BLOCK_C"]) if pool else 1), a, stats, partial, pooled,
-               merged, chunks * H, RESCALE=rescale, C=C, **MERGE)
+        launch(
+            forward_merge,
+            (chunked * H, triton.cdiv(C, MERGE["BLOCK_C"]) if pool else 1),
+            a,
+            stats,
+            partial,
+            pooled,
+            merged,
+            chunks * H,
+            RESCALE=rescale,
+            C=C,
+            **MERGE,
+        )
         launch(forward_apply, chunks * H, a, multiplied, merged, **options)
 
     with on_device(image):
         # Measuring repeats the work: in a tensor of its own, since the result may be the image itself.
-        configuration = tuned(("forward", pool, *problem.key), FORWARD, image,
-                              lambda configuration: run(configuration, torch.empty_strided(
-                                  result.shape, result.stride(), dtype=result.dtype, device=result.device)))
+        configuration = tuned(
+            ("forward", pool, *problem.key),
+            FORWARD,
+            image,
+            lambda configuration: run(
+                configuration,
+                torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device=result.device),
+            ),
+        )
         run(configuration, result)
     return problem.a.weights
 
@@ -556,32 +659,71 @@ def forward_out(image, text, mask, offsets, scale, num_heads, pool, rescale, out
     return forward_into(out, image, text, mask, offsets, scale, num_heads, pool, rescale)
 
 
-def backward(grad_result, grad_weights, image, text, mask, offsets, weights, scale, num_heads, pool, rescale,
-             need_image_grad, need_text_grad):
+def backward(
+    grad_result,
+    grad_weights,
+    image,
+    text,
+    mask,
+    offsets,
+    weights,
+    scale,
+    num_heads,
+    pool,
+    rescale,
+    need_image_grad,
+    need_text_grad,
+):
     grad_image = torch.empty_like(image) if need_image_grad else image.new_empty(0)
     grad_text = torch.empty_like(text, memory_format=torch.contiguous_format) if need_text_grad else text.new_empty(0)
     if not (need_image_grad or need_text_grad):
         return grad_image, grad_text
     if grad_result is not None:
         require(grad_result, "grad_result", image, text.shape if pool else image.shape)
-    problem = Problem(image, text, mask, offsets, scale, num_heads, weights, None if pool else grad_result,
-                      grad_image if need_image_grad else None)
+    problem = Problem(
+        image,
+        text,
+        mask,
+        offsets,
+        scale,
+        num_heads,
+        weights,
+        None if pool else grad_result,
+        grad_image if need_image_grad else None,
+    )
     if grad_weights is not None:
         require(grad_weights, "grad_weights", image, problem.weights_shape, torch.float32)
         grad_weights = grad_weights.contiguous()
     H, C = problem.H, problem.C
-    g = Gradients(problem.others[0], vectors(grad_result) if pool and grad_result is not None else None, grad_weights,
-                  problem.others[1], vectors(grad_text) if need_text_grad else None, None)
+    g = Gradients(
+        problem.others[0],
+        vectors(grad_result) if pool and grad_result is not None else None,
+        grad_weights,
+        problem.others[1],
+        vectors(grad_text) if need_text_grad else None,
+        None,
+    )
 
     def run(configuration):
         a, whole, chunked, chunks, whole_options, options = problem.cut(configuration, 8192)
-        stats, merged = problem.scratch(2, chunks * H), problem.scratch(chunked * H)
+        stats = problem.scratch(2, chunks * H)
+        merged = problem.scratch(chunked * H)
         partial = problem.scratch(chunks * H, 2, C) if need_text_grad else None
         scored = g._replace(scores=problem.scratch(*problem.weights_shape)) if need_image_grad and chunks else g
         launch(backward_whole, whole * H, a, g, **whole_options)
         launch(backward_chunks, chunks * H, a, scored, stats, partial, **options)
-        launch(backward_merge, (chunked * H, triton.cdiv(C, MERGE["BLOCK_C"]) if need_text_grad else 1), a, g, stats,
-               partial, merged, chunks * H, C=C, **MERGE)
+        launch(
+            backward_merge,
+            (chunked * H, triton.cdiv(C, MERGE["BLOCK_C"]) if need_text_grad else 1),
+            a,
+            g,
+            stats,
+            partial,
+            merged,
+            chunks * H,
+            C=C,
+            **MERGE,
+        )
         if need_image_grad:
             launch(backward_apply, chunks * H, a, scored, merged, **options)
 
@@ -590,11 +732,20 @@ def backward(grad_result, grad_weights, image, text, mask, offsets, weights, sca
     return grad_image, grad_text
 
 
-define("spatial_attention_triton(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
-       "bool rescale) -> (Tensor, Tensor)", forward)
-define("spatial_attention_triton_out(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
-       "bool rescale, Tensor(a!) out) -> Tensor", forward_out)
-define("spatial_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor text, Tensor? mask, "
-       "Tensor? offsets, Tensor weights, float scale, int num_heads, bool pool, bool rescale, bool need_image_grad, "
-       "bool need_text_grad) -> (Tensor, Tensor)", backward)
+define(
+    "spatial_attention_triton(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
+    "bool rescale) -> (Tensor, Tensor)",
+    forward,
+)
+define(
+    "spatial_attention_triton_out(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
+    "bool rescale, Tensor(a!) out) -> Tensor",
+    forward_out,
+)
+define(
+    "spatial_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor text, Tensor? mask, "
+    "Tensor? offsets, Tensor weights, float scale, int num_heads, bool pool, bool rescale, bool need_image_grad, "
+    "bool need_text_grad) -> (Tensor, Tensor)",
+    backward,
+)
 OPERATION.register("spatial_attention_triton", "triton")

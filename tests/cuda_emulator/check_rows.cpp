@@ -1,6 +1,7 @@
-// Runs the CUDA kernels of channel attention and of additive attention on random small arguments, cut into random panels of rows, and
-// compares with plain loops in double: check_rows SEED CASES. Plain loops are the library's products, too. Built with ThreadSanitizer
-// and AddressSanitizer, too: every tensor has memory of exactly its size. What takes no part is NaN.
+// Runs the CUDA kernels of channel attention and of additive attention on random small arguments, cut into random
+// panels of rows, and compares with plain loops in double: check_rows SEED CASES. Plain loops are the library's
+// products, too. Built with ThreadSanitizer and AddressSanitizer, too: every tensor has memory of exactly its size.
+// What takes no part is NaN.
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
@@ -17,9 +18,15 @@ using namespace mmk;
 namespace {
 
 std::mt19937 engine;
-int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(engine); }
-bool toss() { return pick(0, 1); }
-float normal() { return std::normal_distribution<float>()(engine); }
+int pick(int low, int high) {
+  return std::uniform_int_distribution<int>(low, high)(engine);
+}
+bool toss() {
+  return pick(0, 1);
+}
+float normal() {
+  return std::normal_distribution<float>()(engine);
+}
 
 Dtype dtype;
 double worst;
@@ -27,13 +34,15 @@ int panels;
 
 void differ(double expected, double found) {
   const double off = std::fabs(expected - found) / (1 + std::fabs(expected));
-  if (!(off <= worst)) worst = off == off ? off : INFINITY;
+  if (!(off <= worst))
+    worst = off == off ? off : INFINITY;
 }
 
 struct Floats {
   std::unique_ptr<float[]> data;
   explicit Floats(int64_t n, bool random = false) : data(new float[n]) {
-    for (int64_t i = 0; i < n; ++i) data[i] = random ? normal() : NAN;
+    for (int64_t i = 0; i < n; ++i)
+      data[i] = random ? normal() : NAN;
   }
   operator float*() const { return data.get(); }
 };
@@ -46,14 +55,21 @@ struct Rows {
   std::unique_ptr<emulator::bf16[]> halves;
   Rows(int64_t B, int64_t N, int64_t C, bool random) : B(B), N(N), C(C), lead(toss() ? 0 : pick(1, 3)), turned(toss()) {
     const int64_t all = B * N * C;
-    if (dtype == Dtype::float32) floats.reset(new float[all + lead]);
-    else halves.reset(new emulator::bf16[all + lead]);
-    for (int64_t i = 0; i < all; ++i) put(i, random ? normal() : NAN);
+    if (dtype == Dtype::float32)
+      floats.reset(new float[all + lead]);
+    else
+      halves.reset(new emulator::bf16[all + lead]);
+    for (int64_t i = 0; i < all; ++i)
+      put(i, random ? normal() : NAN);
   }
   void put(int64_t i, float x) { floats ? floats[lead + i] = x : (halves[lead + i] = emulator::bf16(x), x); }
   int64_t index(int64_t b, int64_t n, int64_t c) const { return turned ? (b * C + c) * N + n : (b * N + n) * C + c; }
-  double at(int64_t b, int64_t n, int64_t c) const { return floats ? floats[lead + index(b, n, c)] : float(halves[lead + index(b, n, c)]); }
-  void* from(int64_t i) const { return floats ? static_cast<void*>(floats.get() + lead + i) : static_cast<void*>(halves.get() + lead + i); }
+  double at(int64_t b, int64_t n, int64_t c) const {
+    return floats ? floats[lead + index(b, n, c)] : float(halves[lead + index(b, n, c)]);
+  }
+  void* from(int64_t i) const {
+    return floats ? static_cast<void*>(floats.get() + lead + i) : static_cast<void*>(halves.get() + lead + i);
+  }
   operator SampleRows() const { return {from(0), N * C, turned ? 1 : C, turned ? N : 1}; }
 };
 
@@ -62,14 +78,17 @@ void multiply(float* to, const float* a, const float* b, int64_t rows, int64_t i
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c) {
       double sum = 0;
-      for (int64_t i = 0; i < inner; ++i) sum += double(a[r * inner + i]) * b[turned ? c * inner + i : i * columns + c];
+      for (int64_t i = 0; i < inner; ++i)
+        sum += double(a[r * inner + i]) * b[turned ? c * inner + i : i * columns + c];
       to[r * columns + c] = float(sum);
     }
 }
 
 // f(panel, its rows in float) -> error.
-template <class F> const char* walk(const cuda::SampledRows& samples, const Rows& image, const Mask& mask, F f) {
-  const int64_t D = image.C, size = toss() ? pick(1, 9) : pick(1, 90);
+template <class F>
+const char* walk(const cuda::SampledRows& samples, const Rows& image, const Mask& mask, F f) {
+  const int64_t D = image.C;
+  const int64_t size = toss() ? pick(1, 9) : pick(1, 90);
   const bool view = !mask.data && !image.turned && toss();
   panels += samples.rows > size;
   for (int64_t first = 0; first < samples.rows; first += size) {
@@ -77,30 +96,48 @@ template <class F> const char* walk(const cuda::SampledRows& samples, const Rows
     cuda::Panel panel = cuda::panel_of(samples, first, count);
     Rows own(1, count, D, false);
     own.turned = false;
-    if (view) panel.image = image.from(first * D);
+    if (view)
+      panel.image = image.from(first * D);
     else {
       panel.image = own.from(0);
-      if (const char* error = cuda::gather_rows(dtype, samples, panel, image, mask, D, own.from(0), nullptr)) return error;
+      if (const char* error = cuda::gather_rows(dtype, samples, panel, image, mask, D, own.from(0), nullptr))
+        return error;
     }
-    panel.n = D, panel.c = 1;
+    panel.n = D;
+    panel.c = 1;
     Floats x(count * D);
     for (int64_t i = 0; i < count * D; ++i)
-      x[i] = dtype == Dtype::float32 ? static_cast<const float*>(panel.image)[i] : float(static_cast<const emulator::bf16*>(panel.image)[i]);
-    if (const char* error = f(panel, x)) return error;
+      x[i] = dtype == Dtype::float32 ? static_cast<const float*>(panel.image)[i]
+                                     : float(static_cast<const emulator::bf16*>(panel.image)[i]);
+    if (const char* error = f(panel, x))
+      return error;
   }
   return nullptr;
 }
 
-#define TRY(call) if (const char* error_ = call) return error_
+#define TRY(call)                \
+  if (const char* error_ = call) \
+  return error_
 
 const char* channel() {
-  const int64_t B = pick(1, 4), N = pick(1, 50), D = pick(1, 80);
-  Rows image(B, N, D, true), result(B, N, D, false), weights(B, N, D, false), up(B, N, D, true), of_weights(B, N, D, true), grad_image(B, N, D, false);
+  const int64_t B = pick(1, 4);
+  const int64_t N = pick(1, 50);
+  const int64_t D = pick(1, 80);
+  Rows image(B, N, D, true), result(B, N, D, false), weights(B, N, D, false), up(B, N, D, true),
+      of_weights(B, N, D, true), grad_image(B, N, D, false);
   Floats shift(B * D, true), layer(D * D, true), grad_shift(B * D);
-  for (int64_t i = 0; i < D * D; ++i) layer[i] *= 0.2f;
+  for (int64_t i = 0; i < D * D; ++i)
+    layer[i] *= 0.2f;
   ChannelAttention a;
-  a.dtype = dtype, a.B = B, a.N = N, a.D = D, a.image = image, a.shift = shift, a.result = result;
-  if (toss()) a.weights = weights;
+  a.dtype = dtype;
+  a.B = B;
+  a.N = N;
+  a.D = D;
+  a.image = image;
+  a.shift = shift;
+  a.result = result;
+  if (toss())
+    a.weights = weights;
   const cuda::SampledRows samples{B, N, B * N, nullptr};
   TRY(walk(samples, image, {}, [&](const cuda::Panel& panel, const float* x) {
     Floats scores(panel.rows * D);
@@ -111,20 +148,26 @@ const char* channel() {
   ChannelAttentionBackward g;
   g.forward = a;
   const int flows = pick(1, 3);
-  if (flows & 1) g.grad_result = up;
-  if (flows & 2) g.grad_weights = of_weights;
+  if (flows & 1)
+    g.grad_result = up;
+  if (flows & 2)
+    g.grad_weights = of_weights;
   const bool of_image = toss();
-  if (of_image) g.grad_image = grad_image;
+  if (of_image)
+    g.grad_image = grad_image;
   TRY(cuda::clear(grad_shift, B * D, nullptr));
   std::vector<double> ds(B * N * D);
   TRY(walk(samples, image, {}, [&](const cuda::Panel& panel, const float* x) -> const char* {
     const int64_t all = panel.rows * D;
     Floats scores(all), direct(of_image ? all : 0), through(all);
     multiply(scores, x, layer, panel.rows, D, D, true);
-    TRY(cuda::channel_attention_differentiate(g, panel, scores, of_image ? static_cast<float*>(direct) : nullptr, nullptr));
+    TRY(cuda::channel_attention_differentiate(g, panel, scores, of_image ? static_cast<float*>(direct) : nullptr,
+                                              nullptr));
     TRY(cuda::sum_columns(samples, panel.first, panel.rows, scores, D, grad_shift, nullptr));
-    for (int64_t i = 0; i < all; ++i) ds[panel.first * D + i] = scores[i];
-    if (!of_image) return nullptr;
+    for (int64_t i = 0; i < all; ++i)
+      ds[panel.first * D + i] = scores[i];
+    if (!of_image)
+      return nullptr;
     multiply(through, scores, layer, panel.rows, D, D, false);
     return cuda::channel_attention_write(g, panel, direct, through, nullptr);
   }));
@@ -133,70 +176,111 @@ const char* channel() {
     std::vector<double> sum(D);
     for (int64_t n = 0; n < N; ++n) {
       std::vector<double> w(D), dw(D), s(D);
-      double top = -INFINITY, total = 0, mean = 0;
+      double top = -INFINITY;
+      double total = 0;
+      double mean = 0;
       for (int64_t c = 0; c < D; ++c) {
         w[c] = shift[b * D + c];
-        for (int64_t i = 0; i < D; ++i) w[c] += image.at(b, n, i) * layer[c * D + i];
+        for (int64_t i = 0; i < D; ++i)
+          w[c] += image.at(b, n, i) * layer[c * D + i];
         top = std::fmax(top, w[c]);
       }
-      for (int64_t c = 0; c < D; ++c) w[c] = std::exp(w[c] - top), total += w[c];
+      for (int64_t c = 0; c < D; ++c)
+        w[c] = std::exp(w[c] - top), total += w[c];
       for (int64_t c = 0; c < D; ++c) {
         w[c] /= total;
         differ(w[c] * image.at(b, n, c), result.at(b, n, c));
-        if (a.weights.data) differ(w[c], weights.at(b, n, c));
+        if (a.weights.data)
+          differ(w[c], weights.at(b, n, c));
         dw[c] = (flows & 1 ? up.at(b, n, c) * image.at(b, n, c) : 0) + (flows & 2 ? of_weights.at(b, n, c) : 0);
         mean += w[c] * dw[c];
       }
-      for (int64_t c = 0; c < D; ++c) s[c] = w[c] * (dw[c] - mean), sum[c] += s[c], differ(s[c], ds[(b * N + n) * D + c]);
+      for (int64_t c = 0; c < D; ++c)
+        s[c] = w[c] * (dw[c] - mean), sum[c] += s[c], differ(s[c], ds[(b * N + n) * D + c]);
       for (int64_t c = 0; of_image && c < D; ++c) {
         double grad = flows & 1 ? w[c] * up.at(b, n, c) : 0;
-        for (int64_t i = 0; i < D; ++i) grad += s[i] * layer[i * D + c];
+        for (int64_t i = 0; i < D; ++i)
+          grad += s[i] * layer[i * D + c];
         differ(grad, grad_image.at(b, n, c));
       }
     }
-    for (int64_t c = 0; c < D; ++c) differ(sum[c], grad_shift[b * D + c]);
+    for (int64_t c = 0; c < D; ++c)
+      differ(sum[c], grad_shift[b * D + c]);
   }
   return nullptr;
 }
 
 double activate(Activation f, double x, double& slope) {
-  if (f == Activation::tanh) return slope = 1 - std::tanh(x) * std::tanh(x), std::tanh(x);
-  if (f == Activation::relu) return slope = x > 0, std::fmax(x, 0);
+  if (f == Activation::tanh)
+    return slope = 1 - std::tanh(x) * std::tanh(x), std::tanh(x);
+  if (f == Activation::relu)
+    return slope = x > 0, std::fmax(x, 0);
   const double phi = 0.5 * std::erfc(-x * std::sqrt(0.5));
   return slope = phi + x * std::exp(-0.5 * x * x) * 0.3989422804014327, x * phi;
 }
 
 // `wrong`: offsets that are no offsets, or no bags at all: nothing to compare, but nothing may be touched either.
 const char* additive() {
-  const bool packed = toss(), wrong = packed && pick(0, 3) == 0, pool = toss(), gated = toss(), masked = toss();
-  const int64_t D = pick(1, 50), A = pick(1, 70), K = pool ? pick(1, 4) : 1, B = pick(wrong ? 0 : 1, 4), N = toss() ? pick(0, 40) : pick(0, 300);
+  const bool packed = toss();
+  const bool wrong = packed && pick(0, 3) == 0;
+  const bool pool = toss();
+  const bool gated = toss();
+  const bool masked = toss();
+  const int64_t D = pick(1, 50);
+  const int64_t A = pick(1, 70);
+  const int64_t K = pool ? pick(1, 4) : 1;
+  const int64_t B = pick(wrong ? 0 : 1, 4);
+  const int64_t N = toss() ? pick(0, 40) : pick(0, 300);
   std::vector<int64_t> offsets{0};
-  for (int64_t b = 0; b < B; ++b) offsets.push_back(offsets.back() + (packed ? toss() ? pick(0, 9) : pick(0, 300) : N));
-  const int64_t rows = wrong ? pick(1, 300) : offsets.back(), B_ = packed ? 1 : B, N_ = packed ? rows : N;
-  Rows image(B_, N_, D, true), grad_image(B_, N_, D, false), result(pool ? B : B_, pool ? K : N_, D, false), up(pool ? B : B_, pool ? K : N_, D, true);
-  Floats weights(K * rows), of_weights(K * rows, true), shift(B * A, true), shift_gate(A, true), layer(A * D, true), gate(A * D, true), v(K * A, true);
+  for (int64_t b = 0; b < B; ++b)
+    offsets.push_back(offsets.back() + (packed ? toss() ? pick(0, 9) : pick(0, 300) : N));
+  const int64_t rows = wrong ? pick(1, 300) : offsets.back();
+  const int64_t B_ = packed ? 1 : B;
+  const int64_t N_ = packed ? rows : N;
+  Rows image(B_, N_, D, true), grad_image(B_, N_, D, false), result(pool ? B : B_, pool ? K : N_, D, false),
+      up(pool ? B : B_, pool ? K : N_, D, true);
+  Floats weights(K * rows), of_weights(K * rows, true), shift(B * A, true), shift_gate(A, true), layer(A * D, true),
+      gate(A * D, true), v(K * A, true);
   Floats grad_shift(B * A), grad_shift_gate(A), scores(rows * K), grad_scores(K * rows);
-  for (int64_t i = 0; i < A * D; ++i) layer[i] *= 0.2f, gate[i] *= 0.2f;
+  for (int64_t i = 0; i < A * D; ++i)
+    layer[i] *= 0.2f, gate[i] *= 0.2f;
   std::unique_ptr<bool[]> mask(new bool[rows]);
   for (int64_t i = 0; i < rows; ++i) {
     mask[i] = pick(0, 3);
-    for (int64_t c = 0; masked && !mask[i] && c < D; ++c) image.put(image.index(i / N_, i % N_, c), NAN);
+    for (int64_t c = 0; masked && !mask[i] && c < D; ++c)
+      image.put(image.index(i / N_, i % N_, c), NAN);
   }
   if (wrong)
-    for (int64_t& o : offsets) o = toss() ? pick(-300, 900) : toss() ? INT64_MIN + pick(0, 9) : INT64_MAX - pick(0, 9);
+    for (int64_t& o : offsets)
+      o = toss() ? pick(-300, 900) : toss() ? INT64_MIN + pick(0, 9) : INT64_MAX - pick(0, 9);
 
   AdditiveAttention a;
-  a.dtype = dtype, a.activation = Activation(pick(0, 2)), a.B = B, a.N = N_, a.D = D, a.A = A, a.K = K, a.pool = pool, a.image = image;
-  if (packed) a.offsets = offsets.data();
-  const bool shifted = toss(), shifted_gate = gated && toss();
-  if (shifted) a.shift = shift;
-  if (shifted_gate) a.shift_gate = shift_gate;
-  if (masked) a.mask = {mask.get(), packed ? 0 : N, 0, 1};
-  a.result = result, a.weights = weights;
+  a.dtype = dtype;
+  a.activation = Activation(pick(0, 2));
+  a.B = B;
+  a.N = N_;
+  a.D = D;
+  a.A = A;
+  a.K = K;
+  a.pool = pool;
+  a.image = image;
+  if (packed)
+    a.offsets = offsets.data();
+  const bool shifted = toss();
+  const bool shifted_gate = gated && toss();
+  if (shifted)
+    a.shift = shift;
+  if (shifted_gate)
+    a.shift_gate = shift_gate;
+  if (masked)
+    a.mask = {mask.get(), packed ? 0 : N, 0, 1};
+  a.result = result;
+  a.weights = weights;
   const cuda::SampledRows samples = cuda::sampled_rows(a), all{1, samples.rows, samples.rows, nullptr};
   auto hidden = [&](const cuda::Panel& panel, const float* x, float* u, float* t) {
     multiply(u, x, layer, panel.rows, D, A, true);
-    if (gated) multiply(t, x, gate, panel.rows, D, A, true);
+    if (gated)
+      multiply(t, x, gate, panel.rows, D, A, true);
     return gated ? t : nullptr;
   };
   TRY(walk(samples, image, a.mask, [&](const cuda::Panel& panel, const float* x) -> const char* {
@@ -211,10 +295,13 @@ const char* additive() {
   AdditiveAttentionBackward g;
   g.forward = a;
   const int flows = pick(1, 3);
-  if (flows & 1) g.grad_result = up;
-  if (flows & 2) g.grad_weights = of_weights;
+  if (flows & 1)
+    g.grad_result = up;
+  if (flows & 2)
+    g.grad_weights = of_weights;
   const bool of_image = toss();
-  if (of_image) g.grad_image = grad_image;
+  if (of_image)
+    g.grad_image = grad_image;
   TRY(cuda::additive_attention_scores(g, grad_scores, nullptr));
   TRY(cuda::clear(grad_shift, B * A, nullptr));
   TRY(cuda::clear(grad_shift_gate, A, nullptr));
@@ -223,20 +310,26 @@ const char* additive() {
     const int64_t count = panel.rows;
     Floats u(count * A), t(gated ? count * A : 0), h(count * A), ds(count * K), through(count * D), more(count * D);
     float* gates = hidden(panel, x, u, t);
-    for (int64_t r = 0; r < count; ++r) for (int64_t k = 0; k < K; ++k) ds[r * K + k] = grad_scores[k * samples.rows + panel.first + r];
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t k = 0; k < K; ++k)
+        ds[r * K + k] = grad_scores[k * samples.rows + panel.first + r];
     multiply(h, ds, v, count, K, A, false);
     TRY(cuda::additive_attention_differentiate(a, panel, u, gates, h, nullptr));
     TRY(cuda::sum_columns(samples, panel.first, count, u, A, grad_shift, nullptr));
-    if (gated) TRY(cuda::sum_columns(all, panel.first, count, t, A, grad_shift_gate, nullptr));
+    if (gated)
+      TRY(cuda::sum_columns(all, panel.first, count, t, A, grad_shift_gate, nullptr));
     for (int64_t r = 0; r < count; ++r)
       for (int64_t j = 0; j < A; ++j) {
-        for (int64_t k = 0; k < K; ++k) grad_v[k * A + j] += double(ds[r * K + k]) * h[r * A + j];
+        for (int64_t k = 0; k < K; ++k)
+          grad_v[k * A + j] += double(ds[r * K + k]) * h[r * A + j];
         for (int64_t c = 0; c < D; ++c) {
           grad_layer[j * D + c] += double(u[r * A + j]) * x[r * D + c];
-          if (gated) grad_gate[j * D + c] += double(t[r * A + j]) * x[r * D + c];
+          if (gated)
+            grad_gate[j * D + c] += double(t[r * A + j]) * x[r * D + c];
         }
       }
-    if (!of_image) return nullptr;
+    if (!of_image)
+      return nullptr;
     multiply(through, u, layer, count, A, D, false);
     if (gated) {
       multiply(more, t, gate, count, A, D, false);
@@ -244,89 +337,119 @@ const char* additive() {
     }
     return cuda::additive_attention_write(g, panel, through, nullptr);
   }));
-  if (wrong) return nullptr;
+  if (wrong)
+    return nullptr;
 
   std::vector<double> of_layer(A * D), of_gate(A * D), of_v(K * A), of_shift_gate(A);
   for (int64_t b = 0; b < B; ++b) {
-    const int64_t first = offsets[b], count = offsets[b + 1] - first;
+    const int64_t first = offsets[b];
+    const int64_t count = offsets[b + 1] - first;
     auto kept = [&](int64_t n) { return !masked || mask[first + n]; };
     auto at = [&](const Rows& t, int64_t n, int64_t c) { return packed ? t.at(0, first + n, c) : t.at(b, n, c); };
     auto weight_at = [&](int64_t k, int64_t n) { return packed ? k * rows + first + n : (b * K + k) * N + n; };
     std::vector<double> y(count * A), slope(count * A), s(count * A, 1), w(K * count), ds(K * count), of_shift(A);
     for (int64_t n = 0; n < count; ++n)
       for (int64_t j = 0; j < A && kept(n); ++j) {
-        double p = shifted ? shift[b * A + j] : 0, q = shifted_gate ? shift_gate[j] : 0;
-        for (int64_t c = 0; c < D; ++c) p += at(image, n, c) * layer[j * D + c], q += at(image, n, c) * gate[j * D + c];
+        double p = shifted ? shift[b * A + j] : 0;
+        double q = shifted_gate ? shift_gate[j] : 0;
+        for (int64_t c = 0; c < D; ++c)
+          p += at(image, n, c) * layer[j * D + c], q += at(image, n, c) * gate[j * D + c];
         y[n * A + j] = activate(a.activation, p, slope[n * A + j]);
-        if (gated) s[n * A + j] = 1 / (1 + std::exp(-q));
+        if (gated)
+          s[n * A + j] = 1 / (1 + std::exp(-q));
       }
     for (int64_t k = 0; k < K; ++k) {
-      double top = -INFINITY, total = 0, mean = 0;
+      double top = -INFINITY;
+      double total = 0;
+      double mean = 0;
       double* of = w.data() + k * count;
       std::vector<double> pooled(D), dw(count);
       for (int64_t n = 0; n < count; ++n) {
-        for (int64_t j = 0; j < A; ++j) of[n] += v[k * A + j] * y[n * A + j] * s[n * A + j];
-        if (kept(n)) top = std::fmax(top, of[n]);
+        for (int64_t j = 0; j < A; ++j)
+          of[n] += v[k * A + j] * y[n * A + j] * s[n * A + j];
+        if (kept(n))
+          top = std::fmax(top, of[n]);
       }
-      for (int64_t n = 0; n < count; ++n) of[n] = kept(n) ? std::exp(of[n] - top) : 0, total += of[n];
+      for (int64_t n = 0; n < count; ++n)
+        of[n] = kept(n) ? std::exp(of[n] - top) : 0, total += of[n];
       for (int64_t n = 0; n < count; ++n) {
-        if (total != 0) of[n] /= total;
+        if (total != 0)
+          of[n] /= total;
         differ(of[n], weights[weight_at(k, n)]);
         for (int64_t c = 0; c < D; ++c) {
           const double x = kept(n) ? at(image, n, c) : 0;
           pooled[c] += of[n] * x;
-          if (!pool) differ(of[n] * x, at(result, n, c));
-          if (flows & 1) dw[n] += x * (pool ? up.at(b, k, c) : at(up, n, c));
+          if (!pool)
+            differ(of[n] * x, at(result, n, c));
+          if (flows & 1)
+            dw[n] += x * (pool ? up.at(b, k, c) : at(up, n, c));
         }
-        if (flows & 2) dw[n] += of_weights[weight_at(k, n)];
+        if (flows & 2)
+          dw[n] += of_weights[weight_at(k, n)];
         mean += of[n] * dw[n];
       }
-      for (int64_t c = 0; pool && c < D; ++c) differ(pooled[c], result.at(b, k, c));
-      for (int64_t n = 0; n < count; ++n) ds[k * count + n] = of[n] * (dw[n] - mean);
+      for (int64_t c = 0; pool && c < D; ++c)
+        differ(pooled[c], result.at(b, k, c));
+      for (int64_t n = 0; n < count; ++n)
+        ds[k * count + n] = of[n] * (dw[n] - mean);
     }
     for (int64_t n = 0; n < count; ++n) {
       std::vector<double> grad(D);
       for (int64_t j = 0; j < A; ++j) {
         const int64_t i = n * A + j;
         double dh = 0;
-        for (int64_t k = 0; k < K; ++k) dh += ds[k * count + n] * v[k * A + j], of_v[k * A + j] += ds[k * count + n] * y[i] * s[i];
-        const double du = dh * s[i] * slope[i], dt = gated ? dh * y[i] * s[i] * (1 - s[i]) : 0;
-        of_shift[j] += du, of_shift_gate[j] += dt;
+        for (int64_t k = 0; k < K; ++k)
+          dh += ds[k * count + n] * v[k * A + j], of_v[k * A + j] += ds[k * count + n] * y[i] * s[i];
+        const double du = dh * s[i] * slope[i];
+        const double dt = gated ? dh * y[i] * s[i] * (1 - s[i]) : 0;
+        of_shift[j] += du;
+        of_shift_gate[j] += dt;
         for (int64_t c = 0; c < D && kept(n); ++c) {
           grad[c] += du * layer[j * D + c] + dt * gate[j * D + c];
-          of_layer[j * D + c] += du * at(image, n, c), of_gate[j * D + c] += dt * at(image, n, c);
+          of_layer[j * D + c] += du * at(image, n, c);
+          of_gate[j * D + c] += dt * at(image, n, c);
         }
       }
       for (int64_t c = 0; of_image && c < D; ++c) {
-        for (int64_t k = 0; k < K && flows & 1 && kept(n); ++k) grad[c] += w[k * count + n] * (pool ? up.at(b, k, c) : at(up, n, c));
+        for (int64_t k = 0; k < K && flows & 1 && kept(n); ++k)
+          grad[c] += w[k * count + n] * (pool ? up.at(b, k, c) : at(up, n, c));
         differ(grad[c], at(grad_image, n, c));
       }
     }
-    for (int64_t j = 0; j < A; ++j) differ(of_shift[j], grad_shift[b * A + j]);
+    for (int64_t j = 0; j < A; ++j)
+      differ(of_shift[j], grad_shift[b * A + j]);
   }
   for (int64_t i = 0; i < A * D; ++i) {
     differ(of_layer[i], grad_layer[i]);
-    if (gated) differ(of_gate[i], grad_gate[i]);
+    if (gated)
+      differ(of_gate[i], grad_gate[i]);
   }
-  for (int64_t i = 0; i < K * A; ++i) differ(of_v[i], grad_v[i]);
-  for (int64_t j = 0; gated && j < A; ++j) differ(of_shift_gate[j], grad_shift_gate[j]);
+  for (int64_t i = 0; i < K * A; ++i)
+    differ(of_v[i], grad_v[i]);
+  for (int64_t j = 0; gated && j < A; ++j)
+    differ(of_shift_gate[j], grad_shift_gate[j]);
   return nullptr;
 }
 
 bool check(int number) {
-  dtype = pick(0, 2) ? Dtype::float32 : Dtype::bfloat16, worst = 0;
-  emulator::config.order = pick(0, 2), emulator::config.seed = unsigned(pick(0, 99)), emulator::config.processors = toss() ? pick(1, 6) : pick(1, 200);
+  dtype = pick(0, 2) ? Dtype::float32 : Dtype::bfloat16;
+  worst = 0;
+  emulator::config.order = pick(0, 2);
+  emulator::config.seed = unsigned(pick(0, 99));
+  emulator::config.processors = toss() ? pick(1, 6) : pick(1, 200);
   const bool channels = pick(0, 2) == 0;
   const char* error = channels ? channel() : additive();
   const bool right = !error && worst <= (dtype == Dtype::float32 ? 2e-3 : 1e-2);
-  if (!right) printf("case %d: %s: %s, off by %g\n", number, channels ? "channel" : "additive", error ? error : "wrong", worst);
+  if (!right)
+    printf("case %d: %s: %s, off by %g\n", number, channels ? "channel" : "additive", error ? error : "wrong", worst);
   return right;
 }
 
 }  // namespace
 
 int main(int, char** arguments) {
-  const int seed = atoi(arguments[1]), cases = atoi(arguments[2]);
+  const int seed = atoi(arguments[1]);
+  const int cases = atoi(arguments[2]);
   bool right = true;
   for (int i = 0; i < cases; ++i) {
     engine.seed(seed + i);

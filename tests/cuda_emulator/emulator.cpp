@@ -56,7 +56,7 @@ Config config;
 Counts counts;
 Thread* current;
 
-void copy_bytes(void* to, const void* from, int bytes);   // copy.cpp: what the sanitizers are to see
+void copy_bytes(void* to, const void* from, int bytes);  // copy.cpp: what the sanitizers are to see
 void read_halves(uint16_t* to, const void* const* rows, const int* at, int count);
 
 namespace {
@@ -71,8 +71,8 @@ struct Place {
   std::string text() const { return std::string(file) + ":" + std::to_string(line); }
 };
 
-// Where threads meet: all have to come, from the same place. Everything twice, for two generations, since a fast thread may
-// be back before a slow one has left.
+// Where threads meet: all have to come, from the same place. Everything twice, for two generations, since a fast thread
+// may be back before a slow one has left.
 struct Meeting {
   uint64_t generation = 0;
   int arrived = 0;
@@ -81,36 +81,44 @@ struct Meeting {
   int sum[2] = {};
   uint64_t value[2][warp_lanes] = {};
   Fragments fragments[2][warp_lanes] = {};
-  char order[2] = {};                              // what ThreadSanitizer acquires and releases
+  char order[2] = {};  // what ThreadSanitizer acquires and releases
 };
 
-struct Copy { void* to; const void* from; int bytes; bool keep; };
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+  bool keep;
+};
 
 // One of the blocks that run together: a cluster's, or one alone.
 struct Block {
   Meeting meeting;
   std::vector<Meeting> warps;
-  char *memory = nullptr, *dynamic = nullptr;
-  int ended = 0;                                   // threads that have
-  uint64_t read_until = 0;                         // cluster barriers that must have passed before its memory may go
+  char* memory = nullptr;
+  char* dynamic = nullptr;
+  int ended = 0;            // threads that have
+  uint64_t read_until = 0;  // cluster barriers that must have passed before its memory may go
 };
 
 struct Fiber : Thread {
   void* stack_pointer = nullptr;
   char* stack = nullptr;
   void* tsan = nullptr;
-  int index = 0, rank = 0;                         // in the block; the block's in the cluster
+  // in the block; the block's in the cluster
+  int index = 0;
+  int rank = 0;
   bool done = false;
-  bool arrived = false;                            // at the cluster's barrier, and hasn't waited
-  uint64_t ticket = 0;                             // for this generation of it
-  const Meeting* waits = nullptr;                  // for this meeting's generation to pass
+  bool arrived = false;            // at the cluster's barrier, and hasn't waited
+  uint64_t ticket = 0;             // for this generation of it
+  const Meeting* waits = nullptr;  // for this meeting's generation to pass
   uint64_t generation = 0;
   Place place;
-  std::vector<Copy> open;                          // copies that aren't committed
-  std::deque<std::vector<Copy>> groups;            // committed, not waited for
+  std::vector<Copy> open;                // copies that aren't committed
+  std::deque<std::vector<Copy>> groups;  // committed, not waited for
 };
 
-struct Stop {};                                    // unwinds the fibers after an error
+struct Stop {};  // unwinds the fibers after an error
 
 std::deque<Fiber> fibers;
 std::vector<Block> blocks;
@@ -137,67 +145,89 @@ void fail(const std::string& what) {
 void to_scheduler(bool last) {
   Fiber* self = running;
   void* fake = nullptr;
-  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(main_tsan, 1);      // 1: without synchronising
-  if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(last ? nullptr : &fake, main_stack, main_stack_bytes);
+  if (__tsan_switch_to_fiber)
+    __tsan_switch_to_fiber(main_tsan, 1);  // 1: without synchronising
+  if (__sanitizer_start_switch_fiber)
+    __sanitizer_start_switch_fiber(last ? nullptr : &fake, main_stack, main_stack_bytes);
   mmk_switch_stack(&self->stack_pointer, main_stack_pointer);
-  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+  if (__sanitizer_finish_switch_fiber)
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 }
 
 void to_fiber(Fiber& f) {
   running = &f;
   current = &f;
-  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(f.tsan, 1);
-  if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(&main_fake_stack, f.stack + guard_bytes, stack_bytes);
+  if (__tsan_switch_to_fiber)
+    __tsan_switch_to_fiber(f.tsan, 1);
+  if (__sanitizer_start_switch_fiber)
+    __sanitizer_start_switch_fiber(&main_fake_stack, f.stack + guard_bytes, stack_bytes);
   mmk_switch_stack(&main_stack_pointer, f.stack_pointer);
-  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(main_fake_stack, nullptr, nullptr);
+  if (__sanitizer_finish_switch_fiber)
+    __sanitizer_finish_switch_fiber(main_fake_stack, nullptr, nullptr);
 }
 
 void enter() {
-  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_stack_bytes);
-  if (__tsan_acquire) __tsan_acquire(&start_order);
+  if (__sanitizer_finish_switch_fiber)
+    __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_stack_bytes);
+  if (__tsan_acquire)
+    __tsan_acquire(&start_order);
   try {
     kernel_body(kernel_context);
-    if (!running->open.empty() || !running->groups.empty()) fail("a thread ends with copies that it hasn't waited for");
-    if (running->arrived) fail("a thread ends before a cluster barrier that it arrived at: " + running->place.text());
+    if (!running->open.empty() || !running->groups.empty())
+      fail("a thread ends with copies that it hasn't waited for");
+    if (running->arrived)
+      fail("a thread ends before a cluster barrier that it arrived at: " + running->place.text());
     Block& own = blocks[running->rank];
-    if (own.read_until > cluster_meeting.generation) fail("a thread ends without a cluster barrier since a peer read its block's memory");
+    if (own.read_until > cluster_meeting.generation)
+      fail("a thread ends without a cluster barrier since a peer read its block's memory");
     ++own.ended;
-  } catch (Stop&) {
-  }
-  if (__tsan_release) __tsan_release(&end_order);
+  } catch (Stop&) {}
+  if (__tsan_release)
+    __tsan_release(&end_order);
   running->done = true;
   to_scheduler(true);
   __builtin_trap();
 }
 
 // The generation that the caller is of.
-uint64_t arrive(Meeting& m, int expected, unsigned mask, Place place, const char* kind, int add, uint64_t value, int lane, bool orders) {
+uint64_t arrive(Meeting& m, int expected, unsigned mask, Place place, const char* kind, int add, uint64_t value,
+                int lane, bool orders) {
   const uint64_t generation = m.generation;
   const int parity = generation & 1;
   if (m.arrived == 0) {
-    m.place = place, m.mask = mask, m.sum[parity] = 0;
+    m.place = place;
+    m.mask = mask;
+    m.sum[parity] = 0;
   } else if (m.place != place || m.mask != mask) {
     fail(std::string("divergent ") + kind + ": " + m.place.text() + " and " + place.text());
   }
   m.sum[parity] += add;
-  if (lane >= 0) m.value[parity][lane] = value;
-  if (orders && __tsan_release) __tsan_release(&m.order[parity]);
-  if (++m.arrived == expected) m.arrived = 0, ++m.generation;
+  if (lane >= 0)
+    m.value[parity][lane] = value;
+  if (orders && __tsan_release)
+    __tsan_release(&m.order[parity]);
+  if (++m.arrived == expected)
+    m.arrived = 0, ++m.generation;
   return generation;
 }
 
 void await(Meeting& m, uint64_t generation, Place place, bool orders) {
-  running->waits = &m, running->generation = generation, running->place = place;
+  running->waits = &m;
+  running->generation = generation;
+  running->place = place;
   while (m.generation == generation) {
     to_scheduler(false);
-    if (!error.empty()) throw Stop();
+    if (!error.empty())
+      throw Stop();
   }
   running->waits = nullptr;
-  if (orders && __tsan_acquire) __tsan_acquire(&m.order[generation & 1]);
+  if (orders && __tsan_acquire)
+    __tsan_acquire(&m.order[generation & 1]);
 }
 
 // Waits until `expected` threads are here. Returns which of the two generations this one was.
-int meet(Meeting& m, int expected, unsigned mask, Place place, const char* kind, int add, uint64_t value, int lane, bool orders) {
+int meet(Meeting& m, int expected, unsigned mask, Place place, const char* kind, int add, uint64_t value, int lane,
+         bool orders) {
   const uint64_t generation = arrive(m, expected, mask, place, kind, add, value, lane, orders);
   await(m, generation, place, orders);
   return generation & 1;
@@ -209,32 +239,44 @@ bool runnable(const Fiber& f) {
 
 void start(Fiber& f, int rank, int index, uint3 block, dim3 grid, dim3 size) {
   if (!f.stack) {
-    f.stack = static_cast<char*>(mmap(nullptr, guard_bytes + stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    f.stack = static_cast<char*>(mmap(nullptr, guard_bytes + stack_bytes, PROT_READ | PROT_WRITE,
+                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     mprotect(f.stack, guard_bytes, PROT_NONE);
-    if (__tsan_create_fiber) f.tsan = __tsan_create_fiber(0);
+    if (__tsan_create_fiber)
+      f.tsan = __tsan_create_fiber(0);
   }
-  f.rank = rank, f.index = index, f.done = f.arrived = false, f.waits = nullptr;
+  f.rank = rank;
+  f.index = index;
+  f.done = f.arrived = false;
+  f.waits = nullptr;
   f.open.clear(), f.groups.clear();
   f.thread = {index % size.x, index / size.x % size.y, index / size.x / size.y};
-  f.block = block, f.block_size = size, f.grid_size = grid;
+  f.block = block;
+  f.block_size = size;
+  f.grid_size = grid;
   void** top = reinterpret_cast<void**>(f.stack + guard_bytes + stack_bytes);
-  *--top = nullptr;                                // aligns the stack, as a call would
+  *--top = nullptr;  // aligns the stack, as a call would
   *--top = reinterpret_cast<void*>(enter);
   f.stack_pointer = top - 6;
 }
 
 void run_blocks(std::mt19937& random, std::vector<int>& order) {
-  if (__tsan_release) __tsan_release(&start_order);
+  if (__tsan_release)
+    __tsan_release(&start_order);
   for (;;) {
-    if (config.order == shuffled) std::shuffle(order.begin(), order.end(), random);
-    bool progress = false, live = false;
+    if (config.order == shuffled)
+      std::shuffle(order.begin(), order.end(), random);
+    bool progress = false;
+    bool live = false;
     for (int i : order) {
       Fiber& f = fibers[i];
-      if (runnable(f)) to_fiber(f), progress = true;
+      if (runnable(f))
+        to_fiber(f), progress = true;
       live = live || !f.done;
     }
-    if (!live) break;
-    if (!progress) {                               // all who are left wait for some who have gone
+    if (!live)
+      break;
+    if (!progress) {  // all who are left wait for some who have gone
       for (size_t i = 0; i < order.size() && error.empty(); ++i) {
         const Fiber& f = fibers[i];
         if (!f.done)
@@ -243,7 +285,8 @@ void run_blocks(std::mt19937& random, std::vector<int>& order) {
       }
     }
   }
-  if (__tsan_acquire) __tsan_acquire(&end_order);
+  if (__tsan_acquire)
+    __tsan_acquire(&end_order);
 }
 
 }  // namespace
@@ -253,30 +296,40 @@ const char* run(dim3 grid, unsigned cluster, dim3 block, size_t shared, void (*b
   std::lock_guard<std::mutex> lock(one_at_a_time);
   threads = int(block.x * block.y * block.z);
   error.clear();
-  if (threads < 1 || threads > 1024) return "a block has 1 to 1024 threads";
-  if (int64_t(shared) > config.shared) return "more shared memory than a block may have";
-  if (cluster < 1 || cluster > config.cluster) return "the device has no clusters of so many blocks";
-  if (grid.x % cluster) return "the grid can't be cut into clusters";
+  if (threads < 1 || threads > 1024)
+    return "a block has 1 to 1024 threads";
+  if (int64_t(shared) > config.shared)
+    return "more shared memory than a block may have";
+  if (cluster < 1 || cluster > config.cluster)
+    return "the device has no clusters of so many blocks";
+  if (grid.x % cluster)
+    return "the grid can't be cut into clusters";
   if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
-    error = "a grid has 1 to 2147483647 x 65535 x 65535 blocks, not " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
-            std::to_string(grid.z);
+    error = "a grid has 1 to 2147483647 x 65535 x 65535 blocks, not " + std::to_string(grid.x) + " x " +
+            std::to_string(grid.y) + " x " + std::to_string(grid.z);
     return error.c_str();
   }
-  kernel_body = body, kernel_context = context;
+  kernel_body = body;
+  kernel_context = context;
   const int together = int(cluster) * threads;
-  while (int(fibers.size()) < together) fibers.emplace_back();
-  if (__tsan_get_current_fiber) main_tsan = __tsan_get_current_fiber();
+  while (int(fibers.size()) < together)
+    fibers.emplace_back();
+  if (__tsan_get_current_fiber)
+    main_tsan = __tsan_get_current_fiber();
   ++counts.launches;
   counts.shared = std::max<uint64_t>(counts.shared, shared);
   counts.cluster = std::max<uint64_t>(counts.cluster, cluster);
 
   std::mt19937 random(config.seed);
   std::vector<int> order(together);
-  for (int i = 0; i < together; ++i) order[i] = config.order == descending ? together - 1 - i : i;
+  for (int i = 0; i < together; ++i)
+    order[i] = config.order == descending ? together - 1 - i : i;
   const size_t count = size_t(grid.x) * grid.y * grid.z / cluster;
   std::vector<size_t> clusters(count);
-  for (size_t i = 0; i < count; ++i) clusters[i] = config.order == descending ? count - 1 - i : i;
-  if (config.order == shuffled) std::shuffle(clusters.begin(), clusters.end(), random);
+  for (size_t i = 0; i < count; ++i)
+    clusters[i] = config.order == descending ? count - 1 - i : i;
+  if (config.order == shuffled)
+    std::shuffle(clusters.begin(), clusters.end(), random);
   for (size_t i : clusters) {
     blocks.assign(cluster, Block());
     cluster_meeting.arrived = 0;
@@ -284,44 +337,57 @@ const char* run(dim3 grid, unsigned cluster, dim3 block, size_t shared, void (*b
       Block& b = blocks[rank];
       ++counts.blocks;
       b.warps.assign((threads + warp_lanes - 1) / warp_lanes, Meeting());
-      // Exactly as many bytes as were asked for, so that AddressSanitizer sees an overrun; NaN, so that what nobody wrote shows.
+      // Exactly as many bytes as were asked for, so that AddressSanitizer sees an overrun; NaN, so that what nobody
+      // wrote shows.
       const size_t slack = __sanitizer_start_switch_fiber ? 0 : 16;
       b.memory = static_cast<char*>(malloc(shared + slack));
       b.dynamic = slack ? b.memory + (16 - reinterpret_cast<uintptr_t>(b.memory) % 16) % 16 : b.memory;
       memset(b.dynamic, 0xff, shared);
       const size_t number = i * cluster + rank;
       uint3 at = {unsigned(number % grid.x), unsigned(number / grid.x % grid.y), unsigned(number / grid.x / grid.y)};
-      for (int t = 0; t < threads; ++t) start(fibers[rank * threads + t], int(rank), t, at, grid, block);
+      for (int t = 0; t < threads; ++t)
+        start(fibers[rank * threads + t], int(rank), t, at, grid, block);
     }
     run_blocks(random, order);
-    for (Block& b : blocks) free(b.memory);
-    if (!error.empty()) return error.c_str();
+    for (Block& b : blocks)
+      free(b.memory);
+    if (!error.empty())
+      return error.c_str();
   }
   return nullptr;
 }
 
-void* dynamic_shared() { return blocks[running->rank].dynamic; }
+void* dynamic_shared() {
+  return blocks[running->rank].dynamic;
+}
 
 void cluster_arrive(const char* file, int line) {
   const Place place{file, line};
-  if (running->arrived) fail("a thread arrives at a cluster barrier before it waited for the last: " + place.text());
+  if (running->arrived)
+    fail("a thread arrives at a cluster barrier before it waited for the last: " + place.text());
   running->ticket = arrive(cluster_meeting, int(blocks.size()) * threads, 0, place, "cluster barrier", 0, 0, -1, true);
-  running->arrived = true, running->place = place;
+  running->arrived = true;
+  running->place = place;
 }
 
 void cluster_wait(const char* file, int line) {
   const Place place{file, line};
-  if (!running->arrived) fail("a thread waits for a cluster barrier that it didn't arrive at: " + place.text());
+  if (!running->arrived)
+    fail("a thread waits for a cluster barrier that it didn't arrive at: " + place.text());
   await(cluster_meeting, running->ticket, place, true);
   running->arrived = false;
 }
 
 const float* peer(const float* mine, int64_t rank) {
-  if (rank < 0 || rank >= int64_t(blocks.size())) fail("a cluster has no block " + std::to_string(rank));
+  if (rank < 0 || rank >= int64_t(blocks.size()))
+    fail("a cluster has no block " + std::to_string(rank));
   Block& other = blocks[rank];
-  if (other.ended) fail("a thread reads the memory of a peer that may have ended");
-  other.read_until = std::max(other.read_until, (running->arrived ? running->ticket : cluster_meeting.generation) + (running->arrived ? 2 : 1));
-  return reinterpret_cast<const float*>(other.dynamic + (reinterpret_cast<const char*>(mine) - blocks[running->rank].dynamic));
+  if (other.ended)
+    fail("a thread reads the memory of a peer that may have ended");
+  other.read_until = std::max(
+      other.read_until, (running->arrived ? running->ticket : cluster_meeting.generation) + (running->arrived ? 2 : 1));
+  return reinterpret_cast<const float*>(other.dynamic +
+                                        (reinterpret_cast<const char*>(mine) - blocks[running->rank].dynamic));
 }
 
 int barrier(int value, const char* file, int line) {
@@ -330,25 +396,33 @@ int barrier(int value, const char* file, int line) {
 }
 
 uint64_t shuffle_xor(unsigned mask, uint64_t value, int lanes, const char* file, int line) {
-  const int lane = running->index % warp_lanes, warp = running->index / warp_lanes, other = lane ^ lanes;
+  const int lane = running->index % warp_lanes;
+  const int warp = running->index / warp_lanes;
+  const int other = lane ^ lanes;
   const int size = std::min(warp_lanes, threads - warp * warp_lanes);
   const unsigned present = size == warp_lanes ? ~0u : (1u << size) - 1;
   const Place place{file, line};
-  if (mask & ~present || !(mask >> lane & 1)) fail("a shuffle's mask names lanes that aren't there, or not its own, at " + place.text());
-  if (!(mask >> other & 1)) fail("a shuffle reads a lane outside its mask at " + place.text());
+  if (mask & ~present || !(mask >> lane & 1))
+    fail("a shuffle's mask names lanes that aren't there, or not its own, at " + place.text());
+  if (!(mask >> other & 1))
+    fail("a shuffle reads a lane outside its mask at " + place.text());
   Meeting& m = blocks[running->rank].warps[warp];
-  const int parity = meet(m, __builtin_popcount(mask), mask, place, "shuffle", 0, value, lane, false);   // orders no memory
+  const int parity =
+      meet(m, __builtin_popcount(mask), mask, place, "shuffle", 0, value, lane, false);  // orders no memory
   return m.value[parity][other];
 }
 
 namespace {
 Meeting& whole_warp(Place place) {
-  if (threads % warp_lanes) fail("an operation of whole warps in a block that isn't made of them, at " + place.text());
+  if (threads % warp_lanes)
+    fail("an operation of whole warps in a block that isn't made of them, at " + place.text());
   return blocks[running->rank].warps[running->index / warp_lanes];
 }
 }  // namespace
 
-int lane() { return running->index % warp_lanes; }
+int lane() {
+  return running->index % warp_lanes;
+}
 
 void warp_barrier(const char* file, int line) {
   meet(whole_warp({file, line}), warp_lanes, ~0u, {file, line}, "warp barrier", 0, 0, -1, true);
@@ -362,30 +436,39 @@ const Fragments* exchange(const Fragments& mine, const char* kind, const char* f
 
 void load_matrices(uint32_t* to, const void* row, bool transposed, const char* file, int line) {
   const Place place{file, line};
-  if (reinterpret_cast<uintptr_t>(row) % 16) fail("a matrix's row isn't aligned at " + place.text());
+  if (reinterpret_cast<uintptr_t>(row) % 16)
+    fail("a matrix's row isn't aligned at " + place.text());
   Meeting& m = whole_warp(place);
-  const int parity = meet(m, warp_lanes, ~0u, place, "load of matrices", 0, reinterpret_cast<uintptr_t>(row), lane(), false);
+  const int parity =
+      meet(m, warp_lanes, ~0u, place, "load of matrices", 0, reinterpret_cast<uintptr_t>(row), lane(), false);
   const void* rows[8];
   int at[8];
   uint16_t found[8];
-  for (int i = 0; i < 8; ++i) {                    // matrix i / 2, the lane's first or second element of it
-    const int along = lane() / 4, across = 2 * (lane() % 4) + i % 2;
+  for (int i = 0; i < 8; ++i) {  // matrix i / 2, the lane's first or second element of it
+    const int along = lane() / 4;
+    const int across = 2 * (lane() % 4) + i % 2;
     rows[i] = reinterpret_cast<const void*>(m.value[parity][i / 2 * 8 + (transposed ? across : along)]);
     at[i] = transposed ? along : across;
   }
   read_halves(found, rows, at, 8);
-  for (int i = 0; i < 4; ++i) to[i] = found[2 * i] | uint32_t(found[2 * i + 1]) << 16;
+  for (int i = 0; i < 4; ++i)
+    to[i] = found[2 * i] | uint32_t(found[2 * i + 1]) << 16;
 }
 
 namespace {
-void finish(const Copy& c) { copy_bytes(c.to, c.keep ? c.from : nullptr, c.bytes); }
+void finish(const Copy& c) {
+  copy_bytes(c.to, c.keep ? c.from : nullptr, c.bytes);
+}
 }  // namespace
 
 void copy_async(void* to, const void* from, int bytes, bool keep) {
-  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes) fail("a copy isn't aligned");
-  if (keep) count(counts.loaded, bytes);
+  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
+    fail("a copy isn't aligned");
+  if (keep)
+    count(counts.loaded, bytes);
   running->open.push_back({to, from, bytes, keep});
-  if (!config.late_copies) finish(running->open.back());
+  if (!config.late_copies)
+    finish(running->open.back());
 }
 
 void copy_commit() {
@@ -396,7 +479,8 @@ void copy_commit() {
 void copy_wait(int pending) {
   while (int(running->groups.size()) > pending) {
     if (config.late_copies)
-      for (const Copy& c : running->groups.front()) finish(c);
+      for (const Copy& c : running->groups.front())
+        finish(c);
     running->groups.pop_front();
   }
 }
@@ -405,13 +489,19 @@ void copy_wait(int pending) {
 
 // For those who load the emulator as a shared object.
 extern "C" {
-__attribute__((visibility("default"))) void emulator_configure(int order, unsigned seed, int late_copies, int64_t shared, int64_t processors,
-                                                               int64_t cluster) {
+__attribute__((visibility("default"))) void emulator_configure(int order, unsigned seed, int late_copies,
+                                                               int64_t shared, int64_t processors, int64_t cluster) {
   emulator::config = {order, seed, late_copies != 0, shared, processors, cluster};
 }
 __attribute__((visibility("default"))) void emulator_counts(uint64_t* six, int reset) {
   const emulator::Counts& c = emulator::counts;
-  six[0] = c.loaded, six[1] = c.stored, six[2] = c.launches, six[3] = c.blocks, six[4] = c.shared, six[5] = c.cluster;
-  if (reset) emulator::counts = {};
+  six[0] = c.loaded;
+  six[1] = c.stored;
+  six[2] = c.launches;
+  six[3] = c.blocks;
+  six[4] = c.shared;
+  six[5] = c.cluster;
+  if (reset)
+    emulator::counts = {};
 }
 }

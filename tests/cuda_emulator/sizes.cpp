@@ -20,7 +20,8 @@ void nothing(Task) {}
 
 int main() {
   using namespace mmk;
-  const int64_t x = int64_t(1) << 31, y = 1 << 16;
+  const int64_t x = int64_t(1) << 31;
+  const int64_t y = 1 << 16;
   told(cuda::sum_columns({1, 1, 1}, 0, 1, nullptr, y * 128, nullptr, nullptr));
   told(cuda::sum_columns({x, 1, x}, 0, 1, nullptr, 1, nullptr, nullptr));
   told(cuda::clear(nullptr, x * 256, nullptr));
@@ -31,6 +32,7 @@ int main() {
   told(emulator::launch(nothing, dim3(1, unsigned(y)), 1, dim3(32), 0, Task{}));
   told(emulator::launch(nothing, dim3(unsigned(x)), 1, dim3(32), 0, Task{}));
   told(emulator::launch(nothing, dim3(0), 1, dim3(32), 0, Task{}));
-  if (cuda::clear(nullptr, 0, nullptr) || cuda::accumulate(nullptr, nullptr, 0, nullptr)) right = false;
+  if (cuda::clear(nullptr, 0, nullptr) || cuda::accumulate(nullptr, nullptr, 0, nullptr))
+    right = false;
   return right ? 0 : 2;
 }

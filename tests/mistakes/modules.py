@@ -86,7 +86,10 @@ def of_constructor(name):
 
 
 # Calls: what the module is made of besides, and valid tensors.
-IMAGE, TEXT, TOKENS, OFFSETS = torch.randn(3, 6, 8), torch.randn(3, 5), torch.randn(3, 4, 5), torch.tensor([0, 2, 3, 6])
+IMAGE = torch.randn(3, 6, 8)
+TEXT = torch.randn(3, 5)
+TOKENS = torch.randn(3, 4, 5)
+OFFSETS = torch.tensor([0, 2, 3, 6])
 CALLS = {
     "spatial": ("SpatialAttention", {}, {"image": IMAGE, "text": TEXT}),
     "planes": ("SpatialAttention", {"layout": "bdhw"}, {"image": IMAGE.mT.unflatten(2, (2, 3)), "text": TEXT}),
@@ -124,8 +127,7 @@ def of_call(kind):
             ValueError,
             [f"{argument} must be float32", "got torch.int64"],
         )
-        for what, mistake, exception, parts in of_layouts(argument, tensor):
-            yield what, mistake, exception, parts
+        yield from of_layouts(argument, tensor)
         yield (
             f"{argument} too deep",
             {argument: tensor[None]},
@@ -134,7 +136,8 @@ def of_call(kind):
         )
         if "packed" not in kind and kind != "additive":
             yield f"{argument} of another batch", {argument: tensor[:2]}, ValueError, ["must have shape [B, "]
-    alone, text = given["image"][0], given.get("text", given.get("query"))
+    alone = given["image"][0]
+    text = given.get("text", given.get("query"))
     if "packed" in kind:
         yield "image of a batch", {"image": IMAGE}, ValueError, ["image must have shape [rows, D] = [any, "]
     elif kind == "channel":
@@ -149,7 +152,7 @@ def of_call(kind):
             "image of one sample",
             {"image": alone},
             ValueError,
-            [f"image must have shape [B, ", f"got {list(alone.shape)}: one sample without a batch is image[None]"],
+            ["image must have shape [B, ", f"got {list(alone.shape)}: one sample without a batch is image[None]"],
         )
     if name in ("SpatialAttention", "ChannelAttention", "AdditiveAttention"):
         channels = 1 if kind == "planes" else given["image"].dim() - 1

@@ -1,5 +1,6 @@
-// Checks csrc/cpu/simd.h and activation.h for the instruction set that they were compiled for: exp, exp_below and the activations over the floats
-// (every STEP-th), and the conversions of bfloat16 and float16 in both directions. Prints what is wrong and exits with 1. argv[1]: STEP.
+// Checks csrc/cpu/simd.h and activation.h for the instruction set that they were compiled for: exp, exp_below and the
+// activations over the floats (every STEP-th), and the conversions of bfloat16 and float16 in both directions. Prints
+// what is wrong and exits with 1. argv[1]: STEP.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -10,24 +11,45 @@ using namespace mmk;
 
 static int failures = 0;
 #define EXPECT(condition, ...) \
-  if (!(condition)) { std::printf(__VA_ARGS__); if (++failures > 20) std::exit(1); }
+  if (!(condition)) {          \
+    std::printf(__VA_ARGS__);  \
+    if (++failures > 20)       \
+      std::exit(1);            \
+  }
 
-static bool same(float a, float b) { return (a != a && b != b) || bit_cast<uint32_t>(a) == bit_cast<uint32_t>(b); }
+static bool same(float a, float b) {
+  return (a != a && b != b) || bit_cast<uint32_t>(a) == bit_cast<uint32_t>(b);
+}
 
 static void check_exp(uint64_t step) {
   double worst = 0;
   for (uint64_t u = 0; u < (1ull << 32); u += step * lanes<float>) {
     vec<float> x;
-    for (int i = 0; i < lanes<float>; ++i) x[i] = bit_cast<float>(uint32_t(u + i * step));
+    for (int i = 0; i < lanes<float>; ++i)
+      x[i] = bit_cast<float>(uint32_t(u + i * step));
     vec<float> y = exp(x);
     for (int i = 0; i < lanes<float>; ++i) {
-      float xi = x[i], yi = y[i];
-      if (xi != xi) { EXPECT(yi != yi, "exp(NaN) = %g\n", yi); continue; }
-      if (xi < -87.5f) { EXPECT(yi == 0, "exp(%a) = %a, expected 0\n", xi, yi); continue; }
-      if (xi > 88.73f) { EXPECT(std::isinf(yi), "exp(%a) = %a, expected Inf\n", xi, yi); continue; }
+      float xi = x[i];
+      float yi = y[i];
+      if (xi != xi) {
+        EXPECT(yi != yi, "exp(NaN) = %g\n", yi);
+        continue;
+      }
+      if (xi < -87.5f) {
+        EXPECT(yi == 0, "exp(%a) = %a, expected 0\n", xi, yi);
+        continue;
+      }
+      if (xi > 88.73f) {
+        EXPECT(std::isinf(yi), "exp(%a) = %a, expected Inf\n", xi, yi);
+        continue;
+      }
       double truth = std::exp(double(xi));
-      if (truth < 0x1p-126) { EXPECT(yi == 0 || yi == 0x1p-126f, "exp(%a) = %a\n", xi, yi); continue; }
-      if (truth > 0x1.fffffep127) continue;
+      if (truth < 0x1p-126) {
+        EXPECT(yi == 0 || yi == 0x1p-126f, "exp(%a) = %a\n", xi, yi);
+        continue;
+      }
+      if (truth > 0x1.fffffep127)
+        continue;
       double error = std::fabs(yi - truth) / truth;
       worst = error > worst ? error : worst;
       EXPECT(error < 0x1p-22, "exp(%a) = %a, expected %a\n", xi, yi, truth);
@@ -42,18 +64,29 @@ static void check_exp_below(uint64_t step) {
     vec<float> x;
     for (int i = 0; i < lanes<float>; ++i) {
       x[i] = bit_cast<float>(uint32_t(u + i * step));
-      if (x[i] >= 88) x[i] = -x[i];                // it is for x < 88
+      if (x[i] >= 88)
+        x[i] = -x[i];  // it is for x < 88
     }
     vec<float> y = exp_below(x);
     for (int i = 0; i < lanes<float>; ++i) {
-      float xi = x[i], yi = y[i];
-      if (xi != xi) { EXPECT(yi != yi, "exp_below(NaN) = %g\n", yi); continue; }
-      if (xi < -87.7f) { EXPECT(yi == 0, "exp_below(%a) = %a, expected 0\n", xi, yi); continue; }
-      double truth = std::exp(double(xi)), error = std::fabs(yi - truth) / truth;
-      EXPECT(error < (std::fabs(xi) > 30 ? 0x1p-21 : 0x1p-22) || xi < -87.3f, "exp_below(%a) = %a, expected %a\n", xi, yi, truth);
+      float xi = x[i];
+      float yi = y[i];
+      if (xi != xi) {
+        EXPECT(yi != yi, "exp_below(NaN) = %g\n", yi);
+        continue;
+      }
+      if (xi < -87.7f) {
+        EXPECT(yi == 0, "exp_below(%a) = %a, expected 0\n", xi, yi);
+        continue;
+      }
+      double truth = std::exp(double(xi));
+      double error = std::fabs(yi - truth) / truth;
+      EXPECT(error < (std::fabs(xi) > 30 ? 0x1p-21 : 0x1p-22) || xi < -87.3f, "exp_below(%a) = %a, expected %a\n", xi,
+             yi, truth);
       EXPECT(xi > 0 || yi <= 1, "exp_below(%a) = %a\n", xi, yi);
       EXPECT(xi != 0 || yi == 1, "exp_below(0) = %a\n", yi);
-      if (xi > -87) worst = error > worst ? error : worst;
+      if (xi > -87)
+        worst = error > worst ? error : worst;
     }
     EXPECT(same(exp_below(float(x[0])), y[0]), "exp_below(%a) of one float differs\n", float(x[0]));
   }
@@ -61,28 +94,44 @@ static void check_exp_below(uint64_t step) {
 }
 
 static void check_activations(uint64_t step) {
-  struct { double tanh = 0, sigmoid = 0, gelu = 0, slope = 0; } worst;
+  struct {
+    double tanh = 0;
+    double sigmoid = 0;
+    double gelu = 0;
+    double slope = 0;
+  } worst;
   auto raise = [](double& most, double error) { most = error > most ? error : most; };
   for (uint64_t u = 0; u < (1ull << 32); u += step * lanes<float>) {
     vec<float> x, slope;
-    for (int i = 0; i < lanes<float>; ++i) x[i] = bit_cast<float>(uint32_t(u + i * step));
+    for (int i = 0; i < lanes<float>; ++i)
+      x[i] = bit_cast<float>(uint32_t(u + i * step));
     const vec<float> t = tanh(x), s = sigmoid<float>(x), g = activate<Activation::gelu, float>(x, slope);
     for (int i = 0; i < lanes<float>; ++i) {
       const double v = x[i];
-      if (v != v) { EXPECT(t[i] != t[i] && s[i] != s[i] && g[i] != g[i], "an activation of NaN isn't NaN\n"); continue; }
-      const double tail = 0.5 * std::erfc(-v * M_SQRT1_2), size = std::fabs(v);
-      if (std::isinf(v) || size > 1e4) { EXPECT(std::fabs(t[i]) == 1 && (s[i] == 0 || s[i] == 1), "tanh, sigmoid of %a are %a, %a\n", v, t[i], s[i]); continue; }
-      if (size > 1e-30) raise(worst.tanh, std::fabs(t[i] - std::tanh(v)) / std::fabs(std::tanh(v)));
+      if (v != v) {
+        EXPECT(t[i] != t[i] && s[i] != s[i] && g[i] != g[i], "an activation of NaN isn't NaN\n");
+        continue;
+      }
+      const double tail = 0.5 * std::erfc(-v * M_SQRT1_2);
+      const double size = std::fabs(v);
+      if (std::isinf(v) || size > 1e4) {
+        EXPECT(std::fabs(t[i]) == 1 && (s[i] == 0 || s[i] == 1), "tanh, sigmoid of %a are %a, %a\n", v, t[i], s[i]);
+        continue;
+      }
+      if (size > 1e-30)
+        raise(worst.tanh, std::fabs(t[i] - std::tanh(v)) / std::fabs(std::tanh(v)));
       raise(worst.sigmoid, std::fabs(s[i] - 1 / (1 + std::exp(-v))));
       raise(worst.gelu, std::fabs(g[i] - v * tail) / (size > 1 ? size : 1));
       raise(worst.slope, std::fabs(slope[i] - (tail + v * std::exp(-v * v / 2) * 0.3989422804014327)));
     }
   }
-  EXPECT(worst.tanh < 0x1p-22 && worst.sigmoid < 0x1p-22 && worst.gelu < 0x1p-22 && worst.slope < 0x1p-21, "an activation is off\n");
-  std::printf("tanh: relative error %.3g; sigmoid, gelu, its slope: error %.3g, %.3g, %.3g\n", worst.tanh, worst.sigmoid, worst.gelu, worst.slope);
+  EXPECT(worst.tanh < 0x1p-22 && worst.sigmoid < 0x1p-22 && worst.gelu < 0x1p-22 && worst.slope < 0x1p-21,
+         "an activation is off\n");
+  std::printf("tanh: relative error %.3g; sigmoid, gelu, its slope: error %.3g, %.3g, %.3g\n", worst.tanh,
+              worst.sigmoid, worst.gelu, worst.slope);
 }
 
-static void check_vector(const float* values, int count) {   // vectors do as single elements do
+static void check_vector(const float* values, int count) {  // vectors do as single elements do
   for (int i = 0; i + lanes<float> <= count; i += lanes<float>) {
     bf16 b[lanes<float>];
     f16 h[lanes<float>];
@@ -91,7 +140,9 @@ static void check_vector(const float* values, int count) {   // vectors do as si
     for (int j = 0; j < lanes<float>; ++j) {
       EXPECT(same(to_acc(b[j]), to_acc(from_acc<bf16>(values[i + j]))), "bf16 vector of %a\n", values[i + j]);
       EXPECT(same(to_acc(h[j]), to_acc(from_acc<f16>(values[i + j]))), "f16 vector of %a\n", values[i + j]);
-      EXPECT(same(load(static_cast<const bf16*>(b))[j], to_acc(b[j])) && same(load(static_cast<const f16*>(h))[j], to_acc(h[j])), "load of %a\n", values[i + j]);
+      EXPECT(same(load(static_cast<const bf16*>(b))[j], to_acc(b[j])) &&
+                 same(load(static_cast<const f16*>(h))[j], to_acc(h[j])),
+             "load of %a\n", values[i + j]);
     }
   }
 }
@@ -99,39 +150,47 @@ static void check_vector(const float* values, int count) {   // vectors do as si
 static void check_conversions(uint64_t step) {
   for (uint32_t u = 0; u < 65536; ++u) {
     _Float16 h = bit_cast<_Float16>(uint16_t(u));
-    EXPECT(same(to_acc(f16{uint16_t(u)}), float(h)), "f16 %04x is %a, expected %a\n", u, to_acc(f16{uint16_t(u)}), float(h));
+    EXPECT(same(to_acc(f16{uint16_t(u)}), float(h)), "f16 %04x is %a, expected %a\n", u, to_acc(f16{uint16_t(u)}),
+           float(h));
     EXPECT(same(to_acc(bf16{uint16_t(u)}), bit_cast<float>(u << 16)), "bf16 %04x\n", u);
   }
   float values[64];
   for (uint64_t u = 0; u < (1ull << 32); u += step) {
     float x = bit_cast<float>(uint32_t(u));
     _Float16 h = _Float16(x);
-    EXPECT(same(to_acc(from_acc<f16>(x)), float(h)), "f16 of %a is %a, expected %a\n", x, to_acc(from_acc<f16>(x)), float(h));
+    EXPECT(same(to_acc(from_acc<f16>(x)), float(h)), "f16 of %a is %a, expected %a\n", x, to_acc(from_acc<f16>(x)),
+           float(h));
     // bfloat16: the nearer neighbour, the even one of two; beyond the largest, Inf as if it were the next number.
-    float down = bit_cast<float>(uint32_t(u) & 0xffff0000u), got = to_acc(from_acc<bf16>(x));
+    float down = bit_cast<float>(uint32_t(u) & 0xffff0000u);
+    float got = to_acc(from_acc<bf16>(x));
     uint32_t rest = uint32_t(u) & 0xffff;
     bool up = rest > 0x8000 || (rest == 0x8000 && (u >> 16 & 1));
     float expected = x != x ? x : up ? bit_cast<float>((uint32_t(u) & 0xffff0000u) + 0x10000u) : down;
     EXPECT(same(got, expected), "bf16 of %a is %a, expected %a\n", x, got, expected);
     values[u / step % 64] = x;
-    if (u / step % 64 == 63) check_vector(values, 64);
+    if (u / step % 64 == 63)
+      check_vector(values, 64);
   }
 }
 
 static void check_sums() {
   float a[4 * 16];
   double b[4 * 16];
-  for (int i = 0; i < 64; ++i) a[i] = float(i * i % 37), b[i] = i * i % 41;
+  for (int i = 0; i < 64; ++i)
+    a[i] = float(i * i % 37), b[i] = i * i % 41;
   auto check = [](auto* values) {
     using C = std::remove_reference_t<decltype(*values)>;
     vec<C> v[4];
     C sums[4];
-    for (int i = 0; i < 4; ++i) v[i] = load(static_cast<const C*>(values) + i * lanes<C>);
+    for (int i = 0; i < 4; ++i)
+      v[i] = load(static_cast<const C*>(values) + i * lanes<C>);
     sum4<C>(v, sums);
     for (int i = 0; i < 4; ++i) {
       C expected = 0;
-      for (int j = 0; j < lanes<C>; ++j) expected += values[i * lanes<C> + j];
-      EXPECT(sums[i] == expected && sum<C>(v[i]) == expected, "sum %g %g, expected %g\n", double(sums[i]), double(sum<C>(v[i])), double(expected));
+      for (int j = 0; j < lanes<C>; ++j)
+        expected += values[i * lanes<C> + j];
+      EXPECT(sums[i] == expected && sum<C>(v[i]) == expected, "sum %g %g, expected %g\n", double(sums[i]),
+             double(sum<C>(v[i])), double(expected));
     }
   };
   check(a);
@@ -143,7 +202,7 @@ int main(int argc, char** argv) {
   check_sums();
   check_exp(step);
   check_exp_below(step);
-  check_activations(step == 1 ? 16 : step);        // libm takes its time
+  check_activations(step == 1 ? 16 : step);  // libm takes its time
   check_conversions(step | 1);
   return failures != 0;
 }

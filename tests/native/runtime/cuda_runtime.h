@@ -3,7 +3,11 @@
 #include <cstddef>
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorInvalidDevice };
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount, cudaDevAttrClusterLaunch };
+enum cudaDeviceAttr {
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrClusterLaunch
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
 
@@ -18,7 +22,9 @@ struct cudaFuncAttributes {
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
-    struct { unsigned x, y, z; } clusterDim;
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
   } val;
 };
 using cudaStream_t = void*;
@@ -35,7 +41,10 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ind
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel);
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
 cudaError_t launched(const cudaLaunchConfig_t& config, const void* kernel);
-template <class Arguments> cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Arguments), const Arguments&) {
+template <class Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Arguments), const Arguments&) {
   return launched(*config, reinterpret_cast<const void*>(kernel));
 }
-inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaErrorInvalidValue ? "invalid argument" : "invalid device ordinal"; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorInvalidValue ? "invalid argument" : "invalid device ordinal";
+}
