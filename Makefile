@@ -2,6 +2,7 @@
 # make lint   style, in seconds: needs no installation of the package        make format   puts it right
 # make test   the tests            make test-slow, test-triton, test-triton-oldest   the rest: .ci/run runs all
 TORCH  := torch==2.13.0
+LINT   := "ruff==0.17.*" "clang-format==23.1.*"
 PYTHON ?= python3
 VENV   := .venv
 # Threads that wait shouldn't spin: on a busy machine they would keep the others from working.
@@ -31,9 +32,9 @@ test: install
 	$(PYTEST) -m "not slow"
 
 NATIVE = $(shell git ls-files '*.cpp' '*.h' '*.cu')
-$(VENV)/.lint: pyproject.toml
+$(VENV)/.lint: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['lint'])")
+	$(BIN)/python -m pip install --quiet $(LINT)
 	touch $@
 
 lint: $(VENV)/.lint
