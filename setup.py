@@ -1,16 +1,14 @@
 """Builds mmkernels._C. The rest of the package's description is in pyproject.toml.
 
 Every file of csrc/cpu is compiled once per instruction set; the choice is made at run time, so a wheel built on one
-machine
-runs on another. The bindings use LibTorch's stable ABI: one build runs on every torch from 2.10 on.
+machine runs on another. The bindings use LibTorch's stable ABI: one build runs on every torch from 2.10 on.
 
 The CUDA kernels are built where torch has CUDA and nvcc of the same major version is found; where not, `mmkernels info`
 tells why.
 MMKERNELS_CUDA=0 leaves them out, MMKERNELS_CUDA=1 fails where they can't be built (with a torch without CUDA it
-compiles and
-links, but can't be loaded: a check that the code isn't broken). MMKERNELS_CUDA_ARCHS chooses the architectures,
-"8.0;9.0+PTX";
-by default those of 8.0, 9.0 and 10.0 that nvcc knows. PTX, for newer GPUs, is of those with +PTX, else of the last.
+compiles and links, but can't be loaded: a check that the code isn't broken). MMKERNELS_CUDA_ARCHS chooses the
+architectures, "8.0;9.0+PTX"; by default those of 8.0, 9.0 and 10.0 that nvcc knows. PTX, for newer GPUs, is of those
+with +PTX, else of the last.
 
 What is compiled is written as one graph, build/PLATFORM-PYTHON/build.ninja, and ninja makes what is older than what it
 is made

@@ -165,8 +165,7 @@ PACKED = (contiguous, transposed, every_second_row, every_second_channel, window
 
 def reaching(sign):
     """A scale that depends on queries and keys: with it the scores come near the largest number that they can be
-    computed in, and in base 2
-    beyond it."""
+    computed in, and in base 2 beyond it."""
 
     def scale(query, key):
         limit = torch.finfo(torch.float64 if query.dtype == torch.float64 else torch.float32).max

@@ -7,17 +7,13 @@ magnitude, and likewise the root mean square of the difference over that of the 
 Allowed is twice the error that the plain PyTorch peer makes in the same dtype (flash-attention's rule), plus a floor:
 one epsilon of the result's dtype, since a small case may round exactly by luck in the peer, and 32 epsilons of the
 dtype in which sums run, since the order of a sum is free (128 in float64). In float64 the truth has errors, too, and
-the peer
-has the very same: what the peer makes in float32, times the ratio of the epsilons, stands for it there. However bad the
-peer
-is, a quarter of the magnitude is too much.
+the peer has the very same: what the peer makes in float32, times the ratio of the epsilons, stands for it there.
+However bad the peer is, a quarter of the magnitude is too much.
 
 Where a sum cancels, so that a result is a thousandth of its terms, no order of summing keeps digits that the inputs
-don't have, and the peer may
-be exact by luck: what half an epsilon in every input changes of the truth (eight times that) is allowed, too. That is
-backward stability, as in
-Higham, Accuracy and Stability of Numerical Algorithms, section 1.5; for a result that doesn't cancel it adds nothing to
-the floor.
+don't have, and the peer may be exact by luck: what half an epsilon in every input changes of the truth (eight times
+that) is allowed, too. That is backward stability, as in Higham, Accuracy and Stability of Numerical Algorithms, section
+1.5; for a result that doesn't cancel it adds nothing to the floor.
 
 What is exact is compared exactly: a sample where nothing takes part is 0 everywhere, gradients included; a shape, a
 dtype, and the places of NaN and Inf are the truth's.
@@ -220,8 +216,7 @@ def _problem(actual, truth, dtype):
 
 def _verdict(name, dtype, errors, of_peer, of_narrow, of_rounded=(0, 0)):
     """The rule. All are (largest, root mean square) errors; `of_narrow` the peer's in float32 where `dtype` is float64,
-    `of_rounded` the truth's
-    where the inputs are half an epsilon off."""
+    `of_rounded` the truth's where the inputs are half an epsilon off."""
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     floor = RESULT_EPS * torch.finfo(dtype).eps + SUM_EPS[sums] * torch.finfo(sums).eps
     if of_narrow is not None:

@@ -1,9 +1,8 @@
 """What the operations are tested for, on every backend that can run here.
 
 What isn't exact is judged by the rule of :mod:`mmkernels.tolerance`: a `call` or `compute` takes the operation as its
-first argument, and what it
-gives with a backend is compared with what it gives with the reference in float64; the plain peer's error is the
-measure.
+first argument, and what it gives with a backend is compared with what it gives with the reference in float64; the plain
+peer's error is the measure.
 """
 
 import copy
@@ -190,8 +189,7 @@ def assert_upstream_may_lie_anyhow(call, operation, backend, tensors):
 
 def far_apart(tensor, dim):
     """A copy whose elements along `dim` lie so far apart that the last is 3 * 2^30 elements away: not only it is beyond
-    31 bits,
-    but the last block of twelve rows, too. The memory between is only virtual: nobody touches it."""
+    31 bits, but the last block of twelve rows, too. The memory between is only virtual: nobody touches it."""
     strides = list(tensor.movedim(dim, 0).contiguous().movedim(0, dim).stride())
     strides[dim] = 3 * 2**30 // (tensor.shape[dim] - 1)
     length = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, strides))

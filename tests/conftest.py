@@ -100,9 +100,8 @@ def runnable(operation, dtypes=(torch.float32,)):
 
 def runnable_cases(operation):
     """(backend, device, dtype, case): every case on everything that can run it; a slow backend takes the small ones.
-    The backends of a
-    case and dtype follow each other, for the truth is computed once for all. (The reference is the truth: it is
-    compared in float32 alone.)"""
+    The backends of a case and dtype follow each other, for the truth is computed once for all. (The reference is the
+    truth: it is compared in float32 alone.)"""
     combinations = sorted(runnable(operation, cases.DTYPES), key=lambda c: (c.values[1], str(c.values[2])))
     return [
         pytest.param(*combination.values, case, id=f"{combination.id}-{case.name}")

@@ -1,8 +1,8 @@
 """Triton's interpreter, made to do what it does twice only once: the tests take half the time.
 
 It puts its own functions in the place of triton.language's before every call of a device function, though they are
-there already from
-the kernel's launch on. Here it does so once for each module in which device functions lie, and launch.
+there already from the kernel's launch on. Here it does so once for each module in which device functions lie, and
+launch.
 """
 
 import functools

@@ -3,8 +3,7 @@
     python tests/ran.py FILE
 
 A test has run if it passed under some target. One that was only left out (by a mark, by a name) is run by no target;
-one that was skipped
-everywhere must have a reason that this machine can do nothing about.
+one that was skipped everywhere must have a reason that this machine can do nothing about.
 """
 
 import collections

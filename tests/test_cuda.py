@@ -420,8 +420,7 @@ def test_resources(architecture):
 @pytest.mark.parametrize("operation, kernels", [("gated_cross_attention", 33), ("bidirectional_attention", 22)])
 def test_attention_resources(architecture, operation, kernels):
     """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward, which
-    is all that
-    shared memory has room for."""
+    is all that shared memory has room for."""
     found = gpu_table.resources(architecture, operation)
     assert len(found) == kernels
     wrong = {name: vars(r) for name, r in found.items() if r.registers > 255 or r.spilled or r.static or r.stack}

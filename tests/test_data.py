@@ -130,8 +130,7 @@ def test_batch(task):
 def test_training_images_are_normalised(task):
     images = torch.stack([task.training[i][0] for i in range(len(task.training))])
     # Four roundings to float32 (x / 255, the mean, the difference, its quotient by the standard deviation), each by
-    # half
-    # an epsilon of what is, divided by the standard deviation, at most twice the largest value.
+    # half an epsilon of what is, divided by the standard deviation, at most twice the largest value.
     values = images.double().transpose(0, 1).flatten(1)
     rounding = 4 * torch.finfo(torch.float32).eps * values.abs().amax(1)
     assert (values.mean(1).abs() <= rounding).all() and ((values.std(1, correction=0) - 1).abs() <= rounding).all()

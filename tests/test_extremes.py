@@ -1,6 +1,5 @@
 """Softmax at the ends of the floats' range: masks of the lowest and largest numbers, scores that are infinite or NaN.
-(Scores near the largest
-float are cases of mmkernels.cases.)"""
+(Scores near the largest float are cases of mmkernels.cases.)"""
 
 import pytest
 import torch

@@ -91,9 +91,8 @@ def test_replays(operation, gradients, backend, device):
 @on_every_operation
 def test_first_call_in_a_capture(operation, backend, device):
     """In a process that has only seen a small call, a large one of the same kernels is captured at once: whatever a
-    kernel has to be told
-    about its shared memory is told without a synchronisation. (Triton compiles and loads with the first call: it has to
-    be warm.)"""
+    kernel has to be told about its shared memory is told without a synchronisation. (Triton compiles and loads with the
+    first call: it has to be warm.)"""
     skip_unless_it_runs(backend, operation, device)
     if device == "cpu":
         capture_first_call(operation, backend, device)

@@ -1,6 +1,6 @@
 """A softmax over a single element: its weight is 1 whatever its score, so that the scores have no gradient. Plain
-PyTorch gives exactly 0,
-and so does every backend: nothing is left of rounding, which large inputs would make of any size."""
+PyTorch gives exactly 0, and so does every backend: nothing is left of rounding, which large inputs would make of any
+size."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

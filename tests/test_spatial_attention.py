@@ -445,8 +445,7 @@ def test_far_apart(backend, device, dtype, shape, dim, combine):
 @pytest.mark.parametrize("layout", ["bnd", "packed", "bdhw"])
 def test_more_than_2_31_elements(backend, device, dtype, layout):
     """One row expanded to so many positions that their elements can't be counted in 32 bits. It holds small integers,
-    and
-    the positions are a power of two: every sum is exact in float32, in any order."""
+    and the positions are a power of two: every sum is exact in float32, in any order."""
     if cases.is_slow(backend, device) or backend == "reference":
         pytest.skip("a large case")
     n, d = 2**20, 2048 + 4

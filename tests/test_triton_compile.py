@@ -236,8 +236,7 @@ def blocks(options):
 
 def resources(compiled):
     """Registers a thread, and what was spilled to memory: bytes (NVIDIA), or vector registers (AMD; scalar registers
-    spill into
-    lanes of vector registers, and are no memory's traffic)."""
+    spill into lanes of vector registers, and are no memory's traffic)."""
     if "hsaco" in compiled.asm:
         found = re.findall(
             r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s*(\d+)", compiled.asm["amdgcn"]
@@ -281,8 +280,7 @@ needs_oldest_triton = pytest.mark.skipif(
 
 def check(rows, operation):
     """No spills, within the budget, and nothing contracted: threads that hold the same sum must hold the same bits, so
-    that the result
-    is the same whichever of them writes it."""
+    that the result is the same whichever of them writes it."""
     assert {row["kernel"] for row in rows} == KERNELS[operation]
     budget = SHARED_BUDGET[operation]
     wrong = [

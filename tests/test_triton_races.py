@@ -1,11 +1,9 @@
 """The Triton kernels, interpreted: no thread may read or write what another one writes at the same time.
 
 The interpreter runs one program after another, each as one thread. On a GPU a program is several warps, and one element
-may be held by
-some of them: each loads it for itself. So between a program's loads and its stores of an address there must be a
-barrier; and what one
-program stores, no other one of the same launch may load or store. What is loaded and stored is recorded here, and the
-rule checked.
+may be held by some of them: each loads it for itself. So between a program's loads and its stores of an address there
+must be a barrier; and what one program stores, no other one of the same launch may load or store. What is loaded and
+stored is recorded here, and the rule checked.
 """
 
 import importlib.util
@@ -111,8 +109,7 @@ def train(function, tensors, **options):
 
 def spatial_attention():
     """A small sample, one in chunks whose blocks hold fewer positions than a program has threads, packed bags of both
-    kinds; and the
-    result where the image lies."""
+    kinds; and the result where the image lies."""
     for combine in ("multiply", "pool"):
         for shape in ((2, 5, 6), (1, 5, 8192)):
             train(mmk.spatial_attention, (draw(*shape), draw(shape[0], shape[2])), combine=combine, need_weights=True)

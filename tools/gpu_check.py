@@ -3,10 +3,9 @@
     python tools/gpu_check.py [--list] [--only STEP ...] [--json FILE] [--limit SECONDS]
 
 Nothing is downloaded or installed: the extension is built in place, for this machine's GPU (MMKERNELS_CUDA_ARCHS
-chooses otherwise), and what
-isn't there is skipped with a word. A step that fails doesn't end the run; the exit status is 1 if any failed. The file
-is written after
-every step, and a later run with --only replaces those steps in it, as long as the commit is the same.
+chooses otherwise), and what isn't there is skipped with a word. A step that fails doesn't end the run; the exit status
+is 1 if any failed. The file is written after every step, and a later run with --only replaces those steps in it, as
+long as the commit is the same.
 """
 
 import argparse
@@ -35,8 +34,7 @@ PACKAGES = ("torch", "triton", "numpy", "pytest", "hypothesis", "setuptools", "p
 @dataclass
 class Step:
     """Commands that run beside each other. `{json}` in one is a file whose content goes into the report. Passed: every
-    command exits with one
-    of `passing`, and not all with a 5 (pytest's word for "no test selected")."""
+    command exits with one of `passing`, and not all with a 5 (pytest's word for "no test selected")."""
 
     name: str
     commands: list

@@ -26,12 +26,9 @@ def additive_attention(
     """Attention with a small network for its scores: ``softmax_n(v . act(w_image image_n + w_query query + bias))``.
 
     With ``w_gate`` the hidden vector is multiplied by ``sigmoid(w_gate image_n + bias_gate)`` before ``v``. The ``N x
-    A`` hidden
-    matrix never exists: a panel of positions goes through product, activation, gate and ``v`` while it is in cache, its
-    scores
-    feed the softmax and the pooled sum, and the backward pass computes it again. (Training on the CPU keeps the
-    products of the
-    first rows, at most 16 MiB: a small bag's are not computed twice.)
+    A`` hidden matrix never exists: a panel of positions goes through product, activation, gate and ``v`` while it is in
+    cache, its scores feed the softmax and the pooled sum, and the backward pass computes it again. (Training on the CPU
+    keeps the products of the first rows, at most 16 MiB: a small bag's are not computed twice.)
 
     Args:
         image: ``[B, N, D]``, or with ``offsets`` packed bags ``[rows, D]``; float32, bfloat16, float16 or float64, any
@@ -55,8 +52,7 @@ def additive_attention(
 
     Returns:
         The result in image's dtype, or ``(result, weights)``. Where nothing takes part (all masked, N = 0, an empty
-        bag) result,
-        weights and gradients are 0. What a masked position holds, NaN included, reaches nothing.
+        bag) result, weights and gradients are 0. What a masked position holds, NaN included, reaches nothing.
 
     Raises:
         TypeError, ValueError: an argument's type, shape, dtype or device is wrong; the message names it.
@@ -146,8 +142,7 @@ def _check(given, activation, mask, offsets, combine):
 # The operation. inputs: shift [B, A], the query's part of the hidden vector and the bias, and shift_gate [A], both
 # float32 (float64);
 # offsets int64. options: activation, an index into ACTIVATIONS, pool, and kept_rows. extra: the first kept_rows rows'
-# products with
-# w_image and w_gate [kept_rows, A or 2 A]. The weights and it are kept.
+# products with w_image and w_gate [kept_rows, A or 2 A]. The weights and it are kept.
 
 
 def kept_columns(w_image, w_gate):

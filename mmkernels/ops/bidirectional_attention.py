@@ -11,8 +11,7 @@ def bidirectional_attention(
     """Image attends to text and text to image, from one score matrix ``S = scale * image_query text_key^T``, per head.
 
     ``image_out = softmax_T(S + text_mask) text_value`` and ``text_out = softmax_N(S^T + image_mask) image_value``.
-    Every tile of
-    scores is computed once and feeds both; the ``N x T`` matrix is never written.
+    Every tile of scores is computed once and feeds both; the ``N x T`` matrix is never written.
 
     Args:
         image_query: ``[B, H, N, d]``, float32, bfloat16, float16 or float64, any strides (as in
@@ -27,8 +26,8 @@ def bidirectional_attention(
 
     Returns:
         ``(image_out [B, H, N, dv], text_out [B, H, T, dv])`` in the inputs' dtype; 0 where there is nothing to attend
-        to. What is
-        masked out still attends itself, and gets its own row of the result; NaN or Inf that it holds counts as 0.
+        to. What is masked out still attends itself, and gets its own row of the result; NaN or Inf that it holds counts
+        as 0.
 
     Raises:
         TypeError, ValueError: an argument's type, shape, dtype or device is wrong; the message names it.

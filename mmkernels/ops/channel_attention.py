@@ -10,16 +10,13 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
     """``image * softmax(weight @ [image_n ; text_b] + bias, -1)``: the article's formula 4.2, ``softmax(W_a [X, Y])``.
 
     The concatenation is never built: ``weight``'s last E columns act on the text once a sample, which shifts the scores
-    of all its
-    positions. Scores turn into the result panel by panel while they are in cache, no ``[B, N, D]`` scores are kept: the
-    backward pass
-    computes them again. (Training on the CPU keeps the weights of the first rows, at most 16 MiB.)
+    of all its positions. Scores turn into the result panel by panel while they are in cache, no ``[B, N, D]`` scores
+    are kept: the backward pass computes them again. (Training on the CPU keeps the weights of the first rows, at most
+    16 MiB.)
 
     The softmax runs over channels. Over positions it would cancel the text: the text adds the same number to the scores
-    of all
-    positions of a channel, and softmax doesn't change when all its scores grow by the same number. Over channels every
-    score gets a
-    number of its own, and the text decides which channels of a position count.
+    of all positions of a channel, and softmax doesn't change when all its scores grow by the same number. Over channels
+    every score gets a number of its own, and the text decides which channels of a position count.
 
     Args:
         image: ``[B, N, D]`` or ``[B, D]``, float32, bfloat16, float16 or float64, any strides.
@@ -37,8 +34,7 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
         BackendError: the backend that was forced can't run.
 
     Source: attention over concatenated features, Bahdanau et al. 2015 (arXiv:1409.0473), over channels as in Chen et
-    al. 2017
-    (arXiv:1611.05594).
+    al. 2017 (arXiv:1611.05594).
     """
     checks.features("image", image)
     for name, tensor in (("text", text), ("weight", weight), *((("bias", bias),) if bias is not None else ())):

@@ -32,10 +32,8 @@ KEPT_BYTES = 16 << 20  # a constant beside images that have no limit
 
 def kept_rows(run, rows, columns, dtype, *inputs):
     """Of how many of the first rows the CPU's forward pass keeps what its backward pass would have to compute again
-    (`columns` numbers of
-    `dtype` each): as many as KEPT_BYTES hold. None without a backward pass, in an exported graph, which may run
-    anywhere, nor under
-    torch.func's transforms, which fold samples."""
+    (`columns` numbers of `dtype` each): as many as KEPT_BYTES hold. None without a backward pass, in an exported graph,
+    which may run anywhere, nor under torch.func's transforms, which fold samples."""
     if (
         getattr(run, "backend", None) != "cpu"
         or torch.compiler.is_exporting()
@@ -99,8 +97,7 @@ def empty_heads(like, channels):
 
 def softmax_shape(queries):
     """``[B, H, 2, N]``, of each query's softmax: its largest score, in the kernels' own unit, and one over the sum of
-    the exponentials of what
-    scores are less; 0 where nothing takes part."""
+    the exponentials of what scores are less; 0 where nothing takes part."""
     return *queries.shape[:2], 2, queries.shape[2]
 
 

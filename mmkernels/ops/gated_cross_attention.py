@@ -15,8 +15,7 @@ def gated_cross_attention(
     """``gate * softmax(scale * query key^T + attn_mask) value``: attention whose result is multiplied, per head.
 
     The score matrix ``N x T`` is never written; keys and values of a head are prepared once for all queries, and the
-    gate is
-    multiplied where the result still lies in registers. Made for thousands of image positions and a short text.
+    gate is multiplied where the result still lies in registers. Made for thousands of image positions and a short text.
 
     Args:
         query: ``[B, H, N, d]``, float32, bfloat16, float16 or float64. Any strides: a transposed view of ``[B, N, H *
@@ -37,8 +36,7 @@ def gated_cross_attention(
 
     Returns:
         ``[B, H, N, dv]`` in query's dtype, or ``(result, weights)``. A query that attends to no token gives 0 and has
-        no
-        gradient. What a token holds that no query attends to, or such a query, NaN included, reaches nothing.
+        no gradient. What a token holds that no query attends to, or such a query, NaN included, reaches nothing.
 
     Raises:
         TypeError, ValueError: an argument's type, shape, dtype or device is wrong; the message names it.
@@ -123,8 +121,7 @@ def _weights(query, key, attn_mask, scale):
 
 
 # The operation. options: scale, need_attended; extras: attended (the result before the gate, where it is needed), and
-# softmax, what the
-# weights are recomputed from.
+# softmax, what the weights are recomputed from.
 
 
 def _reference(query, key, value, gate, tokens, pairs, bias, scale, need_attended):

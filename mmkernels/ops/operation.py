@@ -8,11 +8,9 @@ An operation's kernels come as two registered functions, ``NAME`` and ``NAME_bac
     NAME_backward(*output_grads, *inputs, *kept, *options, *needs) -> (*input_grads)
 
 ``inputs`` are tensors or None, ``options`` plain values, ``extras`` what only the backward pass wants, ``kept`` what it
-gets of
-outputs and extras, ``needs`` one bool for each differentiable input; a gradient that isn't needed comes as an empty
-tensor.
-The plain PyTorch reference serves as a backend of the same form, and gives the second derivatives and the tangents of
-all.
+gets of outputs and extras, ``needs`` one bool for each differentiable input; a gradient that isn't needed comes as an
+empty tensor. The plain PyTorch reference serves as a backend of the same form, and gives the second derivatives and the
+tangents of all.
 """
 
 import torch
@@ -61,8 +59,7 @@ class Operation:
 
     def register(self, name, *names):
         """Gives the registered functions ``name``, ``name_backward`` and ``name_out``, if there is one, their rules,
-        and makes them the
-        backends ``names``."""
+        and makes them the backends ``names``."""
         namespace = torch.ops.mmkernels
         forward = getattr(namespace, name).default
         backward = getattr(namespace, f"{name}_backward").default
@@ -198,8 +195,7 @@ class Operation:
 
     def _vmap(self, function, before=0):
         """Folds the new dimension into the batch; where weights are vmapped, or want gradients, or bags are packed,
-        calls one
-        after another."""
+        calls one after another."""
         shared = {before + i for i in self.shared}
         offsets = before + self.names.index("offsets") if "offsets" in self.names else None
 

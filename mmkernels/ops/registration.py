@@ -2,9 +2,8 @@
 `out`.
 
 torch.library.register_autograd would do for reverse mode, but it drops the tangents of forward mode without a word
-where nothing requires
-a gradient. Private names of PyTorch that stand here are those that torch/_library/autograd.py and custom_ops.py use
-(2.10 to 2.14).
+where nothing requires a gradient. Private names of PyTorch that stand here are those that torch/_library/autograd.py
+and custom_ops.py use (2.10 to 2.14).
 """
 
 import functools

@@ -446,8 +446,7 @@ class Problem:
 
     def panels(self):
         """(first row, last row + 1, rows, u, t) of every panel. A copy of masked rows and their gradient are as wide as
-        image: up to
-        eight times a panel's bytes, since few rows are slow to multiply."""
+        image: up to eight times a panel's bytes, since few rows are slow to multiply."""
         for first, last in self.rows.panels(max(self.channels // 8, self.hidden * (1 if self.w_gate is None else 2))):
             x = self.rows.panel(first, last)
             yield first, last, x, product(x, self.w_image), None if self.w_gate is None else product(x, self.w_gate)

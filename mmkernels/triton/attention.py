@@ -1,10 +1,8 @@
 """Attention over heads in Triton: what gated cross-attention and bidirectional attention share.
 
 Rows attend to columns: queries to tokens, or tokens to positions. A program holds a block of one head's rows and walks
-the
-columns; the scores exist as tiles in registers, forward and backward. Q, K, V = bytes of the rows' queries, of the
-columns'
-keys and values. What is moved:
+the columns; the scores exist as tiles in registers, forward and backward. Q, K, V = bytes of the rows' queries, of the
+columns' keys and values. What is moved:
 
     attend           reads Q (and the gate) once, writes the result once; K and V are read once a block of rows, from
     the L2
@@ -17,10 +15,9 @@ keys and values. What is moved:
 
 Two softmaxes of one score matrix (bidirectional attention) have one backward: a tile's scores feed both.
 Scores are never multiplied by more than `scale`, nor are they added to a logarithm of a sum: a mask may add the largest
-float there
-is. Of a softmax the largest score and one over the sum are kept instead; where that is exactly 1, one weight is 1 and
-the others
-are 0, and the scores have no gradient. Every sum has a fixed order: no atomics. Addresses are 64 bits wide.
+float there is. Of a softmax the largest score and one over the sum are kept instead; where that is exactly 1, one
+weight is 1 and the others are 0, and the scores have no gradient. Every sum has a fixed order: no atomics. Addresses
+are 64 bits wide.
 """
 
 from typing import Any, NamedTuple
@@ -666,8 +663,7 @@ class Configuration(NamedTuple):
 
 
 # float32 has no tensor cores unless the user allows TF32: small tiles, since each thread multiplies whole rows of them.
-# Backward,
-# both softmaxes have five products to the other's three. One rule for all widths: these spill nowhere.
+# Backward, both softmaxes have five products to the other's three. One rule for all widths: these spill nowhere.
 FORWARD = {
     torch.float32: (Configuration(64, 16, 32, 64, 4, 1), Configuration(32, 16, 32, 64, 4, 1)),
     torch.bfloat16: (

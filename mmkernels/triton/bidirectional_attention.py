@@ -1,10 +1,8 @@
 """Bidirectional attention in Triton: two softmaxes of one score matrix; the kernels are in attention.py.
 
 Forward: positions attend to tokens, and tokens, in chunks of positions, to positions: where the text is longer than a
-tile, the
-sums of one side alone fill a program's registers. Backward: positions as rows, then tokens as rows; a tile's scores
-feed both
-softmaxes, and the gradients of one side's queries and values leave together.
+tile, the sums of one side alone fill a program's registers. Backward: positions as rows, then tokens as rows; a tile's
+scores feed both softmaxes, and the gradients of one side's queries and values leave together.
 """
 
 import torch

@@ -2,9 +2,8 @@
 their gradient.
 
 A program holds some rows of a panel and walks their channels. Forward it reads scores and image and writes the result:
-whole rows
-once where they fit a program, else scores twice. Backward it also reads the results' gradients, and writes the scores'
-over the scores.
+whole rows once where they fit a program, else scores twice. Backward it also reads the results' gradients, and writes
+the scores' over the scores.
 """
 
 import torch

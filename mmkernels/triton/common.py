@@ -1,8 +1,7 @@
 """What the Triton operations share: tensors as kernel arguments, registration, launch, the choice of a configuration.
 
 A kernel that takes a tuple with tuples in it begins with a new one of the same: Triton 3.6 forgets what it knows of the
-inner ones
-while it compiles (a stride that is 1, a field that is absent) as soon as it comes to a loop.
+inner ones while it compiles (a stride that is 1, a field that is absent) as soon as it comes to a loop.
 """
 
 import contextlib
@@ -128,8 +127,7 @@ def launch(kernel, programs, *arguments, **options):
     """`programs` may be 0, or one number for each axis of the grid.
 
     Nothing is contracted to a fused multiply-add: several threads hold the same sum, and a product that one of them
-    rounds and
-    another doesn't would make it two.
+    rounds and another doesn't would make it two.
     """
     grid = programs if isinstance(programs, tuple) else (programs,)
     if all(grid):

@@ -2,9 +2,8 @@
 panel by panel.
 
 A layer's product is torch's library's; a panel's scores or hidden vectors stay in the L2 cache until a kernel has
-turned them into
-what is kept. Nothing is summed by atomics: panels follow each other on the stream, and a sum over rows has one program
-a column.
+turned them into what is kept. Nothing is summed by atomics: panels follow each other on the stream, and a sum over rows
+has one program a column.
 """
 
 import torch

@@ -120,8 +120,7 @@ def locate(a, number):
 @triton.jit
 def arange(BLOCK: tl.constexpr):
     """64 bits wide, as all that is multiplied by a stride. (With 32 bits inside a tile the compilers keep every
-    element's
-    address over a loop, and need more registers, not fewer.)"""
+    element's address over a loop, and need more registers, not fewer.)"""
     return tl.arange(0, BLOCK).to(tl.int64)
 
 
@@ -580,8 +579,7 @@ class Problem:
         block_n = min(max(configuration.tile // self.block_c, 1), longest, 1024)
         fits = min(max(largest_whole // self.block_c, 1), longest, 1024)
         # Enough chunks to fill the device eight times; where positions are contiguous, a chunk has a cache line of
-        # them,
-        # so that what a narrow tile leaves of a line is read by the same program's next one, from the first-level
+        # them, so that what a narrow tile leaves of a line is read by the same program's next one, from the first-level
         # cache.
         tiles = triton.cdiv(self.N, block_n) * self.H * (1 if packed else self.B)
         chunk = block_n * min(max(tiles // (8 * processors(self.image)), 1), 16)

@@ -2,11 +2,9 @@
 common.
 
 A file describes FORMS, valid calls of the public function by name, and MISTAKES in them beyond the common ones;
-KERNELS, valid calls
-of the registered operation and, by suffix, what its other functions get besides ("_backward": gradients and what was
-kept), and WRONG,
-what they must refuse beyond the common ones. A public mistake is (changed arguments, exception, what the message must
-contain).
+KERNELS, valid calls of the registered operation and, by suffix, what its other functions get besides ("_backward":
+gradients and what was kept), and WRONG, what they must refuse beyond the common ones. A public mistake is (changed
+arguments, exception, what the message must contain).
 """
 
 import inspect
@@ -128,8 +126,7 @@ def _nested(value, layout):
 
 def of_shapes(form, known=()):
     """Too many dimensions, too few, and every dimension one longer and one shorter. The first that doesn't fit to those
-    before it is
-    told; `known` dimensions come from elsewhere (of bags, from offsets)."""
+    before it is told; `known` dimensions come from elsewhere (of bags, from offsets)."""
     names = list(form.shapes)
 
     def told(name, changed, sizes):
@@ -231,8 +228,7 @@ BAG_SIZES = {"B": 3, "rows": 6}
 
 def of_offsets(form):
     """Bounds that are none of BAGS' six rows; they are looked at before the other tensors. Of another number of bags:
-    the tensor with a
-    row for each doesn't fit."""
+    the tensor with a row for each doesn't fit."""
     image = form.tensors["image"]
     yield (
         "image elsewhere",
