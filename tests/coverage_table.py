@@ -98,7 +98,19 @@ NOT_APPLICABLE = (
         "reference",
         "it is plain PyTorch: threads and memory are PyTorch's affair",
     ),
+    (
+        "NaN and Inf come out",
+        ("channel_attention", "additive_attention", *HEADS),
+        "reference",
+        "it is what the others are compared with",
+    ),
     ("*the module*", ANY, ("reference", *SLOW), "modules call the public functions, which show the rest"),
+    (
+        "same bits for any number of threads",
+        ("additive_attention", *HEADS),
+        "cpu",
+        "not promised: sums over positions are divided as the threads are",
+    ),
     ("same bits for any number of threads", ANY, SLOW, "one thread executes it here, whatever the number"),
     ("bounded memory", ANY, SLOW, "what it allocates on a GPU isn't what PyTorch's profiler sees here"),
 )
@@ -129,9 +141,9 @@ def shown(item):
     if unknown:
         raise ValueError(f"{item.nodeid}: tests/coverage_table.py knows no property {sorted(unknown)}")
     given = {key: value for mark in marks for key, value in mark.kwargs.items()}
-    operation = given.get("operation") or _operation(item, parameters)
+    operations = given.get("operation") or [_operation(item, parameters)]
     backend = given.get("backend") or parameters.get("backend") or ("cpu" if "extension" in item.fixturenames else None)
-    return sorted((name, operation, backend) for name in properties)
+    return [(name, operation, backend) for name in sorted(properties) for operation in operations]
 
 
 class _Words(dict):
@@ -147,7 +159,7 @@ def _operation(item, parameters):
 
     for value in parameters.values():
         name = getattr(value, "operation", getattr(value, "__name__", value))
-        name = calls.CALLS[name][0] if isinstance(name, str) and name in calls.CALLS else name
+        name = calls.VARIANTS[name].operation if isinstance(name, str) and name in calls.VARIANTS else name
         for operation in functional.__all__:
             if isinstance(name, str) and name.startswith(operation):
                 return operation

@@ -423,6 +423,7 @@ def test_opcheck(combine):
     )
 
 
+@pytest.mark.property("mistakes of a kernel's caller", backend="triton")
 @interpreted
 @pytest.mark.parametrize(
     "name, value",

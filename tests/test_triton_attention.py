@@ -345,6 +345,7 @@ def test_opcheck(operation):
         torch.library.opcheck(back, (*kept[:2], *arguments, *kept, 0.3, *(True,) * 4))
 
 
+@pytest.mark.property("mistakes of a kernel's caller", backend="triton")
 @interpreted
 @on_both
 @pytest.mark.parametrize("wrong", range(1, 4))
