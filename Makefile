@@ -1,6 +1,7 @@
 # make demo   installs, builds, verifies the kernels, trains the reference model fused and unfused, writes out/demo.html
 # make lint   style, in seconds: needs no installation of the package        make format   puts it right
 # make test   the tests            make test-slow, test-triton, test-triton-oldest   the rest: .ci/run runs all
+# make coverage-table   which property is shown of which operation on which backend
 TORCH  := torch==2.13.0
 LINT   := "ruff==0.17.*" "clang-format==23.1.*"
 PYTHON ?= python3
@@ -23,7 +24,7 @@ export ONEDNN_MAX_CPU_ISA := $(if $(filter baseline,$(HELD)),SSE41,AVX2)
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/inductor-$(HELD)
 endif
 
-.PHONY: demo lint format test test-slow test-triton test-triton-oldest bench bench-quick gpu-check install clean
+.PHONY: demo lint format test test-slow test-triton test-triton-oldest coverage-table bench bench-quick gpu-check install clean
 
 demo: install
 	$(BIN)/python -m mmkernels demo --out out
@@ -62,6 +63,10 @@ $(OLDEST_TRITON): $(VENV)/.torch
 
 test-triton-oldest: install $(OLDEST_TRITON)
 	export MMKERNELS_OLDEST_TRITON=$(abspath $(OLDEST_TRITON)) && $(PYTEST) -m slow -k oldest_triton test_triton_compile.py
+
+# What the tests show of which operation on which backend, what can't be and why; fails where something is missing.
+coverage-table: install
+	cd tests && TRITON_INTERPRET=1 ../$(BIN)/python coverage_table.py
 
 bench: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,cli]"

@@ -7,13 +7,13 @@ holds a part of the channels holds whole heads.
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from . import backends, checks, functional
 from .ops.common import autocast
 from .reference.additive_attention import ACTIVATIONS, combine_positions
 from .reference.bags import Bags
 from .reference.channel_attention import concatenate, multiply_channels
+from .torch_private import FakeTensor, has_hooks
 
 
 class SpatialAttention(nn.Module):
@@ -501,13 +501,7 @@ def _is_plain_linear(module):
         and type(module._parameters.get("weight")) in PLAIN_TENSORS
         and "bias" in module._parameters
         and (module._parameters["bias"] is None or type(module._parameters["bias"]) in PLAIN_TENSORS)
-        and not (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            or nn.modules.module._has_any_global_hook()
-        )
+        and not has_hooks(module)
     )
 
 

@@ -5,6 +5,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads don't spin: many times faster on a busy machine
 
+import coverage_table
 import emulated  # noqa: F401  (registers the backend "cuda-emulated")
 import interpreter  # noqa: F401  (makes Triton's interpreter faster)
 import pytest
@@ -60,15 +61,23 @@ def extension():
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 
 
-def record(test, outcome, reason="", seconds=0.0):
+def record(test, outcome, reason="", seconds=0.0, shown=()):
     if RECORD:
+        row = {"test": test, "outcome": outcome, "reason": reason, "seconds": seconds, "shown": shown}
         with open(RECORD, "a") as file:
-            file.write(json.dumps({"test": test, "outcome": outcome, "reason": reason, "seconds": seconds}) + "\n")
+            file.write(json.dumps(row) + "\n")
+
+
+def pytest_collection_modifyitems(items):
+    """What a test shows goes with its report, also from another process."""
+    for item in items:
+        item.user_properties.append(("shown", coverage_table.shown(item)))
 
 
 def pytest_runtest_logreport(report):
     if WORKER is None and (report.when == "call" or report.outcome != "passed"):
-        record(report.nodeid, report.outcome, _reason(report), report.duration)
+        shown = dict(report.user_properties).get("shown", ())
+        record(report.nodeid, report.outcome, _reason(report), report.duration, shown)
 
 
 def pytest_collectreport(report):
@@ -79,7 +88,7 @@ def pytest_collectreport(report):
 def pytest_deselected(items):
     if WORKER in (None, "gw0"):
         for item in items:
-            record(item.nodeid, "deselected")
+            record(item.nodeid, "deselected", shown=coverage_table.shown(item))
 
 
 def _reason(report):

@@ -3,7 +3,8 @@
     python tests/ran.py FILE
 
 A test has run if it passed under some target. One that was only left out (by a mark, by a name) is run by no target;
-one that was skipped everywhere must have a reason that this machine can do nothing about.
+one that was skipped everywhere must have a reason that this machine can do nothing about. And what the tests' table of
+coverage counts was shown by at least one test that passed.
 """
 
 import collections
@@ -24,11 +25,14 @@ def main(file):
     outcomes = collections.defaultdict(set)
     reasons = {}
     seconds = collections.Counter()
+    cells = collections.defaultdict(set)
     for line in Path(file).read_text().splitlines():
         row = json.loads(line)
         outcomes[row["test"]].add(row["outcome"])
         reasons.setdefault(row["test"], row["reason"])
         seconds[row["test"].split("::")[0]] += row["seconds"]
+        for cell in row["shown"]:
+            cells[tuple(cell)].add(row["outcome"])
         if row["reason"]:
             reasons[row["test"]] = row["reason"]
 
@@ -52,10 +56,14 @@ def main(file):
         print(f"  {n} skipped everywhere: {reason}")
 
     unexcused = [test for test in skipped if not LACKING.search(reasons[test])]
+    unshown = [" x ".join(filter(None, cell)) for cell, found in cells.items() if "passed" not in found]
+    print(f"{len(cells) - len(unshown)} of {len(cells)} properties of operations and backends shown")
+    for cell in unshown:
+        print(f"no test that shows it passed: {cell}")
     for title, tests in (("run by no target", never), ("skipped for no good reason", unexcused)):
         for test in tests[:20]:
             print(f"{title}: {test}  {reasons[test]}")
-    return 1 if never or unexcused or not outcomes else 0
+    return 1 if never or unexcused or unshown or not outcomes else 0
 
 
 if __name__ == "__main__":

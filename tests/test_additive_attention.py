@@ -57,11 +57,13 @@ def run_of(backend, **options):
     return functools.partial(call_of(**options), functools.partial(mmk.additive_attention, backend=backend))
 
 
+@pytest.mark.property("values in {dtype}")
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
     assert_right(OPERATION, case, dtype, device, backend)
 
 
+@pytest.mark.property("gradcheck", "second derivatives")
 @in_float64
 @pytest.mark.parametrize("combine, maps", [("pool", 2), ("multiply", 1)])
 @pytest.mark.parametrize("activation", ["tanh", "gelu"])
@@ -74,6 +76,7 @@ def test_gradcheck(backend, device, dtype, combine, maps, activation):
     assert torch.autograd.gradgradcheck(run, tensors)
 
 
+@pytest.mark.property("masked values reach nothing")
 @on_every_backend_and_dtype
 @pytest.mark.parametrize("combine", ["pool", "multiply"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -91,6 +94,7 @@ def test_masked_positions_reach_nothing(backend, device, dtype, combine, poison)
     assert not dirty[2].masked_select(~mask[..., None]).any() and not dirty[1][:, 0].masked_select(~mask).any()
 
 
+@pytest.mark.property("nothing takes part")
 @on_every_backend
 @pytest.mark.parametrize("combine", ["pool", "multiply"])
 def test_a_sample_alone(backend, device, dtype, combine):
@@ -105,6 +109,7 @@ def test_a_sample_alone(backend, device, dtype, combine):
     assert_computes(call_of(combine=combine), OPERATION, backend, first, found=both[0][:1])
 
 
+@pytest.mark.property("packed bags")
 @on_every_backend
 @pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
 def test_packed_bags_are_samples(backend, device, dtype, combine, maps):
@@ -119,6 +124,7 @@ def test_packed_bags_are_samples(backend, device, dtype, combine, maps):
     assert_gradients(found, call_of(combine=combine), OPERATION, list(tensors.values()))
 
 
+@pytest.mark.property("strided offsets")
 @on_every_backend
 def test_strided_offsets(backend, device, dtype):
     """Bounds that are a column of a table."""
@@ -131,6 +137,7 @@ def test_strided_offsets(backend, device, dtype):
     assert all(torch.equal(a, e) for a, e in zip(strided, dense))
 
 
+@pytest.mark.property("weights")
 @on_every_backend
 def test_against_multihead_pooling_of_one(backend, device, dtype):
     """K maps are K calls with one."""
@@ -143,11 +150,13 @@ def test_against_multihead_pooling_of_one(backend, device, dtype):
         )
 
 
+@pytest.mark.property("each gradient alone")
 @on_every_backend
 def test_partial_gradients(backend, device, dtype):
     assert_partial_gradients(call_of(), OPERATION, backend, list(inputs(dtype, device).values()))
 
 
+@pytest.mark.property("gradients that come in")
 @on_every_backend
 @pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
 def test_upstream_gradients(backend, device, dtype, combine, maps):
@@ -156,6 +165,7 @@ def test_upstream_gradients(backend, device, dtype, combine, maps):
     )
 
 
+@pytest.mark.property("huge strides")
 @pytest.mark.virtual_memory
 @on_every_backend
 @pytest.mark.parametrize(
@@ -176,6 +186,7 @@ def test_far_apart(backend, device, dtype, shape, dim, combine, maps):
     assert_strides_may_be_huge(call, OPERATION, backend, [*tensors.values(), mask], dim, device)
 
 
+@pytest.mark.property("the autograd Function")
 @on_every_backend
 def test_function(backend, device, dtype):
     t = inputs(dtype, device)
@@ -186,6 +197,7 @@ def test_function(backend, device, dtype):
     assert_computes(compute, OPERATION, backend, t.values(), found=[found[i] for i in (0, 1, 3, 4, 5, 6)])
 
 
+@pytest.mark.property("autocast")
 @on_every_backend
 def test_autocast(backend, device, dtype):
     """Low precision in, low precision out; what comes in float32 isn't rounded on the way, backward neither."""
@@ -201,6 +213,7 @@ def test_autocast(backend, device, dtype):
         assert all(torch.equal(a, b) for a, b in zip(gradients(run, tensors), plain)) or backend == "reference"
 
 
+@pytest.mark.property("vmap", "torch.func.grad")
 @on_every_backend
 @pytest.mark.parametrize("dims", [(0, 0) + (None,) * 6, (0,) * 8])
 def test_vmap(backend, device, dtype, dims):
@@ -213,6 +226,7 @@ def test_vmap(backend, device, dtype, dims):
         assert_vmap(call, dims, OPERATION, backend, tensors)
 
 
+@pytest.mark.property("vmap")
 @on_every_backend
 def test_vmap_packed(backend, device, dtype):
     tensors = inputs(dtype, device, (13, 20), bags=2)
@@ -221,6 +235,7 @@ def test_vmap_packed(backend, device, dtype):
     assert_vmap(call, (0, 0) + (None,) * 6, OPERATION, backend, stacked)
 
 
+@pytest.mark.property("compile")
 @on_every_backend
 def test_compile(backend, device, dtype):
     assert_compiles(
@@ -231,6 +246,7 @@ def test_compile(backend, device, dtype):
     )
 
 
+@pytest.mark.property("opcheck")
 @pytest.mark.parametrize("packed, kept_rows", [(False, 0), (True, 0), (False, 7), (True, 13)])
 def test_opcheck(extension, packed, kept_rows):
     t = inputs(shape=(13, 20) if packed else (2, 13, 20), bags=2, maps=2)
@@ -242,6 +258,7 @@ def test_opcheck(extension, packed, kept_rows):
     )
 
 
+@pytest.mark.property("same bits twice")
 @pytest.mark.threads
 @on_every_backend
 def test_same_bits_twice(backend, device, dtype):
@@ -249,6 +266,7 @@ def test_same_bits_twice(backend, device, dtype):
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
+@pytest.mark.property("the module")
 @pytest.mark.parametrize("query_dim, gated", [(None, True), (9, False)])
 def test_module(extension, query_dim, gated):
     torch.manual_seed(0)

@@ -187,6 +187,7 @@ def additive_attention(draw_from):
     return cases.Case(f"{shapes} {share} {bounds} {query} {bias} {activation}", "any", make, True)
 
 
+@pytest.mark.property("values of any arguments")
 @pytest.mark.parametrize(
     "operation, backend, device, dtype",
     [

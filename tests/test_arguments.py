@@ -36,6 +36,7 @@ def assert_same(found, expected):
     assert len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected))
 
 
+@pytest.mark.property("numbers, flags and offsets of other types")
 @pytest.mark.parametrize("operation, form", FORMS)
 def test_numbers_and_flags_of_numpy(operation, form):
     """Each option that a plain number or flag is, as NumPy has it: the same bits."""
@@ -72,6 +73,7 @@ def test_numbers_and_flags_of_numpy_in_modules():
     assert mmk.AdditiveAttention(np.int64(8), np.int64(4), gated=np.bool_(True)).gate_projection is not None
 
 
+@pytest.mark.property("numbers, flags and offsets of other types")
 @pytest.mark.parametrize("operation", PACKED)
 @pytest.mark.parametrize("offsets", SEQUENCES.values(), ids=SEQUENCES)
 def test_offsets_of_any_sequence(operation, offsets):
@@ -81,6 +83,7 @@ def test_offsets_of_any_sequence(operation, offsets):
         assert_same(function(**arguments | {"offsets": offsets}), expected)
 
 
+@pytest.mark.property("numbers, flags and offsets of other types", "compile")
 @pytest.mark.parametrize("operation", PACKED)
 @pytest.mark.parametrize(
     "offsets", [SEQUENCES[kind] for kind in ("list", "tuple", "array")], ids=["list", "tuple", "array"]

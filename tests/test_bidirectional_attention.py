@@ -33,11 +33,13 @@ def inputs(dtype=torch.float32, device="cpu", shape=(2, 3, 13, 11, 8, 6)):
     return [draw(*size, dtype=dtype, device=device, seed=i) for i, size in enumerate(sizes)]
 
 
+@pytest.mark.property("values in {dtype}")
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
     assert_right(OPERATION, case, dtype, device, backend)
 
 
+@pytest.mark.property("gradcheck", "second derivatives")
 @in_float64
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradcheck(backend, device, dtype, masked):
@@ -56,6 +58,7 @@ def test_gradcheck(backend, device, dtype, masked):
     assert torch.autograd.gradgradcheck(run, tensors)
 
 
+@pytest.mark.property("masked values reach nothing")
 @on_every_backend_and_dtype
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_masked_values_reach_nothing(backend, device, dtype, poison):
@@ -86,6 +89,7 @@ def test_masked_values_reach_nothing(backend, device, dtype, poison):
         assert torch.equal(a, e) and bool(a.isfinite().all())
 
 
+@pytest.mark.property("nothing takes part")
 @on_every_backend_and_dtype
 def test_nothing_to_attend_to(backend, device, dtype):
     """Exactly 0 where the other side is masked completely."""
@@ -105,6 +109,7 @@ def test_nothing_to_attend_to(backend, device, dtype):
     )
 
 
+@pytest.mark.property("the autograd Function", "vmap", "same bits twice")
 @pytest.mark.threads
 @on_every_backend
 def test_function_vmap_and_twice(backend, device, dtype):
@@ -119,11 +124,13 @@ def test_function_vmap_and_twice(backend, device, dtype):
     assert_vmap(functools.partial(call, scale=0.3), (0,) * 4, OPERATION, backend, stacked)
 
 
+@pytest.mark.property("gradients that come in")
 @on_every_backend
 def test_upstream_gradients(backend, device, dtype):
     assert_upstream_may_lie_anyhow(call, OPERATION, backend, inputs(dtype, device))
 
 
+@pytest.mark.property("huge strides")
 @pytest.mark.virtual_memory
 @on_every_backend
 @pytest.mark.parametrize("shape", [(2, 2, 2, 2, 2, 2), (2, 3, 36, 11, 8, 6)], ids=str)
@@ -136,6 +143,7 @@ def test_far_apart(backend, device, dtype, shape, dim):
     assert_strides_may_be_huge(masked, OPERATION, backend, [*inputs(dtype, device, shape), *masks], dim, device)
 
 
+@pytest.mark.property("compile")
 @on_every_backend
 def test_compile(backend, device, dtype):
     assert_compiles(
@@ -146,12 +154,14 @@ def test_compile(backend, device, dtype):
     )
 
 
+@pytest.mark.property("opcheck")
 def test_opcheck(extension):
     torch.library.opcheck(
         torch.ops.mmkernels.bidirectional_attention.default, (*(t.requires_grad_() for t in inputs()), None, None, 0.5)
     )
 
 
+@pytest.mark.property("the module")
 def test_module(extension):
     torch.manual_seed(0)
     masks = {"image_mask": torch.arange(60).view(2, 30) % 4 > 0, "text_mask": torch.arange(14).view(2, 7) % 4 > 0}

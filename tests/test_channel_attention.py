@@ -35,11 +35,13 @@ def inputs(dtype=torch.float32, device="cpu", shape=(2, 13, 20, 7)):
     return [draw(*size, dtype=dtype, device=device, seed=i) for i, size in enumerate(sizes)]
 
 
+@pytest.mark.property("values in {dtype}")
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
     assert_right(OPERATION, case, dtype, device, backend)
 
 
+@pytest.mark.property("gradcheck", "second derivatives")
 @in_float64
 @pytest.mark.parametrize("shape", [(2, 3, 4, 2), (2, 4, 2)])
 @pytest.mark.parametrize("need_weights", [False, True])
@@ -51,6 +53,7 @@ def test_gradcheck(backend, device, dtype, shape, need_weights):
     assert torch.autograd.gradgradcheck(run, tensors)
 
 
+@pytest.mark.property("weights")
 @on_every_backend_and_dtype
 def test_weights_sum_to_one(backend, device, dtype):
     image, text, weight, bias = inputs(dtype, device)
@@ -70,6 +73,7 @@ def test_the_text_matters(backend, device, dtype):
     assert ((first - second).abs().amax(-1) > 1e-3).all()
 
 
+@pytest.mark.property("NaN stays in its sample")
 @on_every_backend
 def test_one_sample_does_not_reach_another(backend, device, dtype):
     """NaN and Inf stay in their sample; weight's gradient is everybody's."""
@@ -81,12 +85,14 @@ def test_one_sample_does_not_reach_another(backend, device, dtype):
     assert torch.equal(dirty[0], clean[0]) and dirty[1].isnan().all()
 
 
+@pytest.mark.property("each gradient alone")
 @on_every_backend
 def test_partial_gradients(backend, device, dtype):
     """Each gradient alone is as right as all together."""
     assert_partial_gradients(call, OPERATION, backend, inputs(dtype, device))
 
 
+@pytest.mark.property("gradients that come in")
 @on_every_backend
 def test_upstream_gradients(backend, device, dtype):
     assert_upstream_may_lie_anyhow(
@@ -94,6 +100,7 @@ def test_upstream_gradients(backend, device, dtype):
     )
 
 
+@pytest.mark.property("huge strides")
 @pytest.mark.virtual_memory
 @on_every_backend
 @pytest.mark.parametrize("shape", [(2, 2, 2, 2), (2, 108, 16, 7)], ids=str)
@@ -115,6 +122,7 @@ def test_no_positions(backend, device, dtype):
         assert torch.equal(flat, full[:, 0])
 
 
+@pytest.mark.property("the autograd Function")
 @on_every_backend
 def test_function(backend, device, dtype):
     image, text, weight, _ = inputs(dtype, device)
@@ -130,6 +138,7 @@ def test_function(backend, device, dtype):
     assert_computes(compute, OPERATION, backend, (image, text, weight), found=(found[0], found[1], found[3]))
 
 
+@pytest.mark.property("vmap", "torch.func.grad")
 @on_every_backend
 @pytest.mark.parametrize("dims", [(0, 0, None, None), (0, 0, 0, 0)])
 def test_vmap(backend, device, dtype, dims):
@@ -140,6 +149,7 @@ def test_vmap(backend, device, dtype, dims):
         assert_vmap(run, dims, OPERATION, backend, tensors)
 
 
+@pytest.mark.property("compile")
 @on_every_backend
 def test_compile(backend, device, dtype):
     assert_compiles(
@@ -150,6 +160,7 @@ def test_compile(backend, device, dtype):
     )
 
 
+@pytest.mark.property("opcheck")
 @pytest.mark.parametrize("need_weights, kept_rows", [(True, 0), (False, 0), (True, 7)])
 def test_opcheck(extension, need_weights, kept_rows):
     image, text, weight, _ = inputs()
@@ -160,6 +171,7 @@ def test_opcheck(extension, need_weights, kept_rows):
     )
 
 
+@pytest.mark.property("autocast")
 @on_every_backend
 def test_autocast(backend, device, dtype):
     """As a Linear in its place: low precision in, low precision out."""
@@ -170,6 +182,7 @@ def test_autocast(backend, device, dtype):
     assert_computes(call, OPERATION, backend, [t.bfloat16() for t in tensors], found=result)
 
 
+@pytest.mark.property("autocast")
 @on_every_backend
 def test_autocast_changes_nothing_inside(backend, device, dtype):
     """What comes in float32 isn't rounded on the way: the same bits, and the same gradients when autocast is on
@@ -182,6 +195,7 @@ def test_autocast_changes_nothing_inside(backend, device, dtype):
         assert all(torch.equal(a, b) for a, b in zip(gradients(run, tensors), plain)) or backend == "reference"
 
 
+@pytest.mark.property("same bits twice")
 @pytest.mark.threads
 @on_every_backend
 def test_same_bits_twice(backend, device, dtype):
@@ -192,6 +206,7 @@ def test_same_bits_twice(backend, device, dtype):
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
+@pytest.mark.property("the module")
 def test_module(extension):
     torch.manual_seed(0)
     module = mmk.ChannelAttention(24, 10)

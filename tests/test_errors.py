@@ -31,6 +31,7 @@ def test_the_call_that_the_mistakes_differ_from_is_valid(operation, form):
     getattr(mmk, operation)(**form.arguments)
 
 
+@pytest.mark.property("mistakes")
 @pytest.mark.parametrize(
     "operation, kind, changes, exception, parts",
     [pytest.param(name, kind, *mistake, id=f"{name}-{kind}-{what}") for name, kind, what, *mistake in MISTAKES],
@@ -41,12 +42,14 @@ def test_message(operation, kind, changes, exception, parts):
     assert_message(caught, exception, parts)
 
 
+@pytest.mark.property("mistakes")
 @on_every_operation
 def test_every_argument_has_its_mistakes(operation):
     mistaken = {argument for name, _, _, changes, *_ in MISTAKES if name == operation for argument in changes}
     assert mistaken == set(inspect.signature(getattr(mmk, operation)).parameters)
 
 
+@pytest.mark.property("mistakes")
 @on_every_operation
 @pytest.mark.parametrize("backend", backends.names())
 def test_mistakes_are_found_before_a_backend_is_chosen(operation, backend):
@@ -70,6 +73,7 @@ def test_positional_options_are_refused(operation):
         getattr(mmk, operation)(*given, None)
 
 
+@pytest.mark.property("a forced backend is never replaced")
 @pytest.mark.parametrize(
     "operation, backend",
     [(o, b) for o in OPERATIONS for b in backends.names() if backends.why_not(b, o, "cpu", torch.float32)],
@@ -86,6 +90,7 @@ def test_forced_backend_that_cannot_run(operation, backend):
         assert line.strip() == f"{name}: {reason or 'can run'}".splitlines()[0]
 
 
+@pytest.mark.property("a forced backend is never replaced")
 @on_every_operation
 def test_a_backend_that_refuses_is_never_replaced(operation, monkeypatch):
     """A forced backend raises, and does not run another one, even where others can run."""
@@ -206,12 +211,14 @@ def accepted(function, form, changes):
     return found
 
 
+@pytest.mark.property("mistakes of a kernel's caller")
 @on_every_kernel
 def test_operation(extension, function, form, wrong):
     call(function, form.arguments)
     assert not accepted(function, form, wrong)
 
 
+@pytest.mark.property("mistakes of a kernel's caller")
 @on_every_kernel
 def test_operation_with_wrong_tensors(extension, function, form, wrong):
     """Every tensor, one at a time, of another dtype, on another device, of other dimensions, and missing."""
@@ -222,6 +229,7 @@ def test_operation_with_wrong_tensors(extension, function, form, wrong):
         assert not accepted(function, form, changes | ({} if name in optional else {"None": {name: None}})), name
 
 
+@pytest.mark.property("mistakes of a kernel's caller")
 @pytest.mark.parametrize("function, form, wrong", [k for k in KERNELS if k.values[0].endswith("_backward")])
 def test_operation_backward_without_any_gradient(extension, function, form, wrong):
     """All may be None: the gradients are zeros then, or it is refused, but nothing is read."""
@@ -233,6 +241,7 @@ def test_operation_backward_without_any_gradient(extension, function, form, wron
         assert not any(t.any() for t in call(function, form.arguments | gradients))
 
 
+@pytest.mark.property("meta and fake")
 @on_every_kernel
 def test_fake(extension, function, form, wrong):
     """On meta tensors the same shapes and dtypes come out, also where what may be missing is."""

@@ -63,6 +63,7 @@ SOME = {
 }
 
 
+@pytest.mark.property("NaN and Inf come out")
 @pytest.mark.parametrize(
     "operation, case, backend, device, dtype",
     [

@@ -94,6 +94,7 @@ def takes(backend, device, way):
     )
 
 
+@pytest.mark.property("forward mode")
 @pytest.mark.parametrize(
     "backend, device, dtype, name, way",
     [
@@ -110,6 +111,7 @@ def test_ways(backend, device, dtype, name, way):
     assert_pushed(WAYS[way], found, name, tensors, tangents)
 
 
+@pytest.mark.property("forward mode")
 @pytest.mark.parametrize(
     "backend, device, dtype, name", [p for p in parameters(dtypes=[torch.float64]) if p.values[0] != "reference"]
 )
@@ -148,6 +150,7 @@ def test_values_are_the_kernels_own(backend, device, dtype, name):
 # --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.property("forward mode", "compile")
 @of_every_operation
 def test_compiled(backend, device, dtype, name):
     """Duals go into a compiled graph; a level is opened inside one."""
@@ -208,6 +211,7 @@ def raw(name, backend, tensors):
     return run.forward, [a.contiguous() if isinstance(a, torch.Tensor) else a for a in calls[0]]
 
 
+@pytest.mark.property("forward mode")
 @on_every_backend
 def test_registered_operation(backend, device, dtype, name):
     """Called by itself it has its tangents, too. torch.func's transforms can't reach its rules: that is an error, not a

@@ -34,11 +34,13 @@ def inputs(dtype=torch.float32, device="cpu", shape=(2, 3, 13, 11, 8, 6)):
     return [draw(*size, dtype=dtype, device=device, seed=i) for i, size in enumerate(sizes)]
 
 
+@pytest.mark.property("values in {dtype}")
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
     assert_right(OPERATION, case, dtype, device, backend)
 
 
+@pytest.mark.property("gradcheck", "second derivatives")
 @in_float64
 @pytest.mark.parametrize("mask", [None, "BT", "BHNT", "float"])
 @pytest.mark.parametrize("gated", [True, False])
@@ -60,6 +62,7 @@ def test_gradcheck(backend, device, dtype, mask, gated):
     assert torch.autograd.gradgradcheck(run, arguments)
 
 
+@pytest.mark.property("masked values reach nothing")
 @on_every_backend_and_dtype
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_masked_tokens_reach_nothing(backend, device, dtype, poison):
@@ -74,6 +77,7 @@ def test_masked_tokens_reach_nothing(backend, device, dtype, poison):
     assert not dirty[2].masked_select(hidden).any() and not dirty[3].masked_select(hidden).any()
 
 
+@pytest.mark.property("nothing takes part")
 @on_every_backend_and_dtype
 def test_nothing_to_attend_to(backend, device, dtype):
     """Exactly 0, gradients too, though the query and its gate are NaN."""
@@ -95,6 +99,7 @@ def test_nothing_to_attend_to(backend, device, dtype):
     )
 
 
+@pytest.mark.property("masks")
 @on_every_backend
 def test_mask_forms(backend, device, dtype):
     """bool, the same expanded, and the same as -Inf."""
@@ -109,6 +114,7 @@ def test_mask_forms(backend, device, dtype):
         assert_gradients(found, functools.partial(call, attn_mask=mask), OPERATION, tensors)
 
 
+@pytest.mark.property("views")
 @on_every_backend
 def test_views_of_projections(backend, device, dtype):
     """The result of views of [B, N, H * d] is one again."""
@@ -119,6 +125,7 @@ def test_views_of_projections(backend, device, dtype):
     assert_computes(call, OPERATION, backend, (query, key, value, gate), found=result)
 
 
+@pytest.mark.property("weights")
 @on_every_backend
 def test_need_weights(backend, device, dtype):
     tensors = inputs(dtype, device)
@@ -127,6 +134,7 @@ def test_need_weights(backend, device, dtype):
     assert_computes(run, OPERATION, backend, tensors)
 
 
+@pytest.mark.property("the autograd Function")
 @on_every_backend
 def test_function(backend, device, dtype):
     tensors = inputs(dtype, device)
@@ -134,11 +142,13 @@ def test_function(backend, device, dtype):
     assert_gradients(gradients(apply, tensors), functools.partial(call, scale=0.3), OPERATION, tensors)
 
 
+@pytest.mark.property("gradients that come in")
 @on_every_backend
 def test_upstream_gradients(backend, device, dtype):
     assert_upstream_may_lie_anyhow(call, OPERATION, backend, inputs(dtype, device))
 
 
+@pytest.mark.property("huge strides")
 @pytest.mark.virtual_memory
 @on_every_backend
 @pytest.mark.parametrize("shape", [(2, 2, 2, 2, 2, 2), (2, 3, 36, 11, 8, 6)], ids=str)
@@ -152,12 +162,14 @@ def test_far_apart(backend, device, dtype, shape, dim, mask):
     assert_strides_may_be_huge(masked, OPERATION, backend, [*inputs(dtype, device, shape), mask], dim, device)
 
 
+@pytest.mark.property("vmap")
 @on_every_backend
 def test_vmap(backend, device, dtype):
     tensors = [torch.stack([t, t + 1, t * 2]) for t in inputs(dtype, device)]
     assert_vmap(call, (0,) * 4, OPERATION, backend, tensors)
 
 
+@pytest.mark.property("compile")
 @on_every_backend
 def test_compile(backend, device, dtype):
     assert_compiles(
@@ -168,6 +180,7 @@ def test_compile(backend, device, dtype):
     )
 
 
+@pytest.mark.property("opcheck")
 @pytest.mark.parametrize("gated", [True, False])
 def test_opcheck(extension, gated):
     query, key, value, gate = (t.requires_grad_() for t in inputs())
@@ -177,6 +190,7 @@ def test_opcheck(extension, gated):
     )
 
 
+@pytest.mark.property("same bits twice")
 @pytest.mark.threads
 @on_every_backend
 def test_same_bits_twice(backend, device, dtype):
@@ -184,6 +198,7 @@ def test_same_bits_twice(backend, device, dtype):
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
+@pytest.mark.property("bounded memory")
 @pytest.mark.threads
 def test_long_image_takes_no_score_matrix(extension):
     """100,000 positions, 77 tokens, no temporary that grows with them but the rows' sums."""
@@ -196,6 +211,7 @@ def test_long_image_takes_no_score_matrix(extension):
     assert_computes(call, OPERATION, "cpu", last, found=result[:, :, -50:])
 
 
+@pytest.mark.property("the module")
 @pytest.mark.parametrize("norm", [False, True])
 def test_module(extension, norm):
     torch.manual_seed(0)

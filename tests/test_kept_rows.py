@@ -93,6 +93,7 @@ def test_only_for_a_backward_pass(extension, monkeypatch, function, arguments, c
     assert asked == [0, 600, 0, 0, 0, 0]
 
 
+@pytest.mark.property("bounded memory")
 @on_every_call
 @pytest.mark.parametrize("limit", [0, 1 << 20])
 def test_memory_is_bounded(extension, monkeypatch, function, arguments, columns, limit):

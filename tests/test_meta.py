@@ -57,6 +57,7 @@ def with_gradients(arguments):
     }
 
 
+@pytest.mark.property("meta and fake")
 @on_every_backend
 @pytest.mark.parametrize("where", ["meta", "fake"])
 def test_operations(operation, backend, device, dtype, where):

@@ -1,13 +1,16 @@
 """spatial_attention(out=...): what is written into has changed, as PyTorch sees it; and views that negate."""
 
+import functools
+
 import pytest
 import torch
-from attention_tests import draw, negative
+from attention_tests import assert_computes, call, draw, negative
 from conftest import runnable
 
 import mmkernels as mmk
 from mmkernels import backends
 
+OPERATION = "spatial_attention"
 BAGS = torch.tensor([0, 3, 3, 8])
 
 # image's shape, text's, options of the public function
@@ -18,7 +21,7 @@ FORMS = {
     "packed": ((8, 6), (3, 6), {"offsets": BAGS}),
     "packed pool": ((8, 6), (3, 6), {"offsets": BAGS, "combine": "pool"}),
 }
-on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable("spatial_attention"))
+on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
 in_every_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -48,6 +51,7 @@ def compiled(*arguments):
 WRITERS = {"public": public, "registered": registered, "compiled": compiled}
 
 
+@pytest.mark.property("out=")
 @on_every_backend
 @in_every_form
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
@@ -55,17 +59,17 @@ WRITERS = {"public": public, "registered": registered, "compiled": compiled}
 def test_counts_as_a_change(backend, device, dtype, form, write, inference):
     """What was saved for a backward pass and then written into makes that pass an error, not a wrong gradient."""
     image, text, options, out = arguments_of(form, device)
-    expected = mmk.spatial_attention(image, text, backend=backend, **options)
     weight = torch.ones_like(out, requires_grad=True)
     product, view = weight * out, out[:1]
     with torch.inference_mode(inference):
         write(image, text, options, out, backend)
     assert out._version > 0 and view._version == out._version
-    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-7)
+    assert_computes(functools.partial(call, **options), OPERATION, backend, (image, text), found=out)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
 
 
+@pytest.mark.property("out=")
 @on_every_backend
 @pytest.mark.parametrize("form", ["multiply", "bdhw", "packed"])
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
@@ -77,6 +81,7 @@ def test_in_place_counts_as_a_change(backend, device, dtype, form, write):
         product.sum().backward()
 
 
+@pytest.mark.property("out=", "inference mode")
 @on_every_backend
 @pytest.mark.parametrize("write", [public, registered])
 def test_inference_tensors(backend, device, dtype, write):
@@ -101,6 +106,7 @@ def test_registered_operation_has_no_derivative(backend, device, dtype):
     assert bool((out == 3).all())
 
 
+@pytest.mark.property("out=", "negative views")
 @on_every_backend
 @in_every_form
 def test_negative_views_are_refused(backend, device, dtype, form):

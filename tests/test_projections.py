@@ -89,7 +89,8 @@ def packed(module, image, vector, dtype):
 class Kind:
     """A module, how it is called, and its definition."""
 
-    def __init__(self, make, text, define, call=None):
+    def __init__(self, operation, make, text, define, call=None):
+        self.operation = operation
         self.make = make
         self.text = text
         self.define = define
@@ -104,17 +105,21 @@ class Kind:
 
 
 KINDS = {
-    "spatial": Kind(lambda: mmk.SpatialAttention(D, E, num_heads=2), (E,), spatial),
-    "gated": Kind(lambda: mmk.GatedCrossAttention(D, E, 2), (T, E), gated),
-    "bidirectional": Kind(lambda: mmk.BidirectionalAttention(D, E, 12, 2), (T, E), bidirectional),
-    "channel": Kind(lambda: mmk.ChannelAttention(D, E), (E,), channel),
+    "spatial": Kind("spatial_attention", lambda: mmk.SpatialAttention(D, E, num_heads=2), (E,), spatial),
+    "gated": Kind("gated_cross_attention", lambda: mmk.GatedCrossAttention(D, E, 2), (T, E), gated),
+    "bidirectional": Kind(
+        "bidirectional_attention", lambda: mmk.BidirectionalAttention(D, E, 12, 2), (T, E), bidirectional
+    ),
+    "channel": Kind("channel_attention", lambda: mmk.ChannelAttention(D, E), (E,), channel),
     "additive": Kind(
+        "additive_attention",
         lambda: mmk.AdditiveAttention(D, 7, E, num_queries=2, gated=True),
         (E,),
         additive,
         lambda module, *tensors: module(*tensors, mask=MASK, need_weights=True),
     ),
     "packed": Kind(
+        "additive_attention",
         lambda: mmk.AdditiveAttention(D, 7, E, activation="gelu", gated=True, combine="multiply"),
         (E,),
         packed,
@@ -181,6 +186,7 @@ def kernels_of(function, *arguments):
     return found
 
 
+@pytest.mark.property("the module")
 @on_every_module
 def test_plain_projections_are_fused(extension, kind):
     """Also where torch.func puts plain tensors in their place."""
@@ -221,6 +227,7 @@ HOOKS = {
 }
 
 
+@pytest.mark.property("the module's projections")
 @on_every_module
 @pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS)
 def test_hooks(extension, kind, hook):
@@ -309,6 +316,7 @@ REPLACED = {
 }
 
 
+@pytest.mark.property("the module's projections")
 @on_every_module
 @pytest.mark.parametrize("replace", REPLACED.values(), ids=REPLACED)
 def test_replaced(extension, kind, replace):
@@ -345,6 +353,7 @@ CHANGED = {
 }
 
 
+@pytest.mark.property("the module's projections")
 @on_every_module
 @pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
 def test_changed_weights(extension, kind, change):
@@ -387,6 +396,7 @@ def assert_quantized(kind, module, quantized):
     assert not torch.equal(only_results(kind.call, module, tensors)[0], only_results(kind.call, quantized, tensors)[0])
 
 
+@pytest.mark.property("the module's projections")
 @on_every_module
 @pytest.mark.skipif(
     "fbgemm" not in torch.backends.quantized.supported_engines, reason="torch has no quantised engine here"
@@ -416,6 +426,7 @@ def test_torchao(extension, kind, name):
 # Per-sample gradients -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.property("the module's projections")
 @pytest.mark.parametrize(
     "kind", [kind for name, kind in KINDS.items() if name != "packed"], ids=[name for name in KINDS if name != "packed"]
 )

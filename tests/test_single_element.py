@@ -164,6 +164,7 @@ SINGLES = [
 ]
 
 
+@pytest.mark.property("a single element")
 @pytest.mark.parametrize(
     "single, backend, device, dtype",
     [

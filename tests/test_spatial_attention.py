@@ -56,11 +56,13 @@ def calling(**options):
 # Results and gradients ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.property("values in {dtype}")
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
     assert_right(OPERATION, case, dtype, device, backend)
 
 
+@pytest.mark.property("weights", "each gradient alone")
 @on_every_backend
 @both_ways
 def test_same_values_whatever_is_asked_for(backend, device, dtype, combine):
@@ -76,6 +78,7 @@ def test_same_values_whatever_is_asked_for(backend, device, dtype, combine):
     assert torch.equal(only_image, image_grad) and torch.equal(only_text, text_grad)
 
 
+@pytest.mark.property("weights")
 @on_every_backend
 @both_ways
 def test_gradient_of_the_weights_alone(backend, device, dtype, combine):
@@ -86,6 +89,7 @@ def test_gradient_of_the_weights_alone(backend, device, dtype, combine):
     assert_gradients(found, weights, OPERATION, (image, text))
 
 
+@pytest.mark.property("gradients that come in")
 @on_every_backend
 @pytest.mark.parametrize("layout", ["bnd", "bdhw", "channels_last"])
 def test_strided_gradients(backend, device, dtype, layout):
@@ -113,6 +117,7 @@ GRADCHECKS = {
 }
 
 
+@pytest.mark.property("gradcheck", "second derivatives")
 @in_float64
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", GRADCHECKS)
@@ -135,6 +140,7 @@ def test_gradcheck(backend, device, dtype, name, masked):
     assert torch.autograd.gradgradcheck(run, (image, text))
 
 
+@pytest.mark.property("the autograd Function")
 @on_every_backend_and_dtype
 def test_function(backend, device, dtype):
     """The autograd Function is the same thing."""
@@ -145,6 +151,7 @@ def test_function(backend, device, dtype):
         assert torch.equal(a, e)
 
 
+@pytest.mark.property("saved tensors are watched")
 @on_every_backend
 def test_saved_tensors_are_watched(backend, device, dtype):
     """Changing an input in place between forward and backward is an error, not a wrong gradient."""
@@ -160,6 +167,7 @@ def test_saved_tensors_are_watched(backend, device, dtype):
 # Nothing takes part, NaN, Inf, huge scores ----------------------------------------------------------------------------
 
 
+@pytest.mark.property("nothing takes part")
 @on_every_backend_and_dtype
 @both_ways
 @pytest.mark.parametrize("layout", ["bnd", "packed"])
@@ -185,6 +193,7 @@ def test_nothing_takes_part(backend, device, dtype, combine, layout):
         assert bool((tensor[0] != 0).any()) and bool((tensor[2] != 0).any())
 
 
+@pytest.mark.property("masked values reach nothing")
 @on_every_backend_and_dtype
 @both_ways
 @pytest.mark.parametrize("layout", ["bnd", "bdhw", "channels_last", "packed"])
@@ -218,6 +227,7 @@ def test_masked_values_reach_nothing(backend, device, dtype, combine, layout, po
         assert torch.equal(actual, expected)
 
 
+@pytest.mark.property("NaN and Inf come out", "NaN stays in its sample")
 @on_every_backend_and_dtype
 @both_ways
 @pytest.mark.parametrize("value, sign", [(float("nan"), 1), (float("inf"), 1), (float("-inf"), 1), (float("inf"), -1)])
@@ -236,6 +246,7 @@ def test_unmasked_nan_and_inf(backend, device, dtype, combine, value, sign):
     assert_computes(calling(**options), OPERATION, backend, (image, text), found=actual)
 
 
+@pytest.mark.property("extreme values")
 @on_every_backend
 @both_ways
 @pytest.mark.parametrize("size", [1e30, -1e30, 3e38])
@@ -288,6 +299,7 @@ OUTS = {
 }
 
 
+@pytest.mark.property("out=")
 @on_every_backend_and_dtype
 @both_ways
 @pytest.mark.parametrize("name", OUTS)
@@ -309,6 +321,7 @@ def test_out_writes_all_of_itself_and_nothing_else(backend, device, dtype, combi
     assert bool((base == 7).all())
 
 
+@pytest.mark.property("out=")
 @on_every_backend_and_dtype
 @pytest.mark.parametrize("shape", [(3, 37, 40), (3, 40, 5, 7), (64, 20)])
 def test_out_may_be_the_image(backend, device, dtype, shape):
@@ -322,6 +335,7 @@ def test_out_may_be_the_image(backend, device, dtype, shape):
         assert_computes(calling(**options), OPERATION, backend, (image, text), found=candidate)
 
 
+@pytest.mark.property("out=")
 @pytest.mark.threads
 @on_every_backend
 def test_large_out(backend, device, dtype):
@@ -339,6 +353,7 @@ def test_large_out(backend, device, dtype):
         assert bool((base[:start] == 7).all()) and bool((base[start + image.numel() :] == 7).all())
 
 
+@pytest.mark.property("inputs stay as they are")
 @on_every_backend_and_dtype
 @both_ways
 def test_inputs_stay_as_they_are(backend, device, dtype, combine):
@@ -381,6 +396,7 @@ VIEWS = {
 }
 
 
+@pytest.mark.property("bounded memory")
 @pytest.mark.parametrize("view", VIEWS)
 @both_ways
 def test_memory(extension, view, combine):
@@ -405,6 +421,7 @@ def test_memory(extension, view, combine):
         assert sum(sizes) <= small
 
 
+@pytest.mark.property("strided offsets")
 @on_every_backend
 @both_ways
 def test_strided_offsets(backend, device, dtype, combine):
@@ -419,6 +436,7 @@ def test_strided_offsets(backend, device, dtype, combine):
     assert all(torch.equal(a, e) for a, e in zip(strided, dense))
 
 
+@pytest.mark.property("huge strides")
 @pytest.mark.virtual_memory
 @on_every_backend
 @pytest.mark.parametrize("dim", range(3))
@@ -440,6 +458,7 @@ def test_far_apart(backend, device, dtype, shape, dim, combine):
         assert_computes(calling(mask=mask), OPERATION, backend, tensors, found=near)
 
 
+@pytest.mark.property("huge strides")
 @pytest.mark.threads
 @on_every_backend
 @pytest.mark.parametrize("layout", ["bnd", "packed", "bdhw"])
@@ -465,6 +484,7 @@ def test_more_than_2_31_elements(backend, device, dtype, layout):
 # Determinism and threads ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.property("same bits twice")
 @pytest.mark.threads
 @on_every_backend_and_dtype
 @both_ways
@@ -479,6 +499,7 @@ def test_same_bits_twice(backend, device, dtype, combine, shape):
     assert all(torch.equal(a, b) for other in others for a, b in zip(first, other))
 
 
+@pytest.mark.property("same bits for any number of threads")
 @pytest.mark.threads
 @pytest.mark.parametrize("dtype", ALL, ids=str)
 @both_ways
@@ -502,6 +523,7 @@ def test_same_bits_for_any_number_of_threads(extension, dtype, combine, layout):
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
 
 
+@pytest.mark.property("many callers at once")
 @pytest.mark.threads
 @on_every_backend
 def test_many_callers_at_once(backend, device, dtype):
@@ -544,11 +566,13 @@ def op_arguments(name, requires_grad=True):
     return image, text, mask, None if offsets is None else torch.tensor(offsets), *options
 
 
+@pytest.mark.property("opcheck")
 @pytest.mark.parametrize("name", OPCHECKS)
 def test_opcheck(extension, name):
     torch.library.opcheck(torch.ops.mmkernels.spatial_attention.default, op_arguments(name))
 
 
+@pytest.mark.property("opcheck", "out=")
 @pytest.mark.parametrize("name", OPCHECKS)
 def test_opcheck_out(extension, name):
     image, text, *rest = op_arguments(name, requires_grad=False)
@@ -556,6 +580,7 @@ def test_opcheck_out(extension, name):
     torch.library.opcheck(torch.ops.mmkernels.spatial_attention_out.default, (image, text, *rest, out))
 
 
+@pytest.mark.property("opcheck backward")
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("name", OPCHECKS)
 def test_opcheck_backward(extension, name, needs):
@@ -569,6 +594,7 @@ def test_opcheck_backward(extension, name, needs):
     )
 
 
+@pytest.mark.property("compile")
 @on_every_backend
 @both_ways
 def test_compile_without_recompiling(backend, device, dtype, combine):
@@ -584,6 +610,7 @@ def test_compile_without_recompiling(backend, device, dtype, combine):
             assert_computes(call, OPERATION, backend, (image, text), found=compiled(image, text, mask=mask))
 
 
+@pytest.mark.property("compile")
 @on_every_backend
 @pytest.mark.parametrize("layout", ["bnd", "bdhw", "packed"])
 def test_compile_static(backend, device, dtype, layout):
@@ -601,6 +628,7 @@ def test_compile_static(backend, device, dtype, layout):
     assert_gradients(found, calling(**options), OPERATION, (image, text))
 
 
+@pytest.mark.property("inductor")
 @pytest.mark.slow
 @on_every_backend
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -618,6 +646,7 @@ def test_inductor(backend, device, dtype, dynamic):
         assert_gradients(gradients(compiled, (image, text)), model, OPERATION, (image, text))
 
 
+@pytest.mark.property("compile", "out=")
 @on_every_backend
 def test_compile_out(backend, device, dtype):
     image, text, mask = inputs(dtype, device)
@@ -630,6 +659,7 @@ def test_compile_out(backend, device, dtype):
     assert_computes(calling(), OPERATION, backend, (image, text), found=out)
 
 
+@pytest.mark.property("meta and fake")
 @on_every_backend
 @both_ways
 def test_meta(backend, device, dtype, combine):
@@ -645,6 +675,7 @@ def test_meta(backend, device, dtype, combine):
     assert result.device.type == weights.device.type == "meta"
 
 
+@pytest.mark.property("vmap")
 @on_every_backend
 @both_ways
 @pytest.mark.parametrize("in_dims", [(0, 0, 0), (0, None, None), (None, 0, None), (2, 1, 1), (1, 0, None)])
@@ -661,6 +692,7 @@ def test_vmap(backend, device, dtype, combine, in_dims):
     assert_vmap(call, in_dims, OPERATION, backend, (image, text, mask))
 
 
+@pytest.mark.property("vmap")
 @on_every_backend
 @pytest.mark.parametrize("layout", ["bdhw", "packed"])
 @both_ways
@@ -676,6 +708,7 @@ def test_vmap_layouts(backend, device, dtype, layout, combine):
     assert_vmap(call, (0, 0), OPERATION, backend, (image, text))
 
 
+@pytest.mark.property("torch.func.grad")
 @on_every_backend
 @both_ways
 def test_per_sample_gradients(backend, device, dtype, combine):
@@ -687,6 +720,7 @@ def test_per_sample_gradients(backend, device, dtype, combine):
     assert_vmap(call, (0, None), OPERATION, backend, (image, text))
 
 
+@pytest.mark.property("second derivatives")
 @in_float64
 def test_hessian(backend, device, dtype):
     image = draw(1, 4, 3, dtype=dtype, device=device)
@@ -696,6 +730,7 @@ def test_hessian(backend, device, dtype):
     assert_computes(hessian, OPERATION, backend, (image, text))
 
 
+@pytest.mark.property("autocast")
 @on_every_backend
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(backend, device, dtype, narrow):
@@ -713,6 +748,7 @@ def test_autocast(backend, device, dtype, narrow):
     assert [grad.dtype for grad in grads] == [dtype, dtype] and all(bool(grad.isfinite().all()) for grad in grads)
 
 
+@pytest.mark.property("inference mode")
 @on_every_backend
 def test_inference_mode(backend, device, dtype):
     image, text, mask = inputs(dtype, device)

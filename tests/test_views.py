@@ -9,6 +9,7 @@ from calls import function_of, parameters, tensors_of
 import mmkernels as mmk
 
 
+@pytest.mark.property("negative views")
 @pytest.mark.parametrize("backend, device, dtype, name", parameters())
 def test_negative_views(backend, device, dtype, name):
     """Each tensor by itself and all together, forward and backward, with gradients that come in negated, too."""
