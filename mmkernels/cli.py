@@ -115,8 +115,10 @@ def bench(operation, quick, threads, device, plot_path, json_path):
         with open(json_path, "w") as file:
             file.write(report.as_json(found) + "\n")
     if plot_path:
+        from .bench.plot import plot
+
         try:
-            report.plot(found, plot_path)
+            plot(found, plot_path)
         except ModuleNotFoundError as error:
             raise click.ClickException(f"--plot needs {error.name}: pip install mmkernels[cli]") from error
 

@@ -260,7 +260,7 @@ def test_figures():
 
 
 TINY = {
-    "spatial_attention": (2, 12, 16, 3),
+    "spatial_attention": (2, 12, 16),
     "gated_cross_attention": (2, 2, 12, 5, 16),
     "bidirectional_attention": (2, 2, 12, 5, 16, 3),
     "channel_attention": (2, 12, 16, 8),
@@ -300,7 +300,7 @@ def test_bench(tiny_bench, tmp_path):
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["environment"]["threads"] == 1 and found["environment"]["quick"] is True
     result_of = found["operations"]["spatial_attention"]
-    assert len({row["kind"] for row in result_of["rows"]}) == 6
+    assert len({row["kind"] for row in result_of["rows"]}) == 8
     forward = next(row for row in result_of["rows"] if row["kind"].startswith("forward,"))
     for name in (
         "copy_",
