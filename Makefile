@@ -24,7 +24,7 @@ export ONEDNN_MAX_CPU_ISA := $(if $(filter baseline,$(HELD)),SSE41,AVX2)
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/inductor-$(HELD)
 endif
 
-.PHONY: docs demo lint format test test-slow test-triton test-triton-oldest coverage-table bench bench-quick gpu-check install clean
+.PHONY: demo lint format test test-slow test-triton test-triton-oldest coverage-table bench bench-quick docs gpu-check install clean
 
 demo: install
 	$(BIN)/python -m mmkernels demo --out out

@@ -14,14 +14,14 @@ SECTION = re.compile(r"^(Args|Returns|Raises|Shape|Source):\s*(.*)$")
 ITEM = re.compile(r"^ {4}(\w+(?:, \w+)*): ")
 HEAD = """# API
 
-Written by `make docs` from the docstrings; types are in `mmkernels/*.pyi`. The functions are also in `mmkernels.functional`. `mmkernels.reference`
-has the same functions in plain PyTorch, without `backend` and `out`.
+Written by `make docs` from the docstrings; types are in `mmkernels/*.pyi`. The functions are also in
+`mmkernels.functional`. `mmkernels.reference` has the same functions in plain PyTorch, without `backend` and `out`.
 """
 FUNCTIONS = """## Autograd Functions and registered operations
 
-Each function's `torch.autograd.Function` is `mmkernels.NAMEFunction` (`SpatialAttentionFunction`, ...), its registered operations are
-`torch.ops.mmkernels.NAME` and `NAME_backward`. They take tensors and options by position, without checks that explain, and return every output;
-`apply` takes a backend's name, or None, last.
+Each function's `torch.autograd.Function` is `mmkernels.NAMEFunction` (`SpatialAttentionFunction`, ...), its registered
+operations are `torch.ops.mmkernels.NAME` and `NAME_backward`. They take tensors and options by position, without checks
+that explain, and return every output; `apply` takes a backend's name, or None, last.
 """
 
 
