@@ -1,6 +1,7 @@
 """The pages: their links lead somewhere, and what they list is complete."""
 
 import re
+import runpy
 
 import pytest
 from compiling import ROOT
@@ -48,3 +49,8 @@ def test_every_variable_is_documented():
     assert len(ours) >= 8
     assert ours == {name for name in listed if name.startswith("MMKERNELS_")}
     assert listed - ours <= set(re.findall(r"""environ[\w.]*[(\[]"(\w+)\"""", text))
+
+
+def test_api_reference_is_current():
+    tool = runpy.run_path(str(ROOT / "tools/api_reference.py"))
+    assert tool["PAGE"].read_text(encoding="utf-8") == tool["page"](), "docstrings have changed: make docs"
