@@ -116,7 +116,7 @@ MMK_DEVICE void normalise(const FinishTask& t) {
   Running own;
   float takes_part = 0;
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x)
-    if (keeps(rows, a.mask, r))
+    if (row_valid(rows, a.mask, r))
       own.add(load(t.scores + r * a.K + k)), takes_part = 1;
   const float all = over_block(own.top, scratch, Max());
   const float base = all == -INFINITY ? 0 : all;
@@ -128,7 +128,7 @@ MMK_DEVICE void normalise(const FinishTask& t) {
                 : 0.f;  // all -Inf: NaN, as softmax has it. Nothing takes part: 0
   float* to = static_cast<float*>(a.weights) + weight_at(a, b, begin) + k * a.N;
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x)
-    store(to + r - begin, keeps(rows, a.mask, r) ? exponential(load(t.scores + r * a.K + k) - base) * share : 0.f);
+    store(to + r - begin, row_valid(rows, a.mask, r) ? exponential(load(t.scores + r * a.K + k) - base) * share : 0.f);
 }
 
 // partial [B, splits, K, D]
@@ -190,7 +190,7 @@ MMK_DEVICE void spread(const FinishTask& t) {
   T* result = static_cast<T*>(a.result.data) + row_at(rows, a.result, row);
   for (int64_t c = threadIdx.x % 32; c < a.D; c += 32)
     store(result + c * a.result.c,
-          from_float<T>(w != 0 || keeps(rows, a.mask, row) ? w * to_float(load(image + c * a.image.c)) : 0.f));
+          from_float<T>(w != 0 || row_valid(rows, a.mask, row) ? w * to_float(load(image + c * a.image.c)) : 0.f));
 }
 
 // A row's upstream gradient: its sample's for map k, or its own.
@@ -267,13 +267,13 @@ MMK_DEVICE void write(const WriteTask& t) {
   if (r >= t.panel.rows)
     return;
   const int64_t b = sample_of(rows, row);
-  const bool keep = keeps(rows, a.mask, row);
+  const bool valid = row_valid(rows, a.mask, row);
   const float* weights = static_cast<const float*>(a.weights) + weight_at(a, b, row);
   T* to = static_cast<T*>(t.g.grad_image.data) + row_at(rows, t.g.grad_image, row);
   const T* up = upstream<T>(t.g, rows, b, 0, row);
-  const int64_t maps = keep && t.g.grad_result.data ? a.K : 0;
+  const int64_t maps = valid && t.g.grad_result.data ? a.K : 0;
   for (int64_t c = threadIdx.x % 32; c < a.D; c += 32) {
-    float total = keep ? load(t.through + r * a.D + c) : 0.f;
+    float total = valid ? load(t.through + r * a.D + c) : 0.f;
     for (int64_t k = 0; k < maps; ++k) {
       const float w = load(weights + k * a.N);
       if (w != 0)

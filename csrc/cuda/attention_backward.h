@@ -1,6 +1,6 @@
 // The gradients of both operations. A block of eight warps has a tile of 64 rows of one side and streams the other
 // side; either may be the image or the text. Scores are taken again from queries and keys, weights from them and from
-// what is kept of the softmax.
+// what is saved of the softmax.
 //
 //   Own    rows have a softmax over the streamed side:   p  = exp(s - top[row]) share[row],           dp  = <grad[row],
 //   value[streamed]> Other  streamed rows have one over this side's rows: p' = exp(s - top[streamed]) share[streamed],
@@ -50,7 +50,7 @@ template <class T, int C, bool Own, bool Other>
 struct BackwardLayout {
   static constexpr int S = sizeof(T) == 4 || C > 128 || (C > 64 && Own && Other) ? 32 : 64;
   static constexpr int pitch = pitch_of<T, C>, weights = S + pad<T>, panels = 1 + Own + Other;
-  int64_t rows, ds, other, own, side, keep, total;
+  int64_t rows, ds, other, own, side, valid, total;
   MMK_HOST_DEVICE BackwardLayout(int64_t stages, bool whole) {
     constexpr int64_t size = sizeof(T);
     constexpr int64_t weight_bytes = tile_rows * weights * size;
@@ -59,8 +59,8 @@ struct BackwardLayout {
     other = ds + weight_bytes;                       // p'
     own = other + (Other ? weight_bytes : 0);        // p, for the streamed rows' gradients
     side = own + (Own && whole ? weight_bytes : 0);  // StreamSide [stages][S]
-    keep = side + (Other ? stages * S * int64_t(sizeof(StreamSide)) : 0);  // bytes [stages][S]
-    total = keep + round_up(stages * S, 16);
+    valid = side + (Other ? stages * S * int64_t(sizeof(StreamSide)) : 0);  // bytes [stages][S]
+    total = valid + round_up(stages * S, 16);
   }
 };
 
@@ -120,7 +120,7 @@ struct Backward : BackwardRows<T> {
   int chunk, split, first, begin, end;  // first row; streamed rows
   T *streams, *rows, *ds, *other, *own;
   StreamSide* side;
-  uint8_t* keep;
+  uint8_t* valid;
   int group, part;  // the warp's 16 rows, its half of the columns
 
   MMK_DEVICE Backward(const BackwardTask& t, unsigned char* shared)
@@ -140,7 +140,7 @@ struct Backward : BackwardRows<T> {
     other = reinterpret_cast<T*>(shared + at.other);
     own = reinterpret_cast<T*>(shared + at.own);
     side = reinterpret_cast<StreamSide*>(shared + at.side);
-    keep = shared + at.keep;
+    valid = shared + at.valid;
     group = threadIdx.x / 32 % 4;
     part = threadIdx.x / 128;
   }
@@ -192,7 +192,7 @@ struct Backward : BackwardRows<T> {
   }
   MMK_DEVICE void bring_side(int at, int n) const {
     for (int r = threadIdx.x; r < S; r += threads) {
-      keep[at * S + r] = n + r < end && this->taken(n + r);
+      valid[at * S + r] = n + r < end && this->taken(n + r);
       if (Other) {
         const bool there = n + r < end && t.stream_grad.data;
         StreamSide& to = side[at * S + r];
@@ -245,7 +245,7 @@ struct Backward : BackwardRows<T> {
           x = fmaf(
               load(static_cast<const float*>(t.bias.data) + b * t.bias.b + h * t.bias.h + r * t.bias.n + k * t.bias.t),
               log4e, x);
-        if (Own && attends && keep[at * S + c] && mine.share[half] != 0) {
+        if (Own && attends && valid[at * S + c] && mine.share[half] != 0) {
           p = mine.power[half](x) * mine.share[half];
           d = p == 1 ? 0.f : p * (dp[j][i] - mine.delta[half]);
         }

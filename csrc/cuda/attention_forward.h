@@ -42,7 +42,7 @@ template <class T, int C>
 struct AttendLayout {
   static constexpr int S = stream_rows<T, C>;
   static constexpr int pitch = pitch_of<T, C>, weights = S + pad<T>, image = tile_rows + pad<T>;
-  int64_t own, query, p, values, q, reduce, keep, total;
+  int64_t own, query, p, values, q, reduce, valid, total;
   MMK_HOST_DEVICE AttendLayout(int64_t stages, bool both) {
     constexpr int64_t size = sizeof(T);
     own = stages * 2 * S * pitch * size;                        // after the streamed tiles
@@ -51,8 +51,8 @@ struct AttendLayout {
     values = p + (size == 4 ? tile_rows * weights * size : 0);  // Both: T [64][pitch]
     q = values + (both ? tile_rows * pitch * size : 0);         // Both: T [64][weights], the streamed side's weights
     reduce = q + (both ? tile_rows * weights * size : 0);       // Both: float [4][S] twice
-    keep = reduce + (both ? 8 * S * 4 : 0);                     // bytes [stages][S]
-    total = keep + round_up(stages * S, 16);
+    valid = reduce + (both ? 8 * S * 4 : 0);                    // bytes [stages][S]
+    total = valid + round_up(stages * S, 16);
   }
 };
 
@@ -69,7 +69,7 @@ struct Attend {
   int chunk, split, first_tile, begin, end;  // begin, end: of the streamed rows
   T *streams, *query, *p, *values, *q;
   float* reduce;
-  uint8_t* keep;
+  uint8_t* valid;
   int warp, lane;
 
   MMK_DEVICE Attend(const AttendTask& t, unsigned char* shared) : t(t) {
@@ -92,7 +92,7 @@ struct Attend {
     values = reinterpret_cast<T*>(shared + at.values);
     q = reinterpret_cast<T*>(shared + at.q);
     reduce = reinterpret_cast<float*>(shared + at.reduce);
-    keep = shared + at.keep;
+    valid = shared + at.valid;
     warp = threadIdx.x / 32;
     lane = threadIdx.x % 32;
   }
@@ -127,11 +127,11 @@ struct Attend {
         value_tile(stage_index), from, t.value, end - n, t.dv - chunk * C,
         [&](int r) { return taken(n + r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
     for (int r = threadIdx.x; r < S; r += threads)
-      keep[stage_index * S + r] = n + r < end && taken(n + r);
+      valid[stage_index * S + r] = n + r < end && taken(n + r);
   }
 
   // Scores, with everything that is added to them; -Inf where a row doesn't attend.
-  MMK_DEVICE void mask(float (&s)[J][4], int row, int n, const uint8_t* kept) const {
+  MMK_DEVICE void mask(float (&s)[J][4], int row, int n, const uint8_t* valid) const {
     const float scale = float(t.scale) * log4e;
     const bool some = t.stream_mask.data || n + S > end;
 #pragma unroll
@@ -141,7 +141,7 @@ struct Attend {
         const int column = 8 * j + lane_column() + i % 2;
         const int r = row + lane_row() + i / 2 * 8;
         float x = s[j][i] * scale;
-        bool takes = !some || kept[column];
+        bool takes = !some || valid[column];
         if (!Both && (t.pairs.data || t.bias.data) && takes && r < t.rows) {
           if (t.pairs.data)
             takes = load(t.pairs.data + b * t.pairs.b + h * t.pairs.h + r * t.pairs.n + (n + column) * t.pairs.t);
@@ -342,7 +342,7 @@ struct Attend {
               raw[j][i] = s[j][i] * (float(t.scale) * log4e);
           stream_side(raw, row, n);
         }
-        mask(s, row, n, keep + at * S);
+        mask(s, row, n, valid + at * S);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           float top = m[half];

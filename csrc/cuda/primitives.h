@@ -37,8 +37,8 @@ template <class T>
 inline void store(T* to, T value) {
   emulator::counted_store(to, value);
 }
-inline void copy_async(void* shared, const void* global, bool keep) {
-  emulator::copy_async(shared, global, 16, keep);
+inline void copy_async(void* shared, const void* global, bool valid) {
+  emulator::copy_async(shared, global, 16, valid);
 }
 inline void copy_commit() {
   emulator::copy_commit();
@@ -122,10 +122,10 @@ MMK_DEVICE void store(T* to, T value) {
     *to = value;
 }
 
-// 16 bytes from global to shared memory, both aligned to 16; zeros where not kept (then nothing is read).
-MMK_DEVICE void copy_async(void* shared, const void* global, bool keep) {
+// 16 bytes from global to shared memory, both aligned to 16; zeros where not valid (then nothing is read).
+MMK_DEVICE void copy_async(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(keep ? 16 : 0)
+               "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
 MMK_DEVICE void copy_commit() {

@@ -62,7 +62,7 @@ struct Task {
   Features grad_image;        // 47 data null: not wanted
   Vectors grad_text;          // 52 data null: not wanted
   float* stats;               // 55 [slots, H, 2]: maximum and sum of exponentials; backward: mean of dw and sum of w
-  float* kept;                // 56 [slots, head groups]: positions that take part
+  float* valid_counts;        // 56 [slots, head groups]: positions that take part
   float* sums;                // 57 forward, pool: [slots, D]; backward: u and v, [slots, 2, D]
   int64_t local;              // 58 1: while a chunk lasts, its sums are in shared memory
   int64_t cluster;            // 59 blocks of a cluster: the chunks of a sample, each of one tile; 1: no clusters
@@ -71,7 +71,7 @@ static_assert(sizeof(Task) == 60 * 8, "every field has 8 bytes");
 
 // Where things lie in shared memory, in bytes. `pitch`: elements from a tile's outer index to the next.
 struct Layout {
-  int64_t pitch, x, y, v, u, p, q, sums, stats, scratch, keep, total;
+  int64_t pitch, x, y, v, u, p, q, sums, stats, scratch, valid, total;
 
   MMK_HOST_DEVICE Layout(const Task& t, int64_t element, bool backward) {
     const int64_t pack = 16 / element;
@@ -88,8 +88,8 @@ struct Layout {
     const int64_t both = backward && t.cluster == 1 ? 2 : 1;
     stats = sums + (t.local ? round_up(both * t.heads * (t.D / t.H) * 4, 16) : 0);  // float [4, heads]
     scratch = stats + round_up(4 * t.heads * 4, 16);                                // float [512]
-    keep = scratch + 512 * 4;                                                       // bytes [tile]
-    total = keep + round_up(tile, 16);
+    valid = scratch + 512 * 4;                                                      // bytes [tile]
+    total = valid + round_up(tile, 16);
   }
 };
 
@@ -107,7 +107,7 @@ struct Block {
   int pitch, tile;  // the tile's pitch; floats from a head to the next in p and q
   T *x, *y;
   float *v, *u, *p, *q, *sums, *stats, *scratch;
-  uint8_t* keep;
+  uint8_t* valid;
 
   // The second launch goes backwards: what the first has read last is still in L2.
   MMK_DEVICE Block(const Task& t, unsigned char* shared, bool backward, bool second) : t(t) {
@@ -152,7 +152,7 @@ struct Block {
     sums = reinterpret_cast<float*>(shared + at.sums);
     stats = reinterpret_cast<float*>(shared + at.stats);
     scratch = reinterpret_cast<float*>(shared + at.scratch);
-    keep = shared + at.keep;
+    valid = shared + at.valid;
   }
 
   MMK_DEVICE int64_t offset(int64_t b) const { return most<int64_t>(least(load(t.offsets + b), t.X), 0); }
@@ -161,7 +161,9 @@ struct Block {
   MMK_DEVICE bool resident() const { return count <= t.tile && channels <= t.slab; }
   MMK_DEVICE int64_t slot_of(int64_t chunk) const { return slot - k + chunk; }
   MMK_DEVICE float* stats_of(int64_t chunk, int h) const { return t.stats + 2 * (slot_of(chunk) * t.H + head + h); }
-  MMK_DEVICE float* kept_of(int64_t chunk) const { return t.kept + slot_of(chunk) * gridDim.y + blockIdx.y; }
+  MMK_DEVICE float* valid_count_of(int64_t chunk) const {
+    return t.valid_counts + slot_of(chunk) * gridDim.y + blockIdx.y;
+  }
   // Where weights and whatever is like them have head h's first position.
   MMK_DEVICE int64_t weights_at(int h) const {
     return t.offsets ? (head + h) * t.X + first : (sample * t.H + head + h) * (t.Y * t.X);
@@ -179,14 +181,14 @@ struct Block {
 
   // Reads which of the positions n0.. take part; how many do.
   MMK_DEVICE int load_mask(int64_t n0, int positions) const {
-    int kept = 0;
+    int valid_count = 0;
     for (int i = threadIdx.x; i < round_up(positions, blockDim.x); i += blockDim.x) {
-      bool take = i < positions && (!t.mask.data || load(t.mask.data + position(t.mask, n0 + i)));
+      bool takes_part = i < positions && (!t.mask.data || load(t.mask.data + position(t.mask, n0 + i)));
       if (i < positions)
-        keep[i] = take;
-      kept += __syncthreads_count(take);
+        valid[i] = takes_part;
+      valid_count += __syncthreads_count(takes_part);
     }
-    return kept;
+    return valid_count;
   }
 
   MMK_DEVICE bool wide(const Features& f, const T* from) const {
@@ -209,14 +211,14 @@ struct Block {
         bool all = true;
         bool any = false;
         for (int e = 0; e < V; ++e)
-          all = all && keep[j + e], any = any || keep[j + e];
+          all = all && valid[j + e], any = any || valid[j + e];
         if (all || !any)
           copy_async(into, pointer(f, n0 + j, c0 + o), any);
         else
           for (int e = 0; e < V; ++e)
-            into[e] = keep[j + e] ? load(pointer(f, n0 + j + e, c0 + o)) : from_float<T>(0);
+            into[e] = valid[j + e] ? load(pointer(f, n0 + j + e, c0 + o)) : from_float<T>(0);
       } else {
-        copy_async(into, pointer(f, n0 + o, c0 + j), keep[o]);
+        copy_async(into, pointer(f, n0 + o, c0 + j), valid[o]);
       }
     }
     for (int i = threadIdx.x; i < outer * rest; i += blockDim.x) {
@@ -224,7 +226,7 @@ struct Block {
       const int j = packs * V + i - o * rest;
       const int n = planes ? j : o;
       const int c = planes ? o : j;
-      to[o * pitch + j] = keep[n] ? load(pointer(f, n0 + n, c0 + c)) : from_float<T>(0);
+      to[o * pitch + j] = valid[n] ? load(pointer(f, n0 + n, c0 + c)) : from_float<T>(0);
     }
     copy_commit();
   }
@@ -398,8 +400,8 @@ MMK_DEVICE float score_scale(const Task& t) {
 
 // The weights' factor. Scores that are all -Inf though positions take part: NaN, as softmax has it. Nothing takes part:
 // 0.
-MMK_DEVICE float share(const Task& t, float total, float kept) {
-  return total != 0 ? (t.rescale ? kept : 1.f) / total : kept != 0 ? NAN : 0.f;
+MMK_DEVICE float share(const Task& t, float total, float valid_count) {
+  return total != 0 ? (t.rescale ? valid_count : 1.f) / total : valid_count != 0 ? NAN : 0.f;
 }
 
 // ---- forward
@@ -419,7 +421,7 @@ MMK_DEVICE void forward_finish(const Task& t, const Block<T>& b, const float* ma
       float* shared = b.p + h * b.tile + n;
       float* global = t.weights + b.weights_at(h) + n0 + n;
       float w = 0;
-      if (b.keep[n])
+      if (b.valid[n])
         w = (resident ? *shared : exponential(load(global) - base(maximum[h]))) * factor[h];
       *shared = w;
       store(global, w);
@@ -443,7 +445,7 @@ MMK_DEVICE void forward_finish(const Task& t, const Block<T>& b, const float* ma
 // heads] in stats.
 template <class T>
 MMK_DEVICE void softmax_tile(const Task& t, const Block<T>& b, const Teams& teams, int64_t n0, int positions,
-                             bool keep_scores) {
+                             bool save_scores) {
   float* maximum = b.stats;
   float* total = maximum + t.heads;
   float* factor = total + t.heads;
@@ -455,7 +457,7 @@ MMK_DEVICE void softmax_tile(const Task& t, const Block<T>& b, const Teams& team
     const float old = size && teams.thread == 0 ? maximum[h] : -INFINITY;
     float m = old;
     for (int n = teams.thread; n < size; n += teams.threads)
-      if (b.keep[n]) {
+      if (b.valid[n]) {
         if (scale != 1)
           p[n] *= scale;
         m = fmaxf(m, p[n]);
@@ -463,9 +465,9 @@ MMK_DEVICE void softmax_tile(const Task& t, const Block<T>& b, const Teams& team
     m = teams.over(m, b.scratch, Max());
     float l = 0;
     for (int n = teams.thread; n < size; n += teams.threads) {
-      if (keep_scores && b.keep[n])
+      if (save_scores && b.valid[n])
         store(t.weights + b.weights_at(h) + n0 + n, p[n]);
-      p[n] = b.keep[n] ? exponential(p[n] - base(m)) : 0.f;
+      p[n] = b.valid[n] ? exponential(p[n] - base(m)) : 0.f;
       l += p[n];
     }
     l = teams.over(l, b.scratch, Sum());
@@ -488,14 +490,14 @@ MMK_DEVICE void forward_first(const Task& t, unsigned char* shared) {
   const bool alone = b.chunks == 1;
   const bool resident = alone && b.resident();
   const Teams teams(b.heads);
-  float kept = 0;
+  float valid_count = 0;
   for (int h = threadIdx.x; h < b.heads; h += blockDim.x)
     maximum[h] = -INFINITY, total[h] = 0;
 
   for (int64_t n0 = b.begin; n0 < b.end; n0 += t.tile) {
     const int positions = int(least(t.tile, b.end - n0));
     __syncthreads();  // the last tile's readers are done
-    kept += b.load_mask(n0, positions);
+    valid_count += b.load_mask(n0, positions);
     b.slabs([&](int c0, int count) {
       if (c0)
         __syncthreads();
@@ -523,7 +525,7 @@ MMK_DEVICE void forward_first(const Task& t, unsigned char* shared) {
                        if (n0 != b.begin)
                          sum += b.sum(1, 0, c) * factor[h];
                        if (last && alone)
-                         store(b.pointer(t.pooled, c), from_float<T>(sum * share(t, total[h], kept)));
+                         store(b.pointer(t.pooled, c), from_float<T>(sum * share(t, total[h], valid_count)));
                        else
                          b.set_sum(1, 0, c, sum, last);
                      });
@@ -537,14 +539,14 @@ MMK_DEVICE void forward_first(const Task& t, unsigned char* shared) {
       store(stats, maximum[h]), store(stats + 1, total[h]);
     }
     if (threadIdx.x == 0)
-      store(b.kept_of(b.k), kept);
+      store(b.valid_count_of(b.k), valid_count);
     return;
   }
   if (t.pool && b.count == 0)
     for (int c = threadIdx.x; c < b.channels; c += blockDim.x)
       store(b.pointer(t.pooled, c), from_float<T>(0));
   for (int h = threadIdx.x; h < b.heads; h += blockDim.x)
-    factor[h] = share(t, total[h], kept);
+    factor[h] = share(t, total[h], valid_count);
   forward_finish(t, b, maximum, factor, resident);
 }
 
@@ -556,7 +558,7 @@ MMK_DEVICE void merge_softmax(const Task& t, const Block<T>& b, Of of, Store sto
   for (int h = threadIdx.x / 32; h < b.heads; h += blockDim.x / 32) {
     float m = -INFINITY;
     float total = 0;
-    float kept = 0;
+    float valid_count = 0;
     for (int64_t k = lane; k < b.chunks; k += 32)
       if (of(k, h, 1) != 0)
         m = fmaxf(m, of(k, h, 0));
@@ -565,12 +567,12 @@ MMK_DEVICE void merge_softmax(const Task& t, const Block<T>& b, Of of, Store sto
       const float l = of(k, h, 1);
       if (l != 0)
         total += l * exponential(of(k, h, 0) - m);
-      kept += of(k, h, 2);
+      valid_count += of(k, h, 2);
     }
     total = over_lanes(total, 32, Sum());
-    kept = over_lanes(kept, 32, Sum());
+    valid_count = over_lanes(valid_count, 32, Sum());
     if (lane == 0)
-      store(h, m, share(t, total, kept));
+      store(h, m, share(t, total, valid_count));
   }
 }
 
@@ -582,7 +584,7 @@ MMK_DEVICE void forward_second(const Task& t, unsigned char* shared) {
   float* maximum = b.stats;
   float* factor = maximum + 2 * t.heads;
   merge_softmax(
-      t, b, [&](int64_t k, int h, int i) { return load(i == 2 ? b.kept_of(k) : b.stats_of(k, h) + i); },
+      t, b, [&](int64_t k, int h, int i) { return load(i == 2 ? b.valid_count_of(k) : b.stats_of(k, h) + i); },
       [&](int h, float m, float f) { maximum[h] = m, factor[h] = f; });
   __syncthreads();
   if (t.pool)
@@ -600,12 +602,12 @@ template <class T>
 MMK_DEVICE void forward_cluster(const Task& t, unsigned char* shared) {
   const Block<T> b(t, shared, false, false);
   float* maximum = b.stats;
-  float* kept = maximum + 2 * t.heads;
-  float* factor = kept + t.heads;
+  float* counts = maximum + 2 * t.heads;
+  float* factor = counts + t.heads;
   const int positions = int(most<int64_t>(b.end - b.begin, 0));  // the last blocks may have none, but peers read them
   for (int h = threadIdx.x; h < b.heads; h += blockDim.x)
     maximum[h] = -INFINITY, maximum[t.heads + h] = 0;
-  const float taken = b.load_mask(b.begin, positions);
+  const float valid_count = b.load_mask(b.begin, positions);
   b.stage(t.image, b.x, b.begin, positions, 0, b.channels);
   b.stage(t.text, b.v, 0, b.channels, text_scale(t));
   b.arrive();
@@ -614,7 +616,7 @@ MMK_DEVICE void forward_cluster(const Task& t, unsigned char* shared) {
   softmax_tile(t, b, Teams(b.heads), b.begin, positions, false);
   __syncthreads();  // its factors aren't needed: their place is the peers'
   for (int h = threadIdx.x; h < b.heads; h += blockDim.x)
-    kept[h] = taken;
+    counts[h] = valid_count;
 
   cluster_sync();
   merge_softmax(
@@ -655,8 +657,8 @@ MMK_DEVICE void backward_finish(const Task& t, const Block<T>& b, const float* m
         *q *= float(t.scale);
       } else {
         const int64_t at = b.weights_at(h) + n0 + n;
-        *p = b.keep[n] ? load(t.weights + at) : 0.f;
-        *q = b.keep[n] ? float(t.scale) * *p * (load(t.grad_scores + at) - mean[h]) : 0.f;
+        *p = b.valid[n] ? load(t.weights + at) : 0.f;
+        *q = b.valid[n] ? float(t.scale) * *p * (load(t.grad_scores + at) - mean[h]) : 0.f;
       }
     }
     b.slabs([&](int c0, int count) {
@@ -672,7 +674,7 @@ MMK_DEVICE void backward_finish(const Task& t, const Block<T>& b, const float* m
       b.arrive();
       b.write(t.grad_image, features ? b.y : nullptr, n0, positions, c0, count, [&](float g, int n, int c, int h) {
         const int at = h * b.tile + n;
-        return b.keep[n] ? b.p[at] * (pooled ? b.u[c] : g) + b.q[at] * b.v[c] : 0.f;
+        return b.valid[n] ? b.p[at] * (pooled ? b.u[c] : g) + b.q[at] * b.v[c] : 0.f;
       });
     });
   }
@@ -682,7 +684,7 @@ MMK_DEVICE void backward_finish(const Task& t, const Block<T>& b, const float* m
 // stats.
 template <class T>
 MMK_DEVICE void mean_tile(const Task& t, const Block<T>& b, const Teams& teams, int64_t n0, int positions,
-                          bool keep_scores) {
+                          bool save_scores) {
   float* mean = b.stats;
   float* mass = mean + t.heads;
   float* shift = mass + t.heads;
@@ -697,12 +699,12 @@ MMK_DEVICE void mean_tile(const Task& t, const Block<T>& b, const Teams& teams, 
       const int64_t at = b.weights_at(h) + n0 + n;
       float w = 0;
       float dw = 0;
-      if (b.keep[n]) {
+      if (b.valid[n]) {
         w = load(t.weights + at);
         dw = t.grad_result.data || t.grad_pooled.data ? q[n] : 0.f;
         if (t.grad_weights)
           dw += load(t.grad_weights + at);
-        if (keep_scores)
+        if (save_scores)
           store(t.grad_scores + at, dw);
         sum += w * dw;
         weight += w;
@@ -729,7 +731,7 @@ MMK_DEVICE void center(const Block<T>& b, const float* mean, int positions) {
     const int h = i / positions;
     const int n = i - h * positions;
     const int at = h * b.tile + n;
-    b.q[at] = b.keep[n] ? b.p[at] * (b.q[at] - mean[h]) : 0.f;
+    b.q[at] = b.valid[n] ? b.p[at] * (b.q[at] - mean[h]) : 0.f;
   }
 }
 
@@ -1042,7 +1044,7 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
   t.slots = t.offsets ? positions / t.chunk + t.B : t.B * t.chunks;
 }
 
-// Scratch: stats, kept, sums; none where a block or a cluster does it all.
+// Scratch: stats, valid_counts, sums; none where a block or a cluster does it all.
 int64_t scratch(Task& t, bool backward, float* memory) {
   if (t.cluster > 1)
     return 0;
@@ -1056,7 +1058,7 @@ int64_t scratch(Task& t, bool backward, float* memory) {
     return taken;
   };
   if (!once)
-    t.stats = take(2 * t.slots * t.H), t.kept = take(t.slots * up(t.H, t.heads));
+    t.stats = take(2 * t.slots * t.H), t.valid_counts = take(t.slots * up(t.H, t.heads));
   if (sums && !resident && !(once && t.local))
     t.sums = take((backward ? 2 : 1) * t.slots * t.D);
   return used;
