@@ -77,12 +77,12 @@ struct BackwardRows {
     return !t.stream_mask.data ||
            load(t.stream_mask.data + b * t.stream_mask.b + h * t.stream_mask.h + n * t.stream_mask.t);
   }
-  MMK_DEVICE bool silent(const float* softmax, int64_t rows, int64_t r) const {
+  MMK_DEVICE bool fully_masked(const float* softmax, int64_t rows, int64_t r) const {
     return softmax && share_of(softmax, bh, rows, r) == 0;
   }
   // The gradient of what counted as 0 because it takes no part and isn't finite is 0.
   MMK_DEVICE void put_input(const HeadRows& to, const HeadRows& input, int64_t r, int64_t c, float (&x)[8], int count,
-                            bool part, bool dead) const {
+                            bool part, bool fully_masked) const {
     if (!part && !t.drop) {
       float y[8];
       get<8>(y, head_of<T>(input, b, h) + r * input.n + c * input.c, input.c, count);
@@ -93,7 +93,7 @@ struct BackwardRows {
     }
 #pragma unroll
     for (int e = 0; e < 8; ++e)
-      x[e] = dead || (!part && t.drop) ? 0.f : x[e] * float(t.scale);
+      x[e] = fully_masked || (!part && t.drop) ? 0.f : x[e] * float(t.scale);
     put<8>(head_of<T>(to, b, h) + r * to.n + c * to.c, x, to.c, count);
   }
   MMK_DEVICE void put_value(const HeadRows& to, int64_t r, int64_t c, float (&x)[8], int count, bool part) const {
@@ -103,7 +103,7 @@ struct BackwardRows {
     put<8>(head_of<T>(to, b, h) + r * to.n + c * to.c, x, to.c, count);
   }
   MMK_DEVICE void put_query(int64_t r, int64_t c, float (&x)[8], int count) const {
-    put_input(t.grad_query, t.query, r, c, x, count, row_taken(r), t.drop && silent(t.softmax, t.rows, r));
+    put_input(t.grad_query, t.query, r, c, x, count, row_taken(r), t.drop && fully_masked(t.softmax, t.rows, r));
   }
 };
 
@@ -167,7 +167,7 @@ struct Backward : BackwardRows<T> {
     if (Own)
       bring<tile_rows>(
           row_panel(own_panel), t.grad, first, t.rows, t.dv, slab,
-          [&](int r) { return this->silent(t.softmax, t.rows, first + r) ? Row::zeros : Row::whole; }, t.gate);
+          [&](int r) { return this->fully_masked(t.softmax, t.rows, first + r) ? Row::zeros : Row::whole; }, t.gate);
     if (Other)
       bring<tile_rows>(row_panel(other_panel), t.row_value, first, t.rows, t.dv, slab,
                        [&](int r) { return this->row_taken(first + r) ? Row::whole : Row::zeros; });
@@ -175,8 +175,8 @@ struct Backward : BackwardRows<T> {
   MMK_DEVICE void bring_key(int at, int n, int slab) const {
     bring<S>(panel(at, 0), t.key, n, end, t.d, slab, [&](int r) {
       if (t.drop)
-        return this->taken(n + r) && !(Other && this->silent(t.stream_softmax, t.streamed, n + r)) ? Row::whole
-                                                                                                   : Row::zeros;
+        return this->taken(n + r) && !(Other && this->fully_masked(t.stream_softmax, t.streamed, n + r)) ? Row::whole
+                                                                                                         : Row::zeros;
       return this->taken(n + r) ? Row::whole : Row::finite;
     });
   }
@@ -187,7 +187,7 @@ struct Backward : BackwardRows<T> {
     if (Other)
       bring<S>(
           panel(at, other_panel), t.stream_grad, n, end, t.dv, slab,
-          [&](int r) { return this->silent(t.stream_softmax, t.streamed, n + r) ? Row::zeros : Row::whole; },
+          [&](int r) { return this->fully_masked(t.stream_softmax, t.streamed, n + r) ? Row::zeros : Row::whole; },
           t.stream_gate);
   }
   MMK_DEVICE void bring_side(int at, int n) const {
@@ -281,7 +281,7 @@ struct Backward : BackwardRows<T> {
           if (k >= end || c0 + c >= t.d)
             return;
           this->put_input(t.grad_key, t.key, k, c0 + c, v, int(least<int64_t>(8, t.d - c0 - c)), this->taken(k),
-                          t.drop && this->silent(t.stream_softmax, t.streamed, k));
+                          t.drop && this->fully_masked(t.stream_softmax, t.streamed, k));
         });
       }
       if (Own && t.grad_value.data && c0 < t.dv) {
@@ -447,12 +447,12 @@ MMK_DEVICE void backward_delta(const DeltaTask& t) {
   const int64_t r = there ? row % t.rows : 0;
   const int64_t b = bh / t.heads;
   const int64_t h = bh % t.heads;
-  const bool silent = there && share_of(t.softmax, bh, t.rows, r) == 0;
+  const bool fully_masked = there && share_of(t.softmax, bh, t.rows, r) == 0;
   float sum = 0;
   for (int64_t c = 8 * lane; there && c < t.dv; c += 8 * lanes) {
     const int count = int(least<int64_t>(8, t.dv - c));
     float g[8] = {}, x[8] = {}, y[8];
-    if (!silent) {
+    if (!fully_masked) {
       get<8>(g, head_of<T>(t.grad, b, h) + r * t.grad.n + c * t.grad.c, t.grad.c, count);
       get<8>(x, head_of<T>(t.result, b, h) + r * t.result.n + c * t.result.c, t.result.c, count);
     }
@@ -461,7 +461,7 @@ MMK_DEVICE void backward_delta(const DeltaTask& t) {
         y[e] = g[e] * x[e];
       put<8>(head_of<T>(t.grad_gate, b, h) + r * t.grad_gate.n + c * t.grad_gate.c, y, t.grad_gate.c, count);
     }
-    if (t.gate.data && !silent) {
+    if (t.gate.data && !fully_masked) {
       get<8>(y, head_of<T>(t.gate, b, h) + r * t.gate.n + c * t.gate.c, t.gate.c, count);
       for (int e = 0; e < 8; ++e)
         g[e] = to_float(from_float<T>(g[e] * y[e]));  // as the other kernels have it

@@ -240,12 +240,12 @@ struct Attend {
           store(stats, m[half]), store(stats + 1, l[half]);
         }
       }
-    unsigned silent = 0;  // rows that attend to nothing: whatever their gate is
+    unsigned fully_masked = 0;  // rows that attend to nothing: whatever their gate is
     for (int half = 0; half < 2; ++half) {
       unsigned bit = l[half] == 0 && lane % 4 == 0 ? 1u << (lane_row() + 8 * half) : 0u;
       for (int lanes = 16; lanes > 0; lanes /= 2)
         bit |= __shfl_xor_sync(all_lanes, bit, lanes);
-      silent |= bit;
+      fully_masked |= bit;
     }
     float factor[2] = {1, 1};
     for (int half = 0; half < 2 && t.splits == 1; ++half)
@@ -274,7 +274,7 @@ struct Attend {
           get<8>(y, head_of<T>(t.gate, b, h) + at * t.gate.n + column * t.gate.c, t.gate.c, count);
 #pragma unroll
           for (int e = 0; e < 8; ++e)
-            x[e] = silent >> r & 1 ? 0.f : x[e] * y[e];
+            x[e] = fully_masked >> r & 1 ? 0.f : x[e] * y[e];
         }
         put<8>(head_of<T>(t.result, b, h) + at * t.result.n + column * t.result.c, x, t.result.c, count);
       };
