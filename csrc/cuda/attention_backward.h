@@ -208,8 +208,8 @@ struct Backward : BackwardRows<T> {
 
   // s += what this warp has of rows times streamed, from one panel each.
   MMK_DEVICE void products(float (&s)[J][4], int at, int i, int depth) const {
-    multiply<J, false, false>(s, row_panel(i) + 16 * group * pitch, pitch, panel(at, i) + part * (S / 2) * pitch, pitch,
-                              depth);
+    mma<J, false, false>(s, row_panel(i) + 16 * group * pitch, pitch, panel(at, i) + part * (S / 2) * pitch, pitch,
+                         depth);
   }
 
   struct RowSide {
@@ -275,7 +275,7 @@ struct Backward : BackwardRows<T> {
       float x[4][4];
       if (t.grad_key.data && c0 < t.d) {
         clear(x);
-        multiply<4, true, true>(x, ds + r0, Layout::weights, row_panel(0) + c0, pitch, tile_rows);
+        mma<4, true, true>(x, ds + r0, Layout::weights, row_panel(0) + c0, pitch, tile_rows);
         emit_rows(x, [&](int r, int c, float (&v)[8]) {
           const int k = n + r0 + r;
           if (k >= end || c0 + c >= t.d)
@@ -286,7 +286,7 @@ struct Backward : BackwardRows<T> {
       }
       if (Own && t.grad_value.data && c0 < t.dv) {
         clear(x);
-        multiply<4, true, true>(x, own + r0, Layout::weights, row_panel(own_panel) + c0, pitch, tile_rows);
+        mma<4, true, true>(x, own + r0, Layout::weights, row_panel(own_panel) + c0, pitch, tile_rows);
         emit_rows(x, [&](int r, int c, float (&v)[8]) {
           const int k = n + r0 + r;
           if (k < end && c0 + c < t.dv)
@@ -353,10 +353,10 @@ struct Backward : BackwardRows<T> {
       weigh(s, dp, dq, mine, at, n);
       __syncthreads();
       const T* weights = ds + 16 * group * Layout::weights;
-      multiply<W, false, true>(to_query, weights, Layout::weights, panel(at, 0) + part * (C / 2), pitch, S);
+      mma<W, false, true>(to_query, weights, Layout::weights, panel(at, 0) + part * (C / 2), pitch, S);
       if constexpr (Other)
-        multiply<W, false, true>(to_value, other + 16 * group * Layout::weights, Layout::weights,
-                                 panel(at, other_panel) + part * (C / 2), pitch, S);
+        mma<W, false, true>(to_value, other + 16 * group * Layout::weights, Layout::weights,
+                            panel(at, other_panel) + part * (C / 2), pitch, S);
       if (t.whole)
         stream_side(n);
       __syncthreads();  // before the next tile takes its place

@@ -212,7 +212,7 @@ struct Attend {
         continue;
       float o[W][4];
       clear(o);
-      multiply<W, true, true>(o, q + r0, Layout::weights, values + c0, pitch, tile_rows);
+      mma<W, true, true>(o, q + r0, Layout::weights, values + c0, pitch, tile_rows);
       emit_rows(o, [&](int r, int c, float (&x)[8]) {
         if (n + r0 + r >= end || c0 + c >= t.dv)
           return;
@@ -328,8 +328,8 @@ struct Attend {
             __syncthreads();
           else
             __syncwarp();
-          multiply<J, false, false>(s, query + 16 * warp * pitch, pitch, key_tile(at), pitch,
-                                    whole_depth(least<int64_t>(C, t.d - slab * C)));
+          mma<J, false, false>(s, query + 16 * warp * pitch, pitch, key_tile(at), pitch,
+                               whole_depth(least<int64_t>(C, t.d - slab * C)));
         }
         if (n < begin)
           continue;
@@ -367,7 +367,7 @@ struct Attend {
           for (int j = 0; j < C / 8; ++j)
             o[j][2 * half] *= before, o[j][2 * half + 1] *= before;
         }
-        multiply_weights(o, s, p + 16 * warp * Layout::weights, Layout::weights, value_tile(at), pitch);
+        mma_weights(o, s, p + 16 * warp * Layout::weights, Layout::weights, value_tile(at), pitch);
         if (fresh)
           __syncthreads();  // before the next tile but one takes its place
       }
