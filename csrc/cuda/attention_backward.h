@@ -499,7 +499,6 @@ int64_t backward_step(int index) {
 // How a launch is cut. float32 has no class of 256: registers for it, but no shared memory.
 template <bool Own, bool Other>
 BackwardPlan backward_plan(BackwardTask& t, Dtype dtype, const Device& device, bool whole) {
-  auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   auto shared = [&](int index, int64_t stages) {
     return dtype == Dtype::float32 ? backward_shared<float, Own, Other>(index, stages, whole)
                                    : backward_shared<bf16, Own, Other>(index, stages, whole);
@@ -519,21 +518,21 @@ BackwardPlan backward_plan(BackwardTask& t, Dtype dtype, const Device& device, b
       dtype == Dtype::float32 ? backward_step<float, Own, Other>(index) : backward_step<bf16, Own, Other>(index);
   t.whole = whole;
   t.stages = once && shared(index, 2) <= device.shared ? 2 : 1;
-  t.tiles = up(t.rows, tile_rows);
-  t.chunks = up(t.d, columns[index]);
-  if (Other && up(t.dv, columns[index]) > t.chunks)
-    t.chunks = up(t.dv, columns[index]);
+  t.tiles = ceil_div(t.rows, tile_rows);
+  t.chunks = ceil_div(t.d, columns[index]);
+  if (Other && ceil_div(t.dv, columns[index]) > t.chunks)
+    t.chunks = ceil_div(t.dv, columns[index]);
   const int64_t blocks = t.count * t.tiles * t.chunks;
   const int64_t wanted = 2 * device.processors;
-  const int64_t tiles = up(t.streamed, step);
+  const int64_t tiles = ceil_div(t.streamed, step);
   t.splits = 1;
   if (blocks > 0 && blocks < wanted && tiles > 4) {
-    const int64_t parts = up(wanted, blocks);
+    const int64_t parts = ceil_div(wanted, blocks);
     t.splits = parts < tiles / 4 ? parts : tiles / 4;
   }
-  t.span = up(tiles, t.splits) * step;
+  t.span = ceil_div(tiles, t.splits) * step;
   if (t.span > 0)
-    t.splits = up(t.streamed, t.span);
+    t.splits = ceil_div(t.streamed, t.span);
   if (t.splits < 1)
     t.splits = 1;
   return {index, shared(index, t.stages), step};
@@ -551,7 +550,7 @@ inline int64_t backward_scratch(BackwardTask& t, float* memory) {
 inline const char* backward_launch(const BackwardTask& t, const BackwardPlan& plan, BackwardKernel kernel,
                                    BackwardKernel merge, Stream stream) {
   const int64_t blocks = t.count * t.tiles * t.splits * t.chunks;
-  const int64_t merging = (t.count * t.rows * ((t.d + 7) / 8 + (t.dv + 7) / 8) + 127) / 128;
+  const int64_t merging = ceil_div(t.count * t.rows * (ceil_div(t.d, 8) + ceil_div(t.dv, 8)), 128);
   const char* error = beyond("positions or tokens", t.rows < t.streamed ? t.streamed : t.rows, most_rows);
   if (error)
     return error;
@@ -563,7 +562,7 @@ inline const char* delta_launch(const DeltaTask& t, DeltaKernel kernel, Stream s
   int64_t lanes = 1;
   while (lanes < 32 && 8 * lanes < t.dv)
     lanes *= 2;
-  const int64_t blocks = (t.count * t.rows * lanes + 127) / 128;
+  const int64_t blocks = ceil_div(t.count * t.rows * lanes, 128);
   return !t.grad.data ? nullptr : launch(kernel, blocks, 1, 1, 128, 0, stream, t);
 }
 

@@ -445,7 +445,6 @@ inline int64_t attend_stream_rows(Dtype dtype, int index) {
 
 // How a call is cut: its class, or -1 where a block has too little shared memory. It depends on shapes and device only.
 inline int attend_plan(AttendTask& t, Dtype dtype, const Device& device, bool both) {
-  auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   int index = dtype == Dtype::float32 ? 1 : 2;  // float32 has too few registers for the last
   while (index > 0 && t.d <= class_columns[index - 1] && t.dv <= class_columns[index - 1])
     --index;
@@ -454,10 +453,10 @@ inline int attend_plan(AttendTask& t, Dtype dtype, const Device& device, bool bo
   if (index < 0)
     return index;
   const int64_t step = attend_stream_rows(dtype, index);
-  const int64_t tiles = up(t.streamed, step);
+  const int64_t tiles = ceil_div(t.streamed, step);
   const int64_t most_stages = 4;
-  t.tiles = up(t.rows, tile_rows);
-  t.chunks = up(t.dv, class_columns[index]);
+  t.tiles = ceil_div(t.rows, tile_rows);
+  t.chunks = ceil_div(t.dv, class_columns[index]);
   // A text that is short stays in shared memory while two blocks still fit a processor; else two buffers take turns.
   const int64_t room =
       tiles <= most_stages && tiles > 0 && 2 * (attend_shared(dtype, index, tiles, both) + 1024) <= device.shared
@@ -470,14 +469,14 @@ inline int attend_plan(AttendTask& t, Dtype dtype, const Device& device, bool bo
   t.splits = 1;
   t.group = 1;
   if (blocks > 0 && blocks < wanted / 2 && tiles > 4) {  // a stream of at least four tiles a block
-    const int64_t parts = up(wanted, blocks);
+    const int64_t parts = ceil_div(wanted, blocks);
     t.splits = parts < tiles / 4 ? parts : tiles / 4;
   } else if (t.resident && blocks >= wanted) {  // a text that stays is read by fewer blocks
     t.group = 2 * blocks / wanted < 8 ? 2 * blocks / wanted : 8;
   }
-  t.span = up(up(tiles, t.splits), 1) * step;
+  t.span = ceil_div(tiles, t.splits) * step;
   if (t.span > 0)
-    t.splits = up(t.streamed, t.span);
+    t.splits = ceil_div(t.streamed, t.span);
   if (t.splits < 1)
     t.splits = 1;
   if (t.splits > 1)
@@ -501,8 +500,8 @@ AttendKernel attend_merge_kernel(Dtype);
 
 inline const char* attend_launch(const AttendTask& t, Dtype dtype, int index, bool both, AttendKernel kernel,
                                  AttendKernel merge, Stream stream) {
-  const int64_t blocks = t.count * ((t.tiles + t.group - 1) / t.group) * t.splits * t.chunks;
-  const int64_t merging = (t.count * t.rows + 3) / 4;
+  const int64_t blocks = t.count * ceil_div(t.tiles, t.group) * t.splits * t.chunks;
+  const int64_t merging = ceil_div(t.count * t.rows, 4);
   const char* error = beyond("positions or tokens", t.rows < t.streamed ? t.streamed : t.rows, most_rows);
   if (error)
     return error;

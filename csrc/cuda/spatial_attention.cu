@@ -921,9 +921,6 @@ namespace {
 int64_t element_size(Dtype dtype) {
   return dtype == Dtype::float32 ? 4 : 2;
 }
-int64_t up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 Task task_of(const SpatialAttention& a) {
   Task t = {};
@@ -964,7 +961,7 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
   t.heads = t.H < 64 ? t.H : 64;
   t.local = 0;
   t.cluster = 1;
-  const int64_t groups = up(t.H, t.heads);
+  const int64_t groups = ceil_div(t.H, t.heads);
   const int64_t channels = t.heads * (t.D / t.H);
   const int64_t samples = t.B * groups > 0 ? t.B * groups : 1;
   auto fits = [&](int64_t tile, int64_t slab, int64_t bytes) {
@@ -975,8 +972,8 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
 
   // A whole sample where that fits; bags may be twice as large as they are on average.
   int64_t whole = positions;
-  if (t.offsets && t.B > 1 && 2 * up(positions, t.B) < positions)
-    whole = 2 * up(positions, t.B);
+  if (t.offsets && t.B > 1 && 2 * ceil_div(positions, t.B) < positions)
+    whole = 2 * ceil_div(positions, t.B);
   if (!fits(whole > 0 ? whole : 1, channels, device.shared)) {
     // Else in the blocks of a cluster, two on a processor rather than one: one loads while the other waits. At least
     // half of the processors must have work: a cluster's few can't draw what the memory gives, and a sample that is
@@ -984,7 +981,7 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
     t.local = t.pool || backward;
     for (int64_t bytes : {device.shared / 2 - 1024, device.shared}) {
       for (t.cluster = 2; !t.offsets && t.cluster <= device.cluster; t.cluster *= 2) {
-        const int64_t part = up(up(positions, t.cluster), t.planes ? 8 : 1) * (t.planes ? 8 : 1);
+        const int64_t part = round_up(ceil_div(positions, t.cluster), t.planes ? 8 : 1);
         if (2 * samples * t.cluster < device.processors || !fits(part, channels, bytes))
           continue;
         t.chunk = part;
@@ -1005,7 +1002,7 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
     if (fits(fewest, channels, bytes)) {
       // the largest tile that fits is in low..high - 1
       int64_t low = fewest / step;
-      int64_t high = up(whole, step) + 1;
+      int64_t high = ceil_div(whole, step) + 1;
       while (high - low > 1) {
         const int64_t middle = (low + high) / 2;
         (fits(middle * step, channels, bytes) ? low : high) = middle;
@@ -1014,7 +1011,7 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
     } else {
       // as many channels, in eights
       int64_t low = 1;
-      int64_t high = up(channels, 8);
+      int64_t high = ceil_div(channels, 8);
       while (high - low > 1) {
         const int64_t middle = (low + high) / 2;
         (fits(fewest, middle * 8, bytes) ? low : high) = middle;
@@ -1027,20 +1024,20 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
 
   // A sample is split where there are too few for two blocks a processor, then for four; not so far that the chunks'
   // sums, 4 or 8 bytes a channel, were much beside their features.
-  const int64_t tiles = up(positions > 0 ? positions : 1, t.tile);
+  const int64_t tiles = ceil_div(positions > 0 ? positions : 1, t.tile);
   const int64_t blocks = 4 * device.processors;
-  const int64_t fewest = t.pool || backward ? up(16, t.tile) : 1;
+  const int64_t fewest = t.pool || backward ? ceil_div(16, t.tile) : 1;
   int64_t each;  // tiles of a chunk
   if (t.offsets) {
-    each = up(tiles * groups, blocks);
+    each = ceil_div(tiles * groups, blocks);
   } else {
-    const int64_t wanted = 2 * samples >= blocks ? 1 : up(blocks, samples);
-    each = up(tiles, wanted < tiles ? wanted : tiles);
+    const int64_t wanted = 2 * samples >= blocks ? 1 : ceil_div(blocks, samples);
+    each = ceil_div(tiles, wanted < tiles ? wanted : tiles);
   }
   if (each < fewest)
     each = fewest < tiles ? fewest : tiles;
   t.chunk = t.tile * each;
-  t.chunks = t.offsets ? 0 : up(tiles, each);
+  t.chunks = t.offsets ? 0 : ceil_div(tiles, each);
   t.slots = t.offsets ? positions / t.chunk + t.B : t.B * t.chunks;
 }
 
@@ -1058,7 +1055,7 @@ int64_t scratch(Task& t, bool backward, float* memory) {
     return taken;
   };
   if (!once)
-    t.stats = take(2 * t.slots * t.H), t.valid_counts = take(t.slots * up(t.H, t.heads));
+    t.stats = take(2 * t.slots * t.H), t.valid_counts = take(t.slots * ceil_div(t.H, t.heads));
   if (sums && !resident && !(once && t.local))
     t.sums = take((backward ? 2 : 1) * t.slots * t.D);
   return used;
@@ -1076,7 +1073,7 @@ const char* run(const Task& t, Dtype dtype, bool backward, const Device& device,
   if (dtype == Dtype::float64)
     return "the CUDA kernels have no float64";
   const int64_t shared = Layout(t, element_size(dtype), backward).total;
-  const int64_t groups = up(t.H, t.heads);
+  const int64_t groups = ceil_div(t.H, t.heads);
   if (const char* error = beyond("bytes of shared memory for a block", shared, device.shared))
     return error;
   const int threads = 2 * shared > device.shared ? 512 : 256;  // where a processor has room for one block, a larger one
