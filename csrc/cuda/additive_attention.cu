@@ -137,7 +137,7 @@ MMK_DEVICE void pool(const FinishTask& t) {
   const AdditiveAttention& a = t.a;
   const SampledRows& rows = t.rows;
   const int64_t b = blockIdx.x / t.splits;
-  const int64_t part = blockIdx.x % t.splits;
+  const int64_t split = blockIdx.x % t.splits;
   const int64_t slabs = ceil_div(a.D, blockDim.x);
   const int64_t k = blockIdx.y / slabs;
   const int64_t c = blockIdx.y % slabs * blockDim.x + threadIdx.x;
@@ -145,7 +145,7 @@ MMK_DEVICE void pool(const FinishTask& t) {
   const int64_t size = ceil_div(end_of(rows, b) - begin, t.splits);
   if (c >= a.D)
     return;
-  const int64_t first = least(begin + part * size, end_of(rows, b));
+  const int64_t first = least(begin + split * size, end_of(rows, b));
   const int64_t last = least(first + size, end_of(rows, b));
   const float* weights = static_cast<const float*>(a.weights) + weight_at(a, b, begin) + k * a.N;
   const T* image =
@@ -160,7 +160,7 @@ MMK_DEVICE void pool(const FinishTask& t) {
     }
     total += sum;
   }
-  store(t.partial + ((b * t.splits + part) * a.K + k) * a.D + c, total);
+  store(t.partial + ((b * t.splits + split) * a.K + k) * a.D + c, total);
 }
 
 template <class T>
@@ -173,8 +173,8 @@ MMK_DEVICE void merge(const FinishTask& t) {
   if (c >= a.D)
     return;
   float total = 0;
-  for (int64_t part = 0; part < t.splits; ++part)
-    total += load(t.partial + ((b * t.splits + part) * a.K + k) * a.D + c);
+  for (int64_t split = 0; split < t.splits; ++split)
+    total += load(t.partial + ((b * t.splits + split) * a.K + k) * a.D + c);
   store(static_cast<T*>(a.result.data) + b * a.result.b + k * a.result.n + c * a.result.c, from_float<T>(total));
 }
 

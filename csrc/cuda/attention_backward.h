@@ -22,7 +22,7 @@ struct BackwardTask {
   // Every field has 8 bytes.
   int64_t heads, count, rows, streamed, d, dv;  //  0 count: heads of all samples
   int64_t tiles, splits, span, chunks,
-      stages;                  //  6 row tiles of a head; parts of the stream and their rows; column chunks; buffers
+      stages;                  //  6 row tiles of a head; splits of the stream and their rows; column chunks; buffers
   int64_t whole, drop;         // 11 1: streamed rows' gradients, too; 1: gated: what takes no part counts as 0
   double scale;                // 13
   HeadRows query, key;         // 14 of the rows; streamed
@@ -82,8 +82,8 @@ struct BackwardRows {
   }
   // The gradient of what counted as 0 because it takes no part and isn't finite is 0.
   MMK_DEVICE void put_input(const HeadRows& to, const HeadRows& input, int64_t r, int64_t c, float (&x)[8], int count,
-                            bool part, bool fully_masked) const {
-    if (!part && !t.drop) {
+                            bool valid, bool fully_masked) const {
+    if (!valid && !t.drop) {
       float y[8];
       get<8>(y, head_of<T>(input, b, h) + r * input.n + c * input.c, input.c, count);
 #pragma unroll
@@ -93,13 +93,13 @@ struct BackwardRows {
     }
 #pragma unroll
     for (int e = 0; e < 8; ++e)
-      x[e] = fully_masked || (!part && t.drop) ? 0.f : x[e] * float(t.scale);
+      x[e] = fully_masked || (!valid && t.drop) ? 0.f : x[e] * float(t.scale);
     put<8>(head_of<T>(to, b, h) + r * to.n + c * to.c, x, to.c, count);
   }
-  MMK_DEVICE void put_value(const HeadRows& to, int64_t r, int64_t c, float (&x)[8], int count, bool part) const {
+  MMK_DEVICE void put_value(const HeadRows& to, int64_t r, int64_t c, float (&x)[8], int count, bool valid) const {
 #pragma unroll
     for (int e = 0; e < 8; ++e)
-      x[e] = part ? x[e] : 0.f;
+      x[e] = valid ? x[e] : 0.f;
     put<8>(head_of<T>(to, b, h) + r * to.n + c * to.c, x, to.c, count);
   }
   MMK_DEVICE void put_query(int64_t r, int64_t c, float (&x)[8], int count) const {
@@ -121,7 +121,7 @@ struct Backward : BackwardRows<T> {
   T *streams, *rows, *ds, *other, *own;
   StreamSide* side;
   uint8_t* valid;
-  int group, part;  // the warp's 16 rows, its half of the columns
+  int group, column_half;  // the warp's 16 rows, its half of the columns
 
   MMK_DEVICE Backward(const BackwardTask& t, unsigned char* shared)
       : Base(t, blockIdx.x / (t.chunks * t.splits * t.tiles)) {
@@ -142,7 +142,7 @@ struct Backward : BackwardRows<T> {
     side = reinterpret_cast<StreamSide*>(shared + at.side);
     valid = shared + at.valid;
     group = threadIdx.x / 32 % 4;
-    part = threadIdx.x / 128;
+    column_half = threadIdx.x / 128;
   }
 
   // Panels: query or key, then Own's, then Other's.
@@ -208,8 +208,8 @@ struct Backward : BackwardRows<T> {
 
   // s += what this warp has of rows times streamed, from one panel each.
   MMK_DEVICE void products(float (&s)[J][4], int at, int i, int depth) const {
-    mma<J, false, false>(s, row_panel(i) + 16 * group * pitch, pitch, panel(at, i) + part * (S / 2) * pitch, pitch,
-                         depth);
+    mma<J, false, false>(s, row_panel(i) + 16 * group * pitch, pitch, panel(at, i) + column_half * (S / 2) * pitch,
+                         pitch, depth);
   }
 
   struct RowSide {
@@ -224,7 +224,7 @@ struct Backward : BackwardRows<T> {
     const float scale = float(t.scale) * log4e;
 #pragma unroll
     for (int j = 0; j < J; ++j) {
-      const int column = part * (S / 2) + 8 * j + lane_column();
+      const int column = column_half * (S / 2) + 8 * j + lane_column();
       StreamSide its[2] = {};
       if (Other)
         its[0] = side[at * S + column], its[1] = side[at * S + column + 1];
@@ -353,18 +353,18 @@ struct Backward : BackwardRows<T> {
       weigh(s, dp, dq, mine, at, n);
       __syncthreads();
       const T* weights = ds + 16 * group * Layout::weights;
-      mma<W, false, true>(to_query, weights, Layout::weights, panel(at, 0) + part * (C / 2), pitch, S);
+      mma<W, false, true>(to_query, weights, Layout::weights, panel(at, 0) + column_half * (C / 2), pitch, S);
       if constexpr (Other)
         mma<W, false, true>(to_value, other + 16 * group * Layout::weights, Layout::weights,
-                            panel(at, other_panel) + part * (C / 2), pitch, S);
+                            panel(at, other_panel) + column_half * (C / 2), pitch, S);
       if (t.whole)
         stream_side(n);
       __syncthreads();  // before the next tile takes its place
     }
     copy_wait<0>();
 
-    const int column = chunk * C + part * (C / 2);
-    const int64_t parted = (bh * t.splits + split) * t.rows;
+    const int column = chunk * C + column_half * (C / 2);
+    const int64_t partial_row = (bh * t.splits + split) * t.rows;
     float* memory =
         reinterpret_cast<float*>(rows) + threadIdx.x / 32 * 16 * (C / 2 + 4);  // all is free now; at least two panels
     __syncthreads();
@@ -375,7 +375,7 @@ struct Backward : BackwardRows<T> {
         if (r >= t.rows || count <= 0)
           return;
         if (t.splits > 1)
-          put<8>(t.partial_query + (parted + r) * t.d + column + c, x, 1, count);
+          put<8>(t.partial_query + (partial_row + r) * t.d + column + c, x, 1, count);
         else
           this->put_query(r, column + c, x, count);
       });
@@ -387,14 +387,14 @@ struct Backward : BackwardRows<T> {
           if (r >= t.rows || count <= 0)
             return;
           if (t.splits > 1)
-            put<8>(t.partial_value + (parted + r) * t.dv + column + c, x, 1, count);
+            put<8>(t.partial_value + (partial_row + r) * t.dv + column + c, x, 1, count);
           else
             this->put_value(t.grad_row_value, r, column + c, x, count, this->row_taken(r));
         });
   }
 };
 
-// Adds what the parts of the stream have left: a thread 8 columns of a row. Grid (.., 1), block 128.
+// Adds what the splits of the stream have left: a thread 8 columns of a row. Grid (.., 1), block 128.
 template <class T>
 MMK_DEVICE void backward_merge(const BackwardTask& t) {
   const int64_t packs = ceil_div(t.d, 8);
@@ -527,8 +527,8 @@ BackwardPlan backward_plan(BackwardTask& t, Dtype dtype, const Device& device, b
   const int64_t tiles = ceil_div(t.streamed, step);
   t.splits = 1;
   if (blocks > 0 && blocks < wanted && tiles > 4) {
-    const int64_t parts = ceil_div(wanted, blocks);
-    t.splits = parts < tiles / 4 ? parts : tiles / 4;
+    const int64_t wanted_splits = ceil_div(wanted, blocks);
+    t.splits = wanted_splits < tiles / 4 ? wanted_splits : tiles / 4;
   }
   t.span = ceil_div(tiles, t.splits) * step;
   if (t.span > 0)

@@ -22,7 +22,7 @@ struct AttendTask {
   // Every field has 8 bytes.
   int64_t heads, rows, streamed, d, dv;  //  0 rows of query; of key and value
   int64_t tiles, group, splits, span,
-      chunks;                //  5 row tiles of a head; of a block; parts of the stream and their rows; column chunks
+      chunks;                //  5 row tiles of a head; of a block; splits of the stream and their rows; column chunks
   int64_t stages, resident;  // 10 buffers of streamed tiles; 1: all tiles have one of their own
   int64_t count;             // 12 heads of all samples
   double scale;              // 13
@@ -382,7 +382,7 @@ struct Attend {
   }
 };
 
-// Adds what the parts of the stream have left: a warp a row. Grid (rows of all heads / 4), block 128.
+// Adds what the splits of the stream have left: a warp a row. Grid (rows of all heads / 4), block 128.
 template <class T>
 MMK_DEVICE void attend_merge(const AttendTask& t) {
   const int64_t row = int64_t(blockIdx.x) * 4 + threadIdx.x / 32;
@@ -469,8 +469,8 @@ inline int attend_plan(AttendTask& t, Dtype dtype, const Device& device, bool bo
   t.splits = 1;
   t.group = 1;
   if (blocks > 0 && blocks < wanted / 2 && tiles > 4) {  // a stream of at least four tiles a block
-    const int64_t parts = ceil_div(wanted, blocks);
-    t.splits = parts < tiles / 4 ? parts : tiles / 4;
+    const int64_t wanted_splits = ceil_div(wanted, blocks);
+    t.splits = wanted_splits < tiles / 4 ? wanted_splits : tiles / 4;
   } else if (t.resident && blocks >= wanted) {  // a text that stays is read by fewer blocks
     t.group = 2 * blocks / wanted < 8 ? 2 * blocks / wanted : 8;
   }

@@ -250,7 +250,7 @@ struct Block {
     const int some = (c0 + count - 1) / width - first_head + 1;
     auto put = [&](int h, int n, float sum) { to[h * tile + n] = h * width >= c0 ? sum : to[h * tile + n] + sum; };
     if (planes) {
-      auto part = [&](int item, int s, int splits) {
+      auto partial = [&](int item, int s, int splits) {
         const int h = first_head + item / positions;
         const int n = item % positions;
         const int stop = head_end(h, c0, count);
@@ -259,11 +259,11 @@ struct Block {
           sum += to_float(x[c * pitch + n]) * (Shared ? vector[c] : to_float(y[c * pitch + n]));
         return sum;
       };
-      across(positions * some, scratch, part,
+      across(positions * some, scratch, partial,
              [&](int item, float sum) { put(first_head + item / positions, item % positions, sum); });
     } else {
       const bool packs = width % V == 0;
-      auto part = [&](int item, int lane, int lanes) {
+      auto partial = [&](int item, int lane, int lanes) {
         const int n = item / some;
         const int h = first_head + item - n * some;
         const int start = head_begin(h, c0);
@@ -272,7 +272,7 @@ struct Block {
         return Shared ? dot(row, vector + start, size, lane, lanes, packs)
                       : dot(row, y + n * pitch + start, size, lane, lanes, packs);
       };
-      along(positions * some, packs ? least(width, count) / V : least(width, count), part,
+      along(positions * some, packs ? least(width, count) / V : least(width, count), partial,
             [&](int item, float sum) { put(first_head + item % some, item / some, sum); });
     }
   }
@@ -362,8 +362,8 @@ struct Block {
   }
 
   // The channels of which this block merges the chunks' sums, body(item, c) each: a share of the block's.
-  template <class Part, class Store>
-  MMK_DEVICE void merge_sums(Part part, Store store) const {
+  template <class Partial, class Store>
+  MMK_DEVICE void merge_sums(Partial partial, Store store) const {
     const int share = int(most<int64_t>(round_up(ceil_div(channels, chunks), 32), 32));
     const int64_t from = k * share;
     if (from >= channels)
@@ -377,7 +377,7 @@ struct Block {
           const int h = c / width;
           float sum = 0;
           for (int64_t j = s; j < chunks; j += splits)
-            sum += part(j, c, h);
+            sum += partial(j, c, h);
           return sum;
         },
         [&](int item, float sum) { store(c0 + item, (c0 + item) / width, sum); });
@@ -981,10 +981,10 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
     t.local = t.pool || backward;
     for (int64_t bytes : {device.shared / 2 - 1024, device.shared}) {
       for (t.cluster = 2; !t.offsets && t.cluster <= device.cluster; t.cluster *= 2) {
-        const int64_t part = round_up(ceil_div(positions, t.cluster), t.planes ? 8 : 1);
-        if (2 * samples * t.cluster < device.processors || !fits(part, channels, bytes))
+        const int64_t share = round_up(ceil_div(positions, t.cluster), t.planes ? 8 : 1);
+        if (2 * samples * t.cluster < device.processors || !fits(share, channels, bytes))
           continue;
-        t.chunk = part;
+        t.chunk = share;
         t.chunks = t.cluster;
         t.slots = t.B * t.cluster;
         return;
