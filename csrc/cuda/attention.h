@@ -17,11 +17,15 @@ constexpr const char* no_float64 = "the CUDA kernels have no float64";
 constexpr int64_t most_rows = (int64_t(1) << 30) - 1;  // of a head: kernels count them in 32 bits, a tile further
 constexpr const char* too_little = "a block has too little shared memory for the CUDA kernels";
 
+// Classes of kernels: channels that registers and shared memory are made for.
+constexpr int classes = 3;
+constexpr int class_channels[classes] = {64, 128, 256};
+
 constexpr int tile_rows = 64;  // rows of a block's own side
 
-// Rows of the streamed side that come at once: what shared memory has room for.
+// Rows of the columns' side that come at once: what shared memory has room for.
 template <class T, int C>
-constexpr int stream_rows = sizeof(T) == 4 ? (C > 64 ? 32 : 64) : (C > 128 ? 32 : 64);
+constexpr int tile_columns = sizeof(T) == 4 ? (C > 64 ? 32 : 64) : (C > 128 ? 32 : 64);
 template <class T>
 constexpr int pad = 16 / sizeof(T);
 template <class T, int C>
