@@ -12,10 +12,10 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 # Whether vmap, grad, jvp, ... of torch.func run. They don't know autograd rules of registered operations, so that there
-# an autograd Function has to be called. (torch/_functorch/pyfunctorch.py, torch/autograd/function.py)
+# an autograd Function has to be called. (torch/autograd/function.py)
 transforms_active = torch._C._are_functorch_transforms_active
 
-# Whether a tensor is one of torch.func's wrappers, which has no values to look at. (torch/_functorch/)
+# Whether a tensor is one of torch.func's wrappers, which has no values to look at. (torch/_functorch/eager_transforms.py)
 is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
 # The rules of an operation for the dispatcher's autograd keys, written in Python, go on to what lies below with these.
