@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 # an autograd Function has to be called. (torch/autograd/function.py)
 transforms_active = torch._C._are_functorch_transforms_active
 
-# Whether a tensor is one of torch.func's wrappers, which has no values to look at. (torch/_functorch/eager_transforms.py)
+# Whether a tensor is one of torch.func's wrappers, without values to look at. (torch/_functorch/eager_transforms.py)
 is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
 # The rules of an operation for the dispatcher's autograd keys, written in Python, go on to what lies below with these.
