@@ -24,7 +24,7 @@ export ONEDNN_MAX_CPU_ISA := $(if $(filter baseline,$(HELD)),SSE41,AVX2)
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/inductor-$(HELD)
 endif
 
-.PHONY: demo lint format test test-slow test-triton test-triton-oldest coverage-table bench bench-quick gpu-check install clean
+.PHONY: demo lint format test test-slow test-triton test-triton-oldest coverage-table bench bench-quick docs gpu-check install clean
 
 demo: install
 	$(BIN)/python -m mmkernels demo --out out
@@ -75,6 +75,10 @@ bench: install
 # Every benchmark runs and is right, on few shapes and against no compiler; its times are too short to mean anything.
 bench-quick: install
 	cd bench && ../$(BIN)/python -m pytest --quick -k "not compile" --benchmark-max-time 0.05 --benchmark-min-rounds 2
+
+# What is generated from the docstrings.
+docs: install
+	$(BIN)/python tools/api_reference.py
 
 # For a machine with a GPU, with PYTHON's own packages and no network: builds in place, checks, times, and writes gpu-check.json to send back.
 # make gpu-check ONLY="build verify-" runs some of the steps; tools/gpu_check.py --list tells them.

@@ -68,7 +68,7 @@ def fresh_compiler():
     yield
     _prepared.cache_clear()
     if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
+        torch.compiler.reset()
 
 
 @functools.cache

@@ -3,7 +3,8 @@
 // block streams a part of the image past all of the text, takes each tile of scores once, finishes the image's rows,
 // and leaves its part of the text's sums, which a second launch merges by maximum and sum in a fixed order. A longer
 // text takes the kernels of gated cross-attention, once with the rows of the image and once with those of the text: the
-// scores twice, the other side read again by each 64 rows, from L2. The same backward. docs/gpu.md has what is counted.
+// scores twice, the other side read again by each 64 rows, from L2. The same backward. docs/generated/gpu.md has what
+// is counted.
 //
 // Kernels, for T in f32, bf16, f16 and the class C in 64, 128, and, of 16-bit types, 256:
 //   bidirectional_attention_forward_C_T(AttendTask)         block 128, dynamic shared memory AttendLayout.total (both)

@@ -3,7 +3,7 @@
 // read by every block, of 64 queries or, where they stay in shared memory, of up to 512: from L2. Backward reads
 // upstream gradient, gate and what was attended for the rows' deltas, then all inputs and that gradient again: once
 // where the text has up to 64 tokens and both channels fit a class, else once for the image's gradients and once for
-// each 64 tokens. docs/gpu.md has what is counted.
+// each 64 tokens. docs/generated/gpu.md has what is counted.
 //
 // Kernels, for T in f32, bf16, f16 and the class C in 64, 128, and, of 16-bit types, 256:
 //   gated_cross_attention_forward_C_T(AttendTask)           block 128, dynamic shared memory AttendLayout.total
