@@ -24,7 +24,7 @@ export ONEDNN_MAX_CPU_ISA := $(if $(filter baseline,$(HELD)),SSE41,AVX2)
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/inductor-$(HELD)
 endif
 
-.PHONY: demo lint format test test-slow test-triton test-triton-oldest coverage-table bench gpu-check install clean
+.PHONY: demo lint format test test-slow test-triton test-triton-oldest coverage-table bench bench-quick docs gpu-check install clean
 
 demo: install
 	$(BIN)/python -m mmkernels demo --out out
@@ -72,6 +72,14 @@ bench: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,cli]"
 	$(BIN)/python -m mmkernels bench --json bench/results.json --plot bench/results.png
 
+# Every benchmark runs and is right, on few shapes and against no compiler; its times are too short to mean anything.
+bench-quick: install
+	cd bench && ../$(BIN)/python -m pytest --quick -k "not compile" --benchmark-max-time 0.05 --benchmark-min-rounds 2
+
+# What is generated from the docstrings.
+docs: install
+	$(BIN)/python tools/api_reference.py
+
 # For a machine with a GPU, with PYTHON's own packages and no network: builds in place, checks, times, and writes gpu-check.json to send back.
 # make gpu-check ONLY="build verify-" runs some of the steps; tools/gpu_check.py --list tells them.
 gpu-check:
@@ -86,7 +94,9 @@ $(VENV)/.torch: Makefile
 	touch $@
 
 # make install WHEEL=1 installs a wheel, as users get it, instead of this checkout.
+# What takes long is compiled before, as pip would hide how far it is; it finds the objects in build/.
 $(STAMP): $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+	$(BIN)/python setup.py --quiet build_ext
 ifdef WHEEL
 	rm -rf dist && $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl

@@ -11,6 +11,8 @@ import warnings
 
 import torch
 
+from .torch_private import constant_while_traced
+
 ORDER = ("cuda", "triton", "cpu", "reference")
 
 # Triton's interpreter executes kernels on CPU tensors to test them: taken by name only, it is never the fastest.
@@ -51,19 +53,16 @@ def implement_lazily(backend, operation, module):
     _modules[backend, operation] = module
 
 
+@constant_while_traced
 def _load(backend, operation):
     if operation not in _operations[backend]:
         importlib.import_module(_modules[backend, operation])
 
 
-# torch.compile calls this instead of tracing the import: what torch.compiler.assume_constant_result does, which would
-# itself import the compiler, and Triton with it.
-_load._dynamo_marked_constant = True
-
-
 _warned = False
 
 
+@constant_while_traced  # said then, not by the graph
 def _warn_once(backend):
     """Without the extension something slower runs: said the first time, not with every call."""
     global _warned
@@ -74,9 +73,6 @@ def _warn_once(backend):
             RuntimeWarning,
             stacklevel=4,
         )
-
-
-_warn_once._dynamo_marked_constant = True  # said while torch.compile traces, not by the graph
 
 
 def _function(backend, operation):

@@ -4,6 +4,8 @@ import numbers
 
 import torch
 
+from . import torch_private
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -178,9 +180,9 @@ def is_traced(tensor):
     """Whether a tensor has no values to look at, or they would become part of a graph."""
     return (
         torch.compiler.is_compiling()
-        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        or isinstance(tensor, torch._subclasses.FakeTensor)
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or torch_private.is_transformed(tensor)
+        or isinstance(tensor, torch_private.FakeTensor)
+        or torch_private.traces_operations()
     )
 
 

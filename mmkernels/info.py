@@ -50,7 +50,7 @@ def last_level_cache(default=32 << 20):
 
 
 def huge_pages():
-    """The system's setting: always, madvise or never; "unknown" where there is none (decision 10 of the design)."""
+    """The system's setting: always, madvise, never or "unknown"; see "Fresh memory" in docs/architecture.md."""
     try:
         setting = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
         return setting[setting.index("[") + 1 : setting.index("]")]

@@ -1,4 +1,4 @@
-"""Writes docs/gpu.md: what the CUDA kernels move, as the emulator counts it, and the time that this predicts.
+"""Writes docs/generated/gpu.md: what the CUDA kernels move, as the emulator counts it, and the time that this predicts.
 
 python tests/gpu_table.py            writes the file
 """
@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE = ROOT / "docs" / "gpu.md"
+FILE = ROOT / "docs" / "generated" / "gpu.md"
 PEAKS = {"A100": 2.04e12, "H100": 3.35e12, "MI300X": 5.3e12}  # bytes a second
-# (B, N, D, dtype): the shapes of design.md. A tenth of its largest: of that, ten times as much moves.
+# (B, N, D, dtype): the shapes of docs/architecture.md. A tenth of its largest: of that, ten times as much moves.
 SHAPES = [
     (32, 2916, 64, torch.float32),
     (32, 196, 768, torch.float32),
@@ -28,7 +28,7 @@ SHAPES = [
 ]
 PASSES = ("multiply", "multiply backward", "pool", "pool backward")
 ARCHITECTURES = ("80", "90", "100")
-# (B, H, N, T, d, dv, dtype): shapes of design.md's kind, cut down so that the emulator takes seconds.
+# (B, H, N, T, d, dv, dtype): shapes of docs/architecture.md's kind, cut down so that the emulator takes seconds.
 ATTENTION_SHAPES = [
     (1, 12, 576, 77, 64, 64, torch.bfloat16),
     (1, 8, 1600, 20, 64, 64, torch.bfloat16),
@@ -51,7 +51,7 @@ ATTENTION_LIMITS = [
 
 
 def least(batch, positions, channels, dtype, which):
-    """Bytes that must move (design.md): features once, results once; text, weights, and vectors once."""
+    """Bytes that must move (docs/architecture.md): features once, results once; text, weights, and vectors once."""
     size = dtype.itemsize
     features = batch * positions * channels * size
     vectors = batch * channels * size

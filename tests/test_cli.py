@@ -120,6 +120,14 @@ def test_info_without_the_extension(monkeypatch, tmp_path):
     assert "taken away" in json.loads((tmp_path / "info.json").read_text())["extension"]["missing"]
 
 
+def test_progress_without_a_terminal(capsys):
+    """A line now and then, into a log, too."""
+    with cli._progress("bench") as progress:
+        for done in range(50):
+            progress(f"row {done}", done, 50)
+    assert capsys.readouterr().err == "row 0 (0 of 50 done)\n"
+
+
 # verify
 
 
@@ -260,7 +268,7 @@ def test_figures():
 
 
 TINY = {
-    "spatial_attention": (2, 12, 16, 3),
+    "spatial_attention": (2, 12, 16),
     "gated_cross_attention": (2, 2, 12, 5, 16),
     "bidirectional_attention": (2, 2, 12, 5, 16, 3),
     "channel_attention": (2, 12, 16, 8),
@@ -300,7 +308,7 @@ def test_bench(tiny_bench, tmp_path):
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["environment"]["threads"] == 1 and found["environment"]["quick"] is True
     result_of = found["operations"]["spatial_attention"]
-    assert len({row["kind"] for row in result_of["rows"]}) == 6
+    assert len({row["kind"] for row in result_of["rows"]}) == 8
     forward = next(row for row in result_of["rows"] if row["kind"].startswith("forward,"))
     for name in (
         "copy_",

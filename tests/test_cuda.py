@@ -467,6 +467,6 @@ def test_builds_and_links():
     "rows", [gpu_table.movement_rows, gpu_table.cluster_rows, gpu_table.attention_rows, gpu_table.row_rows]
 )
 def test_table_is_up_to_date(rows):
-    """docs/gpu.md says what is counted now. (Registers are the compiler's; test_resources has their budget.)"""
+    """docs/generated/gpu.md says what is counted now. (test_resources has a budget for registers.)"""
     written = gpu_table.FILE.read_text()
     assert all(row in written for row in rows())

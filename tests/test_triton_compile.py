@@ -3,7 +3,7 @@
 The operations' own launch code runs, and Triton compiles where it would launch: what is measured here is what a GPU
 gets.
 It needs Triton's compiler where tests need its interpreter, so it runs in a process of its own.
-``python tests/test_triton_compile.py docs/triton.md`` writes the table.
+``python tests/test_triton_compile.py docs/generated/triton.md`` writes the table.
 
 The oldest Triton that is supported compiles them, too, where MMKERNELS_OLDEST_TRITON names a folder that holds one
 (``make test-triton-oldest`` puts it into build/): for one target of each maker, in the configuration that is tried
@@ -336,7 +336,7 @@ def table(rows):
     lines = [
         "# What the Triton kernels need",
         "",
-        "Written by `python tests/test_triton_compile.py docs/triton.md`: each kernel as the operation launches it in its first",
+        "Written by `python tests/test_triton_compile.py docs/generated/triton.md`: each kernel as the operation launches it in its first",
         "configuration, compiled without a GPU. Registers a thread (AMD: vector registers); shared memory in bytes a program;",
         "spills: bytes of memory that registers were spilled to (AMD's scalar registers spill into vector registers, and aren't counted).",
         "`block`: positions (merge: chunks) x channels that a program holds. Attention over heads: rows x columns of a score tile x",
@@ -372,5 +372,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "--json":
         print(json.dumps(compile_all(sys.argv[2:3], sys.argv[3:4], "--all" in sys.argv)))
     else:
-        Path(sys.argv[1]).parent.mkdir(exist_ok=True)
+        Path(sys.argv[1]).parent.mkdir(parents=True, exist_ok=True)
         Path(sys.argv[1]).write_text(table(compile_all(PROBLEMS, TARGETS, False)))

@@ -87,9 +87,9 @@ inline Tensor bag_bounds(const Anchor& anchor, const Tensor& offsets, int64_t ro
 }
 
 // A large result that comes as untouched pages costs more in page faults than its kernel takes; in huge pages a
-// fraction of that (design.md, decision 10). Only from 32 MB on, where glibc's malloc takes fresh pages for every call:
-// below, it has memory that was used before, and huge pages would be slower than that. What is resident already is left
-// as it is.
+// fraction of that (docs/architecture.md, "Fresh memory"). Only from 32 MB on, where glibc's malloc takes fresh pages
+// for every call: below, it has memory that was used before, and huge pages would be slower than that. What is resident
+// already is left as it is.
 inline void advise_huge_pages(const Tensor& t) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const uintptr_t page = 4096, huge = 2 << 20;

@@ -1,6 +1,8 @@
 """How fast is it, next to what people run today and next to the memory's own speed?
 
-One file an operation says what competes (its contestants), :mod:`.timing` times them, :mod:`.report` shows the rows.
+One file an operation says what competes (its contests), :mod:`.timing` times them, :mod:`.report` shows the rows. That
+file has ``SHAPES``, a ``QUICK`` choice of them, ``BUDGET`` (seconds a row), ``PARTS`` (contests and memory rows) and
+``figures(rows)``. ``pytest bench/`` times the same contests in pytest-benchmark's way.
 """
 
 import importlib
@@ -15,7 +17,7 @@ def run(operations=None, *, quick=False, threads=None, device=None, progress=Non
 
     Args:
         operations: names; default: all that have a benchmark.
-        quick: few shapes and rounds, well under half a minute; its figures are only hints.
+        quick: few shapes and rounds; its figures are only hints.
         threads: CPU threads to use; default: torch's setting.
         device: ``"cpu"`` or ``"cuda"``; default: the GPU if there is one.
         progress: called with (text, done, total).
@@ -24,16 +26,43 @@ def run(operations=None, *, quick=False, threads=None, device=None, progress=Non
     from .timing import keep_freed_memory
 
     keep_freed_memory()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        found = {
-            name: importlib.import_module(f".{name}", __name__).run(
-                device, quick=quick, progress=progress or (lambda *_: None)
-            )
-            for name in operations or functional.__all__
-        }
+        found = _run(operations or functional.__all__, device, quick, progress or (lambda *_: None))
         return {"environment": report.environment(device, quick), "operations": found}
     finally:
         torch.set_num_threads(before)
+
+
+def benchmark_of(operation):
+    """The module of an operation's benchmark."""
+    return importlib.import_module(f".{operation}", __name__)
+
+
+def default_device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _run(operations, device, quick, progress):
+    from . import contests
+
+    plans = {operation: list(contests.plan(benchmark_of(operation), quick)) for operation in operations}
+    total = sum(map(len, plans.values()))
+    done = 0
+    found = {}
+    for operation, plan in plans.items():
+        module = benchmark_of(operation)
+        options = contests.QUICK if quick else {"rounds": 12, "budget": module.BUDGET}
+        rows = []
+        for i, (shape, part) in enumerate(plan):
+            progress(f"{operation} {contests.shape_name(shape)}: {part.kind}", done, total)
+            if i and shape != plan[i - 1][0]:
+                torch.compiler.reset()  # the compiled peers of the shape before
+            rows.append(part.row(shape, device, options))
+            done += 1
+        torch.compiler.reset()
+        found[operation] = {"rows": rows, "figures": [figure.as_json() for figure in module.figures(rows)]}
+    progress("done", total, total)
+    return found

@@ -6,47 +6,25 @@ import importlib.util
 import torch
 from torch.nn.functional import linear
 
-from .. import functional, peers
 from . import report
-from .rows import forward, least, memory, step, training, values
+from .contests import Contest, Memory, contestants, small_calls
+from .rows import least, most, values
+from .rows import small_calls as small_call_figures
 
 SHAPES = ((1, 10_000, 1024, 256), (1, 100_000, 1024, 256))  # B, N, D, A
 QUICK = ((1, 4000, 512, 128),)
+BUDGET = 14.0
+LARGE = 50_000  # from so many positions on, float64 takes minutes: gradients are checked at the other sizes
+OPERATION = "additive_attention"
 PARAMETERS = ("w_image", "v", "bias", "w_gate", "bias_gate")
 
 
-def run(device, *, quick=False, progress):
-    """Rows and figures."""
-    shapes = QUICK if quick else SHAPES
-    options = {"device": device, "rounds": 5 if quick else 8, "budget": 1.0 if quick else 14.0}
-    rows = []
-    for i, shape in enumerate(shapes):
-        progress("x".join(map(str, shape)), i, len(shapes))
-        rows += _rows(shape, device, options, quick)
-        torch._dynamo.reset()
-    progress("done", len(shapes), len(shapes))
-    return {"rows": rows, "figures": [figure.as_json() for figure in _figures(rows)]}
-
-
-def _torchmil(channels, hidden, device):
-    """torchmil's module with the operation's arguments; it has parameters of its own."""
-    from torchmil.nn import AttentionPool
-
-    class Pool(AttentionPool):
-        def forward(self, image, **others):
-            return super().forward(image)
-
-    return Pool(channels, hidden, gated=True).to(device)
-
-
-def _rows(shape, device, options, quick):
+def inputs(shape, device):
     b, n, d, a = shape
-    name = "x".join(map(str, shape))
     draw = torch.Generator().manual_seed(0)
     layer = lambda *size: (torch.randn(size, generator=draw) * size[-1] ** -0.5).to(device)
-    image = torch.randn(b, n, d, generator=draw).to(device)
-    arguments = {
-        "image": image,
+    return {
+        "image": torch.randn(b, n, d, generator=draw).to(device),
         "query": None,
         "w_image": layer(a, d),
         "w_query": None,
@@ -55,47 +33,70 @@ def _rows(shape, device, options, quick):
         "w_gate": layer(a, d),
         "bias_gate": layer(a),
     }
-    contestants = {
-        "ours": functional.additive_attention,
-        "eager": peers.additive_attention,
-        "compile": peers.compiled(peers.additive_attention),
-    }
-    if importlib.util.find_spec("torchmil") is not None:
-        contestants["torchmil"] = _torchmil(d, a, device)
+
+
+def _torchmil(arguments):
+    """torchmil's module with the operation's arguments; it has parameters of its own."""
+    from torchmil.nn import AttentionPool
+
+    class Pool(AttentionPool):
+        def forward(self, image, **others):
+            return super().forward(image)
+
+    hidden, channels = arguments["w_image"].shape
+    return Pool(channels, hidden, gated=True).to(arguments["image"].device)
+
+
+def _product(arguments):
     both = torch.cat([arguments["w_image"], arguments["w_gate"]])
-    row, times = forward(
-        "additive_attention", name, arguments, contestants, options, product=lambda: linear(image, both)
-    )
-    row["ours / product"] = 1 / times["product"].over(times["ours"])
-    yield row
-    large = n > 50_000  # checked in float64 at the other sizes
-    yield training("additive_attention", name, arguments, contestants, options, wanted=PARAMETERS, check=not large)
-    if quick:
-        return
-    if not large:
-        yield training(
-            "additive_attention",
-            name,
-            arguments,
-            contestants,
-            options,
-            wanted=("image", *PARAMETERS),
-            kind="forward + backward, the image's gradient too, ms",
-        )
-    calls = {n: step(f, arguments, PARAMETERS) for n, f in contestants.items() if n != "compile"}
-    yield memory("training's memory, MB", name, calls, 0, device)
+    return lambda: linear(arguments["image"], both)
 
 
-def _figures(rows):
-    products = [row["ours / product"] for row in rows if row["kind"].startswith("forward,")]
-    yield report.Figure("forward, times its matrix product alone (largest)", 1.08, max(products), at_most=True)
+def _checked(arguments):
+    return [] if arguments["image"].shape[1] > LARGE else [arguments]
+
+
+PEERS = contestants(OPERATION, "eager", "compile")
+if importlib.util.find_spec("torchmil") is not None:
+    PEERS["torchmil"] = _torchmil
+PARTS = (
+    Contest(
+        OPERATION,
+        "forward, ms",
+        inputs,
+        PEERS,
+        beside={"product": _product},
+        columns=lambda shape, arguments, times: {"ours / product": times["ours"].over(times["product"])},
+    ),
+    Contest(OPERATION, "forward + backward, ms", inputs, PEERS, wanted=PARAMETERS, checked=_checked),
+    Contest(
+        OPERATION,
+        "forward + backward, the image's gradient too, ms",
+        inputs,
+        PEERS,
+        wanted=("image", *PARAMETERS),
+        only=lambda shape: shape[1] <= LARGE,
+        quick=False,
+    ),
+    Memory(
+        "training's memory, MB",
+        inputs,
+        {name: make for name, make in PEERS.items() if name != "compile"},
+        PARAMETERS,
+        quick=False,
+    ),
+    *small_calls(OPERATION, inputs, (1, 4, 8, 8), ("image", *PARAMETERS)),
+)
+
+
+def figures(rows):
+    products = values(rows, "forward,", "ours / product")
+    yield report.Figure("forward, times its matrix product alone (largest)", 1.08, most(products), at_most=True)
     yield report.Figure("forward, against the best peer, least", 1.0, least(values(rows, "forward,", "speed-up")))
     if found := [v for v in values(rows, "forward + backward", "vs torchmil") if v == v]:
         yield report.Figure("forward + backward, against torchmil, least", 1.1, least(found))
-    yield report.Figure(
-        "forward + backward, against the best peer, least", 1.0, least(values(rows, "forward + backward", "speed-up"))
-    )
-    if found := [
-        row["ours"] for row in rows if row["kind"].startswith("training's memory") and row["ours"] is not None
-    ]:
+    training = values(rows, "forward + backward", "speed-up")
+    yield report.Figure("forward + backward, against the best peer, least", 1.0, least(training))
+    if found := [mb for mb in values(rows, "training's memory", "ours") if mb is not None]:
         yield report.Figure("training's memory beyond the inputs, MB, most", 40, max(found), at_most=True, unit="MB")
+    yield from small_call_figures(rows)

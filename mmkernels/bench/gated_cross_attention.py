@@ -2,10 +2,10 @@
 
 import torch
 
-from .. import functional, peers
 from . import report
-from .rows import against_the_best, compare, least, library_gflops, values, wrong
-from .timing import peak_memory, race
+from .contests import Contest, Memory, contestants, small_calls
+from .rows import against_the_best, least, share_of_library, values
+from .rows import small_calls as small_call_figures
 
 # B, H, N, T, d (and dv): detection, segmentation, classification features against short texts.
 SHAPES = (
@@ -16,100 +16,50 @@ SHAPES = (
     (8, 8, 4096, 77, 40),
     (64, 1, 49, 16, 512),
 )
-QUICK = ((8, 12, 576, 77, 64), (64, 1, 49, 16, 512))
-PEERS = ("sdpa", "eager", "compile")
+QUICK = ((8, 12, 576, 77, 64),)
+BUDGET = 6.0
 LONG_TEXT = 77  # from so many tokens on, a share of torch.mm's rate is a target
 LONG_IMAGE = (1, 1, 100_000, 77, 64)
+OPERATION = "gated_cross_attention"
+WANTED = ("query", "key", "value", "gate")
 
 
-def run(device, *, quick=False, progress):
-    """Rows and figures."""
-    shapes = QUICK if quick else SHAPES
-    options = {"device": device, "rounds": 5 if quick else 12, "budget": 1.0 if quick else 6.0}
-    library, rows = library_gflops(device), []
-    for i, shape in enumerate(shapes):
-        for j, step in enumerate((_forward, _training)):
-            progress(f"{_name(shape)} {step.__name__.strip('_')}", 2 * i + j, 2 * len(shapes))
-            rows.append(step(shape, device, library, options))
-        torch._dynamo.reset()  # the compiled peers of this shape
-    if not quick:
-        rows.append(_memory(LONG_IMAGE, device))
-    progress("done", 2 * len(shapes), 2 * len(shapes))
-    return {"rows": rows, "figures": [figure.as_json() for figure in _figures(rows)]}
-
-
-def _name(shape):
-    return "x".join(map(str, shape))
-
-
-def _inputs(shape, device):
+def inputs(shape, device):
     b, h, n, t, d = shape
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: torch.randn(b, h, length, d, generator=generator).to(device)
-        for name, length in (("query", n), ("key", t), ("value", t), ("gate", n))
-    }
+    draw = torch.Generator().manual_seed(0)
+    return {name: torch.randn(b, h, length, d, generator=draw).to(device) for name, length in zip(WANTED, (n, t, t, n))}
 
 
-def _contestants():
-    return {
-        "ours": functional.gated_cross_attention,
-        "sdpa": peers.gated_cross_attention_sdpa,
-        "eager": peers.gated_cross_attention,
-        "compile": peers.compiled(peers.gated_cross_attention),
-    }
+def _products(count):
+    """Columns of a contest that consists of so many products of the scores' size."""
+    rate = share_of_library(lambda b, h, n, t, d: 2 * count * b * h * n * t * d)
+    return lambda shape, arguments, times: {"T": shape[3], **rate(shape, arguments, times)}
 
 
-def _forward(shape, device, library, options):
-    inputs = _inputs(shape, device)
-    with torch.inference_mode():
-        times = race({name: lambda f=f: f(**inputs) for name, f in _contestants().items()}, **options)
-    return _row("forward, ms", shape, times, library, 4, wrong("gated_cross_attention", inputs))
-
-
-def _training(shape, device, library, options):
-    inputs = _inputs(shape, device)
-    tensors = [t.requires_grad_() for t in inputs.values()]
-    upstream = torch.randn_like(inputs["gate"])
-    times = race(
-        {name: lambda f=f: torch.autograd.grad(f(**inputs), tensors, upstream) for name, f in _contestants().items()},
-        **options,
-    )
-    detached = {name: t.detach() for name, t in inputs.items()}
+PEERS = contestants(OPERATION, "sdpa", "eager", "compile")
+PARTS = (
+    Contest(OPERATION, "forward, ms", inputs, PEERS, columns=_products(2)),
     # Forward two products, backward five.
-    return _row(
-        "forward + backward, ms", shape, times, library, 14, wrong("gated_cross_attention", detached, gradients=True)
-    )
+    Contest(OPERATION, "forward + backward, ms", inputs, PEERS, wanted=WANTED, columns=_products(7)),
+    Memory(
+        "memory beyond the result, MB",
+        inputs,
+        {name: PEERS[name] for name in ("ours", "eager")},
+        known=lambda arguments: arguments["gate"].nbytes,
+        columns=lambda shape, arguments: {
+            "image": arguments["query"].nbytes / 1e6,
+            "scores": shape[0] * shape[1] * shape[2] * shape[3] * 4 / 1e6,
+        },
+        shapes=(LONG_IMAGE,),
+        quick=False,
+    ),
+    *small_calls(OPERATION, inputs, (1, 1, 4, 4, 8), WANTED),
+)
 
 
-def _row(kind, shape, times, library, flops, problems):
-    b, h, n, t, d = shape
-    row = {"kind": kind, "shape": _name(shape), "T": t, "ours": times["ours"].median * 1e3}
-    row = compare(row, times, "ours", PEERS, problems)
-    if not problems:
-        rate = flops * b * h * n * t * d / times["ours"].median / 1e9
-        row |= {"GFLOP/s": rate, "share of torch.mm": rate / library}
-    return row
-
-
-def _memory(shape, device):
-    """What a call needs beyond its inputs and its result, in MB."""
-    inputs = _inputs(shape, device)
-    row = {
-        "kind": "memory beyond the result, MB",
-        "shape": _name(shape),
-        "image": inputs["query"].nbytes / 1e6,
-        "scores": shape[0] * shape[1] * shape[2] * shape[3] * 4 / 1e6,
-    }
-    with torch.inference_mode():
-        for name, function in (("ours", functional.gated_cross_attention), ("eager", peers.gated_cross_attention)):
-            peak = peak_memory(lambda: function(**inputs), device)
-            row[name] = None if peak is None else max(0, peak - inputs["gate"].nbytes) / 1e6
-    return row
-
-
-def _figures(rows):
+def figures(rows):
     yield from against_the_best(rows, "forward", 2.0)
-    shares = values(rows, "forward,", "share of torch.mm", only=lambda row: row["T"] >= LONG_TEXT)
+    shares = values(rows, "forward,", "share of torch.mm", only=lambda row: row.get("T", LONG_TEXT) >= LONG_TEXT)
     yield report.Figure(f"forward, share of torch.mm's rate where T >= {LONG_TEXT}, least", 0.7, least(shares))
     yield from against_the_best(rows, "forward + backward", 1.8)
+    yield from small_call_figures(rows)

@@ -1,4 +1,4 @@
-"""Rows and figures of a benchmark: as a table, as JSON, as a plot.
+"""Rows and figures of a benchmark: as a table and as JSON; :mod:`.plot` draws them.
 
 A row is a dictionary of plain values with ``shape`` and ``kind``; a figure is one claim, its target, and what was
 reached.
@@ -7,7 +7,9 @@ reached.
 import datetime
 import json
 import math
+import subprocess
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -37,7 +39,18 @@ def mean(values):
 
 
 def environment(device, quick):
-    from .. import __version__
+    """What the times belong to: the code, and the machine."""
+    return {
+        **machine(device),
+        "commit": commit(),
+        "quick": quick,
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def machine(device):
+    """The part of it that stays the same from run to run."""
+    from .. import __version__, backends
     from ..info import huge_pages, last_level_cache, processor
 
     return {
@@ -45,12 +58,27 @@ def environment(device, quick):
         "torch": torch.__version__,
         "device": device,
         "processor": torch.cuda.get_device_name() if device == "cuda" else processor(),
+        "cpu_isa": getattr(backends.extension, "cpu_isa", None),
         "threads": torch.get_num_threads(),
         "cache_bytes": last_level_cache(),
         "huge_pages": huge_pages(),
-        "quick": quick,
-        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+def commit():
+    """Of the checkout that the package lies in, "-dirty" where a file has changed since; None outside of one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def title(env):
+    return f"{env['processor']} ({env['cpu_isa']}), {env['threads']} threads, torch {env['torch']}"
 
 
 def show(found, console):
@@ -58,10 +86,7 @@ def show(found, console):
     from rich.table import Table
 
     env = found["environment"]
-    console.print(
-        f"{env['processor']}, {env['threads']} threads, torch {env['torch']}"
-        + (" — a quick look: few shapes, few rounds" if env["quick"] else "")
-    )
+    console.print(title(env) + (" — a quick look: few shapes, few rounds" if env["quick"] else ""))
     for operation, result in found["operations"].items():
         for kind in dict.fromkeys(row["kind"] for row in result["rows"]):
             rows = [row for row in result["rows"] if row["kind"] == kind]
@@ -102,60 +127,6 @@ def as_json(found):
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(clean(found), indent=1)
-
-
-def plot(found, path):
-    """Bars: a row of panels an operation, a panel a kind of call that has speed-ups, a group of bars a shape."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels = {
-        operation: {
-            kind: rows
-            for kind in dict.fromkeys(row["kind"] for row in result["rows"])
-            if (rows := [row for row in result["rows"] if row["kind"] == kind and row.get("speed-up")])
-        }
-        for operation, result in found["operations"].items()
-    }
-    panels = {operation: kinds for operation, kinds in panels.items() if kinds}
-    columns = max(map(len, panels.values()))
-    figure, axes = pyplot.subplots(
-        len(panels), columns, figsize=(5 * columns, 2.6 * len(panels)), squeeze=False, layout="constrained"
-    )
-    for line, (operation, kinds) in zip(axes, panels.items()):
-        for axis in line[len(kinds) :]:
-            axis.set_axis_off()
-        for axis, (kind, rows) in zip(line, kinds.items()):
-            _bars(axis, rows)
-            axis.set_title(f"{operation}: {kind.removesuffix(', ms')}", fontsize=9)
-        line[0].set_ylabel("times faster", fontsize=8)
-    env = found["environment"]
-    figure.suptitle(f"{env['processor']}, {env['threads']} threads, torch {env['torch']}", fontsize=9)
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
-
-
-def _bars(axis, rows):
-    names = list(dict.fromkeys(name for row in rows for name in row if name.startswith("vs ")))
-    width = 0.8 / len(names)
-    highest = max(row.get(name) or 0 for row in rows for name in names)
-    for i, name in enumerate(names):
-        heights = [row.get(name) or 0 for row in rows]
-        bars = axis.bar(
-            [x + width * (i + 0.5) - 0.4 for x in range(len(rows))],
-            heights,
-            0.95 * width,
-            label=f"than {name.removeprefix('vs ')}",
-        )
-        axis.bar_label(bars, fmt="%.1f", fontsize=6)
-    axis.axhline(1, color="black", linewidth=0.8)
-    turn = {"rotation": 12, "ha": "right", "rotation_mode": "anchor"} if len(rows) > 3 else {}  # else they meet
-    axis.set_xticks(range(len(rows)), [row["shape"].replace("x", "\u00d7") for row in rows], fontsize=7, **turn)
-    axis.tick_params("y", labelsize=7)
-    axis.set_ylim(0, 1.3 * highest)  # room for the legend
-    axis.legend(loc="upper center", ncols=len(names), fontsize=7, frameon=False)
 
 
 def _text(value):

@@ -64,13 +64,15 @@ class ImageTextModel(nn.Module):
     ):
         super().__init__()
         checks.choice("combine", combine, ("multiply", "pool"))
+        # The largest of four is pooled first: relu then works on a quarter of the elements, with the same results and
+        # gradients to the bit, since it keeps the order.
         self.image_encoder = nn.Sequential(
             nn.Conv2d(3, channels[0], 3),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Conv2d(channels[0], channels[1], 3),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
         )
         self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=PAD)
         self.lstm = nn.LSTM(embedding, hidden, batch_first=True)

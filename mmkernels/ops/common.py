@@ -3,6 +3,7 @@
 import torch
 
 from ..reference.precision import autocast_is_on, without_autocast
+from ..torch_private import transforms_active
 
 
 def autocast(*tensors):
@@ -34,11 +35,7 @@ def kept_rows(run, rows, columns, dtype, *inputs):
     """Of how many of the first rows the CPU's forward pass keeps what its backward pass would have to compute again
     (`columns` numbers of `dtype` each): as many as KEPT_BYTES hold. None without a backward pass, in an exported graph,
     which may run anywhere, nor under torch.func's transforms, which fold samples."""
-    if (
-        getattr(run, "backend", None) != "cpu"
-        or torch.compiler.is_exporting()
-        or torch._C._are_functorch_transforms_active()
-    ):
+    if getattr(run, "backend", None) != "cpu" or torch.compiler.is_exporting() or transforms_active():
         return 0
     return min(rows, KEPT_BYTES // (columns * dtype.itemsize)) if needs_gradient(*inputs) else 0
 
@@ -82,9 +79,7 @@ def fold(tensor):
 
 def needs_gradient(*tensors):
     """Whether a backward pass may come."""
-    return torch.is_grad_enabled() and (
-        torch._C._are_functorch_transforms_active() or any(t is not None and t.requires_grad for t in tensors)
-    )
+    return torch.is_grad_enabled() and (transforms_active() or any(t is not None and t.requires_grad for t in tensors))
 
 
 def empty_heads(like, channels):

@@ -14,9 +14,8 @@ tangents of all.
 """
 
 import torch
-from torch.autograd import forward_ad
 
-from .. import backends
+from .. import backends, torch_private
 from .common import fold, move_batch
 from .registration import register_autograd, register_fake, register_out, tangent
 
@@ -79,7 +78,7 @@ class Operation:
 
     def _implement(self, backend, forward, backward, into, transformed=True):
         def run(*arguments):
-            if transformed and torch._C._are_functorch_transforms_active():  # they don't know registered autograd rules
+            if transformed and torch_private.transforms_active():  # they don't know registered autograd rules
                 return self.Function.apply(*arguments, backend)
             return forward(*arguments)
 
@@ -231,7 +230,7 @@ class Operation:
 
 def _tangents(function, *arguments):
     """The tangents of what a function in plain PyTorch gives for dual tensors."""
-    with forward_ad._set_fwd_grad_enabled(True):  # around a Function's jvp it is off
+    with torch_private.forward_mode(True):  # around a Function's jvp it is off
         results = function(*arguments)
         return tuple(torch.zeros_like(r) if tangent(r) is None else tangent(r) for r in results)
 

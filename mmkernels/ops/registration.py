@@ -1,20 +1,14 @@
 """The rules of PyTorch's dispatcher for registered operations: fake tensors, autograd in both modes, writing into
-`out`.
-
-torch.library.register_autograd would do for reverse mode, but it drops the tangents of forward mode without a word
-where nothing requires a gradient. Private names of PyTorch that stand here are those that torch/_library/autograd.py
-and custom_ops.py use (2.10 to 2.14).
-"""
+`out`."""
 
 import functools
 
 import torch
 from torch.autograd import forward_ad
 
-_library = torch.library.Library("mmkernels", "FRAGMENT")
+from .. import torch_private
 
-# A graph that torch.compile traces enters forward mode's level below Python, which then doesn't know of it.
-TRACED = (torch._subclasses.FakeTensor, torch._subclasses.functional_tensor.FunctionalTensor)
+_library = torch.library.Library("mmkernels", "FRAGMENT")
 
 
 def register_fake(operation, fake):
@@ -41,7 +35,7 @@ def register_autograd(operation, apply):
     def run(keyset, *arguments):
         if not tracked(*arguments):
             return _below_autograd(operation, keyset, arguments)
-        if torch._C._are_functorch_transforms_active():
+        if torch_private.transforms_active():
             raise RuntimeError(
                 f"{operation.name()} has no derivative under torch.func's transforms: there the public function, or its "
                 f"autograd Function, has to be called"
@@ -63,7 +57,7 @@ def register_out(operation):
         return _below_autograd(operation, keyset, arguments)
 
     def count(keyset, *arguments):
-        result = operation.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
+        result = operation.redispatch(keyset & torch_private.after_inplace_or_view, *arguments)
         torch.autograd.graph.increment_version(arguments[-1])
         return result
 
@@ -82,8 +76,8 @@ def _implement(operation, key, function):
 
 
 def _below_autograd(operation, keyset, arguments):
-    with torch._C._AutoDispatchBelowAutograd():
-        return operation.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+    with torch_private.BelowAutograd():
+        return operation.redispatch(keyset & torch_private.after_autograd, *arguments)
 
 
 def tracked(*arguments):
@@ -94,9 +88,9 @@ def tracked(*arguments):
 
 def carries_tangent(*arguments):
     """Whether one of the arguments is a dual tensor of forward mode."""
-    if not torch._C._is_fwd_grad_enabled():
+    if not torch_private.forward_mode_enabled():
         return False
-    kind = torch.Tensor if forward_ad._current_level >= 0 else TRACED
+    kind = torch.Tensor if torch_private.in_dual_level() else torch_private.TRACED
     return any(isinstance(a, kind) and tangent(a) is not None for a in arguments)
 
 

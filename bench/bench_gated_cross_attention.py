@@ -1,0 +1,7 @@
+"""Contestants and shapes: mmkernels/bench/gated_cross_attention.py"""
+
+OPERATION = "gated_cross_attention"
+
+
+def bench(measure):
+    measure()

@@ -1,0 +1,7 @@
+"""Contestants and shapes: mmkernels/bench/spatial_attention.py"""
+
+OPERATION = "spatial_attention"
+
+
+def bench(measure):
+    measure()

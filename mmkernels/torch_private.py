@@ -1,0 +1,65 @@
+"""PyTorch's private names that this package needs, and nothing else of it may use: they break first on a new torch.
+
+Torch 2.10, 2.11, 2.12 and 2.13 have all of them; beside each is the file of PyTorch that uses it, too. When one goes,
+this file says what it is for, and is the only one to change. Functions of C++ are taken under another name and not
+wrapped: torch.compile knows them, and a call of a small operation has no time to spare.
+"""
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+
+# Whether vmap, grad, jvp, ... of torch.func run. They don't know autograd rules of registered operations, so that there
+# an autograd Function has to be called. (torch/autograd/function.py)
+transforms_active = torch._C._are_functorch_transforms_active
+
+# Whether a tensor is one of torch.func's wrappers, without values to look at. (torch/_functorch/eager_transforms.py)
+is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
+
+# The rules of an operation for the dispatcher's autograd keys, written in Python, go on to what lies below with these.
+# torch.library.register_autograd would do for reverse mode, but it drops the tangents of forward mode without a word
+# where nothing requires a gradient. (torch/_library/autograd.py, torch/_library/custom_ops.py)
+BelowAutograd = torch._C._AutoDispatchBelowAutograd
+after_autograd = torch._C._after_autograd_keyset
+after_inplace_or_view = torch._C._after_ADInplaceOrView_keyset
+
+# Whether tangents are followed at all; asked first, since it is cheap. And a context in which they are: PyTorch turns
+# it off around an autograd Function's jvp. (torch/autograd/forward_ad.py)
+forward_mode_enabled = torch._C._is_fwd_grad_enabled
+forward_mode = forward_ad._set_fwd_grad_enabled
+
+# Tensors of a graph that is being traced: torch.compile's and torch.export's (torch/_subclasses/).
+TRACED = (FakeTensor, FunctionalTensor)
+
+
+def in_dual_level():
+    """Whether Python is inside of a level of forward mode (torch/autograd/forward_ad.py). A graph that torch.compile
+    traces enters its level below Python, which then doesn't know of it."""
+    return forward_ad._current_level >= 0
+
+
+def traces_operations():
+    """Whether make_fx writes down every operation that runs, with the values that Python looks at as constants
+    (torch/fx/experimental/proxy_tensor.py)."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+def constant_while_traced(function):
+    """torch.compile calls the function instead of tracing it, and takes what it gives as a constant: as
+    torch.compiler.assume_constant_result, which would import the compiler, and Triton with it
+    (torch/_dynamo/decorators.py)."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+def has_hooks(module):
+    """Whether calling a module runs more than its ``forward`` (torch/nn/modules/module.py, ``_call_impl``)."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or nn.modules.module._has_any_global_hook()
+    )

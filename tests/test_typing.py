@@ -1,0 +1,86 @@
+"""Types: stubs beside the code say what users may call; a type checker reads them, and the code agrees with them."""
+
+import ast
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from compiling import ROOT
+
+import mmkernels
+
+STUBS = sorted(path.relative_to(ROOT).with_suffix("") for path in (ROOT / "mmkernels").rglob("*.pyi"))
+KINDS = inspect.Parameter
+
+
+@pytest.mark.slow
+def test_a_type_checker_reads_what_users_write(tmp_path):
+    """A program with what is right and what is wrong, the README's example, and examples/."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
+    (tmp_path / "readme.py").write_text("\n".join(blocks))
+    installed = Path(mmkernels.__file__).parent.parent
+    environment = dict(os.environ, MYPY_CACHE_DIR=str(tmp_path / "cache"))
+    if installed.name != "site-packages":  # where mypy looks by itself
+        environment["MYPYPATH"] = str(installed)
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent"]
+    command.append("--untyped-calls-exclude=torch")  # its own backward() has no types
+    files = [ROOT / "tests/typed_user.py", *(ROOT / "examples").glob("*.py"), tmp_path / "readme.py"]
+    done = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("stub", STUBS, ids=str)
+def test_signatures_are_those_of_the_code(stub):
+    """Names, order, kinds and defaults; every overload has them all."""
+    name = ".".join(stub.parts).removesuffix(".__init__")
+    assert (ROOT / stub).with_suffix(".py").is_file(), "a stub lies beside the code that it is of"
+    tree = ast.parse((ROOT / stub.with_suffix(".pyi")).read_text(encoding="utf-8"))
+    _compare(tree.body, importlib.import_module(name), name)
+    listed = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    for public in getattr(importlib.import_module(name), "__all__", ()) if name != "mmkernels" else ():
+        assert public in listed, public
+
+
+def test_everything_public_has_a_type():
+    tree = ast.parse((ROOT / "mmkernels/__init__.pyi").read_text(encoding="utf-8"))
+    imported = {alias.asname for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    assert set(mmkernels.__all__) <= imported | classes
+
+
+def _compare(body, runtime, where):
+    for node in body:
+        if isinstance(node, ast.ClassDef) and hasattr(runtime, node.name):
+            bases = [ast.unparse(base).split(".")[-1] for base in node.bases]
+            found = [base.__name__ for base in getattr(runtime, node.name).__mro__]
+            assert all(base in found for base in bases if base != "OperationFunction"), f"{where}.{node.name}"
+            _compare(node.body, getattr(runtime, node.name), f"{where}.{node.name}")
+        if isinstance(node, ast.FunctionDef):
+            actual = [
+                (p.name, p.kind, p.default) for p in inspect.signature(getattr(runtime, node.name)).parameters.values()
+            ]
+            assert _without_need(_declared(node)) == _without_need(actual), f"{where}.{node.name}"
+
+
+def _declared(node):
+    """(name, kind, default) of each parameter, as inspect tells them."""
+    arguments = node.args
+    plain = [*arguments.posonlyargs, *arguments.args]
+    missing = [None] * (len(plain) - len(arguments.defaults))
+    found = [(a.arg, KINDS.POSITIONAL_OR_KEYWORD, _value(d)) for a, d in zip(plain, [*missing, *arguments.defaults])]
+    return found + [(a.arg, KINDS.KEYWORD_ONLY, _value(d)) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults)]
+
+
+def _value(default):
+    return KINDS.empty if default is None else ast.literal_eval(default)
+
+
+def _without_need(parameters):
+    """Only one of the overloads has the default of need_weights."""
+    return [(name, kind, None if name == "need_weights" else default) for name, kind, default in parameters]

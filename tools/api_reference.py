@@ -1,0 +1,95 @@
+"""Writes docs/api.md from the signatures and docstrings of what is public.
+
+python tools/api_reference.py      (make docs)
+"""
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "api.md"
+SECTION = re.compile(r"^(Args|Returns|Raises|Shape|Source):\s*(.*)$")
+ITEM = re.compile(r"^ {4}(\w+(?:, \w+)*): ")
+HEAD = """# API
+
+Written by `make docs` from the docstrings; types are in `mmkernels/*.pyi`. The functions are also in
+`mmkernels.functional`. `mmkernels.reference` has the same functions in plain PyTorch, without `backend` and `out`.
+"""
+FUNCTIONS = """## Autograd Functions and registered operations
+
+Each function's `torch.autograd.Function` is `mmkernels.NAMEFunction` (`SpatialAttentionFunction`, ...), its registered
+operations are `torch.ops.mmkernels.NAME` and `NAME_backward`. They take tensors and options by position, without checks
+that explain, and return every output; `apply` takes a backend's name, or None, last.
+"""
+
+
+def page():
+    import mmkernels
+    from mmkernels import functional, models
+
+    modules = [name for name in mmkernels.__all__ if is_module_class(getattr(mmkernels, name))]
+    parts = [HEAD, "## Functions\n"]
+    parts += [entry(f"mmkernels.{name}", getattr(functional, name)) for name in functional.__all__]
+    parts += ["## Modules\n"]
+    parts += [entry(f"mmkernels.{name}", getattr(mmkernels, name)) for name in modules]
+    parts += ["## Models\n"]
+    parts += [entry(f"mmkernels.models.{name}", getattr(models, name)) for name in models.__all__]
+    parts += ["## Errors\n", entry("mmkernels.BackendError", mmkernels.BackendError, called=False), FUNCTIONS]
+    return "\n".join(parts)
+
+
+def is_module_class(value):
+    from torch import nn
+
+    return inspect.isclass(value) and issubclass(value, nn.Module)
+
+
+def entry(name, value, called=True):
+    """A heading, how it is called, and what its docstring says."""
+    lines = [f"### {name}", ""]
+    if called:
+        lines += ["```python", *signature(name, value), "```", ""]
+    return "\n".join([*lines, markdown(inspect.getdoc(value)), ""])
+
+
+def signature(name, value):
+    """`name(arguments)`, an argument a line where one line is too short."""
+    parameters = inspect.signature(value).parameters.values()
+    words = []
+    for parameter in parameters:
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
+            words.append("*")
+        words.append(str(parameter).replace("'", '"'))
+    line = f"{name}({', '.join(words)})"
+    return [line] if len(line) <= 100 else [f"{name}(", *(f"    {word}," for word in words), ")"]
+
+
+def markdown(docstring):
+    """A docstring with sections as Markdown: what it lists becomes a list."""
+    lines = []
+    section = None
+    for line in docstring.splitlines():
+        found = SECTION.match(line)
+        if found:
+            section = found[1]
+            lines += [f"**{section}**: {found[2]}"] if found[2] else [f"**{section}**:", ""]
+        elif section in ("Args", "Raises") and ITEM.match(line):
+            lines.append(ITEM.sub(lambda m: f"- **{m[1].replace(', ', '**, **')}**: ", line))
+        elif section in ("Args", "Raises") and line.strip():
+            lines.append(f"  {line.strip()}")
+        elif section:
+            lines.append(line.strip())
+        else:
+            lines.append(line)
+    text = "\n".join(lines)
+    text = re.sub(r"(?<!`)``(?!`)(.+?)``(?!`)", r"`\1`", text, flags=re.S)
+    text = re.sub(r":\w+:`~?([\w.]+)`", r"`\1`", text)
+    text = re.sub(r"::\n\n((?: {4}.*\n|\n)+)", lambda m: f"\n\n```\n{inspect.cleandoc(m[1])}\n```\n\n", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    PAGE.write_text(page(), encoding="utf-8")
