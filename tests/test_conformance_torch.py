@@ -171,7 +171,10 @@ def assert_opcheck(called, arguments, differentiable):
 
 
 @pytest.mark.property("opcheck", "opcheck backward")
-@pytest.mark.parametrize("backend, device, dtype, name", [p for p in parameters(MAIN) if p.values[0] != "reference"])
+@pytest.mark.parametrize(
+    "backend, device, dtype, name",
+    [p for p in parameters(MAIN) if p.values[0] not in ("reference", "triton")],  # Triton's are in test_triton*.py
+)
 def test_opcheck(backend, device, dtype, name):
     """What the public function calls, forward and backward."""
     tensors = tensors_of(name, dtype, device)
@@ -187,8 +190,15 @@ def test_opcheck(backend, device, dtype, name):
 
 
 @pytest.mark.property("autocast")
-@on_every_backend
-@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "backend, device, dtype, name, narrow",
+    [
+        pytest.param(*p.values, narrow, id=f"{p.id}-{str(narrow).removeprefix('torch.')}")
+        for p in parameters(slow=MAIN)
+        for narrow in (torch.bfloat16, torch.float16)
+        if narrow == torch.bfloat16 or not cases.is_slow(*p.values[:2])
+    ],
+)
 def test_autocast(backend, device, dtype, name, narrow):
     """Low precision in, low precision out; gradients come back in the inputs' own dtypes."""
     tensors = tensors_of(name, dtype, device)
