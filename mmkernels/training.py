@@ -103,9 +103,10 @@ def fit(
 
 def step(model, optimizer, image, text, label, *, positive_weight=1):
     """One update; returns the logits and the loss (a float, so the device has been waited for) from before it. A right
-    pair counts `positive_weight` times."""
+    pair counts `positive_weight` times, as many wrong pairs as there are for it; chance is a loss of ln 2."""
     logits = model(image, text)
-    loss = binary_cross_entropy_with_logits(logits, label, pos_weight=logits.new_tensor(positive_weight))
+    weighted = binary_cross_entropy_with_logits(logits, label, pos_weight=logits.new_tensor(positive_weight))
+    loss = weighted * ((1 + positive_weight) / (2 * positive_weight))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
