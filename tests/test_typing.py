@@ -39,6 +39,7 @@ def test_a_type_checker_reads_what_users_write(tmp_path):
 def test_signatures_are_those_of_the_code(stub):
     """Names, order, kinds and defaults; every overload has them all."""
     name = ".".join(stub.parts).removesuffix(".__init__")
+    assert (ROOT / stub).with_suffix(".py").is_file(), "a stub lies beside the code that it is of"
     tree = ast.parse((ROOT / stub.with_suffix(".pyi")).read_text(encoding="utf-8"))
     _compare(tree.body, importlib.import_module(name), name)
     listed = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
