@@ -324,6 +324,7 @@ def test_schema_is_that_of_the_other_backends(operation, suffix):
     assert schema(f"{operation}_triton") == schema(operation)
 
 
+@pytest.mark.property("opcheck", "opcheck backward", backend="triton")
 @interpreted
 @on_both
 @pytest.mark.slow

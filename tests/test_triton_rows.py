@@ -587,6 +587,9 @@ def test_schema_is_that_of_the_other_backends(operation, suffix):
     assert schema(f"{operation}_triton") == schema(operation)
 
 
+@pytest.mark.property(
+    "opcheck", "opcheck backward", backend="triton", operation=["channel_attention", "additive_attention"]
+)
 @interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", (False, True))
