@@ -34,6 +34,16 @@ forward_mode = forward_ad._set_fwd_grad_enabled
 TRACED = (FakeTensor, FunctionalTensor)
 
 
+def apply(function, *arguments):
+    """``function.apply`` of an eager call outside of torch.func's transforms. PyTorch's own asks ``inspect`` for the
+    forward method's signature in every call, which takes longer than a small kernel (torch/autograd/function.py)."""
+    living = (_unwrap_if_dead(a) if isinstance(a, torch.Tensor) else a for a in arguments)
+    return super(torch.autograd.Function, function).apply(*living)
+
+
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
+
+
 def in_dual_level():
     """Whether Python is inside of a level of forward mode (torch/autograd/forward_ad.py). A graph that torch.compile
     traces enters its level below Python, which then doesn't know of it."""

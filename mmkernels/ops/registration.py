@@ -82,8 +82,11 @@ def _below_autograd(operation, keyset, arguments):
 
 def tracked(*arguments):
     """Whether autograd follows one of the arguments, in reverse or in forward mode."""
-    needs_gradient = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in arguments)
-    return needs_gradient or carries_tangent(*arguments)
+    if torch.is_grad_enabled():
+        for a in arguments:
+            if isinstance(a, torch.Tensor) and a.requires_grad:
+                return True
+    return carries_tangent(*arguments)
 
 
 def carries_tangent(*arguments):
