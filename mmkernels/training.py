@@ -34,7 +34,18 @@ class History:
         return statistics.median(self.step_seconds) * 1e3 if self.step_seconds else float("nan")
 
 
-def fit(model, training, *, validation=None, epochs=1, batch_size=BATCH, learning_rate=1e-3, seed=0, progress=True):
+def fit(
+    model,
+    training,
+    *,
+    validation=None,
+    epochs=1,
+    batch_size=BATCH,
+    learning_rate=1e-3,
+    seed=0,
+    progress=True,
+    title="training",
+):
     """Trains with Adam and binary cross-entropy, in place.
 
     Args:
@@ -43,7 +54,8 @@ def fit(model, training, *, validation=None, epochs=1, batch_size=BATCH, learnin
         validation: another one, evaluated after every epoch.
         batch_size: pictures a step; each brings K pairs.
         seed: of the order of the pictures. Together with the model's own seed it decides every step.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar, an epoch a bar.
+        title: what the bars are called.
 
     Returns:
         A :class:`History`.
@@ -65,7 +77,7 @@ def fit(model, training, *, validation=None, epochs=1, batch_size=BATCH, learnin
     for epoch in range(epochs):
         training.redraw(epoch)
         model.train()
-        with tqdm(loader, f"epoch {epoch + 1}/{epochs}", disable=not progress) as bar:
+        with tqdm(loader, f"{title}, epoch {epoch + 1} of {epochs}", disable=not progress) as bar:
             for image, text, label, _ in bar:
                 image = image.to(device)
                 text = text.to(device)

@@ -120,6 +120,14 @@ def test_info_without_the_extension(monkeypatch, tmp_path):
     assert "taken away" in json.loads((tmp_path / "info.json").read_text())["extension"]["missing"]
 
 
+def test_progress_without_a_terminal(capsys):
+    """A line now and then, into a log, too."""
+    with cli._progress("bench") as progress:
+        for done in range(50):
+            progress(f"row {done}", done, 50)
+    assert capsys.readouterr().err == "row 0 (0 of 50 done)\n"
+
+
 # verify
 
 

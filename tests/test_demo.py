@@ -48,8 +48,11 @@ def test_demo(small):
     assert "CC BY-SA 4.0" in page and "a &lt;table&gt;" in page
 
 
-def test_demo_without_verify_and_bench(small):
-    results = demo.run(small, epochs=1, limit=80, progress=False)
+def test_demo_without_verify_and_bench(small, capsys):
+    results = demo.run(small, epochs=1, limit=80)
+    told = capsys.readouterr().err
+    for part in ("pictures and words", "training, fused", "fused, epoch 1 of 1", "training, plain", "timing", "report"):
+        assert part in told, part
     assert results["verify"] is None and results["bench"] is None
     assert "Benchmark" not in (small / "demo.html").read_text(encoding="utf-8")
 
