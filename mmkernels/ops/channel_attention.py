@@ -1,5 +1,7 @@
 """Channel attention: the public function, and the operation as PyTorch sees it."""
 
+import torch
+
 from .. import backends, checks
 from ..reference.precision import without_autocast
 from .common import accumulate_dtype, autocast, cast, kept_rows, linear
@@ -48,8 +50,10 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
     channels = image.shape[-1]
     accumulate = accumulate_dtype(image)
     run = backends.choose("channel_attention", image, backend)
-    shift = linear(cast(text, accumulate), cast(weight[:, channels:], accumulate), cast(bias, accumulate))
-    inputs = image if image.dim() == 3 else image[:, None], shift, weight[:, :channels]
+    # One node of the graph, where slices would be two.
+    of_image, of_text = torch.split_with_sizes(weight, [channels, weight.shape[1] - channels], 1)
+    shift = linear(cast(text, accumulate), cast(of_text, accumulate), cast(bias, accumulate))
+    inputs = image if image.dim() == 3 else image[:, None], shift, of_image
     result, weights, _ = run(
         *inputs, need_weights, kept_rows(run, image.numel() // channels, channels, accumulate, *inputs)
     )

@@ -177,12 +177,14 @@ class Operation:
     def _backward(self, ctx, *grads):
         upstream = grads[: self.outputs]
         saved = ctx.saved_tensors
-        present = [saved[i] is not None and ctx.needs_input_grad[i] for i in self.differentiable]
-        found = [None] * (self.inputs + len(ctx.options))
-        if any(present) and any(g is not None for g in upstream):
+        wanted = ctx.needs_input_grad
+        present = [wanted[i] and saved[i] is not None for i in self.differentiable]
+        found = [None] * (self.inputs + len(ctx.options) + 1)
+        if True in present and any(g is not None for g in upstream):
             result = self._first(ctx.backend, *upstream, *saved, *ctx.options, *present)
             for i, need, grad in zip(self.differentiable, present, result):
-                found[i] = grad if need else None
+                if need:
+                    found[i] = grad
         return tuple(found)
 
     def _first(self, backend, *arguments):
@@ -309,8 +311,7 @@ def _functions(operation):
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(*arguments):
-            *arguments, backend = arguments
-            return operation.choose(arguments[0], backend).compute(*arguments)
+            return operation.choose(arguments[0], arguments[-1]).compute(*arguments[:-1])
 
         @staticmethod
         def setup_context(ctx, inputs, output):
@@ -318,7 +319,7 @@ def _functions(operation):
 
         @staticmethod
         def backward(ctx, *grads):
-            return *operation._backward(ctx, *grads), None
+            return operation._backward(ctx, *grads)
 
         @staticmethod
         def jvp(ctx, *tangents):

@@ -93,8 +93,9 @@ def carries_tangent(*arguments):
     """Whether one of the arguments is a dual tensor of forward mode."""
     if not torch_private.forward_mode_enabled():
         return False
-    kind = torch.Tensor if torch_private.in_dual_level() else torch_private.TRACED
-    return any(isinstance(a, kind) and tangent(a) is not None for a in arguments)
+    if not torch_private.in_dual_level() and torch_private.TRACED.isdisjoint(map(type, arguments)):
+        return False
+    return any(isinstance(a, torch.Tensor) and tangent(a) is not None for a in arguments)
 
 
 def tangent(tensor):
