@@ -8,7 +8,7 @@
 // No atomics. Rows that are masked out are never read but as zeros.
 #include "additive_attention.h"
 
-#include "row_access.h"
+#include "rows_access.h"
 
 namespace mmk::cuda {
 namespace {

@@ -16,8 +16,8 @@
 
 #include <initializer_list>
 
-#include "attention_backward.h"
-#include "attention_forward.h"
+#include "heads_backward.h"
+#include "heads_forward.h"
 
 namespace mmk::cuda {
 

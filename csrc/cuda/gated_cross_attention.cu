@@ -15,8 +15,8 @@
 // All grids are one-dimensional: heads x row tiles (forward: groups of them) x splits x chunks, the last the fastest.
 #include "gated_cross_attention.h"
 
-#include "attention_backward.h"
-#include "attention_forward.h"
+#include "heads_backward.h"
+#include "heads_forward.h"
 
 namespace mmk::cuda {
 

@@ -14,7 +14,7 @@
 // Both (bidirectional attention, all text rows in one tile): the same scores also give the columns' softmax,
 // which is complete in a tile, and its rows of the result.
 #pragma once
-#include "attention.h"
+#include "heads.h"
 
 namespace mmk::cuda {
 

@@ -16,7 +16,7 @@
 // the same ds and p. Where few rows meet a long stream it is split; sums are left in scratch, and `backward_merge` adds
 // them in a fixed order.
 #pragma once
-#include "attention.h"
+#include "heads.h"
 
 namespace mmk::cuda {
 
