@@ -9,9 +9,10 @@
 //   gated_cross_attention_forward_C_T(AttendTask)           block 128, dynamic shared memory AttendLayout.total
 //   gated_cross_attention_merge_T(AttendTask)               block 128, after it where task.splits > 1; a warp a row
 //   gated_cross_attention_delta_T(DeltaTask)                block 128
-//   gated_cross_attention_backward_{image,text}_C_T(BackwardTask)   block 256, dynamic shared memory
-//   BackwardLayout.total gated_cross_attention_backward_merge_T(BackwardTask)    block 128, after it where task.splits
-//   > 1; a thread 8 channels of a row
+//   gated_cross_attention_backward_{image,text}_C_T(BackwardTask)
+//                                                           block 256, dynamic shared memory BackwardLayout.total
+//   gated_cross_attention_backward_merge_T(BackwardTask)    block 128, after it where task.splits > 1;
+//                                                           a thread 8 channels of a row
 // All grids are one-dimensional: heads x row tiles (forward: groups of them) x splits x chunks, the last the fastest.
 #include "gated_cross_attention.h"
 

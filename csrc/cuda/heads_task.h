@@ -9,18 +9,18 @@ namespace mmk::cuda {
 struct AttendTask {
   // Every field has 8 bytes.
   int64_t heads, rows, columns, d, dv;  //  0 rows of query; of key and value
-  int64_t tiles, group, splits, span,
-      chunks;  //  5 row tiles of a head; of a block; splits of the columns, columns of one; channel chunks
-  int64_t stages, resident;          // 10 buffers of streamed tiles; 1: all tiles have one of their own
-  int64_t count;                     // 12 heads of all samples
-  double scale;                      // 13
-  HeadRows query, key, value, gate;  // 14 data, b, h, n, c each; gate null: none
-  HeadRows result, attended;         // 34 attended null: not wanted
-  TokenMask row_mask, column_mask;   // 44 data, b, h, t: which rows take part (Both; else: only what is NaN there is 0)
-  PairMask pairs;                    // 52 data, b, h, n, t
-  Bias bias;                         // 57
-  float* softmax;                    // 62 [b, h, 2, rows]: store_softmax
-  float *partial, *stats;            // 63 split: [b, h, split, rows, dv], [b, h, split, rows, 2]: maximum, sum
+  int64_t tiles, group;                 //  5 row tiles of a head; of a block
+  int64_t splits, span, chunks;         //  7 splits of the columns, columns of one; channel chunks
+  int64_t stages, resident;             // 10 buffers of streamed tiles; 1: all tiles have one of their own
+  int64_t count;                        // 12 heads of all samples
+  double scale;                         // 13
+  HeadRows query, key, value, gate;     // 14 data, b, h, n, c each; gate null: none
+  HeadRows result, attended;            // 34 attended null: not wanted
+  TokenMask row_mask, column_mask;  // 44 data, b, h, t: which rows take part (Both; else: only what is NaN there is 0)
+  PairMask pairs;                   // 52 data, b, h, n, t
+  Bias bias;                        // 57
+  float* softmax;                   // 62 [b, h, 2, rows]: store_softmax
+  float *partial, *stats;           // 63 split: [b, h, split, rows, dv], [b, h, split, rows, 2]: maximum, sum
   HeadRows row_value, column_result;  // 65 Both: the rows' values, and what the columns get from them
   float* column_softmax;              // 75 Both: [b, h, 2, columns]
 
@@ -68,8 +68,8 @@ inline int64_t attend_scratch(AttendTask& t, float* memory) {
 struct BackwardTask {
   // Every field has 8 bytes.
   int64_t heads, count, rows, columns, d, dv;  //  0 count: heads of all samples
-  int64_t tiles, splits, span, chunks,
-      stages;                  //  6 row tiles of a head; splits of the columns, columns of one; channel chunks; buffers
+  int64_t tiles, splits, span;                 //  6 row tiles of a head; splits of the columns, columns of one
+  int64_t chunks, stages;                      //  9 channel chunks; buffers of streamed tiles
   int64_t whole, drop;         // 11 1: columns' gradients, too; 1: gated: what takes no part counts as 0
   double scale;                // 13
   HeadRows query, key;         // 14 of the rows; streamed

@@ -1,10 +1,9 @@
 // Spatial attention in CUDA C++. S = bytes of the image features. Moved:
-//   multiply  read S, write S: a sample that fits in shared memory (or a cluster's, see below) is read once; a larger
-//   one
-//             twice, the second time from L2 where it fits there;
+//   multiply  read S, write S: a sample that fits in shared memory (or a cluster's, see below) is read once;
+//             a larger one twice, the second time from L2 where it fits there;
 //   pool      read S;
-//   backward  read S (image) + S (gradient), write S; a larger sample reads its gradient once more. Pool: read S, write
-//   S.
+//   backward  read S (image) + S (gradient), write S; a larger sample reads its gradient once more.
+//             Pool: read S, write S.
 // Beside that a few floats a position: mask, weights.
 //
 // Positions are cut into chunks, chunks into tiles; heads into groups of at most 64. A block takes a chunk and a group.
