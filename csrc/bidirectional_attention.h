@@ -20,8 +20,8 @@ struct BidirectionalAttention {
   HeadRows text_key;     // [B, H, T, d]
   HeadRows image_value;  // [B, H, N, dv]
   HeadRows text_value;   // [B, H, T, dv]
-  Tokens image_mask;     // [B, H, N] (h stride 0): positions that the text attends to; null = all
-  Tokens text_mask;      // [B, H, T] (h stride 0): tokens that the image attends to; null = all
+  TokenMask image_mask;  // [B, H, N] (h stride 0): positions that the text attends to; null = all
+  TokenMask text_mask;   // [B, H, T] (h stride 0): tokens that the image attends to; null = all
                          // Where masked out: a value is never read, a query or key that is NaN or Inf counts as 0
   HeadRows image_out;    // [B, H, N, dv]; forward writes, backward reads
   HeadRows text_out;     // [B, H, T, dv]

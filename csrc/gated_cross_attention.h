@@ -19,12 +19,12 @@ struct GatedCrossAttention {
   double scale = 1;
   bool stream = false;  // results are too large for the cache: write past it
 
-  HeadRows query;  // [B, H, N, d]
-  HeadRows key;    // [B, H, T, d]
-  HeadRows value;  // [B, H, T, dv]
-  HeadRows gate;   // [B, H, N, dv]; data null = no gate
-  Tokens tokens;   // [B, H, T]: which tokens any query attends to; null = all. What the others hold is never read
-  Pairs pairs;     // [B, H, N, T]: which query attends to which token; null = to all of `tokens`
+  HeadRows query;    // [B, H, N, d]
+  HeadRows key;      // [B, H, T, d]
+  HeadRows value;    // [B, H, T, dv]
+  HeadRows gate;     // [B, H, N, dv]; data null = no gate
+  TokenMask tokens;  // [B, H, T]: which tokens any query attends to; null = all. What the others hold is never read
+  PairMask pairs;    // [B, H, N, T]: which query attends to which token; null = to all of `tokens`
   Bias bias;  // [B, H, N, T] float (double for float64), added to the scores; null = none. Never with the two above
 
   HeadRows result;    // [B, H, N, dv]

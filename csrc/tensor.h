@@ -56,7 +56,7 @@ struct Projection {
 };
 
 // True = takes part, [B, H, T]; null = all do.
-struct Tokens {
+struct TokenMask {
   const bool* data = nullptr;
   int64_t b = 0;
   int64_t h = 0;
@@ -64,7 +64,7 @@ struct Tokens {
 };
 
 // True = query n attends to token t, [B, H, N, T]; null = all do.
-struct Pairs {
+struct PairMask {
   const bool* data = nullptr;
   int64_t b = 0;
   int64_t h = 0;

@@ -1,8 +1,8 @@
 """PyTorch's private names that this package needs, and nothing else of it may use: they break first on a new torch.
 
-Torch 2.13 has each of them in the file that is named beside it; "2.10 to 2.14" tells where more versions were looked
-at. When one of them goes, this file says what it is for, and is the only one to change. Functions of C++ are taken
-under another name and not wrapped: torch.compile knows them, and a call of a small operation has no time to spare.
+Torch 2.10, 2.11, 2.12 and 2.13 have all of them; beside each is the file of PyTorch that uses it, too. When one goes,
+this file says what it is for, and is the only one to change. Functions of C++ are taken under another name and not
+wrapped: torch.compile knows them, and a call of a small operation has no time to spare.
 """
 
 import torch
@@ -12,15 +12,15 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 # Whether vmap, grad, jvp, ... of torch.func run. They don't know autograd rules of registered operations, so that there
-# an autograd Function has to be called. (torch/_functorch/pyfunctorch.py, torch/autograd/function.py)
+# an autograd Function has to be called. (torch/autograd/function.py)
 transforms_active = torch._C._are_functorch_transforms_active
 
-# Whether a tensor is one of torch.func's wrappers, which has no values to look at. (torch/_functorch/)
+# Whether a tensor is one of torch.func's wrappers, without values to look at. (torch/_functorch/eager_transforms.py)
 is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
 # The rules of an operation for the dispatcher's autograd keys, written in Python, go on to what lies below with these.
 # torch.library.register_autograd would do for reverse mode, but it drops the tangents of forward mode without a word
-# where nothing requires a gradient. (2.10 to 2.14: torch/_library/autograd.py, torch/_library/custom_ops.py)
+# where nothing requires a gradient. (torch/_library/autograd.py, torch/_library/custom_ops.py)
 BelowAutograd = torch._C._AutoDispatchBelowAutograd
 after_autograd = torch._C._after_autograd_keyset
 after_inplace_or_view = torch._C._after_ADInplaceOrView_keyset

@@ -34,6 +34,12 @@ def test_links_lead_somewhere(page):
         assert not heading or heading in headings(file.read_text(encoding="utf-8")), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_pages_name_exist(page):
+    named = re.findall(rf"`((?:{'|'.join(FOLDERS)}|docs)/[\w*/.-]*)`", page.read_text(encoding="utf-8"))
+    assert not [name for name in named if "OPERATION" not in name and not list(ROOT.glob(name.rstrip("/")))]
+
+
 def test_pages_that_code_names_exist():
     named = {name for file in sources() for name in re.findall(r"docs/[\w/-]+\.md", file.read_text(encoding="utf-8"))}
     assert "docs/architecture.md" in named

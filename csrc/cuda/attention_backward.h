@@ -30,8 +30,8 @@ struct BackwardTask {
   HeadRows stream_grad, stream_gate, row_value;  // 39 Other: streamed; their factor; of the rows
   const float *softmax, *delta;                  // 54 Own: [b, h, 2, rows], store_softmax; [b, h, rows]
   const float *stream_softmax, *stream_delta;    // 56 Other: [b, h, 2, streamed]; [b, h, streamed]
-  Tokens row_mask, stream_mask;                  // 58
-  Pairs pairs;                                   // 66 n: of rows, t: of streamed
+  TokenMask row_mask, stream_mask;               // 58
+  PairMask pairs;                                // 66 n: of rows, t: of streamed
   Bias bias;                                     // 71
   float* grad_bias;                              // 76 null: not wanted
   int64_t grad_bias_row, grad_bias_stream;       // 77 its strides

@@ -28,8 +28,8 @@ struct AttendTask {
   double scale;              // 13
   HeadRows query, key, value, gate;  // 14 data, b, h, n, c each; gate null: none
   HeadRows result, attended;         // 34 attended null: not wanted
-  Tokens row_mask, stream_mask;      // 44 data, b, h, t: which rows take part (Both; else only: what is NaN there is 0)
-  Pairs pairs;                       // 52 data, b, h, n, t
+  TokenMask row_mask, stream_mask;   // 44 data, b, h, t: which rows take part (Both; else only: what is NaN there is 0)
+  PairMask pairs;                    // 52 data, b, h, n, t
   Bias bias;                         // 57
   float* softmax;                    // 62 [b, h, 2, rows]: store_softmax
   float *partial, *stats;            // 63 split: [b, h, split, rows, dv], [b, h, split, rows, 2]: maximum, sum

@@ -9,11 +9,12 @@ namespace mmk::binding {
 inline HeadRows head_rows(const Tensor& t) {
   return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
-inline Tokens token_mask(const Tensor& t) {  // [B, H, T], or [B, T] for all heads
+inline TokenMask token_mask(const Tensor& t) {  // [B, H, T], or [B, T] for all heads
   const bool* data = static_cast<const bool*>(t.data_ptr());
-  return t.dim() == 2 ? Tokens{data, t.stride(0), 0, t.stride(1)} : Tokens{data, t.stride(0), t.stride(1), t.stride(2)};
+  return t.dim() == 2 ? TokenMask{data, t.stride(0), 0, t.stride(1)}
+                      : TokenMask{data, t.stride(0), t.stride(1), t.stride(2)};
 }
-inline Pairs pair_mask(const Tensor& t) {
+inline PairMask pair_mask(const Tensor& t) {
   return {static_cast<const bool*>(t.data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 inline Bias bias_of(const Tensor& t) {

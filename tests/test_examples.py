@@ -1,0 +1,18 @@
+"""The examples run, and what they claim is so: each asserts it itself."""
+
+import runpy
+
+import pytest
+from compiling import ROOT
+
+SLOW = {"compile_and_export"}
+EXAMPLES = [
+    pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOW else ())
+    for path in sorted((ROOT / "examples").glob("*.py"))
+]
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
+def test_example(path, capsys):
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out
