@@ -1,6 +1,7 @@
 """Where a kernel's work is cut in ways that plain cases don't reach: more heads than a block takes, more parts than a
 warp merges at once, bags that begin inside a chunk, warps that run far ahead of each other, sums that must cancel."""
 
+import importlib
 import itertools
 
 import emulated
@@ -10,7 +11,7 @@ from attention_tests import assert_right, assert_rule
 from conftest import runnable
 
 import mmkernels as mmk
-from mmkernels import cases, peers, reference
+from mmkernels import backends, cases, peers, reference
 
 needs_emulator = pytest.mark.skipif(emulated.why_not_here() is not None, reason=str(emulated.why_not_here()))
 EMULATED = "cuda-emulated", "cpu"
@@ -111,12 +112,27 @@ def test_additive_bags_begin_inside_a_panel(backend, device, dtype):
 @pytest.mark.parametrize("combine", ["multiply", "pool"])
 def test_spatial_attention_in_many_chunks(combine):
     """More chunks than a warp has lanes."""
-    case = spatial("many chunks", (1, 1200, 3), combine=combine, mask=True)
+    case = spatial("many chunks", (1, 1200, 3), combine=combine, mask=True, rescale=True)
     with emulated.configured(shared=3_600, processors=132, order="warps"):
         emulated.counts()
         mmk.spatial_attention(**case.build(torch.float32), backend=EMULATED[0])
         assert emulated.counts().blocks > 2 * 32
         assert_right("spatial_attention", case, torch.float32, *reversed(EMULATED))
+
+
+@pytest.mark.skipif(
+    backends.why_not("triton", "spatial_attention", "cpu", torch.float32) is not None,
+    reason="needs Triton's interpreter",
+)
+@pytest.mark.parametrize("combine", ["multiply", "pool"])
+@pytest.mark.parametrize("bags", [None, (40, 4200)], ids=["dense", "packed"])
+def test_triton_in_many_chunks(bags, combine, monkeypatch):
+    """More chunks than are merged at once, of several tiles or one, as a device with many processors has them."""
+    kernels = importlib.import_module("mmkernels.triton.spatial_attention")
+    monkeypatch.setattr(kernels, "processors", lambda tensor: 132)
+    shape = (1, 4240, 64) if bags is None else (sum(bags), 64)
+    case = spatial(f"many chunks {bags}", shape, bags, mask=True, rescale=True, combine=combine)
+    assert_right("spatial_attention", case, torch.float32, "cpu", "triton")
 
 
 @needs_emulator
