@@ -98,7 +98,9 @@ $(VENV)/.torch: Makefile
 	touch $@
 
 # make install WHEEL=1 installs a wheel, as users get it, instead of this checkout.
+# What takes long is compiled before, as pip would hide how far it is; it finds the objects in build/.
 $(STAMP): $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+	$(BIN)/python setup.py --quiet build_ext
 ifdef WHEEL
 	rm -rf dist && $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl

@@ -96,7 +96,7 @@ struct Lines {
         if constexpr (all.value)
           return load_along<unit.value>(row + d * Stride<unit.value>{x.channel}, x.channel) * wi;
         else
-          return to_acc(row[d * x.channel]) * wi[0];
+          return to_acc(row[d * Stride<unit.value>{x.channel}]) * wi[0];
       };
     });
   }
@@ -112,7 +112,7 @@ struct Lines {
         if constexpr (all.value)
           return at<unit.value>(y, i, d) * wi + load(t + d) * si;
         else
-          return one(y, i, d) * wi[0] + t[d] * si[0];
+          return one<unit.value>(y, i, d) * wi[0] + t[d] * si[0];
       };
     });
   }
@@ -147,11 +147,11 @@ struct Lines {
   static MMK_INLINE vec<C> at(Shared<C> y, int64_t, int64_t d) {
     return load(y.data + d);
   }
-  template <class T>
+  template <bool Unit, class T>
   static MMK_INLINE acc_t<T> one(Run<T> y, int64_t i, int64_t d) {
-    return to_acc(y.data[i * y.position + d * y.channel]);
+    return to_acc(y.data[i * y.position + d * Stride<Unit>{y.channel}]);
   }
-  template <class C>
+  template <bool, class C>
   static MMK_INLINE C one(Shared<C> y, int64_t, int64_t d) {
     return y.data[d];
   }
@@ -166,19 +166,22 @@ struct Lines {
       int64_t end = d + heads.width;
       // A row after the other, as they lie: four streams side by side confuse the prefetcher where rows are short.
       const int64_t tail = end - heads.width % lanes<C>;
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         for (d = h * heads.width; d < tail; d += lanes<C>)
           total[r] += at<Unit>(x, i + r, d) * at<Unit>(y, i + r, d);
         for (; d < end; ++d)
-          rest[r] += one(x, i + r, d) * one(y, i + r, d);
+          rest[r] += one<Unit>(x, i + r, d) * one<Unit>(y, i + r, d);
       }
       C* s = scores + h * head_stride + i;
       if constexpr (R == 4) {
         C sums[4];
         sum4<C>(total, sums);
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
           s[r] = sums[r] + rest[r];
       } else {
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
           s[r] = sum<C>(total[r]) + rest[r];
       }
@@ -190,6 +193,7 @@ struct Lines {
                                   C* a, C* b) {
     for (int64_t h = 0; h < heads.count; ++h) {
       C pi[R], qi[R];
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         pi[r] = p[h * head_stride + i + r];
         qi[r] = b ? q[h * head_stride + i + r] : C(0);
@@ -201,6 +205,7 @@ struct Lines {
           vec<C> xd = at<Unit>(x, i, d);
           vec<C> ad = xd * pi[0];
           vec<C> bd = xd * qi[0];
+#pragma GCC unroll 8
           for (int r = 1; r < R; ++r) {
             xd = at<Unit>(x, i + r, d);
             ad += xd * pi[r];
@@ -212,16 +217,18 @@ struct Lines {
       } else {
         for (; d + lanes<C> <= end; d += lanes<C>) {
           vec<C> ad = at<Unit>(x, i, d) * pi[0];
+#pragma GCC unroll 8
           for (int r = 1; r < R; ++r)
             ad += at<Unit>(x, i + r, d) * pi[r];
           store(a + d, load(a + d) + ad);
         }
       }
       for (; d < end; ++d)
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-          a[d] += one(x, i + r, d) * pi[r];
+          a[d] += one<Unit>(x, i + r, d) * pi[r];
           if (b)
-            b[d] += one(x, i + r, d) * qi[r];
+            b[d] += one<Unit>(x, i + r, d) * qi[r];
         }
     }
   }
@@ -246,7 +253,7 @@ struct Lines {
               store_along<how.value>(row + d * Stride<how.value != Write::scattered>{out.channel}, out.channel,
                                      f(d, std::true_type{}));
             for (; d < end; ++d)
-              row[d * out.channel] = from_acc<T>(f(d, std::false_type{}));
+              row[d * Stride<how.value != Write::scattered>{out.channel}] = from_acc<T>(f(d, std::false_type{}));
           }
       });
     });
@@ -283,7 +290,7 @@ struct Planes {
         if constexpr (all.value)
           return load_along<unit.value>(plane + i * Stride<unit.value>{x.position}, x.position) * load(wh + i);
         else
-          return to_acc(plane[i * x.position]) * wh[i];
+          return to_acc(plane[i * Stride<unit.value>{x.position}]) * wh[i];
       };
     });
   }
@@ -299,7 +306,7 @@ struct Planes {
         if constexpr (all.value)
           return at<unit.value>(y, i, d) * load(wh + i) + load(sh + i) * td;
         else
-          return one(y, i, d) * wh[i] + sh[i] * td;
+          return one<unit.value>(y, i, d) * wh[i] + sh[i] * td;
       };
     });
   }
@@ -308,16 +315,18 @@ struct Planes {
   static void weighted_sum(Run<T> x, const C* p, const C* q, int64_t count, Heads<C> heads, int64_t head_stride, C* a,
                            C* b) {
     with_flag(x.position == 1, [=](auto unit) {
-      for (int64_t h = 0; h < heads.count; ++h) {
-        const C* ph = p + h * head_stride;
-        const C* qh = b ? q + h * head_stride : nullptr;
-        int64_t d = h * heads.width;
-        int64_t end = d + heads.width;
-        for (; d + 4 <= end; d += 4)
-          sum_planes<4, unit.value>(x, ph, qh, d, count, a, b);
-        for (; d < end; ++d)
-          sum_planes<1, unit.value>(x, ph, qh, d, count, a, b);
-      }
+      with_flag(b, [=](auto both) {
+        for (int64_t h = 0; h < heads.count; ++h) {
+          const C* ph = p + h * head_stride;
+          const C* qh = q + h * head_stride;
+          int64_t d = h * heads.width;
+          int64_t end = d + heads.width;
+          for (; d + 4 <= end; d += 4)
+            sum_planes<4, unit.value, both.value>(x, ph, qh, d, count, a, b);
+          for (; d < end; ++d)
+            sum_planes<1, unit.value, both.value>(x, ph, qh, d, count, a, b);
+        }
+      });
     });
   }
 
@@ -338,11 +347,11 @@ struct Planes {
   static MMK_INLINE vec<C> at(Shared<C> y, int64_t, int64_t d) {
     return splat(y.data[d]);
   }
-  template <class T>
+  template <bool Unit, class T>
   static MMK_INLINE acc_t<T> one(Run<T> y, int64_t i, int64_t d) {
-    return to_acc(y.data[i * y.position + d * y.channel]);
+    return to_acc(y.data[d * y.channel + i * Stride<Unit>{y.position}]);
   }
-  template <class C>
+  template <bool, class C>
   static MMK_INLINE C one(Shared<C> y, int64_t, int64_t d) {
     return y.data[d];
   }
@@ -353,41 +362,48 @@ struct Planes {
     int64_t i = 0;
     for (; i + lanes<C> <= count; i += lanes<C>) {
       vec<C> total = at<Unit>(x, i, d) * at<Unit>(y, i, d);
+#pragma GCC unroll 8
       for (int r = 1; r < R; ++r)
         total += at<Unit>(x, i, d + r) * at<Unit>(y, i, d + r);
       store(s + i, load(s + i) + total);
     }
     for (; i < count; ++i) {
       C total = 0;
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
-        total += one(x, i, d + r) * one(y, i, d + r);
+        total += one<Unit>(x, i, d + r) * one<Unit>(y, i, d + r);
       s[i] += total;
     }
   }
 
-  template <int R, bool Unit, class T, class C>
+  template <int R, bool Unit, bool Both, class T, class C>
   static MMK_INLINE void sum_planes(Run<T> x, const C* p, const C* q, int64_t d, int64_t count, C* a, C* b) {
     vec<C> at_a[R] = {}, at_b[R] = {};
     C rest_a[R] = {}, rest_b[R] = {};
     int64_t i = 0;
     for (; i + lanes<C> <= count; i += lanes<C>) {
-      vec<C> pi = load(p + i), qi = b ? load(q + i) : vec<C>{};
+      const vec<C> pi = load(p + i);
+      const vec<C> qi = Both ? load(q + i) : vec<C>{};
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        vec<C> xi = at<Unit>(x, i, d + r);
+        const vec<C> xi = at<Unit>(x, i, d + r);
         at_a[r] += xi * pi;
-        at_b[r] += xi * qi;
+        if constexpr (Both)
+          at_b[r] += xi * qi;
       }
     }
     for (; i < count; ++i)
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        C xi = one(x, i, d + r);
+        C xi = one<Unit>(x, i, d + r);
         rest_a[r] += xi * p[i];
-        if (b)
+        if constexpr (Both)
           rest_b[r] += xi * q[i];
       }
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       a[d + r] += sum<C>(at_a[r]) + rest_a[r];
-      if (b)
+      if constexpr (Both)
         b[d + r] += sum<C>(at_b[r]) + rest_b[r];
     }
   }
@@ -420,7 +436,7 @@ struct Planes {
               store_along<rest>(plane + i * Stride<rest == Write::cached>{out.position}, out.position,
                                 f(i, std::true_type{}));
             for (; i < count; ++i)
-              plane[i * out.position] = from_acc<T>(f(i, std::false_type{}));
+              plane[i * Stride<rest == Write::cached>{out.position}] = from_acc<T>(f(i, std::false_type{}));
           }
       });
     });

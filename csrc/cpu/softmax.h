@@ -68,8 +68,20 @@ inline void merge_chunks(C* maxima, const C* sums, int64_t chunks, int64_t step,
 
 template <class C>
 inline void multiply(C* s, int64_t count, C factor) {
-  for (int64_t i = 0; i < count; ++i)
+  int64_t i = 0;
+  for (; i + lanes<C> <= count; i += lanes<C>)
+    store(s + i, load(s + i) * factor);
+  for (; i < count; ++i)
     s[i] *= factor;
+}
+// s += x * factor
+template <class C>
+inline void add_scaled(C* s, const C* x, int64_t count, C factor) {
+  int64_t i = 0;
+  for (; i + lanes<C> <= count; i += lanes<C>)
+    store(s + i, load(s + i) + load(x + i) * factor);
+  for (; i < count; ++i)
+    s[i] += x[i] * factor;
 }
 
 // Scale, as a factor of what is multiplied to scores; one beyond 1 is a factor of the scores: a query times it may be

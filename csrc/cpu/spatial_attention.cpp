@@ -66,9 +66,14 @@ struct Common {
     int64_t inner = rows ? D : count;
     int64_t outer_step = rows ? out.position : out.channel;
     int64_t inner_step = rows ? out.channel : out.position;
-    for (int64_t i = 0; i < outer; ++i)
-      for (int64_t j = 0; j < inner; ++j)
-        out.data[i * outer_step + j * inner_step] = from_acc<T>(C(0));
+    for (int64_t i = 0; i < outer; ++i) {
+      T* row = out.data + i * outer_step;
+      if (inner_step == 1)
+        memset(row, 0, inner * sizeof(T));
+      else
+        for (int64_t j = 0; j < inner; ++j)
+          row[j * inner_step] = from_acc<T>(C(0));
+    }
   }
 };
 
@@ -224,8 +229,7 @@ struct Backward : Common<T, L> {
         const C* wh = w + h * stride + n;
         C* dwh = dw + h * stride + n;
         if (of_weights)
-          for (int64_t i = 0; i < count; ++i)
-            dwh[i] += of_weights[h * stride + n + i];
+          add_scaled(dwh, of_weights + h * stride + n, count, C(1));
         mean[h] += product_sum(wh, dwh, count);
         mass[h] += sum_of(wh, count);
       }
@@ -245,7 +249,10 @@ struct Backward : Common<T, L> {
       for (int64_t h = 0; h < a.H; ++h) {
         const C* wh = w + h * stride + n;
         C* dwh = dw + h * stride + n;
-        for (int64_t i = 0; i < count; ++i)
+        int64_t i = 0;
+        for (; i + lanes<C> <= count; i += lanes<C>)
+          store(dwh + i, load(wh + i) * (load(dwh + i) - mean[h]));
+        for (; i < count; ++i)
           dwh[i] = wh[i] * (dwh[i] - mean[h]);
       }
       if (u)
@@ -300,9 +307,8 @@ struct Backward : Common<T, L> {
       for (int64_t h = 0; h < a.H; ++h) {
         const C* wh = w + h * stride + n;
         C* dsh = ds + h * stride + n;
-        C shift = means.data[c * a.H + h];
-        for (int64_t i = 0; i < count; ++i)
-          dsh[i] = C(a.scale) * (dsh[i] + shift * wh[i]);
+        add_scaled(dsh, wh, count, means.data[c * a.H + h]);
+        multiply(dsh, count, C(a.scale));
       }
       if (g.grad_result.data)
         L::blend(this->run(g.grad_result, s, y, x), w + n, t, ds + n, count, heads, stride, out, a.stream);

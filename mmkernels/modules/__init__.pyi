@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
-from .functional import Activation, Combine, Layout, Offsets
+from ..functional import Activation, Combine, Layout, Offsets
 
 Device: TypeAlias = torch.device | str | int | None
 
