@@ -18,8 +18,8 @@ MUTANTS = (
     Mutant(
         "spatial_attention",
         "sign of the change of the mean",
-        "(dsh[i] + shift * wh[i])",
-        "(dsh[i] - shift * wh[i])",
+        "add_scaled(dsh, wh, count, means.data[",
+        "add_scaled(dsh, wh, count, -means.data[",
     ),
     Mutant(
         "spatial_attention",

@@ -9,8 +9,8 @@ MUTANTS = (
     Mutant(
         "spatial_attention",
         "no barrier before a tile's mask is loaded",
-        "__syncthreads(); kept += b.load_mask(n0, positions);",
-        "kept += b.load_mask(n0, positions);",
+        "__syncthreads(); $count += b.load_mask(n0, positions);",
+        "$count += b.load_mask(n0, positions);",
         WARPS,
     ),
     Mutant(
@@ -72,8 +72,8 @@ MUTANTS = (
     Mutant(
         "gated_cross_attention",
         "no barrier of the warp before a resident tile's product",
-        "if (fresh) __syncthreads(); else __syncwarp(); multiply",
-        "if (fresh) __syncthreads(); multiply",
+        "if ($fresh) __syncthreads(); else __syncwarp(); $multiply",
+        "if ($fresh) __syncthreads(); $multiply",
         HEADS_WARPS,
     ),
     Mutant(
@@ -86,8 +86,8 @@ MUTANTS = (
     Mutant(
         "gated_cross_attention",
         "one row too many takes part",
-        "keep[stage_index * S + r] = n + r < end && taken(n + r);",
-        "keep[stage_index * S + r] = n + r <= end && taken(n + r);",
+        "$valid[stage_index * S + r] = n + r < end && $taken(n + r);",
+        "$valid[stage_index * S + r] = n + r <= end && $taken(n + r);",
         HEADS_WARPS,
     ),
     Mutant(
@@ -114,8 +114,8 @@ MUTANTS = (
     Mutant(
         "channel_attention",
         "sign of the mean",
-        "w * (arriving(c, up) - mean)",
-        "w * (arriving(c, up) + mean)",
+        "w * (arriving(c, $grad) - mean)",
+        "w * (arriving(c, $grad) + mean)",
     ),
     Mutant(
         "channel_attention",
@@ -133,8 +133,8 @@ MUTANTS = (
     Mutant(
         "additive_attention",
         "a sample's last part not merged",
-        "for (int64_t part = 0; part < t.splits; ++part)",
-        "for (int64_t part = 0; part + 1 < t.splits; ++part)",
+        "for (int64_t $split = 0; $split < t.splits; ++$split) total +=",
+        "for (int64_t $split = 0; $split + 1 < t.splits; ++$split) total +=",
     ),
     Mutant(
         "additive_attention",

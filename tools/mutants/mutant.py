@@ -17,7 +17,7 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """One wrong edit: `find` becomes `put`.
+    """One wrong edit: `find` becomes `put`. In both, $name stands for whatever one word is there.
 
     `tests`: arguments of pytest, run before all that is run anyway. `equivalent`: why no test can tell, where none can.
     """
@@ -39,18 +39,29 @@ class NotFound(Exception):
 
 
 def locate(backend, mutant, root=ROOT):
-    """(file, start, end) of the one place whose tokens are those of `mutant.find`."""
+    """(file, match) of the one place whose tokens are those of `mutant.find`."""
     patterns, gap = SOURCES[backend]
-    tokens = re.findall(r"\w+|[^\w\s]", mutant.find)
-    pattern = re.compile(r"(?<!\w)" * tokens[0][0].isalnum() + gap.join(map(re.escape, tokens)))
+    tokens = re.findall(r"\$?\w+|[^\w\s]", mutant.find)
+    seen = set()
+    parts = []
+    for token in tokens:
+        name = token[1:]
+        if token[0] != "$":
+            parts.append(re.escape(token))
+        elif name in seen:
+            parts.append(f"(?P={name})")
+        else:
+            parts.append(rf"(?P<{name}>\b\w+)")
+            seen.add(name)
+    pattern = re.compile(r"(?<!\w)" * tokens[0][0].isalnum() + gap.join(parts))
     places = [
-        (path, match.start(), match.end())
+        (path, match)
         for glob in patterns
         for path in sorted(root.glob(glob))
         for match in pattern.finditer(path.read_text())
     ]
     if len(places) != 1:
-        where = ", ".join(str(path.relative_to(root)) for path, *_ in places)
+        where = ", ".join(str(path.relative_to(root)) for path, _ in places)
         raise NotFound(
             f"{backend}, {mutant.operation}, {mutant.name}: its text must be found once under {', '.join(patterns)}, "
             f"was found {len(places)} times{' in ' + where if places else ''}: {mutant.find!r}"
@@ -60,6 +71,7 @@ def locate(backend, mutant, root=ROOT):
 
 def mutated(backend, mutant, root=ROOT):
     """(file, its text with the mutant in it)."""
-    path, start, end = locate(backend, mutant, root)
+    path, match = locate(backend, mutant, root)
+    put = re.sub(r"\$(\w+)", lambda word: match[word[1]], mutant.put)
     text = path.read_text()
-    return path, text[:start] + mutant.put + text[end:]
+    return path, text[: match.start()] + put + text[match.end() :]
