@@ -11,7 +11,7 @@ import importlib.util
 import pytest
 import torch
 from attention_tests import draw
-from test_triton_compile import KERNELS
+from triton_problems import OPERATIONS
 
 import mmkernels as mmk
 from mmkernels import backends
@@ -95,9 +95,9 @@ class Accesses:
 
 def device_of(count, monkeypatch):
     """With many processors samples and heads are cut into pieces, whose results are merged."""
-    from mmkernels.triton import additive_attention, attention, spatial_attention
+    from mmkernels.triton import additive_attention, heads, spatial_attention
 
-    for module in (additive_attention, attention, spatial_attention):
+    for module in (additive_attention, heads, spatial_attention):
         monkeypatch.setattr(module, "processors", lambda tensor: count)
 
 
@@ -158,14 +158,14 @@ def additive_attention():
 
 
 @pytest.mark.parametrize("processors", (1, 100))
-@pytest.mark.parametrize("operation", KERNELS)
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_no_races(operation, processors, monkeypatch):
     device_of(processors, monkeypatch)
     accesses = Accesses(monkeypatch)
     globals()[operation]()
     assert not accesses.races
-    assert accesses.kernels <= KERNELS[operation]
-    assert processors == 1 or accesses.kernels == KERNELS[operation], "not every kernel ran"
+    assert accesses.kernels <= OPERATIONS[operation].KERNELS
+    assert processors == 1 or accesses.kernels == OPERATIONS[operation].KERNELS, "not every kernel ran"
 
 
 @triton.jit
