@@ -1,4 +1,7 @@
-"""Builds mmkernels._C. The rest of the package's description is in pyproject.toml.
+"""Builds two libraries. The rest of the package's description is in pyproject.toml.
+
+libmmkernels.so registers the operations as it is loaded and knows nothing of Python: torch.ops.load_library takes it,
+and so does dlopen in a C++ program beside libtorch. mmkernels._C, which is linked to it, tells Python what was built.
 
 Every file of csrc/cpu is compiled once per instruction set; the choice is made at run time, so a wheel built on one
 machine runs on another. The bindings use LibTorch's stable ABI: one build runs on every torch from 2.10 on.
@@ -32,6 +35,8 @@ from setuptools.command.build_ext import build_ext
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent
+LIBRARY = "libmmkernels.so"
+OPERATORS, MODULE = "mmkernels.libmmkernels", "mmkernels._C"  # as setuptools names them
 # The kernels write out their vectors and unroll by pragma: -O3 makes them no faster, and takes three times as long.
 # -fpeel-loops: loops over a constant count disappear even where that makes the code longer.
 COMMON = [
@@ -173,13 +178,18 @@ def binding_flags(cuda_reason):
 
 
 def link_flags(cuda_reason):
-    """Libraries and where they are; the static CUDA runtime suits whichever CUDA torch was built with."""
+    """Of libmmkernels.so: libraries and where they are. The static CUDA runtime suits whichever CUDA torch was built
+    with."""
     libraries = ["torch", "torch_cpu", "c10"]
     folders = cpp_extension.library_paths()
     if cuda_reason is None:
         libraries += CUDA_LIBRARIES
         folders = [*folders, *cuda_library_folders()]
-    return ["-Wl,--as-needed", *(f"-L{folder}" for folder in folders), *(f"-l{library}" for library in libraries)]
+    return [
+        f"-Wl,-soname,{LIBRARY},--as-needed",
+        *(f"-L{folder}" for folder in folders),
+        *(f"-l{library}" for library in libraries),
+    ]
 
 
 def cuda_library_folders():
@@ -190,7 +200,7 @@ def cuda_library_folders():
 
 
 def compilations(includes, cuda_reason):
-    """(object, rule, source, flags) of all that is compiled, what takes longest first."""
+    """(object, rule, source, flags) of what libmmkernels.so is made of, what takes longest first."""
     if cuda_reason is None:
         for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
             yield f"cuda/{source.stem}.o", "nvcc", source, nvcc_flags()
@@ -198,7 +208,11 @@ def compilations(includes, cuda_reason):
         for isa in ISAS:
             yield f"{isa}/{source.stem}.o", "cxx", source, kernel_flags(isa)
     for source in sorted([*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/torch/*.cpp")]):
-        yield f"{source.stem}.o", "cxx", source, [*binding_flags(cuda_reason), *(f"-I{path}" for path in includes)]
+        yield f"{source.stem}.o", "cxx", source, [*binding_flags(cuda_reason), *include_flags(includes)]
+
+
+def include_flags(folders):
+    return [f"-I{folder}" for folder in folders]
 
 
 def rule(name, *command):
@@ -218,8 +232,9 @@ def command_of(words):
     return shlex.join(words).replace("$", "$$")
 
 
-def graph(folder, target, compiler, linker, includes, cuda_reason):
-    """build.ninja: objects in `folder`, linked to `target`. Compiler and linker are commands (lists) without files."""
+def graph(folder, module, compiler, linker, includes, cuda_reason):
+    """build.ninja: objects and libmmkernels.so in `folder`, and `module` linked to it. Compiler and linker are commands
+    (lists) without files."""
     made = "-MMD -MF $out.d -c $in -o $out"
     lines = ["ninja_required_version = 1.5", f"builddir = {path_of(folder)}", ""]
     lines += rule("cxx", command_of(compiler), "$flags", made)
@@ -227,11 +242,19 @@ def graph(folder, target, compiler, linker, includes, cuda_reason):
         lines += rule("nvcc", command_of([find_nvcc()]), "$flags", made)
     lines += rule("link", command_of(linker), "$in -o $out", "$flags")
 
+    def build(target, which, inputs, flags):
+        lines.append(f"build {path_of(target)}: {which} {' '.join(map(path_of, inputs))}")
+        lines.append(f"  flags = {command_of(flags)}")
+
     objects = []
     for name, which, source, flags in compilations(includes, cuda_reason):
-        objects.append(path_of(folder / name))
-        lines += [f"build {objects[-1]}: {which} {path_of(source)}", f"  flags = {command_of(flags)}"]
-    lines += [f"build {path_of(target)}: link {' '.join(objects)}", f"  flags = {command_of(link_flags(cuda_reason))}"]
+        objects.append(folder / name)
+        build(objects[-1], which, [source], flags)
+    build(folder / LIBRARY, "link", objects, link_flags(cuda_reason))
+
+    source = ROOT / "csrc/python/module.cpp"
+    build(folder / "module.o", "cxx", [source], [*binding_flags(cuda_reason), *include_flags(includes)])
+    build(module, "link", [folder / "module.o", folder / LIBRARY], ["-Wl,-rpath,$ORIGIN"])
     return "\n".join([*lines, ""])
 
 
@@ -258,17 +281,20 @@ def jobs():
 
 
 class Build(build_ext):
-    """Has ninja make the extension in a folder that outlives this build (an editable install's doesn't), then copies
-    it."""
+    """Has ninja make both libraries in a folder that outlives this build (an editable install's doesn't), then copies
+    them."""
 
-    def build_extension(self, extension):
-        target = Path(self.get_ext_fullpath(extension.name))
+    def get_ext_filename(self, name):
+        *package, last = name.split(".")
+        return os.path.join(*package, LIBRARY) if last == Path(LIBRARY).stem else super().get_ext_filename(name)
+
+    def build_extensions(self):
         folder = ROOT / "build" / f"{self.plat_name}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         includes = [*cpp_extension.include_paths(), pybind11.get_include(), *self.compiler.include_dirs]
         text = graph(
             folder,
-            folder / target.name,
+            folder / Path(self.get_ext_filename(MODULE)).name,
             self.compiler.compiler_so_cxx,
             self.compiler.linker_so_cxx,
             includes,
@@ -279,11 +305,14 @@ class Build(build_ext):
         ninja = [find_ninja(), "-f", str(folder / "build.ninja"), "-j", str(self.parallel or jobs())]
         status = {"NINJA_STATUS": "[%f/%t, %e s] ", **os.environ}
         if subprocess.run(ninja, cwd=ROOT, env=status).returncode:
-            raise SystemExit("mmkernels._C couldn't be built: what the compiler said stands above")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(folder / target.name, target)
+            raise SystemExit("mmkernels couldn't be built: what the compiler said stands above")
+        for extension in self.extensions:
+            target = Path(self.get_ext_fullpath(extension.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(folder / target.name, target)
 
 
 if __name__ == "__main__":  # tests import the flags from here
     sources = [str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*") if path.is_file()]
-    setup(ext_modules=[Extension("mmkernels._C", sources=[], depends=sources)], cmdclass={"build_ext": Build})
+    extensions = [Extension(name, sources=[], depends=sources) for name in (OPERATORS, MODULE)]
+    setup(ext_modules=extensions, cmdclass={"build_ext": Build})

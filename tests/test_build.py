@@ -94,9 +94,11 @@ class Graph:
 @needs_compiler
 def test_an_edit_rebuilds_what_reads_it(setup, tmp_path, monkeypatch):
     graph = Graph(setup, tmp_path / "programs", monkeypatch)
-    sources = [path for pattern in ("csrc/cuda/*.cu", "csrc/torch/*.cpp", "csrc/*.cpp") for path in ROOT.glob(pattern)]
+    patterns = ("csrc/cuda/*.cu", "csrc/torch/*.cpp", "csrc/python/*.cpp", "csrc/*.cpp")
+    sources = [path for pattern in patterns for path in ROOT.glob(pattern)]
     kernels = list(ROOT.glob("csrc/cpu/*.cpp"))
-    assert len(graph.plan()) == len(sources) + len(setup.ISAS) * len(kernels) + 1
+    libraries = {"libmmkernels.so", "_C.so"}
+    assert len(graph.plan()) == len(sources) + len(setup.ISAS) * len(kernels) + len(libraries)
 
     built = graph.ninja()
     assert built.returncode == 0, built.stdout + built.stderr
@@ -114,11 +116,12 @@ def test_an_edit_rebuilds_what_reads_it(setup, tmp_path, monkeypatch):
         "csrc/channel_attention.h": {*on_cpu("channel_attention"), "cuda/channel_attention.o", "channel_attention.o"},
     }
     for path, objects in expected.items():
-        assert graph.plan_after_edit(path) == {*objects, "_C.so"}, path
+        assert graph.plan_after_edit(path) == {*objects, *libraries}, path
+    assert graph.plan_after_edit("csrc/python/module.cpp") == {"module.o", "_C.so"}
 
     monkeypatch.setattr(setup, "nvcc_flags", lambda: ["-O0"])
     graph.write()
-    assert graph.plan() == {*(f"cuda/{path.stem}.o" for path in ROOT.glob("csrc/cuda/*.cu")), "_C.so"}
+    assert graph.plan() == {*(f"cuda/{path.stem}.o" for path in ROOT.glob("csrc/cuda/*.cu")), *libraries}
 
 
 @needs_compiler

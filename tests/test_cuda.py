@@ -452,7 +452,7 @@ def test_builds_and_links():
     jobs += [(source, [*setup.binding_flags(None), *includes]) for source in bindings]
     folders = [f"-L{path}" for path in [*cpp_extension.library_paths(), *setup.cuda_library_folders()]]
     libraries = ["-ltorch", "-ltorch_cpu", "-lc10", *(f"-l{name}" for name in setup.CUDA_LIBRARIES)]
-    target = compiling.program("_C.so", jobs, ["-shared", *folders, *libraries])
+    target = compiling.program(setup.LIBRARY, jobs, ["-shared", *folders, *libraries])
     missing = subprocess.run(
         ["nm", "-DC", "--undefined-only", target], capture_output=True, text=True, check=True
     ).stdout

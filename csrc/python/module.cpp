@@ -1,4 +1,5 @@
-// mmkernels._C: importing it registers the operations; it tells what was built and what was chosen.
+// mmkernels._C: importing it loads the operator library, which registers the operations; it tells what was built and
+// what was chosen.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
