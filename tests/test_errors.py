@@ -37,8 +37,11 @@ def test_the_call_that_the_mistakes_differ_from_is_valid(operation, form):
     [pytest.param(name, kind, *mistake, id=f"{name}-{kind}-{what}") for name, kind, what, *mistake in MISTAKES],
 )
 def test_message(operation, kind, changes, exception, parts):
+    """Also right after the valid call: one that is like it wouldn't be checked again."""
+    arguments = OPERATIONS[operation].FORMS[kind].arguments
+    getattr(mmk, operation)(**arguments)
     with pytest.raises(exception) as caught:
-        getattr(mmk, operation)(**OPERATIONS[operation].FORMS[kind].arguments | changes)
+        getattr(mmk, operation)(**arguments | changes)
     assert_message(caught, exception, parts)
 
 
@@ -96,6 +99,7 @@ def test_a_backend_that_refuses_is_never_replaced(operation, monkeypatch):
     """A forced backend raises, and does not run another one, even where others can run."""
     arguments = next(iter(OPERATIONS[operation].FORMS.values())).arguments
     monkeypatch.setitem(backends._reasons, "cpu", lambda device_type, dtype: "it is switched off by this test")
+    monkeypatch.setattr(backends, "_chosen", {})
     with pytest.raises(mmk.BackendError, match="cpu: it is switched off by this test"):
         getattr(mmk, operation)(**arguments, backend="cpu")
     getattr(mmk, operation)(**arguments)
