@@ -180,14 +180,15 @@ def test_out_under_no_grad():
 # the arguments, PyTorch runs the operation's fake, which touches no memory.)
 
 
-def kernels():
+def kernels(of_backend=""):
     """(function, its valid call, the changes that it must refuse beyond wrong tensors) of every form."""
     for name, operation in OPERATIONS.items():
         for kind, (form, further) in operation.KERNELS.items():
+            form = form.keeping_nothing() if of_backend and "kept_rows" in form.others else form
             for suffix, tensors in {"": {}, **further}.items():
-                yield pytest.param(
-                    name + suffix, form.with_more(tensors), operation.WRONG.get(kind, {}), id=f"{name}{suffix}-{kind}"
-                )
+                function = f"{name}{of_backend}{suffix}"
+                wrong = operation.WRONG.get(kind, {})
+                yield pytest.param(function, form.with_more(tensors), wrong, id=f"{function}-{kind}")
 
 
 def call(function, arguments):
@@ -220,6 +221,13 @@ def accepted(function, form, changes):
 def test_operation(extension, function, form, wrong):
     call(function, form.arguments)
     assert not accepted(function, form, wrong)
+
+
+@pytest.mark.property("mistakes of a kernel's caller", backend="cuda-emulated")
+@pytest.mark.skipif("cuda-emulated" not in backends.names(), reason="the CUDA emulator isn't there")
+@pytest.mark.parametrize("function, form, wrong", [*kernels("_emulated")])
+def test_operation_of_the_emulator(function, form, wrong):
+    test_operation(None, function, form, wrong)
 
 
 @pytest.mark.property("mistakes of a kernel's caller")

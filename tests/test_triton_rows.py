@@ -566,6 +566,9 @@ def test_schema_is_that_of_the_other_backends(operation, suffix):
     assert schema(f"{operation}_triton") == schema(operation)
 
 
+@pytest.mark.property(
+    "opcheck", "opcheck backward", backend="triton", operation=["channel_attention", "additive_attention"]
+)
 @interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", (False, True))
@@ -600,6 +603,7 @@ def test_opcheck(packed):
         )
 
 
+@pytest.mark.property("mistakes of a kernel's caller", backend="triton", operation=["additive_attention"])
 @interpreted
 @pytest.mark.parametrize(
     "place, value",
@@ -623,3 +627,17 @@ def test_operation_refuses_what_would_not_be_safe(place, value):
     arguments[place] = value
     with pytest.raises((RuntimeError, NotImplementedError)):
         torch.ops.mmkernels.additive_attention_triton(*arguments)
+
+
+@interpreted
+@pytest.mark.property("mistakes of a kernel's caller", backend="triton", operation=["channel_attention"])
+@pytest.mark.parametrize(
+    "place, value", ((1, torch.zeros(2, 5)), (2, torch.zeros(5, 6)), (2, torch.zeros(6, 6).double()), (4, 5))
+)
+def test_channel_refuses_what_would_not_be_safe(place, value):
+    arguments = [draw(2, 7, 6), draw(2, 6), draw(6, 6), True, 0]
+    mmk.channel_attention(draw(2, 7, 6), draw(2, 5), draw(6, 11), backend="triton")
+    torch.ops.mmkernels.channel_attention_triton(*arguments)
+    arguments[place] = value
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.ops.mmkernels.channel_attention_triton(*arguments)
