@@ -170,13 +170,14 @@ def _fake(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activatio
 
 OPERATION = Operation(
     "additive_attention",
-    inputs=("image", "shift", "w_image", "v", "w_gate", "shift_gate", "mask", "offsets"),
+    "(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? "
+    "mask, Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor result, Tensor weights, "
+    "Tensor kept)",
     differentiable=("image", "shift", "w_image", "v", "w_gate", "shift_gate"),
     shared=("w_image", "v", "w_gate", "shift_gate", "offsets"),
-    outputs=2,
-    extras=1,
-    kept=2,
-    keep=lambda inputs, produced: produced[1:],
+    extras=("kept",),
+    kept=("weights", "kept"),
+    keep=lambda inputs, produced: (produced.weights, produced.kept),
     reference=_reference,
     fake=_fake,
     fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape),

@@ -99,11 +99,12 @@ def _fake(image_query, text_key, image_value, text_value, image_mask, text_mask,
 
 OPERATION = Operation(
     "bidirectional_attention",
-    inputs=("image_query", "text_key", "image_value", "text_value", "image_mask", "text_mask"),
+    "(Tensor image_query, Tensor text_key, Tensor image_value, Tensor text_value, Tensor? image_mask, "
+    "Tensor? text_mask, float scale) -> (Tensor image_out, Tensor text_out, Tensor image_softmax, Tensor "
+    "text_softmax)",
     differentiable=("image_query", "text_key", "image_value", "text_value"),
-    outputs=2,
-    extras=2,
-    kept=4,
+    extras=("image_softmax", "text_softmax"),
+    kept=("image_out", "text_out", "image_softmax", "text_softmax"),
     keep=lambda inputs, produced: produced,
     reference=_reference,
     fake=_fake,

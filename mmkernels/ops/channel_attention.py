@@ -104,13 +104,13 @@ def _fake(image, shift, weight, need_weights, kept_rows):
 
 OPERATION = Operation(
     "channel_attention",
-    inputs=("image", "shift", "weight"),
+    "(Tensor image, Tensor shift, Tensor weight, bool need_weights, SymInt kept_rows) -> (Tensor result, "
+    "Tensor weights, Tensor kept)",
     differentiable=("image", "shift", "weight"),
     shared=("weight",),
-    outputs=2,
-    extras=1,
-    kept=1,
-    keep=lambda inputs, produced: produced[2:],
+    extras=("kept",),
+    kept=("kept",),
+    keep=lambda inputs, produced: (produced.kept,),
     reference=_reference,
     fake=_fake,
     fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape),

@@ -146,12 +146,12 @@ def _fake_grad(name, tensor):
 
 OPERATION = Operation(
     "gated_cross_attention",
-    inputs=("query", "key", "value", "gate", "tokens", "pairs", "bias"),
+    "(Tensor query, Tensor key, Tensor value, Tensor? gate, Tensor? tokens, Tensor? pairs, Tensor? bias, "
+    "float scale, bool need_attended) -> (Tensor result, Tensor attended, Tensor softmax)",
     differentiable=("query", "key", "value", "gate", "bias"),
-    outputs=1,
-    extras=2,
-    kept=2,
-    keep=lambda inputs, produced: (produced[0] if inputs[3] is None else produced[1], produced[2]),
+    extras=("attended", "softmax"),
+    kept=("attended", "softmax"),
+    keep=lambda inputs, produced: (produced.result if inputs.gate is None else produced.attended, produced.softmax),
     reference=_reference,
     fake=_fake,
     fake_grad=_fake_grad,

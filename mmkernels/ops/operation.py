@@ -13,11 +13,14 @@ empty tensor. The plain PyTorch reference serves as a backend of the same form, 
 tangents of all.
 """
 
+import collections
+
 import torch
 
 from .. import backends, torch_private
 from .common import fold, move_batch
 from .registration import register_autograd, register_fake, register_out, tangent, tracked
+from .schema import Schema
 
 
 class Implementation:
@@ -78,28 +81,31 @@ class Operation:
 
     Args:
         name: its name everywhere.
-        inputs: names of the tensor arguments, in order.
-        differentiable: those of them that have gradients.
-        shared: those without a batch dimension in front (weights).
-        outputs, extras: how many.
-        kept: how many, and ``keep(inputs, outputs + extras)`` tells which.
+        schema: ``(*inputs, *options) -> (*outputs, *extras)``, as :class:`Schema` takes it.
+        differentiable: names of the tensors that have gradients.
+        shared: names of those without a batch dimension in front (weights).
+        extras: names of the last results, which only the backward pass wants.
+        kept: names of what it gets beside the arguments: ``keep(inputs, outputs + extras)``, which takes both as named
+            tuples, tells what that is.
         reference: ``(*inputs, *options) -> outputs``, a tuple, in plain PyTorch.
         fake: ``(*inputs, *options) -> outputs + extras``: tensors of the right shape, dtype and strides.
         fake_grad: ``(name, input) ->`` a tensor like its gradient.
     """
 
-    def __init__(
-        self, name, *, inputs, differentiable, outputs, extras, kept, keep, reference, fake, fake_grad, shared=()
-    ):
+    def __init__(self, name, schema, *, differentiable, extras, kept, keep, reference, fake, fake_grad, shared=()):
         self.name = name
-        self.outputs = outputs
-        self.extras = extras
-        self.kept = kept
+        self.schema = Schema(schema, differentiable, extras, kept)
+        self.outputs = len(self.schema.outputs)
+        self.extras = len(extras)
+        self.kept = len(kept)
         self.keep = keep
         self.reference = reference
         self.fake = fake
         self.fake_grad = fake_grad
+        inputs = self.schema.inputs
         self.names, self.inputs = inputs, len(inputs)
+        self.Inputs = collections.namedtuple("Inputs", inputs)
+        self.Produced = collections.namedtuple("Produced", self.schema.returns)
         self.differentiable = tuple(inputs.index(i) for i in differentiable)
         self.shared = {inputs.index(i) for i in shared}
         self.Function, self.BackwardFunction = _functions(self)
@@ -166,7 +172,7 @@ class Operation:
     def _setup_context(self, ctx, inputs, output, backend):
         inputs, ctx.options = inputs[: self.inputs], inputs[self.inputs :]
         ctx.backend = backend
-        ctx.save_for_backward(*inputs, *self.keep(inputs, output))
+        ctx.save_for_backward(*inputs, *self.keep(self.Inputs(*inputs), self.Produced(*output)))
         ctx.save_for_forward(*inputs)
         ctx.mark_non_differentiable(*(t for t in output[self.outputs :] if t is not None))
         ctx.set_materialize_grads(False)

@@ -181,12 +181,12 @@ def _fake_grad(name, tensor):
 
 OPERATION = Operation(
     "spatial_attention",
-    inputs=("image", "text", "mask", "offsets"),
+    "(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, bool "
+    "rescale) -> (Tensor result, Tensor weights)",
     differentiable=("image", "text"),
-    outputs=2,
-    extras=0,
-    kept=1,
-    keep=lambda inputs, produced: produced[1:],
+    extras=(),
+    kept=("weights",),
+    keep=lambda inputs, produced: (produced.weights,),
     reference=_reference,
     fake=_fake,
     fake_grad=_fake_grad,

@@ -314,16 +314,6 @@ def backward(
     )
 
 
-define(
-    "additive_attention_triton(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? mask, "
-    "Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor, Tensor, Tensor)",
-    forward,
-)
-define(
-    "additive_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? shift, Tensor w_image, Tensor v, "
-    "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, Tensor kept, int activation, bool pool, "
-    "SymInt kept_rows, bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad, bool need_shift_gate_grad) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    backward,
-)
+define(OPERATION.schema.forward("additive_attention_triton"), forward)
+define(OPERATION.schema.backward("additive_attention_triton"), backward)
 OPERATION.register("additive_attention_triton", "triton")

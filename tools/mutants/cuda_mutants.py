@@ -3,6 +3,7 @@
 from mutant import Mutant
 
 WARPS = "test_cuts.py -k 'warp_by_warp and spatial'"
+ROWS = "test_cuda.py -k rows_however_they_are_cut"
 HEADS_WARPS = "test_cuts.py -k 'warp_by_warp and not spatial'"
 
 MUTANTS = (
@@ -128,7 +129,7 @@ MUTANTS = (
         "sums of columns overwrite those of earlier panels",
         "store(t.to + b * t.C + c, load(t.to + b * t.C + c) + total);",
         "store(t.to + b * t.C + c, total);",
-        "test_cuts.py -k panel",
+        ROWS,
     ),
     Mutant(
         "additive_attention",
