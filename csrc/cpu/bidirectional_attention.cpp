@@ -9,8 +9,8 @@
 //   dquery = scale dS key;  dkey = scale dS^T query;  dtext_value = P^T G;  dimage_value = R F.
 #include "../bidirectional_attention.h"
 
-#include "attention.h"
 #include "dispatch.h"
+#include "heads.h"
 
 namespace mmk {
 namespace {
@@ -507,7 +507,6 @@ void backward(const BidirectionalAttentionBackward& g, const Parallel& parallel)
   const int64_t size = Backward<T>::size(a);
   const int64_t text_value_sums = (a.T + slack) * padded<C>(a.d);
   const bool of_tokens = g.grad_text_key.data || g.grad_text_value.data;
-  Shares<C> shares(tiles, of_tokens ? size : 0);
 
   auto write = [&](int64_t index, const C* sums, const Order& order) {
     const int64_t b = index / a.H;
@@ -518,36 +517,7 @@ void backward(const BidirectionalAttentionBackward& g, const Parallel& parallel)
       write_tokens(sums + text_value_sums, padded<C>(a.dv), a.dv, C(1), order, order.count, a.T,
                    head<T>(g.grad_text_value, b, h));
   };
-  tiles.run(parallel, [&](int64_t part) {
-    Backward<T> work(g, tiles);
-    tiles.of_part(part, [&](int64_t index, int64_t first, int64_t last) {
-      work.start(index);
-      for (int64_t tile = first; tile < last; ++tile)
-        work.tile(tiles.first_row(tile), tiles.count(tile));
-      if (!of_tokens)
-        return;
-      if (C* share = shares.of(part, index))
-        memcpy(share, work.tokens.data, size * sizeof(C));
-      else
-        write(index, work.tokens.data, work.in.order);
-    });
-  });
-  if (!of_tokens)
-    return;
-  HeadInputs<T> in(a);
-  shares.merge([&](int64_t index, C** share, int64_t count) {
-    for (int64_t k = 1; k < count; ++k)
-      for (int64_t i = 0; i < size; ++i)
-        share[0][i] += share[k][i];
-    in.set(index);
-    write(index, share[0], in.order);
-  });
-  if (a.N)
-    return;
-  Scratch<C> nothing(size);
-  memset(nothing.data, 0, size * sizeof(C));
-  for (int64_t index = 0; index < a.B * a.H; ++index)
-    in.set(index), write(index, nothing.data, in.order);
+  run_backward<Backward<T>, HeadInputs<T>, C>(g, tiles, of_tokens ? size : 0, parallel, write);
 }
 
 }  // namespace

@@ -245,5 +245,46 @@ struct Shares {
   }
 };
 
+// Backward over all heads, where every head has `size` sums over its tokens; 0: none is wanted. Work is what a thread
+// has; write(head, sums, its tokens' order) writes their gradients, zeros where there are no queries.
+template <class Work, class Inputs, class C, class Gradients, class Write>
+inline void run_backward(const Gradients& g, const Tiles& tiles, int64_t size, const Parallel& parallel, Write write) {
+  Shares<C> shares(tiles, size);
+  tiles.run(parallel, [&](int64_t part) {
+    Work work(g, tiles);
+    tiles.of_part(part, [&](int64_t index, int64_t first, int64_t last) {
+      work.start(index);
+      for (int64_t tile = first; tile < last; ++tile)
+        work.tile(tiles.first_row(tile), tiles.count(tile));
+      if (!size)
+        return;
+      if (C* share = shares.of(part, index))
+        memcpy(share, work.tokens.data, size * sizeof(C));
+      else
+        write(index, work.tokens.data, work.in.order);
+    });
+  });
+  if (!size)
+    return;
+
+  Inputs in(g.forward);
+  shares.merge([&](int64_t index, C** share, int64_t count) {
+    for (int64_t k = 1; k < count; ++k)
+      for (int64_t i = 0; i < size; ++i)
+        share[0][i] += share[k][i];
+    in.set(index);
+    write(index, share[0], in.order);
+  });
+  if (tiles.rows)
+    return;
+
+  Scratch<C> nothing(size);
+  memset(nothing.data, 0, size * sizeof(C));
+  for (int64_t index = 0; index < tiles.heads; ++index) {
+    in.set(index);
+    write(index, nothing.data, in.order);
+  }
+}
+
 }  // namespace
 }  // namespace mmk
