@@ -34,7 +34,7 @@ inline void pack_columns(Head<T> from, const Order& order, int64_t tokens, int64
 template <class T, class C>
 inline const C* queries(Head<T> from, int64_t first, int64_t count, int64_t channels, C* copy, int64_t& step) {
   if constexpr (std::is_same<T, C>::value)
-    if (from.c == 1 && count % 12 == 0)
+    if (from.c == 1 && count % whole_rows == 0)
       return step = from.n, from.row(first);
   step = padded<C>(channels);
   read_rows<T>(count, channels, [&](int64_t r) { return from.row(first + r); }, from.c, copy);

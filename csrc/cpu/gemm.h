@@ -2,7 +2,7 @@
 // a library reaches a third of its own peak. A block of rows x vectors of C stays in registers while k runs: per k one
 // load a vector of B and one broadcast a row of A. B comes in panels, so that what a block reads of it is contiguous
 // and stays in the first-level cache. Rows of A beyond m up to the block's height are read (with Columns: elements
-// behind a row), and rows of C written: they need `slack` more.
+// behind a row), and rows of C written: they need `slack` more, unless m is a multiple of `whole_rows`.
 #pragma once
 #include "simd.h"
 
@@ -19,7 +19,23 @@ constexpr int block_rows(int vectors) {
                                    : vectors == 2 ? 6
                                                   : 4);
 }
+constexpr bool every_block(bool (*holds)(int rows)) {
+  for (int width = 1; width <= panel_vectors; ++width)
+    if (!holds(block_rows(width)))
+      return false;
+  return true;
+}
+
+// Rows that may be touched behind the last: no block is higher.
 constexpr int64_t slack = 12;
+static_assert(every_block([](int rows) { return rows <= slack; }));
+
+// So many rows, or a multiple, are cut into full blocks and at most one of half the height: none reaches beyond.
+constexpr int64_t whole_rows = 12;
+static_assert(every_block([](int rows) { return rows % 2 == 0 && rows > 2 && whole_rows % (rows / 2) == 0; }));
+constexpr int64_t to_whole_rows(int64_t rows) {
+  return (rows + whole_rows - 1) / whole_rows * whole_rows;
+}
 
 template <class C>
 constexpr int64_t vectors(int64_t n) {
