@@ -1,10 +1,10 @@
 """Fused score -> softmax -> multiply kernels for image and text features."""
 
 from . import versions  # noqa: F401, I001  (first: it refuses a torch that is too old)
-from . import functional, reference
+from . import functional, modules, reference
 from .backends import BackendError
 from .functional import *  # noqa: F403
-from .modules import AdditiveAttention, BidirectionalAttention, ChannelAttention, GatedCrossAttention, SpatialAttention
+from .modules import *  # noqa: F403
 from .ops.additive_attention import AdditiveAttentionFunction
 from .ops.bidirectional_attention import BidirectionalAttentionFunction
 from .ops.channel_attention import ChannelAttentionFunction
@@ -13,18 +13,14 @@ from .ops.spatial_attention import SpatialAttentionFunction
 
 __version__ = "0.1.0"
 __all__ = [
-    "AdditiveAttention",
     "AdditiveAttentionFunction",
     "BackendError",
-    "BidirectionalAttention",
     "BidirectionalAttentionFunction",
-    "ChannelAttention",
     "ChannelAttentionFunction",
-    "GatedCrossAttention",
     "GatedCrossAttentionFunction",
-    "SpatialAttention",
     "SpatialAttentionFunction",
     "functional",
     "reference",
     *functional.__all__,
+    *modules.__all__,
 ]

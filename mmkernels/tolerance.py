@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import peers, reference
+from . import cases, peers, reference
 
 PEER = 2
 RESULT_EPS = 1
@@ -34,16 +34,6 @@ ROUNDED = 8
 SUM_EPS = {torch.float32: 32, torch.float64: 128}
 CEILING = 0.25
 CANCELLED = 1e-12
-PARAMETERS = {
-    "weight",
-    "bias",
-    "w_image",
-    "w_query",
-    "v",
-    "w_gate",
-    "bias_gate",
-}  # all samples share them: judged whole
-OUTPUTS = {"bidirectional_attention": ("image_out", "text_out")}  # others: the result, and the weights
 
 
 @dataclass(frozen=True)
@@ -117,7 +107,8 @@ class Standard:
         }
         self.arguments = defaults | case.build(dtype, device, seed)
         self.gradients = gradients
-        self.names = OUTPUTS.get(operation, ("result", "weights"))
+        self.names = cases.outputs(operation)
+        self.parameters = cases.parameters(operation)
         run = self.run
         with _threads(1 if case.small else torch.get_num_threads()):  # waking the others costs more than it gives
             self.truth = evaluate(run, self.arguments, dtype=torch.float64, gradients=gradients, names=self.names)
@@ -231,7 +222,7 @@ def _verdict(name, dtype, errors, of_peer, of_narrow, of_rounded=(0, 0)):
 
 def _errors(standard, name, actual, truth, dtype):
     """(largest, root mean square) error, relative to the sample's magnitude, of the worst sample."""
-    if name.removesuffix(".grad") in PARAMETERS:
+    if name.removesuffix(".grad") in standard.parameters:  # all samples share it: judged whole
         samples = [(actual.double(), truth, max(standard.magnitudes, default=0.0))]
     else:
         parts = (_samples(name, tensor, standard.arguments) for tensor in (actual.double(), truth))

@@ -18,7 +18,7 @@ class History:
     """What :func:`fit` recorded.
 
     Attributes:
-        losses, accuracies: of every step, before its update.
+        losses, accuracies: of every step, before its update; right and wrong pairs count the same.
         step_seconds: of every step: forward, backward and update, without loading.
         validation: what :func:`evaluate` returned after every epoch.
     """
@@ -46,7 +46,7 @@ def fit(
     progress=True,
     title="training",
 ):
-    """Trains with Adam and binary cross-entropy, in place.
+    """Trains with Adam and binary cross-entropy, in place; all right pairs together count as much as all wrong ones.
 
     Args:
         model: an :class:`mmkernels.models.ImageTextModel`.
@@ -83,11 +83,14 @@ def fit(
                 text = text.to(device)
                 label = label.to(device)
                 start = time.perf_counter()
-                logits, loss = step(model, optimizer, image, text, label)
+                logits, loss = step(model, optimizer, image, text, label, positive_weight=training.negatives)
                 schedule.step()
                 history.losses.append(loss)
                 history.step_seconds.append(time.perf_counter() - start)
-                history.accuracies.append(accuracy(logits, label))
+                right = label == 1
+                history.accuracies.append(
+                    (accuracy(logits[right], label[right]) + accuracy(logits[~right], label[~right])) / 2
+                )
                 bar.set_postfix(
                     loss=f"{statistics.mean(history.losses[-20:]):.3f}",
                     accuracy=f"{statistics.mean(history.accuracies[-20:]):.1%}",
@@ -98,10 +101,12 @@ def fit(
     return history
 
 
-def step(model, optimizer, image, text, label):
-    """One update; returns the logits and the loss (a float, so the device has been waited for) from before it."""
+def step(model, optimizer, image, text, label, *, positive_weight=1):
+    """One update; returns the logits and the loss (a float, so the device has been waited for) from before it. A right
+    pair counts `positive_weight` times, as many wrong pairs as there are for it; chance is a loss of ln 2."""
     logits = model(image, text)
-    loss = binary_cross_entropy_with_logits(logits, label)
+    weighted = binary_cross_entropy_with_logits(logits, label, pos_weight=logits.new_tensor(positive_weight))
+    loss = weighted * ((1 + positive_weight) / (2 * positive_weight))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

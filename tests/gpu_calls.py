@@ -32,7 +32,7 @@ class Call:
         self.device = device
         self.arguments = case.build(dtype, device)
         self.function = functools.partial(getattr(mmk, operation), backend=backend)
-        self.names = tolerance.OUTPUTS.get(operation, ("result", "weights"))
+        self.names = cases.outputs(operation)
         like = tolerance.evaluate(
             getattr(mmk.reference, operation), case.build(dtype), gradients=False, names=self.names
         )

@@ -1,6 +1,7 @@
 """Pictures, words, pairs and their training. Needs mmkernels[demo]."""
 
 import copy
+import math
 import re
 from collections import Counter
 
@@ -252,3 +253,19 @@ def test_summary_names_the_layers(task):
     table = training.summary(model_for(task))
     for text in ("Conv2d", "LSTM", "SpatialAttention", "[1, 64, 54, 54]", "Total params"):
         assert text in table
+
+
+def test_more_wrong_texts(task):
+    """Of each language as many, hard and easy in turn; right ones weigh as much in all, so that chance is ln 2."""
+    pairs = task.training
+    more = data.Pairs(pairs.pictures, pairs.images, pairs.tokenizer, pairs.mean, pairs.std, negatives=3)
+    image, text, label, hard = more.collate([more[i] for i in range(6)])
+    assert text.shape[1] == 8 and label.sum(1).tolist() == [2.0] * 6
+    assert sorted(more.redraw(0).hard + more.redraw(1).hard) == [False] * 6 + [True] * 6
+    model = model_for(task)
+    torch.nn.init.zeros_(model.classifier.weight)
+    torch.nn.init.zeros_(model.classifier.bias)
+    optimizer = torch.optim.Adam(model.parameters())
+    logits, loss = training.step(model, optimizer, image, text, label, positive_weight=more.negatives)
+    assert not logits.any() and loss == pytest.approx(math.log(2))
+    assert model.classifier.bias.grad.item() == pytest.approx(0, abs=1e-7)

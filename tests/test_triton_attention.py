@@ -67,9 +67,9 @@ def check(operation, tensors, **options):
 
 def processors(monkeypatch, count):
     """A device of so many processors: short sides are split, and their parts merged."""
-    from mmkernels.triton import attention
+    from mmkernels.triton import heads
 
-    monkeypatch.setattr(attention, "processors", lambda tensor: count)
+    monkeypatch.setattr(heads, "processors", lambda tensor: count)
 
 
 SHAPES = (

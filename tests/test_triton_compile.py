@@ -203,7 +203,7 @@ def compile_all(operations, targets, every_configuration):
     JITFunction.run = compile_only
     for operation in operations:
         module = importlib.import_module(f"mmkernels.triton.{operation}")
-        for place in (module, importlib.import_module("mmkernels.triton.attention")):
+        for place in (module, importlib.import_module("mmkernels.triton.heads")):
             place.processors = lambda tensor: 132
         for index, target in enumerate(targets):
             driver.set_active(Driver(index, TARGETS[target]))

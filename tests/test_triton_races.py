@@ -95,9 +95,9 @@ class Accesses:
 
 def device_of(count, monkeypatch):
     """With many processors samples and heads are cut into pieces, whose results are merged."""
-    from mmkernels.triton import additive_attention, attention, spatial_attention
+    from mmkernels.triton import additive_attention, heads, spatial_attention
 
-    for module in (additive_attention, attention, spatial_attention):
+    for module in (additive_attention, heads, spatial_attention):
         monkeypatch.setattr(module, "processors", lambda tensor: count)
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/api.md from the signatures and docstrings of what is public.
+"""Writes docs/api.md from the signatures and docstrings of what is public, and the stub that lists the modules' files.
 
 python tools/api_reference.py      (make docs)
 """
@@ -10,11 +10,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "api.md"
+STUB = ROOT / "mmkernels" / "modules" / "__init__.pyi"
 SECTION = re.compile(r"^(Args|Returns|Raises|Shape|Source):\s*(.*)$")
 ITEM = re.compile(r"^ {4}(\w+(?:, \w+)*): ")
 HEAD = """# API
 
-Written by `make docs` from the docstrings; types are in `mmkernels/*.pyi`. The functions are also in
+Written by `make docs` from the docstrings; types are in the stubs beside the code (`*.pyi`). The functions are also in
 `mmkernels.functional`. `mmkernels.reference` has the same functions in plain PyTorch, without `backend` and `out`.
 """
 FUNCTIONS = """## Autograd Functions and registered operations
@@ -38,6 +39,14 @@ def page():
     parts += [entry(f"mmkernels.models.{name}", getattr(models, name)) for name in models.__all__]
     parts += ["## Errors\n", entry("mmkernels.BackendError", mmkernels.BackendError, called=False), FUNCTIONS]
     return "\n".join(parts)
+
+
+def stub():
+    """Type checkers don't run the package, which finds its files by the list of functions."""
+    from mmkernels import functional
+
+    lines = [f"from .{operation} import *" for operation in functional.__all__]
+    return "\n".join(["# Written by make docs.", "# ruff: noqa: F403", *lines, ""])
 
 
 def is_module_class(value):
@@ -93,3 +102,4 @@ def markdown(docstring):
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     PAGE.write_text(page(), encoding="utf-8")
+    STUB.write_text(stub(), encoding="utf-8")

@@ -17,7 +17,7 @@ struct HiddenTask {
   AdditiveAttention a;
   SampledRows rows;
   Panel panel;
-  float *u, *t, *up;
+  float *u, *t, *grad_hidden;
 };
 struct FinishTask {
   AdditiveAttention a;
@@ -90,11 +90,11 @@ MMK_DEVICE void backward_hidden(const HiddenTask& t) {
     return;
   hidden<F>(t, r, [&](int64_t c, float y, float slope, float s) {
     const int64_t at = r * t.a.A + c;
-    const float up = load(t.up + at);
-    store(t.up + at, y * s);
-    store(t.u + at, up * s * slope);
+    const float grad = load(t.grad_hidden + at);
+    store(t.grad_hidden + at, y * s);
+    store(t.u + at, grad * s * slope);
     if (t.t)
-      store(t.t + at, up * y * s * (1 - s));
+      store(t.t + at, grad * y * s * (1 - s));
   });
 }
 
@@ -116,7 +116,7 @@ MMK_DEVICE void normalise(const FinishTask& t) {
   Running own;
   float takes_part = 0;
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x)
-    if (keeps(rows, a.mask, r))
+    if (row_valid(rows, a.mask, r))
       own.add(load(t.scores + r * a.K + k)), takes_part = 1;
   const float all = over_block(own.top, scratch, Max());
   const float base = all == -INFINITY ? 0 : all;
@@ -128,7 +128,7 @@ MMK_DEVICE void normalise(const FinishTask& t) {
                 : 0.f;  // all -Inf: NaN, as softmax has it. Nothing takes part: 0
   float* to = static_cast<float*>(a.weights) + weight_at(a, b, begin) + k * a.N;
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x)
-    store(to + r - begin, keeps(rows, a.mask, r) ? exponential(load(t.scores + r * a.K + k) - base) * share : 0.f);
+    store(to + r - begin, row_valid(rows, a.mask, r) ? exponential(load(t.scores + r * a.K + k) - base) * share : 0.f);
 }
 
 // partial [B, splits, K, D]
@@ -137,7 +137,7 @@ MMK_DEVICE void pool(const FinishTask& t) {
   const AdditiveAttention& a = t.a;
   const SampledRows& rows = t.rows;
   const int64_t b = blockIdx.x / t.splits;
-  const int64_t part = blockIdx.x % t.splits;
+  const int64_t split = blockIdx.x % t.splits;
   const int64_t slabs = ceil_div(a.D, blockDim.x);
   const int64_t k = blockIdx.y / slabs;
   const int64_t c = blockIdx.y % slabs * blockDim.x + threadIdx.x;
@@ -145,7 +145,7 @@ MMK_DEVICE void pool(const FinishTask& t) {
   const int64_t size = ceil_div(end_of(rows, b) - begin, t.splits);
   if (c >= a.D)
     return;
-  const int64_t first = least(begin + part * size, end_of(rows, b));
+  const int64_t first = least(begin + split * size, end_of(rows, b));
   const int64_t last = least(first + size, end_of(rows, b));
   const float* weights = static_cast<const float*>(a.weights) + weight_at(a, b, begin) + k * a.N;
   const T* image =
@@ -160,7 +160,7 @@ MMK_DEVICE void pool(const FinishTask& t) {
     }
     total += sum;
   }
-  store(t.partial + ((b * t.splits + part) * a.K + k) * a.D + c, total);
+  store(t.partial + ((b * t.splits + split) * a.K + k) * a.D + c, total);
 }
 
 template <class T>
@@ -173,8 +173,8 @@ MMK_DEVICE void merge(const FinishTask& t) {
   if (c >= a.D)
     return;
   float total = 0;
-  for (int64_t part = 0; part < t.splits; ++part)
-    total += load(t.partial + ((b * t.splits + part) * a.K + k) * a.D + c);
+  for (int64_t split = 0; split < t.splits; ++split)
+    total += load(t.partial + ((b * t.splits + split) * a.K + k) * a.D + c);
   store(static_cast<T*>(a.result.data) + b * a.result.b + k * a.result.n + c * a.result.c, from_float<T>(total));
 }
 
@@ -190,13 +190,13 @@ MMK_DEVICE void spread(const FinishTask& t) {
   T* result = static_cast<T*>(a.result.data) + row_at(rows, a.result, row);
   for (int64_t c = threadIdx.x % 32; c < a.D; c += 32)
     store(result + c * a.result.c,
-          from_float<T>(w != 0 || keeps(rows, a.mask, row) ? w * to_float(load(image + c * a.image.c)) : 0.f));
+          from_float<T>(w != 0 || row_valid(rows, a.mask, row) ? w * to_float(load(image + c * a.image.c)) : 0.f));
 }
 
-// A row's upstream gradient: its sample's for map k, or its own.
+// A row's gradient of the output: its sample's for map k, or its own.
 template <class T>
-MMK_DEVICE const T* upstream(const AdditiveAttentionBackward& g, const SampledRows& rows, int64_t b, int64_t k,
-                             int64_t row) {
+MMK_DEVICE const T* grad_output(const AdditiveAttentionBackward& g, const SampledRows& rows, int64_t b, int64_t k,
+                                int64_t row) {
   return static_cast<const T*>(g.grad_result.data) +
          (g.forward.pool ? b * g.grad_result.b + k * g.grad_result.n : row_at(rows, g.grad_result, row));
 }
@@ -215,9 +215,9 @@ MMK_DEVICE void arrive(const BackTask& t) {
   if (load(static_cast<const float*>(a.weights) + at) != 0) {  // the same for the whole warp
     if (t.g.grad_result.data) {
       const T* image = static_cast<const T*>(a.image.data) + row_at(rows, a.image, row);
-      const T* up = upstream<T>(t.g, rows, b, k, row);
+      const T* grad = grad_output<T>(t.g, rows, b, k, row);
       for (int64_t c = threadIdx.x % 32; c < a.D; c += 32)
-        sum += to_float(load(image + c * a.image.c)) * to_float(load(up + c * t.g.grad_result.c));
+        sum += to_float(load(image + c * a.image.c)) * to_float(load(grad + c * t.g.grad_result.c));
       sum = over_lanes(sum, 32, Sum());
     }
     if (t.g.grad_weights)
@@ -267,17 +267,17 @@ MMK_DEVICE void write(const WriteTask& t) {
   if (r >= t.panel.rows)
     return;
   const int64_t b = sample_of(rows, row);
-  const bool keep = keeps(rows, a.mask, row);
+  const bool valid = row_valid(rows, a.mask, row);
   const float* weights = static_cast<const float*>(a.weights) + weight_at(a, b, row);
   T* to = static_cast<T*>(t.g.grad_image.data) + row_at(rows, t.g.grad_image, row);
-  const T* up = upstream<T>(t.g, rows, b, 0, row);
-  const int64_t maps = keep && t.g.grad_result.data ? a.K : 0;
+  const T* grad = grad_output<T>(t.g, rows, b, 0, row);
+  const int64_t maps = valid && t.g.grad_result.data ? a.K : 0;
   for (int64_t c = threadIdx.x % 32; c < a.D; c += 32) {
-    float total = keep ? load(t.through + r * a.D + c) : 0.f;
+    float total = valid ? load(t.through + r * a.D + c) : 0.f;
     for (int64_t k = 0; k < maps; ++k) {
       const float w = load(weights + k * a.N);
       if (w != 0)
-        total += w * to_float(load(up + k * t.g.grad_result.n + c * t.g.grad_result.c));
+        total += w * to_float(load(grad + k * t.g.grad_result.n + c * t.g.grad_result.c));
     }
     store(to + c * t.g.grad_image.c, from_float<T>(total));
   }
@@ -347,9 +347,9 @@ const char* additive_attention_activate(const AdditiveAttention& a, const Panel&
              HiddenTask{a, sampled_rows(a), panel, u, const_cast<float*>(t), nullptr}, stream);
 }
 const char* additive_attention_differentiate(const AdditiveAttention& a, const Panel& panel, float* u, float* t,
-                                             float* up, void* stream) {
+                                             float* grad_hidden, void* stream) {
   return run(a.dtype, MMK_ACTIVATION(a, additive_attention_differentiate), panel,
-             HiddenTask{a, sampled_rows(a), panel, u, t, up}, stream);
+             HiddenTask{a, sampled_rows(a), panel, u, t, grad_hidden}, stream);
 }
 
 int64_t additive_attention_scratch(const AdditiveAttention& a) {

@@ -20,8 +20,8 @@ const char* additive_attention_finish(const AdditiveAttention&, const float* sco
 // grad_scores [K, rows].
 const char* additive_attention_scores(const AdditiveAttentionBackward&, float* grad_scores, void* stream);
 // A panel: u, t and h's gradient -> the gradients of u and t, and h, each in place.
-const char* additive_attention_differentiate(const AdditiveAttention&, const Panel&, float* u, float* t, float* up,
-                                             void* stream);
+const char* additive_attention_differentiate(const AdditiveAttention&, const Panel&, float* u, float* t,
+                                             float* grad_hidden, void* stream);
 // grad_image of a panel = through [rows, D] + weights * grad_result.
 const char* additive_attention_write(const AdditiveAttentionBackward&, const Panel&, const float* through,
                                      void* stream);

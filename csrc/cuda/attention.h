@@ -17,11 +17,15 @@ constexpr const char* no_float64 = "the CUDA kernels have no float64";
 constexpr int64_t most_rows = (int64_t(1) << 30) - 1;  // of a head: kernels count them in 32 bits, a tile further
 constexpr const char* too_little = "a block has too little shared memory for the CUDA kernels";
 
+// Classes of kernels: channels that registers and shared memory are made for.
+constexpr int classes = 3;
+constexpr int class_channels[classes] = {64, 128, 256};
+
 constexpr int tile_rows = 64;  // rows of a block's own side
 
-// Rows of the streamed side that come at once: what shared memory has room for.
+// Rows of the columns' side that come at once: what shared memory has room for.
 template <class T, int C>
-constexpr int stream_rows = sizeof(T) == 4 ? (C > 64 ? 32 : 64) : (C > 128 ? 32 : 64);
+constexpr int tile_columns = sizeof(T) == 4 ? (C > 64 ? 32 : 64) : (C > 128 ? 32 : 64);
 template <class T>
 constexpr int pad = 16 / sizeof(T);
 template <class T, int C>
@@ -70,7 +74,7 @@ MMK_DEVICE int lane_column() {
 // sum += A B over `depth`, a multiple of 16. A is stored [16 rows][depth], or (AcrossA) [depth][16 rows]; B [8 J
 // columns][depth], or (AcrossB) [depth][8 J columns].
 template <int J, bool AcrossA, bool AcrossB, class T>
-MMK_DEVICE void multiply(float (&sum)[J][4], const T* a, int pitch_a, const T* b, int pitch_b, int depth) {
+MMK_DEVICE void mma(float (&sum)[J][4], const T* a, int pitch_a, const T* b, int pitch_b, int depth) {
   const int lane = threadIdx.x % 32;
   if constexpr (sizeof(T) == 2) {
     static_assert(J % 2 == 0);
@@ -83,8 +87,8 @@ MMK_DEVICE void multiply(float (&sum)[J][4], const T* a, int pitch_a, const T* b
 #pragma unroll
       for (int j = 0; j < J; j += 2) {
         load_matrices<AcrossB>(y, b + k * (AcrossB ? pitch_b : 1) + 8 * j * (AcrossB ? 1 : pitch_b));
-        multiply_tiles<T>(sum[j], x, y[0], y[1]);
-        multiply_tiles<T>(sum[j + 1], x, y[2], y[3]);
+        mma_tile<T>(sum[j], x, y[0], y[1]);
+        mma_tile<T>(sum[j + 1], x, y[2], y[3]);
       }
     }
   } else {
@@ -136,8 +140,7 @@ MMK_DEVICE void multiply(float (&sum)[J][4], const T* a, int pitch_a, const T* b
 // sum += P B, P the weights that the warp has in registers, B stored [8 K][8 J columns]. float32 takes the way through
 // `rows`, [16][pitch], the warp's own shared memory.
 template <int J, int K, class T>
-MMK_DEVICE void multiply_weights(float (&sum)[J][4], const float (&p)[K][4], T* rows, int pitch, const T* b,
-                                 int pitch_b) {
+MMK_DEVICE void mma_weights(float (&sum)[J][4], const float (&p)[K][4], T* rows, int pitch, const T* b, int pitch_b) {
   const int lane = threadIdx.x % 32;
   if constexpr (sizeof(T) == 2) {
     b += lane % 16 * pitch_b + lane / 16 * 8;
@@ -149,8 +152,8 @@ MMK_DEVICE void multiply_weights(float (&sum)[J][4], const float (&p)[K][4], T* 
       for (int j = 0; j < J; j += 2) {
         uint32_t y[4];
         load_matrices<true>(y, b + 8 * k * pitch_b + 8 * j);
-        multiply_tiles<T>(sum[j], x, y[0], y[1]);
-        multiply_tiles<T>(sum[j + 1], x, y[2], y[3]);
+        mma_tile<T>(sum[j], x, y[0], y[1]);
+        mma_tile<T>(sum[j + 1], x, y[2], y[3]);
       }
     }
   } else {
@@ -161,7 +164,7 @@ MMK_DEVICE void multiply_weights(float (&sum)[J][4], const float (&p)[K][4], T* 
       for (int i = 0; i < 4; ++i)
         rows[(lane_row() + i / 2 * 8) * pitch + 8 * k + lane_column() + i % 2] = p[k][i];
     __syncwarp();
-    multiply<J, false, true>(sum, rows, pitch, b, pitch_b, 8 * K);
+    mma<J, false, true>(sum, rows, pitch, b, pitch_b, 8 * K);
   }
 }
 

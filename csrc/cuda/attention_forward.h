@@ -8,10 +8,10 @@
 // next. Where few rows meet a long stream, it is split: blocks leave unnormalised sums in scratch, and `attend_merge`
 // adds them in a fixed order.
 //
-// C, the class: columns that registers and shared memory are made for. More query channels are taken in slabs of C,
+// C, the class: channels that registers and shared memory are made for. More query channels are taken in slabs of C,
 // more value channels by more blocks, each of which takes the scores again.
 //
-// Both (bidirectional attention, all text rows in one tile): the same scores also give the streamed side's softmax,
+// Both (bidirectional attention, all text rows in one tile): the same scores also give the columns' softmax,
 // which is complete in a tile, and its rows of the result.
 #pragma once
 #include "attention.h"
@@ -20,39 +20,39 @@ namespace mmk::cuda {
 
 struct AttendTask {
   // Every field has 8 bytes.
-  int64_t heads, rows, streamed, d, dv;  //  0 rows of query; of key and value
+  int64_t heads, rows, columns, d, dv;  //  0 rows of query; of key and value
   int64_t tiles, group, splits, span,
-      chunks;                //  5 row tiles of a head; of a block; parts of the stream and their rows; column chunks
-  int64_t stages, resident;  // 10 buffers of streamed tiles; 1: all tiles have one of their own
-  int64_t count;             // 12 heads of all samples
-  double scale;              // 13
+      chunks;  //  5 row tiles of a head; of a block; splits of the columns, columns of one; channel chunks
+  int64_t stages, resident;          // 10 buffers of streamed tiles; 1: all tiles have one of their own
+  int64_t count;                     // 12 heads of all samples
+  double scale;                      // 13
   HeadRows query, key, value, gate;  // 14 data, b, h, n, c each; gate null: none
   HeadRows result, attended;         // 34 attended null: not wanted
-  TokenMask row_mask, stream_mask;   // 44 data, b, h, t: which rows take part (Both; else only: what is NaN there is 0)
+  TokenMask row_mask, column_mask;   // 44 data, b, h, t: which rows take part (Both; else: only what is NaN there is 0)
   PairMask pairs;                    // 52 data, b, h, n, t
   Bias bias;                         // 57
   float* softmax;                    // 62 [b, h, 2, rows]: store_softmax
   float *partial, *stats;            // 63 split: [b, h, split, rows, dv], [b, h, split, rows, 2]: maximum, sum
-  HeadRows row_value, stream_result;  // 65 Both: the rows' values, and what the streamed rows get from them
-  float* stream_softmax;              // 75 Both: [b, h, 2, streamed]
+  HeadRows row_value, column_result;  // 65 Both: the rows' values, and what the columns get from them
+  float* column_softmax;              // 75 Both: [b, h, 2, columns]
 };
 static_assert(sizeof(AttendTask) == 76 * 8, "every field has 8 bytes");
 
 template <class T, int C>
 struct AttendLayout {
-  static constexpr int S = stream_rows<T, C>;
+  static constexpr int S = tile_columns<T, C>;
   static constexpr int pitch = pitch_of<T, C>, weights = S + pad<T>, image = tile_rows + pad<T>;
-  int64_t own, query, p, values, q, reduce, keep, total;
+  int64_t own, query, p, values, q, reduce, valid, total;
   MMK_HOST_DEVICE AttendLayout(int64_t stages, bool both) {
     constexpr int64_t size = sizeof(T);
-    own = stages * 2 * S * pitch * size;                        // after the streamed tiles
+    own = stages * 2 * S * pitch * size;                        // after the buffers of streamed tiles
     query = own;                                                // T [64][pitch]
     p = query + tile_rows * pitch * size;                       // float32: weights on their way, [64][weights]
     values = p + (size == 4 ? tile_rows * weights * size : 0);  // Both: T [64][pitch]
-    q = values + (both ? tile_rows * pitch * size : 0);         // Both: T [64][weights], the streamed side's weights
+    q = values + (both ? tile_rows * pitch * size : 0);         // Both: T [64][weights], the columns' weights
     reduce = q + (both ? tile_rows * weights * size : 0);       // Both: float [4][S] twice
-    keep = reduce + (both ? 8 * S * 4 : 0);                     // bytes [stages][S]
-    total = keep + round_up(stages * S, 16);
+    valid = reduce + (both ? 8 * S * 4 : 0);                    // bytes [stages][S]
+    total = valid + round_up(stages * S, 16);
   }
 };
 
@@ -66,10 +66,10 @@ struct Attend {
   const AttendTask& t;
   int64_t bh;
   int b, h;                                  // the launch has fewer than 2^31 blocks
-  int chunk, split, first_tile, begin, end;  // begin, end: of the streamed rows
-  T *streams, *query, *p, *values, *q;
+  int chunk, split, first_tile, begin, end;  // begin, end: of the columns
+  T *buffers, *query, *p, *values, *q;
   float* reduce;
-  uint8_t* keep;
+  uint8_t* valid;
   int warp, lane;
 
   MMK_DEVICE Attend(const AttendTask& t, unsigned char* shared) : t(t) {
@@ -84,56 +84,57 @@ struct Attend {
     b = int(bh / t.heads);
     h = int(bh % t.heads);
     begin = int(split * t.span);
-    end = int(least(begin + t.span, t.streamed));
+    end = int(least(begin + t.span, t.columns));
     const Layout at(t.stages, Both);
-    streams = reinterpret_cast<T*>(shared);
+    buffers = reinterpret_cast<T*>(shared);
     query = reinterpret_cast<T*>(shared + at.query);
     p = reinterpret_cast<T*>(shared + at.p);
     values = reinterpret_cast<T*>(shared + at.values);
     q = reinterpret_cast<T*>(shared + at.q);
     reduce = reinterpret_cast<float*>(shared + at.reduce);
-    keep = shared + at.keep;
+    valid = shared + at.valid;
     warp = threadIdx.x / 32;
     lane = threadIdx.x % 32;
   }
 
-  MMK_DEVICE T* key_tile(int stage) const { return streams + 2 * stage * S * pitch; }
+  MMK_DEVICE T* key_tile(int stage) const { return buffers + 2 * stage * S * pitch; }
   MMK_DEVICE T* value_tile(int stage) const { return key_tile(stage) + S * pitch; }
-  MMK_DEVICE bool row_taken(int64_t r) const {
+  MMK_DEVICE bool row_valid(int64_t r) const {
     return !t.row_mask.data || load(t.row_mask.data + b * t.row_mask.b + h * t.row_mask.h + r * t.row_mask.t);
   }
-  MMK_DEVICE bool taken(int64_t n) const {
-    return !t.stream_mask.data ||
-           load(t.stream_mask.data + b * t.stream_mask.b + h * t.stream_mask.h + n * t.stream_mask.t);
+  MMK_DEVICE bool column_valid(int64_t n) const {
+    return !t.column_mask.data ||
+           load(t.column_mask.data + b * t.column_mask.b + h * t.column_mask.h + n * t.column_mask.t);
   }
 
   MMK_DEVICE void bring_query(int row, int slab) const {  // a warp's 16 rows
     const T* from = head_of<T>(t.query, opaque(b), opaque(h)) + row * t.query.n + slab * C * t.query.c;
     stage<16, C>(
         query + 16 * warp * pitch, from, t.query, t.rows - row, t.d - slab * C,
-        [&](int r) { return row_taken(row + r) ? Row::whole : Row::finite; }, lane, 32);
+        [&](int r) { return row_valid(row + r) ? Row::whole : Row::finite; }, lane, 32);
   }
   MMK_DEVICE void bring_key(int stage_index, int n, int slab) const {
     const T* from = head_of<T>(t.key, opaque(b), opaque(h)) + n * t.key.n + slab * C * t.key.c;
     stage<S, C>(
         key_tile(stage_index), from, t.key, end - n, t.d - slab * C,
-        [&](int r) { return taken(n + r) ? Row::whole
-                            : Both       ? Row::finite
-                                         : Row::zeros; }, threadIdx.x, threads);
+        [&](int r) { return column_valid(n + r) ? Row::whole
+                            : Both              ? Row::finite
+                                                : Row::zeros; }, threadIdx.x,
+        threads);
   }
   MMK_DEVICE void bring_value(int stage_index, int n) const {
     const T* from = head_of<T>(t.value, opaque(b), opaque(h)) + n * t.value.n + chunk * C * t.value.c;
     stage<S, C>(
         value_tile(stage_index), from, t.value, end - n, t.dv - chunk * C,
-        [&](int r) { return taken(n + r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
+        [&](int r) { return column_valid(n + r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
     for (int r = threadIdx.x; r < S; r += threads)
-      keep[stage_index * S + r] = n + r < end && taken(n + r);
+      valid[stage_index * S + r] = n + r < end && column_valid(n + r);
   }
 
   // Scores, with everything that is added to them; -Inf where a row doesn't attend.
-  MMK_DEVICE void mask(float (&s)[J][4], int row, int n, const uint8_t* kept) const {
+  MMK_DEVICE void mask(float (&s)[J][4], int row, int n, const uint8_t* valid) const {
     const float scale = float(t.scale) * log4e;
-    const bool some = t.stream_mask.data || n + S > end;
+    const bool some = t.column_mask.data || n + S > end;
 #pragma unroll
     for (int j = 0; j < J; ++j)
 #pragma unroll
@@ -141,7 +142,7 @@ struct Attend {
         const int column = 8 * j + lane_column() + i % 2;
         const int r = row + lane_row() + i / 2 * 8;
         float x = s[j][i] * scale;
-        bool takes = !some || kept[column];
+        bool takes = !some || valid[column];
         if (!Both && (t.pairs.data || t.bias.data) && takes && r < t.rows) {
           if (t.pairs.data)
             takes = load(t.pairs.data + b * t.pairs.b + h * t.pairs.h + r * t.pairs.n + (n + column) * t.pairs.t);
@@ -154,13 +155,13 @@ struct Attend {
       }
   }
 
-  // The streamed rows' own softmax, over all rows of this tile, and their result. s: scores, not masked.
-  MMK_DEVICE void stream_side(const float (&s)[J][4], int row, int n) const {
+  // The columns' own softmax, over all rows of this tile, and their result. s: scores, not masked.
+  MMK_DEVICE void column_side(const float (&s)[J][4], int row, int n) const {
     float* most_of = reduce;
     float* sum_of = reduce + 4 * S;
     const int r = row + lane_row();
-    const bool low = r < t.rows && row_taken(r);
-    const bool high = r + 8 < t.rows && row_taken(r + 8);
+    const bool low = r < t.rows && row_valid(r);
+    const bool high = r + 8 < t.rows && row_valid(r + 8);
 #pragma unroll
     for (int j = 0; j < J; ++j)
 #pragma unroll
@@ -199,12 +200,12 @@ struct Attend {
     };
     for (int column = threadIdx.x; column < S; column += threads)
       if (n + column < end)
-        store_softmax(t.stream_softmax, bh, t.streamed, n + column, top(column), sum(column));
+        store_softmax(t.column_softmax, bh, t.columns, n + column, top(column), sum(column));
     // a warp's columns at a time
     constexpr int row_groups = S / 16;
     constexpr int W = 4;
     constexpr int width = 8 * W;
-    T* result = head_of<T>(t.stream_result, b, h);
+    T* result = head_of<T>(t.column_result, b, h);
     for (int item = warp; item < row_groups * (C / width); item += 4) {
       const int r0 = item % row_groups * 16;
       const int c0 = item / row_groups * width;
@@ -212,7 +213,7 @@ struct Attend {
         continue;
       float o[W][4];
       clear(o);
-      multiply<W, true, true>(o, q + r0, Layout::weights, values + c0, pitch, tile_rows);
+      mma<W, true, true>(o, q + r0, Layout::weights, values + c0, pitch, tile_rows);
       emit_rows(o, [&](int r, int c, float (&x)[8]) {
         if (n + r0 + r >= end || c0 + c >= t.dv)
           return;
@@ -220,7 +221,7 @@ struct Attend {
         const float factor = total == 0 ? 0.f : 1 / total;
         for (int e = 0; e < 8; ++e)
           x[e] = total == 0 ? 0.f : x[e] * factor;
-        put<8>(result + (n + r0 + r) * t.stream_result.n + (c0 + c) * t.stream_result.c, x, t.stream_result.c,
+        put<8>(result + (n + r0 + r) * t.column_result.n + (c0 + c) * t.column_result.c, x, t.column_result.c,
                int(least<int64_t>(8, t.dv - c0 - c)));
       });
     }
@@ -240,12 +241,12 @@ struct Attend {
           store(stats, m[half]), store(stats + 1, l[half]);
         }
       }
-    unsigned silent = 0;  // rows that attend to nothing: whatever their gate is
+    unsigned fully_masked = 0;  // rows that attend to nothing: whatever their gate is
     for (int half = 0; half < 2; ++half) {
       unsigned bit = l[half] == 0 && lane % 4 == 0 ? 1u << (lane_row() + 8 * half) : 0u;
       for (int lanes = 16; lanes > 0; lanes /= 2)
         bit |= __shfl_xor_sync(all_lanes, bit, lanes);
-      silent |= bit;
+      fully_masked |= bit;
     }
     float factor[2] = {1, 1};
     for (int half = 0; half < 2 && t.splits == 1; ++half)
@@ -255,28 +256,28 @@ struct Attend {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         o[j][i] *= factor[i / 2];
-    float* memory = reinterpret_cast<float*>(query + 16 * warp * pitch);  // free now; room for half of the columns
+    float* memory = reinterpret_cast<float*>(query + 16 * warp * pitch);  // free now; room for half of the channels
     for (int half = 0; half < 2; ++half) {                                // unrolled: registers have no index
       auto emit = [&](int r, int c, float (&x)[8]) {
         const int at = row + r;
-        const int column = c_first + half * (C / 2) + c;
-        const int count = int(least<int64_t>(8, t.dv - column));
+        const int channel = c_first + half * (C / 2) + c;
+        const int count = int(least<int64_t>(8, t.dv - channel));
         if (at >= t.rows || count <= 0)
           return;
         if (t.splits > 1) {
-          put<8>(t.partial + ((bh * t.splits + split) * t.rows + at) * t.dv + column, x, 1, count);
+          put<8>(t.partial + ((bh * t.splits + split) * t.rows + at) * t.dv + channel, x, 1, count);
           return;
         }
         if (t.attended.data)
-          put<8>(head_of<T>(t.attended, b, h) + at * t.attended.n + column * t.attended.c, x, t.attended.c, count);
+          put<8>(head_of<T>(t.attended, b, h) + at * t.attended.n + channel * t.attended.c, x, t.attended.c, count);
         if (t.gate.data) {
           float y[8];
-          get<8>(y, head_of<T>(t.gate, b, h) + at * t.gate.n + column * t.gate.c, t.gate.c, count);
+          get<8>(y, head_of<T>(t.gate, b, h) + at * t.gate.n + channel * t.gate.c, t.gate.c, count);
 #pragma unroll
           for (int e = 0; e < 8; ++e)
-            x[e] = silent >> r & 1 ? 0.f : x[e] * y[e];
+            x[e] = fully_masked >> r & 1 ? 0.f : x[e] * y[e];
         }
-        put<8>(head_of<T>(t.result, b, h) + at * t.result.n + column * t.result.c, x, t.result.c, count);
+        put<8>(head_of<T>(t.result, b, h) + at * t.result.n + channel * t.result.c, x, t.result.c, count);
       };
       if (half == 0)
         emit_through<C / 16>(memory, o, emit);
@@ -292,7 +293,7 @@ struct Attend {
     if (Both)
       stage<tile_rows, C>(
           values, head_of<T>(t.row_value, b, h), t.row_value, t.rows, t.dv,
-          [&](int r) { return row_taken(r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
+          [&](int r) { return row_valid(r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
     for (int tile = first_tile; tile < last_tile; ++tile) {
       const int row = tile * tile_rows + 16 * warp;
       const bool fresh = !t.resident || tile == first_tile;  // the streamed tiles have to be read
@@ -328,8 +329,8 @@ struct Attend {
             __syncthreads();
           else
             __syncwarp();
-          multiply<J, false, false>(s, query + 16 * warp * pitch, pitch, key_tile(at), pitch,
-                                    whole_depth(least<int64_t>(C, t.d - slab * C)));
+          mma<J, false, false>(s, query + 16 * warp * pitch, pitch, key_tile(at), pitch,
+                               whole_depth(least<int64_t>(C, t.d - slab * C)));
         }
         if (n < begin)
           continue;
@@ -340,9 +341,9 @@ struct Attend {
 #pragma unroll
             for (int i = 0; i < 4; ++i)
               raw[j][i] = s[j][i] * (float(t.scale) * log4e);
-          stream_side(raw, row, n);
+          column_side(raw, row, n);
         }
-        mask(s, row, n, keep + at * S);
+        mask(s, row, n, valid + at * S);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           float top = m[half];
@@ -367,7 +368,7 @@ struct Attend {
           for (int j = 0; j < C / 8; ++j)
             o[j][2 * half] *= before, o[j][2 * half + 1] *= before;
         }
-        multiply_weights(o, s, p + 16 * warp * Layout::weights, Layout::weights, value_tile(at), pitch);
+        mma_weights(o, s, p + 16 * warp * Layout::weights, Layout::weights, value_tile(at), pitch);
         if (fresh)
           __syncthreads();  // before the next tile but one takes its place
       }
@@ -382,7 +383,7 @@ struct Attend {
   }
 };
 
-// Adds what the parts of the stream have left: a warp a row. Grid (rows of all heads / 4), block 128.
+// Adds what the splits of the stream have left: a warp a row. Grid (rows of all heads / 4), block 128.
 template <class T>
 MMK_DEVICE void attend_merge(const AttendTask& t) {
   const int64_t row = int64_t(blockIdx.x) * 4 + threadIdx.x / 32;
@@ -427,7 +428,6 @@ MMK_DEVICE void attend_merge(const AttendTask& t) {
 
 // ---- host
 
-constexpr int classes = 3, class_columns[classes] = {64, 128, 256};
 using AttendKernel = void (*)(AttendTask);
 
 template <class T>
@@ -439,45 +439,44 @@ int64_t attend_shared(int index, int64_t stages, bool both) {
 inline int64_t attend_shared(Dtype dtype, int index, int64_t stages, bool both) {
   return dtype == Dtype::float32 ? attend_shared<float>(index, stages, both) : attend_shared<bf16>(index, stages, both);
 }
-inline int64_t attend_stream_rows(Dtype dtype, int index) {
+inline int64_t attend_tile_columns(Dtype dtype, int index) {
   return dtype == Dtype::float32 ? (index ? 32 : 64) : index == 2 ? 32 : 64;
 }
 
 // How a call is cut: its class, or -1 where a block has too little shared memory. It depends on shapes and device only.
 inline int attend_plan(AttendTask& t, Dtype dtype, const Device& device, bool both) {
-  auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   int index = dtype == Dtype::float32 ? 1 : 2;  // float32 has too few registers for the last
-  while (index > 0 && t.d <= class_columns[index - 1] && t.dv <= class_columns[index - 1])
+  while (index > 0 && t.d <= class_channels[index - 1] && t.dv <= class_channels[index - 1])
     --index;
   while (index >= 0 && attend_shared(dtype, index, 1, both) > device.shared)
     --index;
   if (index < 0)
     return index;
-  const int64_t step = attend_stream_rows(dtype, index);
-  const int64_t tiles = up(t.streamed, step);
+  const int64_t step = attend_tile_columns(dtype, index);
+  const int64_t tiles = ceil_div(t.columns, step);
   const int64_t most_stages = 4;
-  t.tiles = up(t.rows, tile_rows);
-  t.chunks = up(t.dv, class_columns[index]);
+  t.tiles = ceil_div(t.rows, tile_rows);
+  t.chunks = ceil_div(t.dv, class_channels[index]);
   // A text that is short stays in shared memory while two blocks still fit a processor; else two buffers take turns.
   const int64_t room =
       tiles <= most_stages && tiles > 0 && 2 * (attend_shared(dtype, index, tiles, both) + 1024) <= device.shared
           ? tiles
           : 2;
   t.stages = attend_shared(dtype, index, room, both) <= device.shared ? room : 1;
-  t.resident = tiles <= t.stages && t.d <= class_columns[index];
+  t.resident = tiles <= t.stages && t.d <= class_channels[index];
   const int64_t blocks = t.count * t.tiles * t.chunks;
   const int64_t wanted = 4 * device.processors;
   t.splits = 1;
   t.group = 1;
   if (blocks > 0 && blocks < wanted / 2 && tiles > 4) {  // a stream of at least four tiles a block
-    const int64_t parts = up(wanted, blocks);
-    t.splits = parts < tiles / 4 ? parts : tiles / 4;
+    const int64_t wanted_splits = ceil_div(wanted, blocks);
+    t.splits = wanted_splits < tiles / 4 ? wanted_splits : tiles / 4;
   } else if (t.resident && blocks >= wanted) {  // a text that stays is read by fewer blocks
     t.group = 2 * blocks / wanted < 8 ? 2 * blocks / wanted : 8;
   }
-  t.span = up(up(tiles, t.splits), 1) * step;
+  t.span = ceil_div(tiles, t.splits) * step;
   if (t.span > 0)
-    t.splits = up(t.streamed, t.span);
+    t.splits = ceil_div(t.columns, t.span);
   if (t.splits < 1)
     t.splits = 1;
   if (t.splits > 1)
@@ -501,9 +500,9 @@ AttendKernel attend_merge_kernel(Dtype);
 
 inline const char* attend_launch(const AttendTask& t, Dtype dtype, int index, bool both, AttendKernel kernel,
                                  AttendKernel merge, Stream stream) {
-  const int64_t blocks = t.count * ((t.tiles + t.group - 1) / t.group) * t.splits * t.chunks;
-  const int64_t merging = (t.count * t.rows + 3) / 4;
-  const char* error = beyond("positions or tokens", t.rows < t.streamed ? t.streamed : t.rows, most_rows);
+  const int64_t blocks = t.count * ceil_div(t.tiles, t.group) * t.splits * t.chunks;
+  const int64_t merging = ceil_div(t.count * t.rows, 4);
+  const char* error = beyond("positions or tokens", t.rows < t.columns ? t.columns : t.rows, most_rows);
   if (error)
     return error;
   error = launch(kernel, blocks, 1, 1, 128, attend_shared(dtype, index, t.stages, both), stream, t);

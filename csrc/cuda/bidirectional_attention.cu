@@ -1,6 +1,6 @@
 // Bidirectional attention in CUDA C++. Must move: queries, keys and both values once, both results once, 8 bytes a row
 // for its softmax; no N x T matrix. So it is where the text has up to 64 tokens and the channels fit a class: each
-// block streams a part of the image past all of the text, takes each tile of scores once, finishes the image's rows,
+// block buffers a part of the image past all of the text, takes each tile of scores once, finishes the image's rows,
 // and leaves its part of the text's sums, which a second launch merges by maximum and sum in a fixed order. A longer
 // text takes the kernels of gated cross-attention, once with the rows of the image and once with those of the text: the
 // scores twice, the other side read again by each 64 rows, from L2. The same backward. docs/generated/gpu.md has what
@@ -63,7 +63,7 @@ AttendTask text_rows(const BidirectionalAttention& a, bool both) {
   t.count = a.B * a.H;
   t.heads = a.H;
   t.rows = a.T;
-  t.streamed = a.N;
+  t.columns = a.N;
   t.d = a.d;
   t.dv = a.dv;
   t.scale = a.scale;
@@ -72,10 +72,10 @@ AttendTask text_rows(const BidirectionalAttention& a, bool both) {
   t.value = a.image_value;
   t.result = a.text_out;
   t.row_mask = a.text_mask;
-  t.stream_mask = a.image_mask;
+  t.column_mask = a.image_mask;
   t.softmax = static_cast<float*>(a.text_softmax);
   if (both)
-    t.row_value = a.text_value, t.stream_result = a.image_out, t.stream_softmax = static_cast<float*>(a.image_softmax);
+    t.row_value = a.text_value, t.column_result = a.image_out, t.column_softmax = static_cast<float*>(a.image_softmax);
   return t;
 }
 
@@ -84,7 +84,7 @@ AttendTask image_rows(const BidirectionalAttention& a) {
   t.count = a.B * a.H;
   t.heads = a.H;
   t.rows = a.N;
-  t.streamed = a.T;
+  t.columns = a.T;
   t.d = a.d;
   t.dv = a.dv;
   t.scale = a.scale;
@@ -93,7 +93,7 @@ AttendTask image_rows(const BidirectionalAttention& a) {
   t.value = a.text_value;
   t.result = a.image_out;
   t.row_mask = a.image_mask;
-  t.stream_mask = a.text_mask;
+  t.column_mask = a.text_mask;
   t.softmax = static_cast<float*>(a.image_softmax);
   return t;
 }
@@ -108,7 +108,7 @@ struct Forwards {
   Forwards(const BidirectionalAttention& a, float* memory) : text(text_rows(a, true)) {
     const Device device = current_device();
     text_index = a.T > 0 && a.T <= tile_rows ? attend_plan(text, a.dtype, device, true) : -1;
-    both = text_index >= 0 && a.d <= class_columns[text_index] && a.dv <= class_columns[text_index];
+    both = text_index >= 0 && a.d <= class_channels[text_index] && a.dv <= class_channels[text_index];
     if (!both) {
       text = text_rows(a, false);
       text_index = attend_plan(text, a.dtype, device, false);
@@ -153,35 +153,35 @@ struct Backwards {
     for (BackwardTask* t : {&image, &text})
       t->heads = a.H, t->count = heads, t->d = a.d, t->dv = a.dv, t->scale = a.scale;
     image.rows = a.N;
-    image.streamed = a.T;
+    image.columns = a.T;
     image.query = a.image_query;
     image.key = a.text_key;
     image.grad = g.grad_image_out;
     image.value = a.text_value;
-    image.stream_grad = g.grad_text_out;
+    image.column_grad = g.grad_text_out;
     image.row_value = a.image_value;
     image.softmax = image_softmax;
     image.delta = of_image;
-    image.stream_softmax = text_softmax;
-    image.stream_delta = of_text;
+    image.column_softmax = text_softmax;
+    image.column_delta = of_text;
     image.row_mask = a.image_mask;
-    image.stream_mask = a.text_mask;
+    image.column_mask = a.text_mask;
     image.grad_query = g.grad_image_query;
     image.grad_row_value = g.grad_image_value;
     text.rows = a.T;
-    text.streamed = a.N;
+    text.columns = a.N;
     text.query = a.text_key;
     text.key = a.image_query;
     text.grad = g.grad_text_out;
     text.value = a.image_value;
-    text.stream_grad = g.grad_image_out;
+    text.column_grad = g.grad_image_out;
     text.row_value = a.text_value;
     text.softmax = text_softmax;
     text.delta = of_text;
-    text.stream_softmax = image_softmax;
-    text.stream_delta = of_image;
+    text.column_softmax = image_softmax;
+    text.column_delta = of_image;
     text.row_mask = a.text_mask;
-    text.stream_mask = a.image_mask;
+    text.column_mask = a.image_mask;
     text.grad_query = g.grad_text_key;
     text.grad_row_value = g.grad_text_value;
 

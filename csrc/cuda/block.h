@@ -124,29 +124,30 @@ MMK_DEVICE float dot(const T* a, const U* b, int count, int lane, int lanes, boo
   return sum;
 }
 
-// store(item, sum over lanes of part(item, lane, lanes)), by groups of as many threads as `length` elements can feed.
-template <class Part, class Store>
-MMK_DEVICE void along(int items, int length, Part part, Store store) {
+// store(item, sum over lanes of partial(item, lane, lanes)), by groups of as many threads as `length` elements can
+// feed.
+template <class Partial, class Store>
+MMK_DEVICE void along(int items, int length, Partial partial, Store store) {
   const int lanes = least(32, power_of_two(most(length, 1)));
   const int groups = blockDim.x / lanes;
   const int group = threadIdx.x / lanes;
   const int lane = threadIdx.x % lanes;
   for (int base = 0; base < items; base += groups) {
     const int item = base + group;
-    float sum = over_lanes(item < items ? part(item, lane, lanes) : 0.f, lanes, Sum());
+    float sum = over_lanes(item < items ? partial(item, lane, lanes) : 0.f, lanes, Sum());
     if (item < items && lane == 0)
       store(item, sum);
   }
 }
 
-// store(item, sum over s < splits of part(item, s, splits)): neighbouring threads have neighbouring items; few items
+// store(item, sum over s < splits of partial(item, s, splits)): neighbouring threads have neighbouring items; few items
 // are split so that more threads have work. scratch: a float a thread.
-template <class Part, class Store>
-MMK_DEVICE void across(int items, float* scratch, Part part, Store store) {
+template <class Partial, class Store>
+MMK_DEVICE void across(int items, float* scratch, Partial partial, Store store) {
   const int threads = blockDim.x;
   if (2 * items > threads) {
     for (int item = threadIdx.x; item < items; item += threads)
-      store(item, part(item, 0, 1));
+      store(item, partial(item, 0, 1));
     return;
   }
   const int splits = least(32, threads / most(items, 1));
@@ -154,7 +155,7 @@ MMK_DEVICE void across(int items, float* scratch, Part part, Store store) {
   const int item = threadIdx.x - s * items;
   __syncthreads();  // the last call's readers are done
   if (s < splits && items > 0)
-    scratch[threadIdx.x] = part(item, s, splits);
+    scratch[threadIdx.x] = partial(item, s, splits);
   __syncthreads();
   if (s == 0 && items > 0) {
     float sum = scratch[item];

@@ -84,22 +84,22 @@ MMK_DEVICE void differentiate(const DifferentiateTask& t) {
   const T* image = static_cast<const T*>(t.panel.image) + row.r * t.panel.n;
   const T* grad_result = gr.data ? static_cast<const T*>(gr.data) + row.at(gr) : nullptr;
   const T* grad_weights = gw.data ? static_cast<const T*>(gw.data) + row.at(gw) : nullptr;
-  auto upstream = [&](int64_t c) { return grad_result ? to_float(load(grad_result + c * gr.c)) : 0.f; };
-  auto arriving = [&](int64_t c, float up) {
-    return (grad_result ? up * to_float(load(image + c * t.panel.c)) : 0.f) +
+  auto grad_output = [&](int64_t c) { return grad_result ? to_float(load(grad_result + c * gr.c)) : 0.f; };
+  auto arriving = [&](int64_t c, float grad) {
+    return (grad_result ? grad * to_float(load(image + c * t.panel.c)) : 0.f) +
            (grad_weights ? to_float(load(grad_weights + c * gw.c)) : 0.f);
   };
   float mean = 0;
   for (int64_t c = row.lane; c < D; c += 32)
-    mean += weight(load(scores + c) + load(shift + c)) * arriving(c, upstream(c));
+    mean += weight(load(scores + c) + load(shift + c)) * arriving(c, grad_output(c));
   mean = over_lanes(mean, 32, Sum());
   for (int64_t c = row.lane; c < D; c += 32) {
     const float w = weight(load(scores + c) + load(shift + c));
-    const float up = upstream(c);
+    const float grad = grad_output(c);
     // A weight of 1 is the only one: its score has no gradient, and rounding must not leave one.
-    store(scores + c, w == 1 ? 0.f : w * (arriving(c, up) - mean));
+    store(scores + c, w == 1 ? 0.f : w * (arriving(c, grad) - mean));
     if (t.direct)
-      store(t.direct + row.r * D + c, w * up);
+      store(t.direct + row.r * D + c, w * grad);
   }
 }
 

@@ -1,9 +1,9 @@
 // Gated cross-attention in CUDA C++. Must move: queries, keys, values and gate once, the result once, 8 bytes a query
 // for its softmax; no N x T matrix (but grad_bias, which is one). Queries, gate and result are. Keys and values are
-// read by every block, of 64 queries or, where they stay in shared memory, of up to 512: from L2. Backward reads
-// upstream gradient, gate and what was attended for the rows' deltas, then all inputs and that gradient again: once
-// where the text has up to 64 tokens and both channels fit a class, else once for the image's gradients and once for
-// each 64 tokens. docs/generated/gpu.md has what is counted.
+// read by every block, of 64 queries or, where they stay in shared memory, of up to 512: from L2. Backward reads the
+// gradient of the output, gate and what was attended for the rows' deltas, then all inputs and that gradient again:
+// once where the text has up to 64 tokens and both channels fit a class, else once for the image's gradients and once
+// for each 64 tokens. docs/generated/gpu.md has what is counted.
 //
 // Kernels, for T in f32, bf16, f16 and the class C in 64, 128, and, of 16-bit types, 256:
 //   gated_cross_attention_forward_C_T(AttendTask)           block 128, dynamic shared memory AttendLayout.total
@@ -67,7 +67,7 @@ AttendTask task_of(const GatedCrossAttention& a) {
   t.count = a.B * a.H;
   t.heads = a.H;
   t.rows = a.N;
-  t.streamed = a.T;
+  t.columns = a.T;
   t.d = a.d;
   t.dv = a.dv;
   t.scale = a.scale;
@@ -77,7 +77,7 @@ AttendTask task_of(const GatedCrossAttention& a) {
   t.gate = a.gate;
   t.result = a.result;
   t.attended = a.attended;
-  t.stream_mask = a.tokens;
+  t.column_mask = a.tokens;
   t.pairs = a.pairs;
   t.bias = a.bias;
   t.softmax = static_cast<float*>(a.softmax);
@@ -91,7 +91,7 @@ BackwardTask image_task(const GatedCrossAttentionBackward& g) {
   t.count = a.B * a.H;
   t.heads = a.H;
   t.rows = a.N;
-  t.streamed = a.T;
+  t.columns = a.T;
   t.d = a.d;
   t.dv = a.dv;
   t.scale = a.scale;
@@ -102,12 +102,12 @@ BackwardTask image_task(const GatedCrossAttentionBackward& g) {
   t.gate = a.gate;
   t.value = a.value;
   t.softmax = static_cast<const float*>(a.softmax);
-  t.stream_mask = a.tokens;
+  t.column_mask = a.tokens;
   t.pairs = a.pairs;
   t.bias = a.bias;
   t.grad_bias = static_cast<float*>(g.grad_bias);
   t.grad_bias_row = a.T;
-  t.grad_bias_stream = 1;
+  t.grad_bias_column = 1;
   t.grad_query = g.grad_query;
   return t;
 }
@@ -119,17 +119,17 @@ BackwardTask text_task(const GatedCrossAttentionBackward& g) {
   t.count = a.B * a.H;
   t.heads = a.H;
   t.rows = a.T;
-  t.streamed = a.N;
+  t.columns = a.N;
   t.d = a.d;
   t.dv = a.dv;
   t.scale = a.scale;
   t.drop = 1;
   t.query = a.key;
   t.key = a.query;
-  t.stream_grad = g.grad_result;
-  t.stream_gate = a.gate;
+  t.column_grad = g.grad_result;
+  t.column_gate = a.gate;
   t.row_value = a.value;
-  t.stream_softmax = static_cast<const float*>(a.softmax);
+  t.column_softmax = static_cast<const float*>(a.softmax);
   t.row_mask = a.tokens;
   t.pairs = {a.pairs.data, a.pairs.b, a.pairs.h, a.pairs.t, a.pairs.n},
   t.bias = {a.bias.data, a.bias.b, a.bias.h, a.bias.t, a.bias.n};
@@ -159,7 +159,7 @@ struct Backwards {
     delta.softmax = static_cast<const float*>(a.softmax);
     delta.delta = memory;
     floats = a.B * a.H * a.N;
-    image.delta = text.stream_delta = memory;
+    image.delta = text.column_delta = memory;
     const bool of_image = g.grad_query.data || g.grad_bias;
     const bool of_text = g.grad_key.data || g.grad_value.data;
     if (of_text || of_image) {
@@ -168,7 +168,7 @@ struct Backwards {
         text.grad_key = g.grad_query;
         text.grad_bias = image.grad_bias;
         text.grad_bias_row = 1;
-        text.grad_bias_stream = a.T;
+        text.grad_bias_column = a.T;
       } else {
         if (of_text)
           text_plan = backward_plan<false, true>(text, a.dtype, device, false), fits = text_plan.index >= 0;

@@ -37,8 +37,8 @@ template <class T>
 inline void store(T* to, T value) {
   emulator::counted_store(to, value);
 }
-inline void copy_async(void* shared, const void* global, bool keep) {
-  emulator::copy_async(shared, global, 16, keep);
+inline void copy_async(void* shared, const void* global, bool valid) {
+  emulator::copy_async(shared, global, 16, valid);
 }
 inline void copy_commit() {
   emulator::copy_commit();
@@ -67,9 +67,9 @@ inline void load_matrices(uint32_t (&to)[4], const void* row, const char* file =
   emulator::load_matrices(to, row, Transposed, file, line);
 }
 template <class T>
-inline void multiply_tiles(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                           const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-  emulator::multiply_tiles<T>(sum, a, b0, b1, file, line);
+inline void mma_tile(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                     const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  emulator::mma_tile<T>(sum, a, b0, b1, file, line);
 }
 inline int opaque(int x) {
   return x;
@@ -122,10 +122,10 @@ MMK_DEVICE void store(T* to, T value) {
     *to = value;
 }
 
-// 16 bytes from global to shared memory, both aligned to 16; zeros where not kept (then nothing is read).
-MMK_DEVICE void copy_async(void* shared, const void* global, bool keep) {
+// 16 bytes from global to shared memory, both aligned to 16; zeros where not valid (then nothing is read).
+MMK_DEVICE void copy_async(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(keep ? 16 : 0)
+               "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
 MMK_DEVICE void copy_commit() {
@@ -205,7 +205,7 @@ MMK_DEVICE void load_matrices(uint32_t (&to)[4], const void* row) {
 
 // sum += a b, of 16 x 16 and 16 x 8 elements of type T, spread over a warp as mma.sync.m16n8k16 has it.
 template <class T>
-MMK_DEVICE void multiply_tiles(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+MMK_DEVICE void mma_tile(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (std::is_same_v<T, bf16>)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
         "%2, %3};"

@@ -26,7 +26,7 @@ MMK_DEVICE int64_t end_of(const SampledRows& s, int64_t b) {
 MMK_DEVICE int64_t row_at(const SampledRows& s, const SampleRows& t, int64_t row) {
   return s.offsets ? row * t.n : row / s.N * t.b + row % s.N * t.n;
 }
-MMK_DEVICE bool keeps(const SampledRows& s, const Mask& mask, int64_t row) {
+MMK_DEVICE bool row_valid(const SampledRows& s, const Mask& mask, int64_t row) {
   return !mask.data || load(mask.data + (s.offsets ? row * mask.x : row / s.N * mask.b + row % s.N * mask.x));
 }
 

@@ -17,11 +17,11 @@ MMK_DEVICE void gather(const GatherTask& t) {
   if (r >= t.panel.rows)
     return;
   const Place at(t.panel, t.N, r);
-  const bool keep = !t.mask.data || load(t.mask.data + at.sample * t.mask.b + at.position * t.mask.x);
+  const bool valid = !t.mask.data || load(t.mask.data + at.sample * t.mask.b + at.position * t.mask.x);
   const T* from = static_cast<const T*>(t.image.data) + at.sample * t.image.b + at.position * t.image.n;
   T* to = static_cast<T*>(t.to) + r * t.D;
   for (int64_t c = threadIdx.x % 32; c < t.D; c += 32)
-    store(to + c, keep ? load(from + c * t.image.c) : from_float<T>(0.f));
+    store(to + c, valid ? load(from + c * t.image.c) : from_float<T>(0.f));
 }
 
 struct ColumnsTask {

@@ -62,7 +62,7 @@ struct Task {
   Features grad_image;        // 47 data null: not wanted
   Vectors grad_text;          // 52 data null: not wanted
   float* stats;               // 55 [slots, H, 2]: maximum and sum of exponentials; backward: mean of dw and sum of w
-  float* kept;                // 56 [slots, head groups]: positions that take part
+  float* valid_counts;        // 56 [slots, head groups]: positions that take part
   float* sums;                // 57 forward, pool: [slots, D]; backward: u and v, [slots, 2, D]
   int64_t local;              // 58 1: while a chunk lasts, its sums are in shared memory
   int64_t cluster;            // 59 blocks of a cluster: the chunks of a sample, each of one tile; 1: no clusters
@@ -71,7 +71,7 @@ static_assert(sizeof(Task) == 60 * 8, "every field has 8 bytes");
 
 // Where things lie in shared memory, in bytes. `pitch`: elements from a tile's outer index to the next.
 struct Layout {
-  int64_t pitch, x, y, v, u, p, q, sums, stats, scratch, keep, total;
+  int64_t pitch, x, y, v, u, p, q, sums, stats, scratch, valid, total;
 
   MMK_HOST_DEVICE Layout(const Task& t, int64_t element, bool backward) {
     const int64_t pack = 16 / element;
@@ -88,8 +88,8 @@ struct Layout {
     const int64_t both = backward && t.cluster == 1 ? 2 : 1;
     stats = sums + (t.local ? round_up(both * t.heads * (t.D / t.H) * 4, 16) : 0);  // float [4, heads]
     scratch = stats + round_up(4 * t.heads * 4, 16);                                // float [512]
-    keep = scratch + 512 * 4;                                                       // bytes [tile]
-    total = keep + round_up(tile, 16);
+    valid = scratch + 512 * 4;                                                      // bytes [tile]
+    total = valid + round_up(tile, 16);
   }
 };
 
@@ -107,7 +107,7 @@ struct Block {
   int pitch, tile;  // the tile's pitch; floats from a head to the next in p and q
   T *x, *y;
   float *v, *u, *p, *q, *sums, *stats, *scratch;
-  uint8_t* keep;
+  uint8_t* valid;
 
   // The second launch goes backwards: what the first has read last is still in L2.
   MMK_DEVICE Block(const Task& t, unsigned char* shared, bool backward, bool second) : t(t) {
@@ -152,7 +152,7 @@ struct Block {
     sums = reinterpret_cast<float*>(shared + at.sums);
     stats = reinterpret_cast<float*>(shared + at.stats);
     scratch = reinterpret_cast<float*>(shared + at.scratch);
-    keep = shared + at.keep;
+    valid = shared + at.valid;
   }
 
   MMK_DEVICE int64_t offset(int64_t b) const { return most<int64_t>(least(load(t.offsets + b), t.X), 0); }
@@ -161,7 +161,9 @@ struct Block {
   MMK_DEVICE bool resident() const { return count <= t.tile && channels <= t.slab; }
   MMK_DEVICE int64_t slot_of(int64_t chunk) const { return slot - k + chunk; }
   MMK_DEVICE float* stats_of(int64_t chunk, int h) const { return t.stats + 2 * (slot_of(chunk) * t.H + head + h); }
-  MMK_DEVICE float* kept_of(int64_t chunk) const { return t.kept + slot_of(chunk) * gridDim.y + blockIdx.y; }
+  MMK_DEVICE float* valid_count_of(int64_t chunk) const {
+    return t.valid_counts + slot_of(chunk) * gridDim.y + blockIdx.y;
+  }
   // Where weights and whatever is like them have head h's first position.
   MMK_DEVICE int64_t weights_at(int h) const {
     return t.offsets ? (head + h) * t.X + first : (sample * t.H + head + h) * (t.Y * t.X);
@@ -179,14 +181,14 @@ struct Block {
 
   // Reads which of the positions n0.. take part; how many do.
   MMK_DEVICE int load_mask(int64_t n0, int positions) const {
-    int kept = 0;
+    int valid_count = 0;
     for (int i = threadIdx.x; i < round_up(positions, blockDim.x); i += blockDim.x) {
-      bool take = i < positions && (!t.mask.data || load(t.mask.data + position(t.mask, n0 + i)));
+      bool takes_part = i < positions && (!t.mask.data || load(t.mask.data + position(t.mask, n0 + i)));
       if (i < positions)
-        keep[i] = take;
-      kept += __syncthreads_count(take);
+        valid[i] = takes_part;
+      valid_count += __syncthreads_count(takes_part);
     }
-    return kept;
+    return valid_count;
   }
 
   MMK_DEVICE bool wide(const Features& f, const T* from) const {
@@ -209,14 +211,14 @@ struct Block {
         bool all = true;
         bool any = false;
         for (int e = 0; e < V; ++e)
-          all = all && keep[j + e], any = any || keep[j + e];
+          all = all && valid[j + e], any = any || valid[j + e];
         if (all || !any)
           copy_async(into, pointer(f, n0 + j, c0 + o), any);
         else
           for (int e = 0; e < V; ++e)
-            into[e] = keep[j + e] ? load(pointer(f, n0 + j + e, c0 + o)) : from_float<T>(0);
+            into[e] = valid[j + e] ? load(pointer(f, n0 + j + e, c0 + o)) : from_float<T>(0);
       } else {
-        copy_async(into, pointer(f, n0 + o, c0 + j), keep[o]);
+        copy_async(into, pointer(f, n0 + o, c0 + j), valid[o]);
       }
     }
     for (int i = threadIdx.x; i < outer * rest; i += blockDim.x) {
@@ -224,7 +226,7 @@ struct Block {
       const int j = packs * V + i - o * rest;
       const int n = planes ? j : o;
       const int c = planes ? o : j;
-      to[o * pitch + j] = keep[n] ? load(pointer(f, n0 + n, c0 + c)) : from_float<T>(0);
+      to[o * pitch + j] = valid[n] ? load(pointer(f, n0 + n, c0 + c)) : from_float<T>(0);
     }
     copy_commit();
   }
@@ -248,7 +250,7 @@ struct Block {
     const int some = (c0 + count - 1) / width - first_head + 1;
     auto put = [&](int h, int n, float sum) { to[h * tile + n] = h * width >= c0 ? sum : to[h * tile + n] + sum; };
     if (planes) {
-      auto part = [&](int item, int s, int splits) {
+      auto partial = [&](int item, int s, int splits) {
         const int h = first_head + item / positions;
         const int n = item % positions;
         const int stop = head_end(h, c0, count);
@@ -257,11 +259,11 @@ struct Block {
           sum += to_float(x[c * pitch + n]) * (Shared ? vector[c] : to_float(y[c * pitch + n]));
         return sum;
       };
-      across(positions * some, scratch, part,
+      across(positions * some, scratch, partial,
              [&](int item, float sum) { put(first_head + item / positions, item % positions, sum); });
     } else {
       const bool packs = width % V == 0;
-      auto part = [&](int item, int lane, int lanes) {
+      auto partial = [&](int item, int lane, int lanes) {
         const int n = item / some;
         const int h = first_head + item - n * some;
         const int start = head_begin(h, c0);
@@ -270,7 +272,7 @@ struct Block {
         return Shared ? dot(row, vector + start, size, lane, lanes, packs)
                       : dot(row, y + n * pitch + start, size, lane, lanes, packs);
       };
-      along(positions * some, packs ? least(width, count) / V : least(width, count), part,
+      along(positions * some, packs ? least(width, count) / V : least(width, count), partial,
             [&](int item, float sum) { put(first_head + item % some, item / some, sum); });
     }
   }
@@ -360,8 +362,8 @@ struct Block {
   }
 
   // The channels of which this block merges the chunks' sums, body(item, c) each: a share of the block's.
-  template <class Part, class Store>
-  MMK_DEVICE void merge_sums(Part part, Store store) const {
+  template <class Partial, class Store>
+  MMK_DEVICE void merge_sums(Partial partial, Store store) const {
     const int share = int(most<int64_t>(round_up(ceil_div(channels, chunks), 32), 32));
     const int64_t from = k * share;
     if (from >= channels)
@@ -375,7 +377,7 @@ struct Block {
           const int h = c / width;
           float sum = 0;
           for (int64_t j = s; j < chunks; j += splits)
-            sum += part(j, c, h);
+            sum += partial(j, c, h);
           return sum;
         },
         [&](int item, float sum) { store(c0 + item, (c0 + item) / width, sum); });
@@ -398,8 +400,8 @@ MMK_DEVICE float score_scale(const Task& t) {
 
 // The weights' factor. Scores that are all -Inf though positions take part: NaN, as softmax has it. Nothing takes part:
 // 0.
-MMK_DEVICE float share(const Task& t, float total, float kept) {
-  return total != 0 ? (t.rescale ? kept : 1.f) / total : kept != 0 ? NAN : 0.f;
+MMK_DEVICE float share(const Task& t, float total, float valid_count) {
+  return total != 0 ? (t.rescale ? valid_count : 1.f) / total : valid_count != 0 ? NAN : 0.f;
 }
 
 // ---- forward
@@ -419,7 +421,7 @@ MMK_DEVICE void forward_finish(const Task& t, const Block<T>& b, const float* ma
       float* shared = b.p + h * b.tile + n;
       float* global = t.weights + b.weights_at(h) + n0 + n;
       float w = 0;
-      if (b.keep[n])
+      if (b.valid[n])
         w = (resident ? *shared : exponential(load(global) - base(maximum[h]))) * factor[h];
       *shared = w;
       store(global, w);
@@ -443,7 +445,7 @@ MMK_DEVICE void forward_finish(const Task& t, const Block<T>& b, const float* ma
 // heads] in stats.
 template <class T>
 MMK_DEVICE void softmax_tile(const Task& t, const Block<T>& b, const Teams& teams, int64_t n0, int positions,
-                             bool keep_scores) {
+                             bool save_scores) {
   float* maximum = b.stats;
   float* total = maximum + t.heads;
   float* factor = total + t.heads;
@@ -455,7 +457,7 @@ MMK_DEVICE void softmax_tile(const Task& t, const Block<T>& b, const Teams& team
     const float old = size && teams.thread == 0 ? maximum[h] : -INFINITY;
     float m = old;
     for (int n = teams.thread; n < size; n += teams.threads)
-      if (b.keep[n]) {
+      if (b.valid[n]) {
         if (scale != 1)
           p[n] *= scale;
         m = fmaxf(m, p[n]);
@@ -463,9 +465,9 @@ MMK_DEVICE void softmax_tile(const Task& t, const Block<T>& b, const Teams& team
     m = teams.over(m, b.scratch, Max());
     float l = 0;
     for (int n = teams.thread; n < size; n += teams.threads) {
-      if (keep_scores && b.keep[n])
+      if (save_scores && b.valid[n])
         store(t.weights + b.weights_at(h) + n0 + n, p[n]);
-      p[n] = b.keep[n] ? exponential(p[n] - base(m)) : 0.f;
+      p[n] = b.valid[n] ? exponential(p[n] - base(m)) : 0.f;
       l += p[n];
     }
     l = teams.over(l, b.scratch, Sum());
@@ -488,14 +490,14 @@ MMK_DEVICE void forward_first(const Task& t, unsigned char* shared) {
   const bool alone = b.chunks == 1;
   const bool resident = alone && b.resident();
   const Teams teams(b.heads);
-  float kept = 0;
+  float valid_count = 0;
   for (int h = threadIdx.x; h < b.heads; h += blockDim.x)
     maximum[h] = -INFINITY, total[h] = 0;
 
   for (int64_t n0 = b.begin; n0 < b.end; n0 += t.tile) {
     const int positions = int(least(t.tile, b.end - n0));
     __syncthreads();  // the last tile's readers are done
-    kept += b.load_mask(n0, positions);
+    valid_count += b.load_mask(n0, positions);
     b.slabs([&](int c0, int count) {
       if (c0)
         __syncthreads();
@@ -523,7 +525,7 @@ MMK_DEVICE void forward_first(const Task& t, unsigned char* shared) {
                        if (n0 != b.begin)
                          sum += b.sum(1, 0, c) * factor[h];
                        if (last && alone)
-                         store(b.pointer(t.pooled, c), from_float<T>(sum * share(t, total[h], kept)));
+                         store(b.pointer(t.pooled, c), from_float<T>(sum * share(t, total[h], valid_count)));
                        else
                          b.set_sum(1, 0, c, sum, last);
                      });
@@ -537,14 +539,14 @@ MMK_DEVICE void forward_first(const Task& t, unsigned char* shared) {
       store(stats, maximum[h]), store(stats + 1, total[h]);
     }
     if (threadIdx.x == 0)
-      store(b.kept_of(b.k), kept);
+      store(b.valid_count_of(b.k), valid_count);
     return;
   }
   if (t.pool && b.count == 0)
     for (int c = threadIdx.x; c < b.channels; c += blockDim.x)
       store(b.pointer(t.pooled, c), from_float<T>(0));
   for (int h = threadIdx.x; h < b.heads; h += blockDim.x)
-    factor[h] = share(t, total[h], kept);
+    factor[h] = share(t, total[h], valid_count);
   forward_finish(t, b, maximum, factor, resident);
 }
 
@@ -556,7 +558,7 @@ MMK_DEVICE void merge_softmax(const Task& t, const Block<T>& b, Of of, Store sto
   for (int h = threadIdx.x / 32; h < b.heads; h += blockDim.x / 32) {
     float m = -INFINITY;
     float total = 0;
-    float kept = 0;
+    float valid_count = 0;
     for (int64_t k = lane; k < b.chunks; k += 32)
       if (of(k, h, 1) != 0)
         m = fmaxf(m, of(k, h, 0));
@@ -565,12 +567,12 @@ MMK_DEVICE void merge_softmax(const Task& t, const Block<T>& b, Of of, Store sto
       const float l = of(k, h, 1);
       if (l != 0)
         total += l * exponential(of(k, h, 0) - m);
-      kept += of(k, h, 2);
+      valid_count += of(k, h, 2);
     }
     total = over_lanes(total, 32, Sum());
-    kept = over_lanes(kept, 32, Sum());
+    valid_count = over_lanes(valid_count, 32, Sum());
     if (lane == 0)
-      store(h, m, share(t, total, kept));
+      store(h, m, share(t, total, valid_count));
   }
 }
 
@@ -582,7 +584,7 @@ MMK_DEVICE void forward_second(const Task& t, unsigned char* shared) {
   float* maximum = b.stats;
   float* factor = maximum + 2 * t.heads;
   merge_softmax(
-      t, b, [&](int64_t k, int h, int i) { return load(i == 2 ? b.kept_of(k) : b.stats_of(k, h) + i); },
+      t, b, [&](int64_t k, int h, int i) { return load(i == 2 ? b.valid_count_of(k) : b.stats_of(k, h) + i); },
       [&](int h, float m, float f) { maximum[h] = m, factor[h] = f; });
   __syncthreads();
   if (t.pool)
@@ -600,12 +602,12 @@ template <class T>
 MMK_DEVICE void forward_cluster(const Task& t, unsigned char* shared) {
   const Block<T> b(t, shared, false, false);
   float* maximum = b.stats;
-  float* kept = maximum + 2 * t.heads;
-  float* factor = kept + t.heads;
+  float* counts = maximum + 2 * t.heads;
+  float* factor = counts + t.heads;
   const int positions = int(most<int64_t>(b.end - b.begin, 0));  // the last blocks may have none, but peers read them
   for (int h = threadIdx.x; h < b.heads; h += blockDim.x)
     maximum[h] = -INFINITY, maximum[t.heads + h] = 0;
-  const float taken = b.load_mask(b.begin, positions);
+  const float valid_count = b.load_mask(b.begin, positions);
   b.stage(t.image, b.x, b.begin, positions, 0, b.channels);
   b.stage(t.text, b.v, 0, b.channels, text_scale(t));
   b.arrive();
@@ -614,7 +616,7 @@ MMK_DEVICE void forward_cluster(const Task& t, unsigned char* shared) {
   softmax_tile(t, b, Teams(b.heads), b.begin, positions, false);
   __syncthreads();  // its factors aren't needed: their place is the peers'
   for (int h = threadIdx.x; h < b.heads; h += blockDim.x)
-    kept[h] = taken;
+    counts[h] = valid_count;
 
   cluster_sync();
   merge_softmax(
@@ -655,8 +657,8 @@ MMK_DEVICE void backward_finish(const Task& t, const Block<T>& b, const float* m
         *q *= float(t.scale);
       } else {
         const int64_t at = b.weights_at(h) + n0 + n;
-        *p = b.keep[n] ? load(t.weights + at) : 0.f;
-        *q = b.keep[n] ? float(t.scale) * *p * (load(t.grad_scores + at) - mean[h]) : 0.f;
+        *p = b.valid[n] ? load(t.weights + at) : 0.f;
+        *q = b.valid[n] ? float(t.scale) * *p * (load(t.grad_scores + at) - mean[h]) : 0.f;
       }
     }
     b.slabs([&](int c0, int count) {
@@ -672,7 +674,7 @@ MMK_DEVICE void backward_finish(const Task& t, const Block<T>& b, const float* m
       b.arrive();
       b.write(t.grad_image, features ? b.y : nullptr, n0, positions, c0, count, [&](float g, int n, int c, int h) {
         const int at = h * b.tile + n;
-        return b.keep[n] ? b.p[at] * (pooled ? b.u[c] : g) + b.q[at] * b.v[c] : 0.f;
+        return b.valid[n] ? b.p[at] * (pooled ? b.u[c] : g) + b.q[at] * b.v[c] : 0.f;
       });
     });
   }
@@ -682,7 +684,7 @@ MMK_DEVICE void backward_finish(const Task& t, const Block<T>& b, const float* m
 // stats.
 template <class T>
 MMK_DEVICE void mean_tile(const Task& t, const Block<T>& b, const Teams& teams, int64_t n0, int positions,
-                          bool keep_scores) {
+                          bool save_scores) {
   float* mean = b.stats;
   float* mass = mean + t.heads;
   float* shift = mass + t.heads;
@@ -697,12 +699,12 @@ MMK_DEVICE void mean_tile(const Task& t, const Block<T>& b, const Teams& teams, 
       const int64_t at = b.weights_at(h) + n0 + n;
       float w = 0;
       float dw = 0;
-      if (b.keep[n]) {
+      if (b.valid[n]) {
         w = load(t.weights + at);
         dw = t.grad_result.data || t.grad_pooled.data ? q[n] : 0.f;
         if (t.grad_weights)
           dw += load(t.grad_weights + at);
-        if (keep_scores)
+        if (save_scores)
           store(t.grad_scores + at, dw);
         sum += w * dw;
         weight += w;
@@ -729,7 +731,7 @@ MMK_DEVICE void center(const Block<T>& b, const float* mean, int positions) {
     const int h = i / positions;
     const int n = i - h * positions;
     const int at = h * b.tile + n;
-    b.q[at] = b.keep[n] ? b.p[at] * (b.q[at] - mean[h]) : 0.f;
+    b.q[at] = b.valid[n] ? b.p[at] * (b.q[at] - mean[h]) : 0.f;
   }
 }
 
@@ -919,9 +921,6 @@ namespace {
 int64_t element_size(Dtype dtype) {
   return dtype == Dtype::float32 ? 4 : 2;
 }
-int64_t up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 Task task_of(const SpatialAttention& a) {
   Task t = {};
@@ -962,7 +961,7 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
   t.heads = t.H < 64 ? t.H : 64;
   t.local = 0;
   t.cluster = 1;
-  const int64_t groups = up(t.H, t.heads);
+  const int64_t groups = ceil_div(t.H, t.heads);
   const int64_t channels = t.heads * (t.D / t.H);
   const int64_t samples = t.B * groups > 0 ? t.B * groups : 1;
   auto fits = [&](int64_t tile, int64_t slab, int64_t bytes) {
@@ -973,8 +972,8 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
 
   // A whole sample where that fits; bags may be twice as large as they are on average.
   int64_t whole = positions;
-  if (t.offsets && t.B > 1 && 2 * up(positions, t.B) < positions)
-    whole = 2 * up(positions, t.B);
+  if (t.offsets && t.B > 1 && 2 * ceil_div(positions, t.B) < positions)
+    whole = 2 * ceil_div(positions, t.B);
   if (!fits(whole > 0 ? whole : 1, channels, device.shared)) {
     // Else in the blocks of a cluster, two on a processor rather than one: one loads while the other waits. At least
     // half of the processors must have work: a cluster's few can't draw what the memory gives, and a sample that is
@@ -982,10 +981,10 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
     t.local = t.pool || backward;
     for (int64_t bytes : {device.shared / 2 - 1024, device.shared}) {
       for (t.cluster = 2; !t.offsets && t.cluster <= device.cluster; t.cluster *= 2) {
-        const int64_t part = up(up(positions, t.cluster), t.planes ? 8 : 1) * (t.planes ? 8 : 1);
-        if (2 * samples * t.cluster < device.processors || !fits(part, channels, bytes))
+        const int64_t share = round_up(ceil_div(positions, t.cluster), t.planes ? 8 : 1);
+        if (2 * samples * t.cluster < device.processors || !fits(share, channels, bytes))
           continue;
-        t.chunk = part;
+        t.chunk = share;
         t.chunks = t.cluster;
         t.slots = t.B * t.cluster;
         return;
@@ -1003,7 +1002,7 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
     if (fits(fewest, channels, bytes)) {
       // the largest tile that fits is in low..high - 1
       int64_t low = fewest / step;
-      int64_t high = up(whole, step) + 1;
+      int64_t high = ceil_div(whole, step) + 1;
       while (high - low > 1) {
         const int64_t middle = (low + high) / 2;
         (fits(middle * step, channels, bytes) ? low : high) = middle;
@@ -1012,7 +1011,7 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
     } else {
       // as many channels, in eights
       int64_t low = 1;
-      int64_t high = up(channels, 8);
+      int64_t high = ceil_div(channels, 8);
       while (high - low > 1) {
         const int64_t middle = (low + high) / 2;
         (fits(fewest, middle * 8, bytes) ? low : high) = middle;
@@ -1025,24 +1024,24 @@ void plan(Task& t, const Device& device, int64_t element, bool backward) {
 
   // A sample is split where there are too few for two blocks a processor, then for four; not so far that the chunks'
   // sums, 4 or 8 bytes a channel, were much beside their features.
-  const int64_t tiles = up(positions > 0 ? positions : 1, t.tile);
+  const int64_t tiles = ceil_div(positions > 0 ? positions : 1, t.tile);
   const int64_t blocks = 4 * device.processors;
-  const int64_t fewest = t.pool || backward ? up(16, t.tile) : 1;
+  const int64_t fewest = t.pool || backward ? ceil_div(16, t.tile) : 1;
   int64_t each;  // tiles of a chunk
   if (t.offsets) {
-    each = up(tiles * groups, blocks);
+    each = ceil_div(tiles * groups, blocks);
   } else {
-    const int64_t wanted = 2 * samples >= blocks ? 1 : up(blocks, samples);
-    each = up(tiles, wanted < tiles ? wanted : tiles);
+    const int64_t wanted = 2 * samples >= blocks ? 1 : ceil_div(blocks, samples);
+    each = ceil_div(tiles, wanted < tiles ? wanted : tiles);
   }
   if (each < fewest)
     each = fewest < tiles ? fewest : tiles;
   t.chunk = t.tile * each;
-  t.chunks = t.offsets ? 0 : up(tiles, each);
+  t.chunks = t.offsets ? 0 : ceil_div(tiles, each);
   t.slots = t.offsets ? positions / t.chunk + t.B : t.B * t.chunks;
 }
 
-// Scratch: stats, kept, sums; none where a block or a cluster does it all.
+// Scratch: stats, valid_counts, sums; none where a block or a cluster does it all.
 int64_t scratch(Task& t, bool backward, float* memory) {
   if (t.cluster > 1)
     return 0;
@@ -1056,7 +1055,7 @@ int64_t scratch(Task& t, bool backward, float* memory) {
     return taken;
   };
   if (!once)
-    t.stats = take(2 * t.slots * t.H), t.kept = take(t.slots * up(t.H, t.heads));
+    t.stats = take(2 * t.slots * t.H), t.valid_counts = take(t.slots * ceil_div(t.H, t.heads));
   if (sums && !resident && !(once && t.local))
     t.sums = take((backward ? 2 : 1) * t.slots * t.D);
   return used;
@@ -1074,7 +1073,7 @@ const char* run(const Task& t, Dtype dtype, bool backward, const Device& device,
   if (dtype == Dtype::float64)
     return "the CUDA kernels have no float64";
   const int64_t shared = Layout(t, element_size(dtype), backward).total;
-  const int64_t groups = up(t.H, t.heads);
+  const int64_t groups = ceil_div(t.H, t.heads);
   if (const char* error = beyond("bytes of shared memory for a block", shared, device.shared))
     return error;
   const int threads = 2 * shared > device.shared ? 512 : 256;  // where a processor has room for one block, a larger one

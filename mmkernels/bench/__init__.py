@@ -16,7 +16,7 @@ def run(operations=None, *, quick=False, threads=None, device=None, progress=Non
     """Times every operation and returns ``{"environment": ..., "operations": {name: {"rows": ..., "figures": ...}}}``.
 
     Args:
-        operations: names; default: all that have a benchmark.
+        operations: names; default: all.
         quick: few shapes and rounds; its figures are only hints.
         threads: CPU threads to use; default: torch's setting.
         device: ``"cpu"`` or ``"cuda"``; default: the GPU if there is one.
@@ -54,7 +54,7 @@ def _run(operations, device, quick, progress):
     found = {}
     for operation, plan in plans.items():
         module = benchmark_of(operation)
-        options = contests.QUICK if quick else {"rounds": 12, "budget": module.BUDGET}
+        options = contests.FEW_ROUNDS if quick else {"rounds": 12, "budget": module.BUDGET}
         rows = []
         for i, (shape, part) in enumerate(plan):
             progress(f"{operation} {contests.shape_name(shape)}: {part.kind}", done, total)

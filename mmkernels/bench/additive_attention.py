@@ -12,7 +12,7 @@ from .rows import least, most, values
 from .rows import small_calls as small_call_figures
 
 SHAPES = ((1, 10_000, 1024, 256), (1, 100_000, 1024, 256))  # B, N, D, A
-QUICK = ((1, 4000, 512, 128),)
+QUICK = ((1, 2000, 512, 128),)
 BUDGET = 14.0
 LARGE = 50_000  # from so many positions on, float64 takes minutes: gradients are checked at the other sizes
 OPERATION = "additive_attention"

@@ -9,7 +9,7 @@ from .rows import small_calls as small_call_figures
 
 # B, H, N, T, d (and dv), and how many tokens are real: Grounding DINO's fusion layer, GLIP's, a small one.
 SHAPES = ((1, 4, 17_821, 256, 256, 40), (1, 8, 13_294, 256, 256, 256), (8, 8, 1600, 32, 64, 20))
-QUICK = ((8, 8, 1600, 32, 64, 20),)
+QUICK = ((2, 8, 1600, 32, 64, 20),)
 BUDGET = 10.0
 OPERATION = "bidirectional_attention"
 WANTED = ("image_query", "text_key", "image_value", "text_value")

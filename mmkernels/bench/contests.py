@@ -11,7 +11,7 @@ from .. import functional, peers, tolerance
 from ..cases import Case
 from .timing import peak_memory, race
 
-QUICK = {"rounds": 5, "budget": 0.8}
+FEW_ROUNDS = {"rounds": 5, "budget": 0.8}
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ SHAPES = (
     (8, 8, 4096, 77, 40),
     (64, 1, 49, 16, 512),
 )
-QUICK = ((8, 12, 576, 77, 64),)
+QUICK = ((2, 12, 576, 77, 64),)
 BUDGET = 6.0
 LONG_TEXT = 77  # from so many tokens on, a share of torch.mm's rate is a target
 LONG_IMAGE = (1, 1, 100_000, 77, 64)

@@ -11,9 +11,10 @@ from .text import encode, train_tokenizer
 
 
 class Pairs(Dataset):
-    """Pictures, each with K texts: its names in every language, then as many names of other pictures.
+    """Pictures, each with K texts: its names in every language, then `negatives` times as many names of others.
 
-    A text is as often wrong as right, and so is a picture: neither alone tells anything about the label. That holds
+    Every text is so many times as often wrong as right, and so is a picture: neither alone tells anything about the
+    label. That holds
     exactly, because the wrong texts of a language are its right ones, shifted along Unicode's order: for one language
     by a short way (hard: neighbours look alike, share words, or are the same emoji in another skin tone), for the
     next by a long one (easy), in turn from draw to draw.
@@ -24,6 +25,7 @@ class Pairs(Dataset):
         tokenizer: from :func:`mmkernels.data.train_tokenizer`.
         mean, std: float ``[3]``, of the training images / 255.
         near: a hard negative comes from at most so far.
+        negatives: wrong texts for every right one.
         seed: with :meth:`redraw`'s number, decides which wrong texts are drawn.
 
     Item: ``(image float [3, Y, X], texts K str, label float [K], hard bool [K])``; ``hard`` marks the hard negatives.
@@ -46,7 +48,6 @@ class Pairs(Dataset):
         self.near = near
         self.seed = seed
         self.negatives = negatives
-        self.positive_weight = torch.tensor(float(negatives))
         self.redraw(0)
 
     def redraw(self, number):
@@ -108,7 +109,7 @@ def split(pictures, *, fraction=0.2, seed=0):
     return [p for p in pictures if not held_out[p.base]], [p for p in pictures if held_out[p.base]]
 
 
-def load(limit=None, *, seed=0, size=224, fraction=0.2, cache_dir=None, progress=True):
+def load(limit=None, *, seed=0, size=224, fraction=0.2, negatives=1, cache_dir=None, progress=True):
     """The task: pictures rendered (or read from the cache), split, with a tokenizer learnt from the training half.
 
     Args:
@@ -116,6 +117,7 @@ def load(limit=None, *, seed=0, size=224, fraction=0.2, cache_dir=None, progress
         seed: of the draw, the split and the negatives.
         size: height and width of the images.
         fraction: share of the pictures that is held out for validation.
+        negatives: wrong texts for every right one in training; in validation there is always one.
         cache_dir, progress: as in :func:`mmkernels.data.load_images`.
 
     Raises:
@@ -131,7 +133,7 @@ def load(limit=None, *, seed=0, size=224, fraction=0.2, cache_dir=None, progress
     images = load_images(training + validation, size=size, cache_dir=cache_dir, progress=progress)
     mean, std = _statistics(images[: len(training)])
     return Task(
-        Pairs(training, images[: len(training)], tokenizer, mean, std, seed=seed),
+        Pairs(training, images[: len(training)], tokenizer, mean, std, negatives=negatives, seed=seed),
         Pairs(validation, images[len(training) :], tokenizer, mean, std, seed=seed),
         tokenizer,
     )

@@ -1,4 +1,4 @@
-"""Bidirectional attention in Triton: two softmaxes of one score matrix; the kernels are in attention.py.
+"""Bidirectional attention in Triton: two softmaxes of one score matrix; the kernels are in heads_forward.py and heads_backward.py.
 
 Forward: positions attend to tokens, and tokens, in chunks of positions, to positions: where the text is longer than a
 tile, the sums of one side alone fill a program's registers. Backward: positions as rows, then tokens as rows; a tile's
@@ -10,8 +10,9 @@ import triton
 
 from ..ops.bidirectional_attention import OPERATION
 from ..ops.common import empty_heads, empty_softmax, softmax_shape
-from .attention import BACKWARD_BOTH, FORWARD, Heads, Side, head_rows, tokens
 from .common import define, on_device, require, tuned
+from .heads import BACKWARD_BOTH, FORWARD, Heads
+from .heads_tiles import Side, head_rows, tokens
 
 
 class Problem:

@@ -1,4 +1,4 @@
-"""Gated cross-attention in Triton: queries are the rows, tokens the columns; the kernels are in attention.py.
+"""Gated cross-attention in Triton: queries are the rows, tokens the columns; the kernels are in heads_forward.py and heads_backward.py.
 
 Forward: one pass; the gate is multiplied where the result still lies in registers. Backward: the gate's gradient and
 delta, then the queries' gradient (and the bias's) with tokens as columns, then keys' and values' with queries as
@@ -10,8 +10,9 @@ import triton
 
 from ..ops.common import empty_heads, empty_softmax, softmax_shape
 from ..ops.gated_cross_attention import OPERATION
-from .attention import BACKWARD, FORWARD, Heads, Side, head_rows, swapped, tokens
 from .common import define, on_device, require, tuned
+from .heads import BACKWARD, FORWARD, Heads
+from .heads_tiles import Side, head_rows, swapped, tokens
 
 
 class Problem:

@@ -144,7 +144,7 @@ float element(uint32_t pair, int which) {
 // mma.sync.m16n8k16: a lane holds rows g = lane / 4 and g + 8 of a and of the sum, columns 2 q, 2 q + 1 (q = lane % 4)
 // and, of a, those 8 further; of b column g, rows 2 q, 2 q + 1 and those 8 further.
 template <class T>
-void multiply_tiles(float* sum, const uint32_t* a, uint32_t b0, uint32_t b1, const char* file, int line) {
+void mma_tile(float* sum, const uint32_t* a, uint32_t b0, uint32_t b1, const char* file, int line) {
   const Fragments* all = exchange({{a[0], a[1], a[2], a[3]}, {b0, b1}}, "mma", file, line);
   const int g = lane() / 4;
   const int q = lane() % 4;

@@ -126,11 +126,11 @@ void multiply_once(Products t) {
   else
     load_matrices<true>(y, b + lane % 16 * pitch + lane / 16 * 8);
   if (t.bug == 17 && lane < 16)
-    multiply_tiles<f16>(sum, x, y[0], y[1]);
+    mma_tile<f16>(sum, x, y[0], y[1]);
   else
-    multiply_tiles<f16>(sum, x, y[0], y[1]);
+    mma_tile<f16>(sum, x, y[0], y[1]);
   load_matrices<true>(x, a + (lane % 8 + lane / 16 * 8) * pitch + lane / 8 % 2 * 8);
-  multiply_tiles<f16>(other, x, y[2], y[3]);
+  mma_tile<f16>(other, x, y[2], y[3]);
   for (int i = 0; i < 4; ++i) {
     const int at = (lane / 4 + i / 2 * 8) * 8 + 2 * (lane % 4) + i % 2;
     store(t.to + at, sum[i]), store(t.to + 128 + at, other[i]);

@@ -1,0 +1,68 @@
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from ..types import Activation, Combine, Device, Offsets
+
+__all__ = ["AdditiveAttention"]
+
+class AdditiveAttention(nn.Module):
+    image_dim: int
+    hidden_dim: int
+    query_dim: int | None
+    num_queries: int
+    activation: Activation
+    gated: bool
+    combine: Combine
+    backend: str | None
+    image_projection: nn.Module
+    query_projection: nn.Module | None
+    gate_projection: nn.Module | None
+    score_projection: nn.Module
+    def __init__(
+        self,
+        image_dim: int,
+        hidden_dim: int,
+        query_dim: int | None = None,
+        num_queries: int = 1,
+        activation: Activation = "tanh",
+        gated: bool = False,
+        *,
+        combine: Combine = "pool",
+        bias: bool = True,
+        backend: str | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+    @overload
+    def forward(
+        self,
+        image: Tensor,
+        query: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        offsets: Offsets | None = None,
+        need_weights: Literal[False] = False,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        image: Tensor,
+        query: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        offsets: Offsets | None = None,
+        need_weights: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self,
+        image: Tensor,
+        query: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        offsets: Offsets | None = None,
+        need_weights: bool,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
+    __call__ = forward

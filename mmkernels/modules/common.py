@@ -1,0 +1,70 @@
+"""What the modules share: checks of what projections give, whether a kernel may read their weights, heads."""
+
+import torch
+from torch import nn
+
+from .. import backends, checks
+from ..torch_private import FakeTensor, has_hooks
+
+
+def check_features(name, tensor, *shape):
+    checks.features(name, tensor)
+    checks.shape(name, tensor, *shape)
+
+
+def check_image(image, channels, offsets, layout="bnd"):
+    """All channels must be there: a rank's part of them would be taken for all heads."""
+    if layout == "bdhw":
+        check_features("image", image, ("B", None), ("D", channels), ("Y", None), ("X", None))
+    elif offsets is None:
+        check_features("image", image, ("B", None), ("N", None), ("D", channels))
+    else:
+        check_features("image", image, ("rows", None), ("D", channels))
+
+
+def check_channels(name, tensor, channels, why=""):
+    """A projection that is called may be anything; what it gives must not broadcast."""
+    if tensor.shape[-1] != channels:
+        raise ValueError(f"{name} must give {channels} channels{why and ' ' + why}, got {tensor.shape[-1]}")
+
+
+PLAIN_TENSORS = (nn.Parameter, torch.Tensor, FakeTensor)
+
+
+def may_be_read(operation, backend, **projections):
+    """Whether a kernel may read the projections' weights. If not they must be called, which a forced backend can't."""
+    for name, projection in projections.items():
+        if projection is None or _is_plain_linear(projection):
+            continue
+        if backend not in (None, "reference"):
+            raise backends.BackendError(
+                f"backend {backend!r} can't run {operation} where {name} isn't a plain nn.Linear without hooks "
+                f"(it is {type(projection).__name__}): "
+                "it has to be called, and plain PyTorch does the rest, with backend=None or 'reference'"
+            )
+        return False
+    return True
+
+
+def _is_plain_linear(module):
+    """Nothing but a weight and a bias: nobody notices whether it is called or its weight is read."""
+    return (
+        type(module) is nn.Linear
+        and "forward" not in module.__dict__
+        and type(module._parameters.get("weight")) in PLAIN_TENSORS
+        and "bias" in module._parameters
+        and (module._parameters["bias"] is None or type(module._parameters["bias"]) in PLAIN_TENSORS)
+        and not has_hooks(module)
+    )
+
+
+def split_heads(name, tensor, width):
+    """[B, N, H * width] -> a view [B, H, N, width]"""
+    if tensor.shape[-1] % width:
+        raise ValueError(f"{name} must give whole heads of {width} channels, got {tensor.shape[-1]}")
+    return tensor.unflatten(-1, (tensor.shape[-1] // width, width)).transpose(1, 2)
+
+
+def join_heads(tensor):
+    """[B, H, N, C] -> [B, N, H * C], a view of what the kernels give"""
+    return tensor.transpose(1, 2).flatten(2)

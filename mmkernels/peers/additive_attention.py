@@ -1,0 +1,67 @@
+import torch
+from torch.nn.functional import linear
+
+from ..reference.additive_attention import ACTIVATIONS
+from .common import masked_softmax
+
+__all__ = ["additive_attention"]
+
+
+def additive_attention(
+    image,
+    query,
+    w_image,
+    w_query,
+    v,
+    *,
+    bias=None,
+    w_gate=None,
+    bias_gate=None,
+    activation="tanh",
+    mask=None,
+    offsets=None,
+    combine="pool",
+    need_weights=False,
+):
+    """Linear layers, activation, softmax, weighted sum. Weights come in image's dtype."""
+    network = {
+        "v": v,
+        "w_image": w_image,
+        "w_gate": w_gate,
+        "bias_gate": bias_gate,
+        "activation": activation,
+        "combine": combine,
+    }
+    shift = bias if query is None else linear(query, w_query, bias)
+    if offsets is None:
+        result, weights = _additive(
+            image, None if shift is None else shift if shift.dim() == 1 else shift[:, None], mask, **network
+        )
+    else:  # bags: one after another, as most code does
+        bounds = offsets.tolist()
+        bags = [
+            _additive(
+                image[None, start:stop],
+                shift if shift is None or shift.dim() == 1 else shift[i : i + 1, None],
+                None if mask is None else mask[None, start:stop],
+                **network,
+            )
+            for i, (start, stop) in enumerate(zip(bounds, bounds[1:]))
+        ]
+        pool = combine == "pool"
+        result = (
+            torch.cat([r if pool else r[0] for r, _ in bags])
+            if bags
+            else image.new_zeros((0, len(v), image.shape[1]) if pool else image.shape)
+        )
+        weights = torch.cat([w[0] for _, w in bags], -1) if bags else image.new_zeros(len(v), 0)
+    return (result, weights) if need_weights else result
+
+
+def _additive(image, shift, mask, *, v, w_image, w_gate, bias_gate, activation, combine):
+    hidden = linear(image, w_image)
+    hidden = ACTIVATIONS[activation](hidden if shift is None else hidden + shift)
+    if w_gate is not None:
+        hidden = hidden * torch.sigmoid(linear(image, w_gate, bias_gate))
+    weights = masked_softmax(linear(hidden, v).mT, None if mask is None else mask[:, None])
+    return (weights @ image if combine == "pool" else weights.mT * image), weights
