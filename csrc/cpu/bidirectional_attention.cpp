@@ -239,7 +239,7 @@ struct Forward {
       const int64_t n = block_tokens(a.T, k);
       const int64_t part = in.taking_part(k);
       const int64_t t = k * token_block;
-      multiply<C, false>(count, n, a.d, q, step, {keys.data + t * a.d, 0}, scores.data, width, false);
+      gemm_tile<C, false>(count, n, a.d, q, step, {keys.data + t * a.d, 0}, scores.data, width, false);
       in.scale.apply(scores.data, count, width, padded<C>(n));
       if (part) {
         for (int64_t r = 0; r < count; ++r)
@@ -247,15 +247,15 @@ struct Forward {
         softmax_rows(weights.data, count, width, part, top.data, total.data, factor.data);
         if (k)
           scale_rows(sums.data, count, value_width, a.dv, factor.data);
-        multiply<C, false>(count, a.dv, part, weights.data, width, {values.data + t * value_width, 0}, sums.data,
-                           value_width, k != 0);
+        gemm_tile<C, false>(count, a.dv, part, weights.data, width, {values.data + t * value_width, 0}, sums.data,
+                            value_width, k != 0);
       }
       softmax_columns(
           scores.data, count, width, n, [&](int64_t r) { return in.keeps(first + r); }, of_text.top + t,
           of_text.total + t, column_factor.data);
       scale_rows(of_text.values + t * value_width, n, value_width, a.dv, column_factor.data);
-      multiply<C, true>(n, a.dv, count, scores.data, width, {image_values.data, value_width},
-                        of_text.values + t * value_width, value_width, true);
+      gemm_tile<C, true>(n, a.dv, count, scores.data, width, {image_values.data, value_width},
+                         of_text.values + t * value_width, value_width, true);
     }
     in.image_softmax.write(first, count, top.data, total.data);
     for (int64_t r = 0; r < count; ++r) {
@@ -372,35 +372,35 @@ struct Backward {
       const int64_t part = grad_image_out ? in.taking_part(k) : 0;
       const int64_t t = k * token_block;
       C* ds = grad_scores.data;
-      multiply<C, false>(count, n, a.d, query.data, query_width, {key_columns.data + t * a.d, 0}, scores.data, width,
-                         false);
+      gemm_tile<C, false>(count, n, a.d, query.data, query_width, {key_columns.data + t * a.d, 0}, scores.data, width,
+                          false);
       in.scale.apply(scores.data, count, width, padded<C>(n));
       for (int64_t r = 0; r < count; ++r)
         memset(ds + r * width, 0, padded<C>(n) * sizeof(C));
       if (part) {
         if (of_scores)
-          multiply<C, false>(count, part, a.dv, upstream.data, value_width, {value_columns.data + t * a.dv, 0},
-                             grad_weights.data, width, false);
+          gemm_tile<C, false>(count, part, a.dv, upstream.data, value_width, {value_columns.data + t * a.dv, 0},
+                              grad_weights.data, width, false);
         over_tokens(first, count, part);
         if (g.grad_text_value.data)
-          multiply<C, true>(part, a.dv, count, weights.data, width, {upstream.data, value_width},
-                            text_value_sums() + t * value_width, value_width, true);
+          gemm_tile<C, true>(part, a.dv, count, weights.data, width, {upstream.data, value_width},
+                             text_value_sums() + t * value_width, value_width, true);
       }
       if (grad_text_out) {
         if (of_scores)
-          multiply<C, false>(count, n, a.dv, image_values.data, value_width, {upstream_columns.data + t * a.dv, 0},
-                             grad_weights.data, width, false);
+          gemm_tile<C, false>(count, n, a.dv, image_values.data, value_width, {upstream_columns.data + t * a.dv, 0},
+                              grad_weights.data, width, false);
         over_positions(first, count, n, t);
         if (grad_image_value)
-          multiply<C, false>(count, a.dv, n, scores.data, width, {upstream_rows.data + t * value_width, 0},
-                             value_sums.data, value_width, k != 0);
+          gemm_tile<C, false>(count, a.dv, n, scores.data, width, {upstream_rows.data + t * value_width, 0},
+                              value_sums.data, value_width, k != 0);
       }
       if (grad_query)
-        multiply<C, false>(count, a.d, n, ds, width, {key_rows.data + t * query_width, 0}, query_sums.data, query_width,
-                           k != 0);
+        gemm_tile<C, false>(count, a.d, n, ds, width, {key_rows.data + t * query_width, 0}, query_sums.data,
+                            query_width, k != 0);
       if (g.grad_text_key.data)
-        multiply<C, true>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width,
-                          query_width, true);
+        gemm_tile<C, true>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width,
+                           query_width, true);
     }
     for (int64_t r = 0; r < count; ++r) {
       const int64_t n = first + r;

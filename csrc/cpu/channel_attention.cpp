@@ -30,7 +30,7 @@ struct Inputs {
   // Scores of a tile, with the shift: exponentials and one over their sum, a row each.
   void weigh(const C* x, int64_t step, int64_t first, int64_t count, C* scores, C* share, Fetch& fetch) const {
     fetch.spread(count * a.D * a.D);
-    multiply<C, false>(count, a.D, a.D, x, step, {weight.data, 0}, scores, width, false, fetch);
+    gemm_tile<C, false>(count, a.D, a.D, x, step, {weight.data, 0}, scores, width, false, fetch);
     for (int64_t r = 0; r < count; ++r) {
       const C* shift = static_cast<const C*>(a.shift) + samples.of(first + r) * a.D;
       C* s = scores + r * width;
@@ -140,7 +140,7 @@ struct Backward {
       return;
     if (!grad_result)
       memset(upstream.data, 0, count * in.width * sizeof(C));
-    multiply<C, false>(count, a.D, a.D, scores, in.width, {weight_rows, 0}, upstream.data, in.width, true);
+    gemm_tile<C, false>(count, a.D, a.D, scores, in.width, {weight_rows, 0}, upstream.data, in.width, true);
     for (int64_t r = 0; r < count; ++r) {
       T* to = grad_image.row(first + r);
       write_row<T>(upstream.data + r * in.width, a.D, C(1), to, 1, a.stream && streamable(to, a.D, grad_image.n));

@@ -114,14 +114,14 @@ struct Forward {
     for (int64_t k = 0; k < blocks(in.order.count); ++k) {
       const int64_t n = block_tokens(in.order.count, k);
       const int64_t t = k * token_block;
-      multiply<C, false>(n, count, a.d, keys.data + t * key_width, key_width, {query.data, 0}, scores.data, width,
-                         false, fetch);
+      gemm_tile<C, false>(n, count, a.d, keys.data + t * key_width, key_width, {query.data, 0}, scores.data, width,
+                          false, fetch);
       in.finish(scores.data, width, first, count, k);
       softmax_columns(scores.data, n, width, whole, [](int64_t) { return true; }, top.data, total.data, factor.data);
       if (k)
         scale_rows(sums.data, count, value_width, a.dv, factor.data);
-      multiply<C, true>(count, a.dv, n, scores.data, width, {values.data + t * value_width, 0}, sums.data, value_width,
-                        k != 0, fetch);
+      gemm_tile<C, true>(count, a.dv, n, scores.data, width, {values.data + t * value_width, 0}, sums.data, value_width,
+                         k != 0, fetch);
     }
     write(first, count);
   }
@@ -277,24 +277,24 @@ struct Backward {
       const int64_t t = k * token_block;
       C* p = weights.data;
       C* ds = grad_scores.data;
-      multiply<C, false>(n, count, a.d, keys.data + t * query_width, query_width, {query_columns.data, 0}, p, width,
-                         false, fetch);
+      gemm_tile<C, false>(n, count, a.d, keys.data + t * query_width, query_width, {query_columns.data, 0}, p, width,
+                          false, fetch);
       in.finish(p, width, first, count, k);
       if (scores_matter)
-        multiply<C, false>(n, count, a.dv, values.data + t * value_width, value_width, {upstream_columns.data, 0}, ds,
-                           width, false, fetch);
+        gemm_tile<C, false>(n, count, a.dv, values.data + t * value_width, value_width, {upstream_columns.data, 0}, ds,
+                            width, false, fetch);
       recover(padded<C>(count), n);
       if (g.grad_value.data)
-        multiply<C, false>(n, a.dv, count, p, width, {upstream.data, value_width}, value_sums() + t * value_width,
-                           value_width, true, fetch);
+        gemm_tile<C, false>(n, a.dv, count, p, width, {upstream.data, value_width}, value_sums() + t * value_width,
+                            value_width, true, fetch);
       if (g.grad_bias)
         write_bias(first, count, k);
       if (grad_query)
-        multiply<C, true>(count, a.d, n, ds, width, {key_panels.data + t * query_width, 0}, sums.data, query_width,
-                          k != 0, fetch);
+        gemm_tile<C, true>(count, a.d, n, ds, width, {key_panels.data + t * query_width, 0}, sums.data, query_width,
+                           k != 0, fetch);
       if (g.grad_key.data)
-        multiply<C, false>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width,
-                           query_width, true, fetch);
+        gemm_tile<C, false>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width,
+                            query_width, true, fetch);
     }
     if (grad_query)
       write_query(first, count);

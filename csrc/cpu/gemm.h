@@ -180,8 +180,8 @@ class Fetch {
 
 // C[m, n] (ldc apart, n padded to whole vectors) = or += A B.
 template <class C, bool Columns, class Between = Nothing>
-inline void multiply(int64_t m, int64_t n, int64_t depth, const C* a, int64_t lda, Matrix<C> b, C* c, int64_t ldc,
-                     bool add, Between&& between = {}) {
+inline void gemm_tile(int64_t m, int64_t n, int64_t depth, const C* a, int64_t lda, Matrix<C> b, C* c, int64_t ldc,
+                      bool add, Between&& between = {}) {
   constexpr int64_t most = MMK_VECTOR_BYTES == 64 ? 128 : 256;  // of k at a time: a panel of B is at most 32 KiB
   const int64_t all = vectors<C>(n);
   for (int64_t v = 0, width; v < all; v += width) {

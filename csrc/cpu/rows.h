@@ -200,8 +200,8 @@ struct WeightGradient {
       columns(begin, end, upstream.data);
       if (!of_weight)
         return;
-      multiply<C, true>(end - begin, in, count, upstream.data + begin, out_width, {input.data, 0, tiles * tile_rows},
-                        sums.data + begin * in_width, in_width, first > 0);
+      gemm_tile<C, true>(end - begin, in, count, upstream.data + begin, out_width, {input.data, 0, tiles * tile_rows},
+                         sums.data + begin * in_width, in_width, first > 0);
     });
   }
   template <class T>
