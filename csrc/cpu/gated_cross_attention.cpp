@@ -154,7 +154,7 @@ struct Forward {
         write_row<T, C>(nullptr, a.dv, 0, to, result.c);
         if (before)
           write_row<T, C>(nullptr, a.dv, 0, before, in.attended.c);
-      } else if (unit && a.stream && streamable(to, a.dv, result.n) &&
+      } else if (unit && a.nontemporal && streamable(to, a.dv, result.n) &&
                  (!before || streamable(before, a.dv, in.attended.n))) {
         write<true>(sum, share[r], gate, before, to);
       } else if (unit) {
@@ -168,17 +168,17 @@ struct Forward {
         }
       }
     }
-    if (a.stream)
+    if (a.nontemporal)
       fence();
   }
-  template <bool Stream>
+  template <bool Nontemporal>
   void write(const C* sum, C share, const T* gate, T* before, T* to) const {
     int64_t c = 0;
     for (; c + lanes<C> <= a.dv; c += lanes<C>) {
       const vec<C> x = load(sum + c) * share;
       if (before)
-        store_or_stream<Stream>(before + c, x);
-      store_or_stream<Stream>(to + c, gate ? x * load(gate + c) : x);
+        store_or_stream<Nontemporal>(before + c, x);
+      store_or_stream<Nontemporal>(to + c, gate ? x * load(gate + c) : x);
     }
     for (; c < a.dv; ++c) {
       const C x = sum[c] * share;
@@ -298,7 +298,7 @@ struct Backward {
     }
     if (grad_query)
       write_query(first, count);
-    if (a.stream)
+    if (a.nontemporal)
       fence();
   }
   // What the head's next tile needs.
@@ -332,19 +332,19 @@ struct Backward {
     vec<C> total = {};
     C rest = 0;
     int64_t c = 0;
-    auto along = [&](auto stream) {
+    auto along = [&](auto nontemporal) {
       for (; c + lanes<C> <= a.dv; c += lanes<C>) {
         const vec<C> up = load(from + c);
         const vec<C> x = load(before + c);
         const vec<C> scaled = (gate ? up * load(gate + c) : up) * share;
         if (of_gate)
-          store_or_stream<stream.value>(of_gate + c, up * x);
+          store_or_stream<nontemporal.value>(of_gate + c, up * x);
         store(to + c, scaled);
         total += scaled * x;
       }
     };
     if (unit)
-      with_flag(of_gate && a.stream && streamable(of_gate, a.dv, grad_gate.n), along);
+      with_flag(of_gate && a.nontemporal && streamable(of_gate, a.dv, grad_gate.n), along);
     for (; c < a.dv; ++c) {
       const C up = to_acc(from[c * grad_result.c]);
       const C x = to_acc(before[c * in.attended.c]);
@@ -388,10 +388,10 @@ struct Backward {
   }
 
   void write_query(int64_t first, int64_t count) {
-    const bool stream = a.stream && grad_query.c == 1 && streamable(grad_query.row(first), a.d, grad_query.n);
+    const bool nontemporal = a.nontemporal && grad_query.c == 1 && streamable(grad_query.row(first), a.d, grad_query.n);
     for (int64_t r = 0; r < count; ++r)
       write_row<T>(in.order.count ? sums.data + r * query_width : nullptr, a.d, C(a.scale), grad_query.row(first + r),
-                   grad_query.c, stream);
+                   grad_query.c, nontemporal);
   }
 };
 

@@ -323,24 +323,25 @@ inline bool streamable(const T* row, int64_t columns, int64_t step) {
   const uintptr_t unit = step == columns ? vector : 64;
   return bytes % unit == 0 && stride % unit == 0 && at % unit == 0;
 }
-template <bool Stream, class T>
+template <bool Nontemporal, class T>
 MMK_INLINE void store_or_stream(T* p, vec<acc_t<T>> v) {
-  if constexpr (Stream)
+  if constexpr (Nontemporal)
     stream(p, v);
   else
     store(p, v);
 }
 
-// to = sums * factor, converted; sums null: zeros. stream: past the cache, as streamable() allows; end with fence().
+// to = sums * factor, converted; sums null: zeros. nontemporal: past the cache, as streamable() allows; end with
+// fence().
 template <class T, class C>
-inline void write_row(const C* sums, int64_t columns, C factor, T* to, int64_t step, bool stream = false) {
+inline void write_row(const C* sums, int64_t columns, C factor, T* to, int64_t step, bool nontemporal = false) {
   int64_t c = 0;
   if (!sums) {
     for (; c < columns; ++c)
       to[c * step] = from_acc<T>(C(0));
     return;
   }
-  if (stream)
+  if (nontemporal)
     for (; c < columns; c += lanes<C>)
       store_or_stream<true>(to + c, load(sums + c) * factor);
   if (step == 1)
