@@ -10,7 +10,7 @@ struct ChannelAttention {
   int64_t B = 0;
   int64_t N = 0;
   int64_t D = 0;
-  bool stream = false;          // results are too large for the cache: write past it
+  bool nontemporal = false;     // results are too large for the cache: write past it
   SampleRows image;             // [B, N, D]
   const void* shift = nullptr;  // [B, D] contiguous, float (double): the text's part of the scores and the bias
   Projection weight;            // [D, D], what acts on the image

@@ -17,7 +17,7 @@ struct GatedCrossAttention {
   int64_t d = 0;
   int64_t dv = 0;
   double scale = 1;
-  bool stream = false;  // results are too large for the cache: write past it
+  bool nontemporal = false;  // results are too large for the cache: write past it
 
   HeadRows query;    // [B, H, N, d]
   HeadRows key;      // [B, H, T, d]

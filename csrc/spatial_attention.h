@@ -18,7 +18,7 @@ struct SpatialAttention {
   double scale = 1;
   bool pool = false;
   bool rescale = false;
-  bool stream = false;  // results are too large for the cache: write past it
+  bool nontemporal = false;  // results are too large for the cache: write past it
 
   Features image;                    // [B, Y, X, D], packed [rows, D]
   Vectors text;                      // [B, D]

@@ -76,9 +76,9 @@ struct Inputs {
 
   // u and t of a tile, before shifts and activation.
   void project(const C* x, int64_t step, int64_t count, C* hidden, C* gates, int64_t ld) const {
-    multiply<C, false>(count, a.A, a.D, x, step, {weight.data, 0}, hidden, ld, false);
+    gemm_tile<C, false>(count, a.A, a.D, x, step, {weight.data, 0}, hidden, ld, false);
     if (a.w_gate.data)
-      multiply<C, false>(count, a.A, a.D, x, step, {gate.data, 0}, gates, ld, false);
+      gemm_tile<C, false>(count, a.A, a.D, x, step, {gate.data, 0}, gates, ld, false);
   }
   // The products of the first rows are kept by forward, and found by backward: false where a tile's aren't all there.
   C* kept(int64_t row) const { return static_cast<C*>(a.kept) + row * (a.w_gate.data ? 2 * a.A : a.A); }
@@ -206,7 +206,7 @@ struct Forward {
         for (int64_t r = 0; r < count; ++r)
           activate_row<f.value>(hidden.data + r * in.width, gates.data + r * in.width, in.shift(first + r));
       });
-      multiply<C, false>(count, a.K, a.A, hidden.data, in.width, {in.v.data, 0}, scores.data, in.maps, false);
+      gemm_tile<C, false>(count, a.K, a.A, hidden.data, in.width, {in.v.data, 0}, scores.data, in.maps, false);
       in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) {
         C* s = scores.data + (r - first) * in.maps;
         if (r == in.samples.begin(b) || r == begin)
@@ -214,7 +214,8 @@ struct Forward {
         keep_scores(b, r, last, s);
         state.add(s, last - r, in.maps, a.K, channels);
         if (a.pool)
-          multiply<C, true>(a.K, a.D, last - r, s, in.maps, {x + (r - first) * step, step}, state.sums, channels, true);
+          gemm_tile<C, true>(a.K, a.D, last - r, s, in.maps, {x + (r - first) * step, step}, state.sums, channels,
+                             true);
         if (last != in.samples.end(b) && last != end)
           return;
         const bool starts = in.samples.begin(b) >= begin;
@@ -382,8 +383,8 @@ struct Backward {
             pack_transposed<T>(
                 a.D, a.K, [&](int64_t k) { return grad_result.row(b * a.K + k); }, grad_result.c, C(1), upstream.data);
           packed = b;
-          multiply<C, false>(last - r, a.K, a.D, x + (r - first) * step, step, {upstream.data, 0}, found.data, in.maps,
-                             false);
+          gemm_tile<C, false>(last - r, a.K, a.D, x + (r - first) * step, step, {upstream.data, 0}, found.data, in.maps,
+                              false);
         } else if (grad_result) {
           for (int64_t i = r; i < last; ++i)
             found.data[(i - r) * in.maps] = product(x + (i - first) * step, grad_result.row(i));
@@ -470,15 +471,15 @@ struct Backward {
       in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) {
         turn(grad_scores.data, b, r, last, maps.data + (r - first) * in.maps);
       });
-      multiply<C, false>(count, a.A, a.K, maps.data, in.maps, {v_rows.data, 0}, hidden.data, in.width, false);
+      gemm_tile<C, false>(count, a.A, a.K, maps.data, in.maps, {v_rows.data, 0}, hidden.data, in.width, false);
       with_activation(a.activation, [&](auto f) {
         for (int64_t r = 0; r < count; ++r)
           differentiate<f.value>(du + r * gradient.out_width, dt + r * gradient.out_width, hidden.data + r * in.width,
                                  in.shift(first + r));
       });
       if (g.grad_v)
-        multiply<C, true>(a.K, a.A, count, maps.data, in.maps, {hidden.data, in.width}, grad_v.data + p * v_size(),
-                          in.width, true);
+        gemm_tile<C, true>(a.K, a.A, count, maps.data, in.maps, {hidden.data, in.width}, grad_v.data + p * v_size(),
+                           in.width, true);
       gradient.keep(slot, count, x, step);
       if (!grad_image)
         continue;
@@ -491,7 +492,7 @@ struct Backward {
                 result_rows.data);
           packed = b;
           turn(weights, b, r, last, maps.data);
-          multiply<C, false>(last - r, a.D, a.K, maps.data, in.maps, {result_rows.data, 0}, to, channels, false);
+          gemm_tile<C, false>(last - r, a.D, a.K, maps.data, in.maps, {result_rows.data, 0}, to, channels, false);
         } else {
           const C* w = weights + in.at(b, r);
           read_rows<T>(
@@ -503,9 +504,11 @@ struct Backward {
               store(to + i * channels + c, load(to + i * channels + c) * w[i]);
         }
       });
-      multiply<C, false>(count, a.D, a.A, du, gradient.out_width, {weight_rows.data, 0}, upstream.data, channels, true);
+      gemm_tile<C, false>(count, a.D, a.A, du, gradient.out_width, {weight_rows.data, 0}, upstream.data, channels,
+                          true);
       if (a.w_gate.data)
-        multiply<C, false>(count, a.D, a.A, dt, gradient.out_width, {gate_rows.data, 0}, upstream.data, channels, true);
+        gemm_tile<C, false>(count, a.D, a.A, dt, gradient.out_width, {gate_rows.data, 0}, upstream.data, channels,
+                            true);
       for (int64_t r = 0; r < count; ++r)
         write_row<T>(in.keeps(first + r) ? upstream.data + r * channels : nullptr, a.D, C(1), grad_image.row(first + r),
                      grad_image.c);

@@ -9,8 +9,8 @@
 //   dquery = scale dS key;  dkey = scale dS^T query;  dtext_value = P^T G;  dimage_value = R F.
 #include "../bidirectional_attention.h"
 
-#include "attention.h"
 #include "dispatch.h"
+#include "heads.h"
 
 namespace mmk {
 namespace {
@@ -34,7 +34,7 @@ inline void pack_columns(Head<T> from, const Order& order, int64_t tokens, int64
 template <class T, class C>
 inline const C* queries(Head<T> from, int64_t first, int64_t count, int64_t channels, C* copy, int64_t& step) {
   if constexpr (std::is_same<T, C>::value)
-    if (from.c == 1 && count % 12 == 0)
+    if (from.c == 1 && count % whole_rows == 0)
       return step = from.n, from.row(first);
   step = padded<C>(channels);
   read_rows<T>(count, channels, [&](int64_t r) { return from.row(first + r); }, from.c, copy);
@@ -239,7 +239,7 @@ struct Forward {
       const int64_t n = block_tokens(a.T, k);
       const int64_t part = in.taking_part(k);
       const int64_t t = k * token_block;
-      multiply<C, false>(count, n, a.d, q, step, {keys.data + t * a.d, 0}, scores.data, width, false);
+      gemm_tile<C, false>(count, n, a.d, q, step, {keys.data + t * a.d, 0}, scores.data, width, false);
       in.scale.apply(scores.data, count, width, padded<C>(n));
       if (part) {
         for (int64_t r = 0; r < count; ++r)
@@ -247,15 +247,15 @@ struct Forward {
         softmax_rows(weights.data, count, width, part, top.data, total.data, factor.data);
         if (k)
           scale_rows(sums.data, count, value_width, a.dv, factor.data);
-        multiply<C, false>(count, a.dv, part, weights.data, width, {values.data + t * value_width, 0}, sums.data,
-                           value_width, k != 0);
+        gemm_tile<C, false>(count, a.dv, part, weights.data, width, {values.data + t * value_width, 0}, sums.data,
+                            value_width, k != 0);
       }
       softmax_columns(
           scores.data, count, width, n, [&](int64_t r) { return in.keeps(first + r); }, of_text.top + t,
           of_text.total + t, column_factor.data);
       scale_rows(of_text.values + t * value_width, n, value_width, a.dv, column_factor.data);
-      multiply<C, true>(n, a.dv, count, scores.data, width, {image_values.data, value_width},
-                        of_text.values + t * value_width, value_width, true);
+      gemm_tile<C, true>(n, a.dv, count, scores.data, width, {image_values.data, value_width},
+                         of_text.values + t * value_width, value_width, true);
     }
     in.image_softmax.write(first, count, top.data, total.data);
     for (int64_t r = 0; r < count; ++r) {
@@ -372,35 +372,35 @@ struct Backward {
       const int64_t part = grad_image_out ? in.taking_part(k) : 0;
       const int64_t t = k * token_block;
       C* ds = grad_scores.data;
-      multiply<C, false>(count, n, a.d, query.data, query_width, {key_columns.data + t * a.d, 0}, scores.data, width,
-                         false);
+      gemm_tile<C, false>(count, n, a.d, query.data, query_width, {key_columns.data + t * a.d, 0}, scores.data, width,
+                          false);
       in.scale.apply(scores.data, count, width, padded<C>(n));
       for (int64_t r = 0; r < count; ++r)
         memset(ds + r * width, 0, padded<C>(n) * sizeof(C));
       if (part) {
         if (of_scores)
-          multiply<C, false>(count, part, a.dv, upstream.data, value_width, {value_columns.data + t * a.dv, 0},
-                             grad_weights.data, width, false);
+          gemm_tile<C, false>(count, part, a.dv, upstream.data, value_width, {value_columns.data + t * a.dv, 0},
+                              grad_weights.data, width, false);
         over_tokens(first, count, part);
         if (g.grad_text_value.data)
-          multiply<C, true>(part, a.dv, count, weights.data, width, {upstream.data, value_width},
-                            text_value_sums() + t * value_width, value_width, true);
+          gemm_tile<C, true>(part, a.dv, count, weights.data, width, {upstream.data, value_width},
+                             text_value_sums() + t * value_width, value_width, true);
       }
       if (grad_text_out) {
         if (of_scores)
-          multiply<C, false>(count, n, a.dv, image_values.data, value_width, {upstream_columns.data + t * a.dv, 0},
-                             grad_weights.data, width, false);
+          gemm_tile<C, false>(count, n, a.dv, image_values.data, value_width, {upstream_columns.data + t * a.dv, 0},
+                              grad_weights.data, width, false);
         over_positions(first, count, n, t);
         if (grad_image_value)
-          multiply<C, false>(count, a.dv, n, scores.data, width, {upstream_rows.data + t * value_width, 0},
-                             value_sums.data, value_width, k != 0);
+          gemm_tile<C, false>(count, a.dv, n, scores.data, width, {upstream_rows.data + t * value_width, 0},
+                              value_sums.data, value_width, k != 0);
       }
       if (grad_query)
-        multiply<C, false>(count, a.d, n, ds, width, {key_rows.data + t * query_width, 0}, query_sums.data, query_width,
-                           k != 0);
+        gemm_tile<C, false>(count, a.d, n, ds, width, {key_rows.data + t * query_width, 0}, query_sums.data,
+                            query_width, k != 0);
       if (g.grad_text_key.data)
-        multiply<C, true>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width,
-                          query_width, true);
+        gemm_tile<C, true>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width,
+                           query_width, true);
     }
     for (int64_t r = 0; r < count; ++r) {
       const int64_t n = first + r;
@@ -507,7 +507,6 @@ void backward(const BidirectionalAttentionBackward& g, const Parallel& parallel)
   const int64_t size = Backward<T>::size(a);
   const int64_t text_value_sums = (a.T + slack) * padded<C>(a.d);
   const bool of_tokens = g.grad_text_key.data || g.grad_text_value.data;
-  Shares<C> shares(tiles, of_tokens ? size : 0);
 
   auto write = [&](int64_t index, const C* sums, const Order& order) {
     const int64_t b = index / a.H;
@@ -518,36 +517,7 @@ void backward(const BidirectionalAttentionBackward& g, const Parallel& parallel)
       write_tokens(sums + text_value_sums, padded<C>(a.dv), a.dv, C(1), order, order.count, a.T,
                    head<T>(g.grad_text_value, b, h));
   };
-  tiles.run(parallel, [&](int64_t part) {
-    Backward<T> work(g, tiles);
-    tiles.of_part(part, [&](int64_t index, int64_t first, int64_t last) {
-      work.start(index);
-      for (int64_t tile = first; tile < last; ++tile)
-        work.tile(tiles.first_row(tile), tiles.count(tile));
-      if (!of_tokens)
-        return;
-      if (C* share = shares.of(part, index))
-        memcpy(share, work.tokens.data, size * sizeof(C));
-      else
-        write(index, work.tokens.data, work.in.order);
-    });
-  });
-  if (!of_tokens)
-    return;
-  HeadInputs<T> in(a);
-  shares.merge([&](int64_t index, C** share, int64_t count) {
-    for (int64_t k = 1; k < count; ++k)
-      for (int64_t i = 0; i < size; ++i)
-        share[0][i] += share[k][i];
-    in.set(index);
-    write(index, share[0], in.order);
-  });
-  if (a.N)
-    return;
-  Scratch<C> nothing(size);
-  memset(nothing.data, 0, size * sizeof(C));
-  for (int64_t index = 0; index < a.B * a.H; ++index)
-    in.set(index), write(index, nothing.data, in.order);
+  run_backward<Backward<T>, HeadInputs<T>, C>(g, tiles, of_tokens ? size : 0, parallel, write);
 }
 
 }  // namespace

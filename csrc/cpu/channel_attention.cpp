@@ -30,7 +30,7 @@ struct Inputs {
   // Scores of a tile, with the shift: exponentials and one over their sum, a row each.
   void weigh(const C* x, int64_t step, int64_t first, int64_t count, C* scores, C* share, Fetch& fetch) const {
     fetch.spread(count * a.D * a.D);
-    multiply<C, false>(count, a.D, a.D, x, step, {weight.data, 0}, scores, width, false, fetch);
+    gemm_tile<C, false>(count, a.D, a.D, x, step, {weight.data, 0}, scores, width, false, fetch);
     for (int64_t r = 0; r < count; ++r) {
       const C* shift = static_cast<const C*>(a.shift) + samples.of(first + r) * a.D;
       C* s = scores + r * width;
@@ -70,11 +70,11 @@ void forward(const ChannelAttention& a, const Parallel& parallel) {
         const C* values = x + r * step;
         T* to = result.row(first + r);
         int64_t c = 0;
-        auto along = [&](auto stream) {
+        auto along = [&](auto nontemporal) {
           for (; c + lanes<C> <= a.D; c += lanes<C>)
-            store_or_stream<stream.value>(to + c, load(p + c) * share.data[r] * load(values + c));
+            store_or_stream<nontemporal.value>(to + c, load(p + c) * share.data[r] * load(values + c));
         };
-        with_flag(a.stream && streamable(to, a.D, result.n), along);
+        with_flag(a.nontemporal && streamable(to, a.D, result.n), along);
         for (; c < a.D; ++c)
           to[c] = from_acc<T>(p[c] * share.data[r] * values[c]);
         if (weights)
@@ -83,7 +83,7 @@ void forward(const ChannelAttention& a, const Parallel& parallel) {
           write_row<C>(p, a.D, share.data[r], static_cast<C*>(a.kept) + (first + r) * a.D, 1);
       }
     }
-    if (a.stream)
+    if (a.nontemporal)
       fence();
   });
 }
@@ -140,12 +140,12 @@ struct Backward {
       return;
     if (!grad_result)
       memset(upstream.data, 0, count * in.width * sizeof(C));
-    multiply<C, false>(count, a.D, a.D, scores, in.width, {weight_rows, 0}, upstream.data, in.width, true);
+    gemm_tile<C, false>(count, a.D, a.D, scores, in.width, {weight_rows, 0}, upstream.data, in.width, true);
     for (int64_t r = 0; r < count; ++r) {
       T* to = grad_image.row(first + r);
-      write_row<T>(upstream.data + r * in.width, a.D, C(1), to, 1, a.stream && streamable(to, a.D, grad_image.n));
+      write_row<T>(upstream.data + r * in.width, a.D, C(1), to, 1, a.nontemporal && streamable(to, a.D, grad_image.n));
     }
-    if (a.stream)
+    if (a.nontemporal)
       fence();
   }
 

@@ -11,8 +11,8 @@
 // G is multiplied by the query's share, as P is a factor of all that has G.
 #include "../gated_cross_attention.h"
 
-#include "attention.h"
 #include "dispatch.h"
+#include "heads.h"
 
 namespace mmk {
 namespace {
@@ -114,14 +114,14 @@ struct Forward {
     for (int64_t k = 0; k < blocks(in.order.count); ++k) {
       const int64_t n = block_tokens(in.order.count, k);
       const int64_t t = k * token_block;
-      multiply<C, false>(n, count, a.d, keys.data + t * key_width, key_width, {query.data, 0}, scores.data, width,
-                         false, fetch);
+      gemm_tile<C, false>(n, count, a.d, keys.data + t * key_width, key_width, {query.data, 0}, scores.data, width,
+                          false, fetch);
       in.finish(scores.data, width, first, count, k);
       softmax_columns(scores.data, n, width, whole, [](int64_t) { return true; }, top.data, total.data, factor.data);
       if (k)
         scale_rows(sums.data, count, value_width, a.dv, factor.data);
-      multiply<C, true>(count, a.dv, n, scores.data, width, {values.data + t * value_width, 0}, sums.data, value_width,
-                        k != 0, fetch);
+      gemm_tile<C, true>(count, a.dv, n, scores.data, width, {values.data + t * value_width, 0}, sums.data, value_width,
+                         k != 0, fetch);
     }
     write(first, count);
   }
@@ -154,7 +154,7 @@ struct Forward {
         write_row<T, C>(nullptr, a.dv, 0, to, result.c);
         if (before)
           write_row<T, C>(nullptr, a.dv, 0, before, in.attended.c);
-      } else if (unit && a.stream && streamable(to, a.dv, result.n) &&
+      } else if (unit && a.nontemporal && streamable(to, a.dv, result.n) &&
                  (!before || streamable(before, a.dv, in.attended.n))) {
         write<true>(sum, share[r], gate, before, to);
       } else if (unit) {
@@ -168,17 +168,17 @@ struct Forward {
         }
       }
     }
-    if (a.stream)
+    if (a.nontemporal)
       fence();
   }
-  template <bool Stream>
+  template <bool Nontemporal>
   void write(const C* sum, C share, const T* gate, T* before, T* to) const {
     int64_t c = 0;
     for (; c + lanes<C> <= a.dv; c += lanes<C>) {
       const vec<C> x = load(sum + c) * share;
       if (before)
-        store_or_stream<Stream>(before + c, x);
-      store_or_stream<Stream>(to + c, gate ? x * load(gate + c) : x);
+        store_or_stream<Nontemporal>(before + c, x);
+      store_or_stream<Nontemporal>(to + c, gate ? x * load(gate + c) : x);
     }
     for (; c < a.dv; ++c) {
       const C x = sum[c] * share;
@@ -277,28 +277,28 @@ struct Backward {
       const int64_t t = k * token_block;
       C* p = weights.data;
       C* ds = grad_scores.data;
-      multiply<C, false>(n, count, a.d, keys.data + t * query_width, query_width, {query_columns.data, 0}, p, width,
-                         false, fetch);
+      gemm_tile<C, false>(n, count, a.d, keys.data + t * query_width, query_width, {query_columns.data, 0}, p, width,
+                          false, fetch);
       in.finish(p, width, first, count, k);
       if (scores_matter)
-        multiply<C, false>(n, count, a.dv, values.data + t * value_width, value_width, {upstream_columns.data, 0}, ds,
-                           width, false, fetch);
+        gemm_tile<C, false>(n, count, a.dv, values.data + t * value_width, value_width, {upstream_columns.data, 0}, ds,
+                            width, false, fetch);
       recover(padded<C>(count), n);
       if (g.grad_value.data)
-        multiply<C, false>(n, a.dv, count, p, width, {upstream.data, value_width}, value_sums() + t * value_width,
-                           value_width, true, fetch);
+        gemm_tile<C, false>(n, a.dv, count, p, width, {upstream.data, value_width}, value_sums() + t * value_width,
+                            value_width, true, fetch);
       if (g.grad_bias)
         write_bias(first, count, k);
       if (grad_query)
-        multiply<C, true>(count, a.d, n, ds, width, {key_panels.data + t * query_width, 0}, sums.data, query_width,
-                          k != 0, fetch);
+        gemm_tile<C, true>(count, a.d, n, ds, width, {key_panels.data + t * query_width, 0}, sums.data, query_width,
+                           k != 0, fetch);
       if (g.grad_key.data)
-        multiply<C, false>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width,
-                           query_width, true, fetch);
+        gemm_tile<C, false>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width,
+                            query_width, true, fetch);
     }
     if (grad_query)
       write_query(first, count);
-    if (a.stream)
+    if (a.nontemporal)
       fence();
   }
   // What the head's next tile needs.
@@ -332,19 +332,19 @@ struct Backward {
     vec<C> total = {};
     C rest = 0;
     int64_t c = 0;
-    auto along = [&](auto stream) {
+    auto along = [&](auto nontemporal) {
       for (; c + lanes<C> <= a.dv; c += lanes<C>) {
         const vec<C> up = load(from + c);
         const vec<C> x = load(before + c);
         const vec<C> scaled = (gate ? up * load(gate + c) : up) * share;
         if (of_gate)
-          store_or_stream<stream.value>(of_gate + c, up * x);
+          store_or_stream<nontemporal.value>(of_gate + c, up * x);
         store(to + c, scaled);
         total += scaled * x;
       }
     };
     if (unit)
-      with_flag(of_gate && a.stream && streamable(of_gate, a.dv, grad_gate.n), along);
+      with_flag(of_gate && a.nontemporal && streamable(of_gate, a.dv, grad_gate.n), along);
     for (; c < a.dv; ++c) {
       const C up = to_acc(from[c * grad_result.c]);
       const C x = to_acc(before[c * in.attended.c]);
@@ -388,10 +388,10 @@ struct Backward {
   }
 
   void write_query(int64_t first, int64_t count) {
-    const bool stream = a.stream && grad_query.c == 1 && streamable(grad_query.row(first), a.d, grad_query.n);
+    const bool nontemporal = a.nontemporal && grad_query.c == 1 && streamable(grad_query.row(first), a.d, grad_query.n);
     for (int64_t r = 0; r < count; ++r)
       write_row<T>(in.order.count ? sums.data + r * query_width : nullptr, a.d, C(a.scale), grad_query.row(first + r),
-                   grad_query.c, stream);
+                   grad_query.c, nontemporal);
   }
 };
 
@@ -417,7 +417,6 @@ void backward(const GatedCrossAttentionBackward& g, const Parallel& parallel) {
   const int64_t size = Backward<T>::size(a);
   const int64_t value_sums = (a.T + slack) * padded<C>(a.d);
   const bool of_tokens = g.grad_key.data || g.grad_value.data;
-  Shares<C> shares(tiles, of_tokens ? size : 0);
 
   auto write = [&](int64_t index, const C* sums, const Order& order) {
     const int64_t b = index / a.H;
@@ -428,36 +427,7 @@ void backward(const GatedCrossAttentionBackward& g, const Parallel& parallel) {
       write_tokens(sums + value_sums, padded<C>(a.dv), a.dv, C(1), order, order.count, a.T,
                    head<T>(g.grad_value, b, h));
   };
-  tiles.run(parallel, [&](int64_t part) {
-    Backward<T> work(g, tiles);
-    tiles.of_part(part, [&](int64_t index, int64_t first, int64_t last) {
-      work.start(index);
-      for (int64_t tile = first; tile < last; ++tile)
-        work.tile(tiles.first_row(tile), tiles.count(tile));
-      if (!of_tokens)
-        return;
-      if (C* share = shares.of(part, index))
-        memcpy(share, work.tokens.data, size * sizeof(C));
-      else
-        write(index, work.tokens.data, work.in.order);
-    });
-  });
-  if (!of_tokens)
-    return;
-  HeadInputs<T> in(a);
-  shares.merge([&](int64_t index, C** share, int64_t count) {
-    for (int64_t k = 1; k < count; ++k)
-      for (int64_t i = 0; i < size; ++i)
-        share[0][i] += share[k][i];
-    in.set(index);
-    write(index, share[0], in.order);
-  });
-  if (a.N)
-    return;
-  Scratch<C> nothing(size);
-  memset(nothing.data, 0, size * sizeof(C));
-  for (int64_t index = 0; index < a.B * a.H; ++index)
-    in.set(index), write(index, nothing.data, in.order);
+  run_backward<Backward<T>, HeadInputs<T>, C>(g, tiles, of_tokens ? size : 0, parallel, write);
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // a library reaches a third of its own peak. A block of rows x vectors of C stays in registers while k runs: per k one
 // load a vector of B and one broadcast a row of A. B comes in panels, so that what a block reads of it is contiguous
 // and stays in the first-level cache. Rows of A beyond m up to the block's height are read (with Columns: elements
-// behind a row), and rows of C written: they need `slack` more.
+// behind a row), and rows of C written: they need `slack` more, unless m is a multiple of `whole_rows`.
 #pragma once
 #include "simd.h"
 
@@ -19,7 +19,23 @@ constexpr int block_rows(int vectors) {
                                    : vectors == 2 ? 6
                                                   : 4);
 }
+constexpr bool every_block(bool (*holds)(int rows)) {
+  for (int width = 1; width <= panel_vectors; ++width)
+    if (!holds(block_rows(width)))
+      return false;
+  return true;
+}
+
+// Rows that may be touched behind the last: no block is higher.
 constexpr int64_t slack = 12;
+static_assert(every_block([](int rows) { return rows <= slack; }));
+
+// So many rows, or a multiple, are cut into full blocks and at most one of half the height: none reaches beyond.
+constexpr int64_t whole_rows = 12;
+static_assert(every_block([](int rows) { return rows % 2 == 0 && rows > 2 && whole_rows % (rows / 2) == 0; }));
+constexpr int64_t to_whole_rows(int64_t rows) {
+  return (rows + whole_rows - 1) / whole_rows * whole_rows;
+}
 
 template <class C>
 constexpr int64_t vectors(int64_t n) {
@@ -164,8 +180,8 @@ class Fetch {
 
 // C[m, n] (ldc apart, n padded to whole vectors) = or += A B.
 template <class C, bool Columns, class Between = Nothing>
-inline void multiply(int64_t m, int64_t n, int64_t depth, const C* a, int64_t lda, Matrix<C> b, C* c, int64_t ldc,
-                     bool add, Between&& between = {}) {
+inline void gemm_tile(int64_t m, int64_t n, int64_t depth, const C* a, int64_t lda, Matrix<C> b, C* c, int64_t ldc,
+                      bool add, Between&& between = {}) {
   constexpr int64_t most = MMK_VECTOR_BYTES == 64 ? 128 : 256;  // of k at a time: a panel of B is at most 32 KiB
   const int64_t all = vectors<C>(n);
   for (int64_t v = 0, width; v < all; v += width) {
@@ -307,24 +323,25 @@ inline bool streamable(const T* row, int64_t columns, int64_t step) {
   const uintptr_t unit = step == columns ? vector : 64;
   return bytes % unit == 0 && stride % unit == 0 && at % unit == 0;
 }
-template <bool Stream, class T>
+template <bool Nontemporal, class T>
 MMK_INLINE void store_or_stream(T* p, vec<acc_t<T>> v) {
-  if constexpr (Stream)
+  if constexpr (Nontemporal)
     stream(p, v);
   else
     store(p, v);
 }
 
-// to = sums * factor, converted; sums null: zeros. stream: past the cache, as streamable() allows; end with fence().
+// to = sums * factor, converted; sums null: zeros. nontemporal: past the cache, as streamable() allows; end with
+// fence().
 template <class T, class C>
-inline void write_row(const C* sums, int64_t columns, C factor, T* to, int64_t step, bool stream = false) {
+inline void write_row(const C* sums, int64_t columns, C factor, T* to, int64_t step, bool nontemporal = false) {
   int64_t c = 0;
   if (!sums) {
     for (; c < columns; ++c)
       to[c * step] = from_acc<T>(C(0));
     return;
   }
-  if (stream)
+  if (nontemporal)
     for (; c < columns; c += lanes<C>)
       store_or_stream<true>(to + c, load(sums + c) * factor);
   if (step == 1)

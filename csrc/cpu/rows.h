@@ -10,7 +10,8 @@
 namespace mmk {
 namespace {
 
-constexpr int64_t tile_rows = 96;  // whole blocks of every kind
+constexpr int64_t tile_rows = 96;
+static_assert(tile_rows % whole_rows == 0);
 
 // The rows of [B, N, C], or of packed [N, C] (b = 0), one after another.
 template <class T>
@@ -189,18 +190,18 @@ struct WeightGradient {
   // its columns.
   template <class F>
   void add(int64_t first, int64_t count, const Parallel& parallel, int64_t parts, F columns) const {
-    const int64_t blocks = (out + 11) / 12;  // whole blocks of every kind: none reaches into the next share
+    const int64_t blocks = to_whole_rows(out) / whole_rows;  // no block of a share reaches into the next one
     each_part(parallel, parts, [&](int64_t p) {
-      const int64_t begin = blocks * p / parts * 12;
-      const int64_t last = blocks * (p + 1) / parts * 12;
+      const int64_t begin = blocks * p / parts * whole_rows;
+      const int64_t last = blocks * (p + 1) / parts * whole_rows;
       const int64_t end = last < out ? last : out;
       if (begin >= end)
         return;
       columns(begin, end, upstream.data);
       if (!of_weight)
         return;
-      multiply<C, true>(end - begin, in, count, upstream.data + begin, out_width, {input.data, 0, tiles * tile_rows},
-                        sums.data + begin * in_width, in_width, first > 0);
+      gemm_tile<C, true>(end - begin, in, count, upstream.data + begin, out_width, {input.data, 0, tiles * tile_rows},
+                         sums.data + begin * in_width, in_width, first > 0);
     });
   }
   template <class T>

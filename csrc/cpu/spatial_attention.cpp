@@ -172,7 +172,7 @@ struct Forward : Common<T, L> {
       for (int64_t h = 0; h < a.H; ++h)
         multiply(w + h * stride + n, count, maxima.data[c * a.H + h]);
       if (!a.pool)
-        L::scale(this->run(a.image, s, y, x), w + n, count, heads, stride, this->run(a.result, s, y, x), a.stream);
+        L::scale(this->run(a.image, s, y, x), w + n, count, heads, stride, this->run(a.result, s, y, x), a.nontemporal);
     });
   }
 };
@@ -311,9 +311,9 @@ struct Backward : Common<T, L> {
         multiply(dsh, count, C(a.scale));
       }
       if (g.grad_result.data)
-        L::blend(this->run(g.grad_result, s, y, x), w + n, t, ds + n, count, heads, stride, out, a.stream);
+        L::blend(this->run(g.grad_result, s, y, x), w + n, t, ds + n, count, heads, stride, out, a.nontemporal);
       else
-        L::blend(Shared<C>{pooled.data + s.slot * a.D}, w + n, t, ds + n, count, heads, stride, out, a.stream);
+        L::blend(Shared<C>{pooled.data + s.slot * a.D}, w + n, t, ds + n, count, heads, stride, out, a.nontemporal);
     });
   }
 

@@ -53,7 +53,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Tensor& sh
   Tensor result = dense_gradient(image, true);
   Tensor weights = dense_gradient(image, need_weights);
   all.a.result = rows(result);
-  all.a.stream = too_large_for_cache(result);
+  all.a.nontemporal = too_large_for_cache(result);
   if (need_weights)
     all.a.weights = rows(weights);
   if (all.a.B > 0 && all.a.N > 0)
@@ -81,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const O
   Tensor grad_shift = dense_gradient(all.shift, need_shift_grad);
   Tensor grad_weight = dense_gradient(weight, need_weight_grad);
   if (need_image_grad)
-    g.grad_image = rows(grad_image), g.forward.stream = too_large_for_cache(grad_image);
+    g.grad_image = rows(grad_image), g.forward.nontemporal = too_large_for_cache(grad_image);
   g.grad_shift = data_if(grad_shift, need_shift_grad);
   g.grad_weight = data_if(grad_weight, need_weight_grad);
   if (need_image_grad || need_shift_grad || need_weight_grad)

@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& query, const Tensor& ke
   if (need_attended && gate)
     a.attended = head_rows(attended);
   a.softmax = softmax.mutable_data_ptr();
-  a.stream = too_large_for_cache(result);
+  a.nontemporal = too_large_for_cache(result);
   Launch(a, query);
   return {result, attended, softmax};
 }
@@ -89,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   g.grad_result = head_rows(*grad_result);
   a.attended = head_rows(attended);
   a.softmax = rows.mutable_data_ptr();
-  a.stream = too_large_for_cache(attended);
+  a.nontemporal = too_large_for_cache(attended);
   auto [grad_query, to_query] = gradient(query, need_query_grad);
   auto [grad_key, to_key] = gradient(key, need_key_grad);
   auto [grad_value, to_value] = gradient(value, need_value_grad);

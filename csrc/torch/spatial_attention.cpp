@@ -124,7 +124,7 @@ void forward_into(Arguments& all, const Tensor& weights, const Tensor& result) {
   SpatialAttention& a = all.a;
   a.weights = weights.mutable_data_ptr();
   a.pool ? void(a.pooled = vectors(result)) : void(a.result = features(result));
-  a.stream = too_large_for_cache(result);
+  a.nontemporal = too_large_for_cache(result);
   merge_rows(a, {&a.image, &a.result});
   Launch(a, weights);
 }
@@ -184,7 +184,7 @@ std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& grad_result, co
   if (need_image_grad) {
     g.grad_image = features(grad_image);
     advise_huge_pages(grad_image);
-    a.stream = too_large_for_cache(grad_image);
+    a.nontemporal = too_large_for_cache(grad_image);
   }
   if (need_text_grad)
     g.grad_text = vectors(grad_text);

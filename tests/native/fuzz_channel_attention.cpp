@@ -11,7 +11,7 @@ static void round(Dtype dtype) {
   using C = acc_t<T>;
   ChannelAttention a;
   a.dtype = dtype;
-  a.stream = draw(0, 1);
+  a.nontemporal = draw(0, 1);
   a.B = draw(0, 4);
   a.N = draw(0, draw(0, 3) ? 40 : 400);
   a.D = draw(1, draw(0, 2) ? 40 : 200);

@@ -7,7 +7,7 @@ static void round(Dtype dtype) {
   GatedCrossAttention a;
   a.dtype = dtype;
   a.scale = 0.2;
-  a.stream = draw(0, 1);
+  a.nontemporal = draw(0, 1);
   a.B = draw(0, 3);
   a.H = draw(1, 3);
   a.N = draw(0, draw(0, 3) ? 40 : 400);

@@ -45,7 +45,7 @@ static void round(Dtype dtype) {
   a.scale = 0.3;
   a.pool = draw(0, 1);
   a.rescale = draw(0, 1);
-  a.stream = draw(0, 1);
+  a.nontemporal = draw(0, 1);
   std::vector<int64_t> offsets;
   const bool packed = draw(0, 2) == 0;
   int64_t images = a.B;

@@ -25,8 +25,9 @@ inline Head<T> head(const HeadRows& t, int64_t b, int64_t h) {
   return {t.data ? static_cast<T*>(t.data) + b * t.b + h * t.h : nullptr, t.n, t.c};
 }
 
-constexpr int64_t tile_rows =
-    96;  // of queries: every element of a packed panel is used so many times while it is close
+// Of queries: every element of a packed panel is used so many times while it is close.
+constexpr int64_t tile_rows = 96;
+static_assert(tile_rows % whole_rows == 0);
 
 // Queries of all heads in tiles of about the same height, shared out to the threads in one piece each: a thread
 // prepares keys and values of every head that it meets once. One head of one sample uses all threads, and so do many.
@@ -37,7 +38,7 @@ struct Tiles {
       : heads(heads), rows(rows) {
     int64_t count = (rows + most - 1) / most;
     height = count ? (rows + count - 1) / count : 0;
-    height = (height + 11) / 12 * 12;  // whole blocks of every kind
+    height = to_whole_rows(height);
     per_head = height ? (rows + height - 1) / height : 0;
     parts = parallel.threads < heads * per_head ? parallel.threads : heads * per_head;
     if (heads * rows * flops_per_row < 1 << 20)
@@ -97,6 +98,7 @@ struct Order {
 // Tokens whose scores are in the works at a time: a tile of them stays in the second-level cache. More are taken block
 // by block. A multiple of every vector's lanes and of every block's rows: no block of tokens reaches into the next.
 constexpr int64_t token_block = 528;
+static_assert(token_block % whole_rows == 0 && token_block % lanes<float> == 0);
 
 inline int64_t blocks(int64_t tokens) {
   return (tokens + token_block - 1) / token_block;
@@ -244,6 +246,47 @@ struct Shares {
     }
   }
 };
+
+// Backward over all heads, where every head has `size` sums over its tokens; 0: none is wanted. Work is what a thread
+// has; write(head, sums, its tokens' order) writes their gradients, zeros where there are no queries.
+template <class Work, class Inputs, class C, class Gradients, class Write>
+inline void run_backward(const Gradients& g, const Tiles& tiles, int64_t size, const Parallel& parallel, Write write) {
+  Shares<C> shares(tiles, size);
+  tiles.run(parallel, [&](int64_t part) {
+    Work work(g, tiles);
+    tiles.of_part(part, [&](int64_t index, int64_t first, int64_t last) {
+      work.start(index);
+      for (int64_t tile = first; tile < last; ++tile)
+        work.tile(tiles.first_row(tile), tiles.count(tile));
+      if (!size)
+        return;
+      if (C* share = shares.of(part, index))
+        memcpy(share, work.tokens.data, size * sizeof(C));
+      else
+        write(index, work.tokens.data, work.in.order);
+    });
+  });
+  if (!size)
+    return;
+
+  Inputs in(g.forward);
+  shares.merge([&](int64_t index, C** share, int64_t count) {
+    for (int64_t k = 1; k < count; ++k)
+      for (int64_t i = 0; i < size; ++i)
+        share[0][i] += share[k][i];
+    in.set(index);
+    write(index, share[0], in.order);
+  });
+  if (tiles.rows)
+    return;
+
+  Scratch<C> nothing(size);
+  memset(nothing.data, 0, size * sizeof(C));
+  for (int64_t index = 0; index < tiles.heads; ++index) {
+    in.set(index);
+    write(index, nothing.data, in.order);
+  }
+}
 
 }  // namespace
 }  // namespace mmk
