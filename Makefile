@@ -24,7 +24,7 @@ export ONEDNN_MAX_CPU_ISA := $(if $(filter baseline,$(HELD)),SSE41,AVX2)
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/inductor-$(HELD)
 endif
 
-.PHONY: demo lint format test test-slow test-triton test-triton-oldest coverage-table bench bench-quick docs gpu-check install clean
+.PHONY: demo lint format test test-slow test-triton test-triton-oldest coverage-table bench bench-quick docs gpu-check install clean mutants
 
 demo: install
 	$(BIN)/python -m mmkernels demo --out out
@@ -79,6 +79,10 @@ bench-quick: install
 # What is generated from the docstrings.
 docs: install
 	$(BIN)/python tools/api_reference.py
+
+# Plants bugs in a copy of this tree, one at a time, and fails where no test notices: make mutants ONLY=cuda, ONLY=cpu:channel.
+mutants: install
+	$(BIN)/python tools/mutants $(if $(ONLY),--only "$(ONLY)") --json build/mutants.json
 
 # For a machine with a GPU, with PYTHON's own packages and no network: builds in place, checks, times, and writes gpu-check.json to send back.
 # make gpu-check ONLY="build verify-" runs some of the steps; tools/gpu_check.py --list tells them.

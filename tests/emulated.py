@@ -105,7 +105,7 @@ def library():
     return ctypes.CDLL(str(path))
 
 
-ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2}
+ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2, "warps": 3, "warps_descending": 4}
 
 
 # Bytes that a block may have of shared memory, processors, blocks of a cluster.

@@ -11,7 +11,7 @@ import importlib.util
 import pytest
 import torch
 from attention_tests import draw
-from test_triton_compile import KERNELS
+from triton_problems import OPERATIONS
 
 import mmkernels as mmk
 from mmkernels import backends
@@ -158,14 +158,14 @@ def additive_attention():
 
 
 @pytest.mark.parametrize("processors", (1, 100))
-@pytest.mark.parametrize("operation", KERNELS)
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_no_races(operation, processors, monkeypatch):
     device_of(processors, monkeypatch)
     accesses = Accesses(monkeypatch)
     globals()[operation]()
     assert not accesses.races
-    assert accesses.kernels <= KERNELS[operation]
-    assert processors == 1 or accesses.kernels == KERNELS[operation], "not every kernel ran"
+    assert accesses.kernels <= OPERATIONS[operation].KERNELS
+    assert processors == 1 or accesses.kernels == OPERATIONS[operation].KERNELS, "not every kernel ran"
 
 
 @triton.jit

@@ -42,7 +42,7 @@ bool check(int number) {
   const int64_t H = pick(0, 3) ? pick(1, 3) : pick(4, 20);
   const int64_t D = H * pick(1, H > 3 ? 6 : 30);
   const int64_t B = pick(1, 4);
-  emulator::config = {pick(0, 2),
+  emulator::config = {pick(0, 4),
                       unsigned(pick(0, 99)),
                       toss(),
                       (toss() ? pick(5, 10) : pick(10, 40)) * 1000,

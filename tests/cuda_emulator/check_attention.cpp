@@ -137,7 +137,7 @@ void pick_sizes(int64_t& N, int64_t& T) {
   if (toss())
     std::swap(N, T);
   dtype = toss() ? Dtype::float32 : Dtype::bfloat16;
-  emulator::config = {pick(0, 2), unsigned(pick(0, 99)), toss(), (pick(0, 2) ? pick(100, 230) : pick(40, 100)) * 1024,
+  emulator::config = {pick(0, 4), unsigned(pick(0, 99)), toss(), (pick(0, 2) ? pick(100, 230) : pick(40, 100)) * 1024,
                       pick(1, 40)};
 }
 

@@ -260,6 +260,13 @@ void start(Fiber& f, int rank, int index, uint3 block, dim3 grid, dim3 size) {
   f.stack_pointer = top - 6;
 }
 
+bool by_warps() {
+  return config.order == warps || config.order == warps_descending;
+}
+bool backwards() {
+  return config.order == descending || config.order == warps_descending;
+}
+
 void run_blocks(std::mt19937& random, std::vector<int>& order) {
   if (__tsan_release)
     __tsan_release(&start_order);
@@ -268,11 +275,18 @@ void run_blocks(std::mt19937& random, std::vector<int>& order) {
       std::shuffle(order.begin(), order.end(), random);
     bool progress = false;
     bool live = false;
-    for (int i : order) {
-      Fiber& f = fibers[i];
-      if (runnable(f))
-        to_fiber(f), progress = true;
-      live = live || !f.done;
+    const size_t group = by_warps() ? warp_lanes : order.size();
+    for (size_t first = 0; first < order.size(); first += group) {
+      bool ran;
+      do {
+        ran = false;
+        for (size_t i = first; i < std::min(first + group, order.size()); ++i) {
+          Fiber& f = fibers[order[i]];
+          if (runnable(f))
+            to_fiber(f), ran = progress = true;
+          live = live || !f.done;
+        }
+      } while (ran && by_warps());
     }
     if (!live)
       break;
@@ -323,11 +337,11 @@ const char* run(dim3 grid, unsigned cluster, dim3 block, size_t shared, void (*b
   std::mt19937 random(config.seed);
   std::vector<int> order(together);
   for (int i = 0; i < together; ++i)
-    order[i] = config.order == descending ? together - 1 - i : i;
+    order[i] = backwards() ? together - 1 - i : i;
   const size_t count = size_t(grid.x) * grid.y * grid.z / cluster;
   std::vector<size_t> clusters(count);
   for (size_t i = 0; i < count; ++i)
-    clusters[i] = config.order == descending ? count - 1 - i : i;
+    clusters[i] = backwards() ? count - 1 - i : i;
   if (config.order == shuffled)
     std::shuffle(clusters.begin(), clusters.end(), random);
   for (size_t i : clusters) {

@@ -33,7 +33,9 @@ struct dim3 {
 
 namespace emulator {
 
-enum Order : int { ascending, descending, shuffled };
+// Threads take turns at every rendezvous; or a warp goes on until it waits for others, which finds what only a barrier
+// of the block keeps in order.
+enum Order : int { ascending, descending, shuffled, warps, warps_descending };
 
 struct Config {
   int order = ascending;  // of threads and blocks

@@ -1,0 +1,170 @@
+"""Additive attention's kernels, backward. additive_attention.py launches them."""
+
+import triton
+import triton.language as tl
+
+from .additive_tiles import hidden, range_of, split_of
+from .common import all_have_read
+
+
+@triton.jit
+def differentiate(
+    u,
+    t,
+    up,
+    shift,
+    shift_gate,
+    sample,
+    rows,
+    A,
+    F: tl.constexpr,
+    SHIFT: tl.constexpr,
+    GATED: tl.constexpr,
+    SHIFT_GATE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A panel: u, t and h's gradient -> the gradients of u and t, in place; h, in place of its gradient."""
+    r = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (r < rows)[:, None] & (c < A)[None, :]
+    b = tl.load(sample + r, mask=r < rows, other=0)
+    y, slope, s = hidden(u, t, shift, shift_gate, b, r, c, inside, A, F, SHIFT, GATED, SHIFT_GATE)
+    at = r[:, None] * A + c[None, :]
+    dh = tl.load(up + at, mask=inside, other=0.0)
+    all_have_read()
+    tl.store(up + at, y * s, mask=inside)
+    tl.store(u + at, dh * s * slope, mask=inside)
+    if GATED:
+        tl.store(t + at, dh * y * s * (1.0 - s), mask=inside)
+
+
+@triton.jit
+def of_weights(
+    weights,
+    image,
+    i_b,
+    i_n,
+    i_c,
+    grad,
+    g_b,
+    g_k,
+    g_n,
+    g_c,
+    given,
+    bounds,
+    found,
+    rows,
+    K,
+    C,
+    w_b,
+    w_k,
+    splits,
+    PACKED: tl.constexpr,
+    GRAD: tl.constexpr,
+    GIVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """found [K, rows]: the weights' gradient; g_n is 0 where all positions of a sample share grad (pool)."""
+    b = (tl.program_id(0) // splits).to(tl.int64)
+    part = tl.program_id(0) % splits
+    k = tl.program_id(1).to(tl.int64)
+    begin, end = range_of(bounds, b, rows)
+    first, last = split_of(begin, end, part, splits, BLOCK_N)
+    for n in range(first, last, BLOCK_N):
+        r = n + tl.arange(0, BLOCK_N).to(tl.int64)
+        at = b * w_b + k * w_k + (r if PACKED else r - begin)
+        keep = tl.load(weights + at, mask=r < last, other=0.0) != 0
+        total = tl.zeros([BLOCK_N], tl.float32)
+        if GRAD:
+            row = image + (r if PACKED else r - begin)[:, None] * i_n + b * i_b
+            up = grad + b * g_b + k * g_k + (r if PACKED else r - begin)[:, None] * g_n
+            for c0 in range(0, C, BLOCK_C):
+                c = c0 + tl.arange(0, BLOCK_C).to(tl.int64)
+                inside = keep[:, None] & (c < C)[None, :]
+                x = tl.load(row + c[None, :] * i_c, mask=inside, other=0.0).to(tl.float32)
+                total += tl.sum(x * tl.load(up + c[None, :] * g_c, mask=inside, other=0.0).to(tl.float32), 1)
+        if GIVEN:
+            total += tl.load(given + at, mask=keep, other=0.0)
+        tl.store(found + k * rows + r, total, mask=r < last)
+
+
+@triton.jit
+def mean_of(weights, found, begin, end, base, BLOCK: tl.constexpr):
+    """sum w (x - base) / sum w, each piece summed on its own."""
+    total, mass = 0.0, 0.0
+    for n in range(begin, end, BLOCK):
+        r = n + tl.arange(0, BLOCK).to(tl.int64)
+        w = tl.load(weights + r, mask=r < end, other=0.0)
+        x = tl.load(found + r, mask=r < end, other=0.0)
+        total += tl.sum(tl.where(w != 0, w * (x - base), 0.0), 0)
+        mass += tl.sum(w, 0)
+    return total / tl.where(mass == 0.0, 1.0, mass)
+
+
+@triton.jit
+def of_scores(weights, found, bounds, rows, w_b, w_k, PACKED: tl.constexpr, BLOCK: tl.constexpr):
+    """found [K, rows]: the weights' gradient -> the scores'. The mean is found twice: what all have in common has to
+    cancel."""
+    b = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1).to(tl.int64)
+    begin, end = range_of(bounds, b, rows)
+    own = weights + b * w_b + k * w_k + (0 if PACKED else -begin)
+    x = found + k * rows
+    mean = mean_of(own, x, begin, end, 0.0, BLOCK)
+    rest = mean_of(own, x, begin, end, mean, BLOCK)
+    for n in range(begin, end, BLOCK):
+        r = n + tl.arange(0, BLOCK).to(tl.int64)
+        w = tl.load(own + r, mask=r < end, other=0.0)
+        ds = tl.where(w != 0, w * (tl.load(x + r, mask=r < end, other=0.0) - mean - rest), 0.0)
+        all_have_read()
+        tl.store(x + r, ds, mask=r < end)
+
+
+@triton.jit
+def combine(
+    through,
+    weights,
+    grad,
+    g_b,
+    g_k,
+    g_n,
+    g_c,
+    mask,
+    sample,
+    bounds,
+    result,
+    rows,
+    K,
+    C,
+    w_b,
+    w_k,
+    first,
+    PACKED: tl.constexpr,
+    GRAD: tl.constexpr,
+    MASKED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A panel: result = through + sum over maps of weights * grad; 0 where masked."""
+    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
+    r = first + n
+    b = tl.load(sample + n, mask=r < rows, other=0).to(tl.int64)
+    begin = tl.load(bounds + b)
+    inside = (r < rows)[:, None] & (c < C)[None, :]
+    if MASKED:
+        inside_kept = inside & (tl.load(mask + r, mask=r < rows, other=0) != 0)[:, None]
+    else:
+        inside_kept = inside
+    total = tl.load(through + n[:, None] * C + c[None, :], mask=inside_kept, other=0.0).to(tl.float32)
+    if GRAD:
+        at = r if PACKED else b * w_b + r - begin  # 64 bits, from map to map
+        up = grad + b[:, None] * g_b + (r if PACKED else r - begin)[:, None] * g_n + c[None, :] * g_c
+        for k in range(K):
+            w = tl.load(weights + at, mask=r < rows, other=0.0)
+            total += w[:, None] * tl.load(up, mask=inside_kept & (w != 0)[:, None], other=0.0).to(tl.float32)
+            at += w_k
+            up += g_k
+    tl.store(result + r[:, None] * C + c[None, :], total.to(result.dtype.element_ty), mask=inside)

@@ -1,0 +1,140 @@
+"""Additive attention's kernels, forward. additive_attention.py launches them."""
+
+import triton
+import triton.language as tl
+
+from .additive_tiles import hidden, range_of, split_of
+from .common import all_have_read
+
+
+@triton.jit
+def activate(
+    u,
+    t,
+    shift,
+    shift_gate,
+    sample,
+    rows,
+    A,
+    F: tl.constexpr,
+    SHIFT: tl.constexpr,
+    GATED: tl.constexpr,
+    SHIFT_GATE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A panel: u, t -> h, in place of u."""
+    r = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (r < rows)[:, None] & (c < A)[None, :]
+    b = tl.load(sample + r, mask=r < rows, other=0)
+    y, _, s = hidden(u, t, shift, shift_gate, b, r, c, inside, A, F, SHIFT, GATED, SHIFT_GATE)
+    all_have_read()
+    tl.store(u + r[:, None] * A + c[None, :], y * s, mask=inside)
+
+
+@triton.jit
+def normalise(
+    scores, weights, mask, bounds, rows, K, w_b, w_k, PACKED: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """scores [rows, K] -> weights, position n of sample b and map k at b * w_b + k * w_k + n."""
+    b = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1).to(tl.int64)
+    begin, end = range_of(bounds, b, rows)
+    m = tl.full([], float("-inf"), tl.float32)
+    total = tl.full([], 0, tl.float32)
+    count = tl.full([], 0, tl.int32)
+    for n in range(begin, end, BLOCK):
+        r = n + tl.arange(0, BLOCK).to(tl.int64)
+        keep = r < end
+        if MASKED:
+            keep = keep & (tl.load(mask + r, mask=keep, other=0) != 0)
+        x = tl.load(scores + r * K + k, mask=keep, other=float("-inf")).to(tl.float32)
+        now = tl.maximum(m, tl.max(x, 0))
+        base = tl.where(now == float("-inf"), 0.0, now)
+        total = total * tl.exp(m - base) + tl.sum(tl.exp(x - base), 0)
+        count += tl.sum(keep.to(tl.int32), 0)
+        m = now
+    base = tl.where(m == float("-inf"), 0.0, m)
+    share = tl.where(
+        count > 0, 1.0 / tl.where(count > 0, total, 1.0), 0.0
+    )  # scores all -Inf: 0 * Inf = NaN, as the definition has it
+    to = weights + b * w_b + k * w_k
+    for n in range(begin, end, BLOCK):
+        r = n + tl.arange(0, BLOCK).to(tl.int64)
+        inside = r < end
+        keep = inside
+        if MASKED:
+            keep = keep & (tl.load(mask + r, mask=inside, other=0) != 0)
+        x = tl.load(scores + r * K + k, mask=keep, other=float("-inf")).to(tl.float32)
+        tl.store(to + (r if PACKED else r - begin), tl.where(keep, tl.exp(x - base) * share, 0.0), mask=inside)
+
+
+@triton.jit
+def pool(
+    weights,
+    image,
+    i_b,
+    i_n,
+    i_c,
+    bounds,
+    partial,
+    rows,
+    K,
+    C,
+    w_b,
+    w_k,
+    splits,
+    PACKED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """partial [B, splits, K, C]: sums of weights times image over a piece of a sample."""
+    b = (tl.program_id(0) // splits).to(tl.int64)
+    part = tl.program_id(0) % splits
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = tl.program_id(2).to(tl.int64)
+    begin, end = range_of(bounds, b, rows)
+    first, last = split_of(begin, end, part, splits, BLOCK_N)
+    total = tl.zeros([BLOCK_C], tl.float32)
+    for n in range(first, last, BLOCK_N):
+        r = n + tl.arange(0, BLOCK_N).to(tl.int64)
+        w = tl.load(weights + b * w_b + k * w_k + (r if PACKED else r - begin), mask=r < last, other=0.0)
+        row = image + (r if PACKED else r - begin)[:, None] * i_n + b * i_b
+        # What doesn't take part isn't read: it may be NaN.
+        x = tl.load(row + c[None, :].to(tl.int64) * i_c, mask=(w != 0)[:, None] & (c < C)[None, :], other=0.0).to(
+            tl.float32
+        )
+        total += tl.sum(x * w[:, None], 0)
+    tl.store(partial + ((b * splits + part) * K + k) * C + c, total, mask=c < C)
+
+
+@triton.jit
+def spread(
+    weights,
+    image,
+    i_b,
+    i_n,
+    i_c,
+    sample,
+    bounds,
+    result,
+    rows,
+    C,
+    w_b,
+    first,
+    PACKED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """result = weights * image, a panel's rows."""
+    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    r = first + n
+    b = tl.load(sample + n, mask=r < rows, other=0).to(tl.int64)
+    begin = tl.load(bounds + b)
+    inside = (r < rows)[:, None] & (c < C)[None, :]
+    w = tl.load(weights + (r if PACKED else b * w_b + r - begin), mask=r < rows, other=0.0)
+    row = image + (r if PACKED else r - begin)[:, None] * i_n + b[:, None] * i_b
+    x = tl.load(row + c[None, :].to(tl.int64) * i_c, mask=inside & (w != 0)[:, None], other=0.0).to(tl.float32)
+    tl.store(result + r[:, None] * C + c[None, :], (x * w[:, None]).to(result.dtype.element_ty), mask=inside)

@@ -1,0 +1,49 @@
+"""Shapes: image's, and A. Few rows: the libraries' products run."""
+
+import torch
+
+KERNELS = {
+    "activate",
+    "normalise",
+    "pool",
+    "spread",
+    "of_weights",
+    "of_scores",
+    "differentiate",
+    "combine",
+    "add_columns",
+}
+SHARED_BUDGET = 32 << 10
+PROBLEMS = {
+    "a bag of 1024 channels, A = 256, gated, bf16": (
+        (1, 2000, 1024, 256),
+        "bfloat16",
+        {"gated": True, "masked": True},
+    ),
+    "packed bags of 512 channels, A = 128, gelu, 4 maps, fp16": (
+        (2000, 512, 128),
+        "float16",
+        {"bags": 8, "activation": 2, "maps": 4},
+    ),
+    "36 x 2048, A = 512, relu, multiplied, fp32": ((4, 36, 2048, 512), "float32", {"activation": 1, "pool": False}),
+}
+
+
+def launch(module, shape, dtype, bags=None, gated=False, masked=False, activation=0, maps=1, pool=True):
+    *image, hidden = shape
+    image = torch.zeros(image, dtype=getattr(torch, dtype))
+    layer = lambda rows, columns: image.new_zeros(rows, columns)
+    mask = torch.ones(image.shape[:-1], dtype=torch.bool) if masked else None
+    offsets = torch.linspace(0, len(image), bags + 1).long() if bags else None
+    inputs = (
+        image,
+        torch.zeros(bags or len(image), hidden),
+        layer(hidden, image.shape[-1]),
+        layer(maps, hidden),
+        layer(hidden, image.shape[-1]) if gated else None,
+        torch.zeros(hidden) if gated else None,
+        mask,
+        offsets,
+    )
+    result, *kept = module.forward(*inputs, activation, pool, 0)
+    module.backward(result, kept[0], *inputs, *kept, activation, pool, 0, *[True] * 6)

@@ -1,0 +1,132 @@
+"""Mutants of the Triton kernels; Triton's interpreter runs them."""
+
+from mutant import Mutant
+
+BAGS = "test_cuts.py -k 'bags_begin and triton and not additive'"
+CHUNKS = "test_cuts.py -k 'triton and many_chunks'"
+
+MUTANTS = (
+    Mutant(
+        "spatial_attention",
+        "a bag's chunks counted from its length",
+        "k1 = k0 + (last - 1) // a.s.chunk - first // a.s.chunk + 1 m = ",
+        "k1 = k0 + tl.cdiv(last - first, a.s.chunk)\n    m = ",
+        BAGS,
+    ),
+    Mutant(
+        "spatial_attention",
+        "a bag's chunks counted from its length, backward",
+        "k1 = k0 + (last - 1) // a.s.chunk - first // a.s.chunk + 1 weighted = ",
+        "k1 = k0 + tl.cdiv(last - first, a.s.chunk)\n    weighted = ",
+        BAGS,
+    ),
+    Mutant(
+        "spatial_attention",
+        "sum not rescaled to the new maximum",
+        "total = total * fade + tl.sum(e, 0)",
+        "total = total + tl.sum(e, 0)",
+        CHUNKS,
+    ),
+    Mutant(
+        "spatial_attention",
+        "pooled sums not rescaled to the new maximum",
+        "sums = sums * fade + tl.sum(e[:, None] * x, 0)",
+        "sums = sums + tl.sum(e[:, None] * x, 0)",
+        CHUNKS,
+    ),
+    Mutant(
+        "spatial_attention",
+        "positions of the last chunks only",
+        "count += tl.sum(tl.load(at + 2 * programs, k < k1, 0), 0)",
+        "count = tl.sum(tl.load(at + 2 * programs, k < k1, 0), 0)",
+        CHUNKS,
+    ),
+    Mutant(
+        "spatial_attention",
+        "text's gradient without the change of the mean",
+        "u += (mean - new) * v + tl.sum(",
+        "u += tl.sum(",
+        CHUNKS,
+    ),
+    Mutant(
+        "spatial_attention",
+        "mask not looked at",
+        "keep = keep & (tl.load(rows(a, a.mask, b, n), keep, 0) != 0)",
+        "keep = keep",
+        CHUNKS,
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "result not rescaled to the new maximum",
+        "acc = tl.dot(p.to(DOT), v, acc * fade[:, None],",
+        "acc = tl.dot(p.to(DOT), v, acc,",
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "parts merged by the wrong maximum",
+        "weight = tl.exp(own - finite(new))",
+        "weight = tl.exp(m - finite(new))",
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "gradients of the last part only",
+        "total += tl.load(at, (n < size)",
+        "total = tl.load(at, (n < size)",
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "sign of delta",
+        "p * (dp - row_delta[:, None])",
+        "p * (dp + row_delta[:, None])",
+    ),
+    Mutant(
+        "bidirectional_attention",
+        "text's share dropped",
+        "p * (dp - col_delta[None, :]) * spread(col_share)[None, :]",
+        "p * (dp - col_delta[None, :])",
+    ),
+    Mutant(
+        "channel_attention",
+        "mean dropped",
+        "p * (dp - mean[:, None])",
+        "p * dp",
+    ),
+    Mutant(
+        "channel_attention",
+        "mean of the last channels only",
+        "mean += tl.sum(p * dp, 1)",
+        "mean = tl.sum(p * dp, 1)",
+    ),
+    Mutant(
+        "additive_attention",
+        "sum not rescaled to the new maximum",
+        "total = total * tl.exp(m - base) + tl.sum(tl.exp(x - base), 0)",
+        "total = total + tl.sum(tl.exp(x - base), 0)",
+        "test_cuts.py -k 'panel and triton'",
+    ),
+    Mutant(
+        "additive_attention",
+        "centred once",
+        "- mean - rest",
+        "- mean",
+        "test_cuts.py -k 'cancels and triton'",
+    ),
+    Mutant(
+        "additive_attention",
+        "gate's slope without 1 - s",
+        "dh * y * s * (1.0 - s)",
+        "dh * y * s",
+    ),
+    Mutant(
+        "additive_attention",
+        "wrong stride from map to map",
+        "at += w_k",
+        "at += w_b",
+    ),
+    Mutant(
+        "additive_attention",
+        "a piece's last row forgotten",
+        "tl.minimum(first + size, end)",
+        "tl.minimum(first + size, end - 1)",
+    ),
+)
