@@ -35,17 +35,20 @@ def _load_extension():
 
 
 extension, extension_error = _load_extension()
+_chosen = {}  # (operation, device type, dtype, backend or None) -> what runs it
 
 
 def register(backend, why_not):
     """Adds a backend. `why_not(device_type, dtype)` returns None where it can run, else the reason."""
     _operations.setdefault(backend, {})
     _reasons[backend] = why_not
+    _chosen.clear()
 
 
 def implement(backend, operation, function):
     """Adds an operation to a registered backend."""
     _operations[backend][operation] = function
+    _chosen.clear()
 
 
 def implement_lazily(backend, operation, module):
@@ -71,7 +74,7 @@ def _warn_once(backend):
         warnings.warn(
             f"mmkernels runs {backend!r} instead of its C++ and CUDA kernels: {extension_error}",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -104,9 +107,17 @@ def check(backend):
 
 
 def choose(operation, tensor, backend=None):
-    """The function that runs `operation` on `tensor`'s device and dtype."""
-    device_type = tensor.device.type
-    dtype = tensor.dtype
+    """What runs `operation` on `tensor`'s device and dtype."""
+    if torch.compiler.is_compiling() or not (backend is None or isinstance(backend, str)):
+        return _choose(operation, tensor.device.type, tensor.dtype, backend)
+    key = operation, tensor.device.type, tensor.dtype, backend
+    chosen = _chosen.get(key)
+    if chosen is None:
+        chosen = _chosen[key] = _choose(*key)
+    return chosen
+
+
+def _choose(operation, device_type, dtype, backend):
     if backend is None:
         for name in ORDER:
             if (name, device_type) == ("triton", "cpu"):

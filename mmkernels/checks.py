@@ -1,12 +1,57 @@
 """Argument checks shared by every operation: a message names the argument, what came and what was expected."""
 
+import itertools
 import numbers
 
 import torch
 
 from . import torch_private
+from .reference.precision import autocast_is_on
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+_PLAIN_TENSORS = {torch.Tensor, torch.nn.Parameter}
+_PLAIN_OPTIONS = {type(None), bool, int, float, str}
+
+
+class Passed:
+    """The calls of an operation that passed its checks: another one like it isn't checked again.
+
+    What may be left out are checks of types, shapes, dtypes and devices, which a call's key holds, not those of values.
+    """
+
+    LIMIT = 4096  # images of as many sizes
+
+    def __init__(self):
+        self._keys = set()
+
+    def key(self, options, tensors):
+        """None for a call that is always checked: traced, under autocast, with anything but plain tensors, None, and
+        plain Python options."""
+        if torch.compiler.is_compiling():
+            return None
+        types = tuple(map(type, options))  # True is 1 for a set
+        if not _PLAIN_OPTIONS.issuperset(types):
+            return None
+        key = [options, types]
+        for tensor in tensors:
+            if tensor is None:
+                key.append(None)
+                continue
+            if type(tensor) not in _PLAIN_TENSORS or tensor.is_nested:
+                return None
+            key += tensor.shape, tensor.dtype, tensor.device, tensor.layout
+        return None if tensors[0] is None or autocast_is_on(tensors[0].device.type) else tuple(key)
+
+    def __contains__(self, key):
+        return key is not None and key in self._keys
+
+    def add(self, key):
+        if key is None:
+            return
+        if len(self._keys) >= self.LIMIT:
+            self._keys.clear()
+        self._keys.add(key)
 
 
 def is_tensor(name, value):
@@ -171,6 +216,13 @@ def bag_offsets(value, image):
         raise ValueError(f"offsets must be int32 or int64, got {value.dtype}")
     if value.dim() != 1 or value.shape[0] < 1:
         raise ValueError(f"offsets must have shape [B + 1], got {list(value.shape)}")
+    return bag_values(value, image)
+
+
+def bag_values(value, image):
+    """The values of what :func:`bag_offsets` takes; its type, shape and device are known to be right, or it is None."""
+    if value is None:
+        return None
     if value.device.type == "cpu" and not is_traced(value):
         _bounds(value, image.shape[0])
     return value.to(image.device, torch.int64)
@@ -196,14 +248,14 @@ def _offsets_tensor(value):
 
 
 def _bounds(value, rows):
-    first, last = int(value[0]), int(value[-1])
-    if first != 0:
-        raise ValueError(f"offsets must start with 0, got {first}")
-    if last != rows:
-        raise ValueError(f"offsets must end with the number of rows of image, {rows}, got {last}")
-    if bool((value[1:] < value[:-1]).any()):
-        bag = int((value[1:] < value[:-1]).nonzero()[0])
-        raise ValueError(f"offsets must ascend, got {int(value[bag])} before {int(value[bag + 1])} at index {bag}")
+    bounds = value.tolist()
+    if bounds[0] != 0:
+        raise ValueError(f"offsets must start with 0, got {bounds[0]}")
+    if bounds[-1] != rows:
+        raise ValueError(f"offsets must end with the number of rows of image, {rows}, got {bounds[-1]}")
+    if bounds != sorted(bounds):
+        bag = next(i for i, (begin, end) in enumerate(itertools.pairwise(bounds)) if end < begin)
+        raise ValueError(f"offsets must ascend, got {bounds[bag]} before {bounds[bag + 1]} at index {bag}")
 
 
 def channel_text(image, text):

@@ -31,7 +31,17 @@ forward_mode_enabled = torch._C._is_fwd_grad_enabled
 forward_mode = forward_ad._set_fwd_grad_enabled
 
 # Tensors of a graph that is being traced: torch.compile's and torch.export's (torch/_subclasses/).
-TRACED = (FakeTensor, FunctionalTensor)
+TRACED = frozenset((FakeTensor, FunctionalTensor))
+
+
+def apply(function, *arguments):
+    """``function.apply`` of an eager call outside of torch.func's transforms. PyTorch's own asks ``inspect`` for the
+    forward method's signature in every call, which takes longer than a small kernel (torch/autograd/function.py)."""
+    living = [_unwrap_if_dead(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+    return super(torch.autograd.Function, function).apply(*living)
+
+
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
 
 def in_dual_level():

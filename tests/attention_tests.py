@@ -142,51 +142,6 @@ def assert_vmap(call, dims, operation, backend, tensors):
     assert_computes(looped, operation, backend, tensors, found=torch.func.vmap(run, tuple(dims))(*tensors))
 
 
-def assert_partial_gradients(call, operation, backend, tensors):
-    """Each gradient alone is as right as all together."""
-    run = functools.partial(call, functools.partial(getattr(mmk, operation), backend=backend))
-    found = list(gradients(run, tensors))
-    for i in range(len(tensors)):
-        (found[i - len(tensors)],) = gradients(lambda t: run(*tensors[:i], t, *tensors[i + 1 :]), tensors[i : i + 1])[
-            -1:
-        ]
-    assert_gradients(found, call, operation, tensors)
-
-
-def assert_upstream_may_lie_anyhow(call, operation, backend, tensors):
-    """Gradients that come in may be expanded (what sum() sends back), strided, turned or cut out of larger ones."""
-
-    def differentiable(function, dtype=None):
-        leaves = [(t if dtype is None else t.to(dtype)).detach().clone().requires_grad_() for t in tensors]
-        results = call(function, *leaves)
-        return results if isinstance(results, tuple) else (results,), leaves
-
-    graphs = [
-        differentiable(functools.partial(getattr(mmk, operation), backend=backend)),
-        differentiable(getattr(reference, operation), torch.float64),
-        differentiable(getattr(peers, operation)),
-    ]
-    plain = [draw(*r.shape, device=r.device, seed=9 + i) for i, r in enumerate(graphs[0][0])]
-    layouts = (
-        lambda t: torch.ones_like(t[(0,) * t.dim()]).expand_as(t),
-        lambda t: t[:1].expand_as(t),
-        lambda t: t[:, :1].expand_as(t),
-        lambda t: torch.stack([t, torch.full_like(t, float("nan"))], -1)[..., 0],
-        lambda t: t.mT.contiguous().mT,
-        lambda t: torch.nn.functional.pad(t, (1, 1) * t.dim(), value=float("nan"))[(slice(1, -1),) * t.dim()],
-    )
-    for lay in layouts:
-        # A conversion would make what is expanded or strided dense.
-        upstream = [[lay(t.to(r.dtype)) for t, r in zip(plain, results)] for results, _ in graphs]
-        assert_rule(
-            *(
-                torch.autograd.grad(results, leaves, up, retain_graph=True)
-                for (results, leaves), up in zip(graphs, upstream)
-            ),
-            batch=len(graphs[0][0][0]),
-        )
-
-
 def far_apart(tensor, dim):
     """A copy whose elements along `dim` lie so far apart that the last is 3 * 2^30 elements away: not only it is beyond
     31 bits, but the last block of twelve rows, too. The memory between is only virtual: nobody touches it."""
@@ -217,13 +172,3 @@ def assert_strides_may_be_huge(call, operation, backend, tensors, dim, device):
         move=lambda t: far_apart(t, dim) if dim < t.dim() and t.shape[dim] > 1 else t.clone(),
     )
     assert_computes(run, operation, backend, tensors, found=found)
-
-
-def assert_compiles(call, operation, backend, sizes):
-    """One graph without a break; one compilation serves every list of tensors in `sizes`."""
-    run = functools.partial(call, functools.partial(getattr(mmk, operation), backend=backend))
-    torch._dynamo.reset()
-    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for tensors in sizes:
-            assert_gradients(gradients(compiled, tensors), call, operation, tensors)

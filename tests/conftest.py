@@ -68,10 +68,15 @@ def record(test, outcome, reason="", seconds=0.0, shown=()):
             file.write(json.dumps(row) + "\n")
 
 
-def pytest_collection_modifyitems(items):
-    """What a test shows goes with its report, also from another process."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """What a test shows goes with its report, also from another process; what all show is kept, before any is left
+    out."""
+    collected = config.stash.setdefault(coverage_table.COLLECTED, {})
     for item in items:
-        item.user_properties.append(("shown", coverage_table.shown(item)))
+        cells = coverage_table.shown(item)
+        item.user_properties.append(("shown", cells))
+        collected.setdefault(item.path.name, []).extend(cells)
 
 
 def pytest_runtest_logreport(report):

@@ -5,15 +5,11 @@ import functools
 import pytest
 import torch
 from attention_tests import (
-    assert_compiles,
     assert_computes,
     assert_gradients,
     assert_module,
-    assert_partial_gradients,
     assert_right,
     assert_strides_may_be_huge,
-    assert_upstream_may_lie_anyhow,
-    assert_vmap,
     draw,
     gradients,
 )
@@ -61,37 +57,6 @@ def run_of(backend, **options):
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
     assert_right(OPERATION, case, dtype, device, backend)
-
-
-@pytest.mark.property("gradcheck", "second derivatives")
-@in_float64
-@pytest.mark.parametrize("combine, maps", [("pool", 2), ("multiply", 1)])
-@pytest.mark.parametrize("activation", ["tanh", "gelu"])
-def test_gradcheck(backend, device, dtype, combine, maps, activation):
-    """First and second derivatives against differences of values."""
-    tensors = [t.requires_grad_() for t in inputs(dtype, device, (2, 4, 3), hidden=3, text=2, maps=maps).values()]
-    mask = torch.tensor([[True, False, True, True], [True, True, False, True]], device=device)
-    run = run_of(backend, combine=combine, activation=activation, mask=mask, need_weights=True)
-    assert torch.autograd.gradcheck(run, tensors)
-    assert torch.autograd.gradgradcheck(run, tensors)
-
-
-@pytest.mark.property("masked values reach nothing")
-@on_every_backend_and_dtype
-@pytest.mark.parametrize("combine", ["pool", "multiply"])
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_masked_positions_reach_nothing(backend, device, dtype, combine, poison):
-    """The same bits whatever a masked position holds, in the parameters' gradients, too; its own is 0."""
-    tensors = inputs(dtype, device)
-    mask = torch.arange(26, device=device).view(2, 13) % 3 > 0
-    run = run_of(backend, combine=combine, mask=mask, need_weights=True)
-    dirty, clean = (
-        gradients(run, (tensors["image"].masked_fill(~mask[..., None], value), *list(tensors.values())[1:]))
-        for value in (poison, 0)
-    )
-    assert all(torch.equal(a, e) for a, e in zip(dirty, clean))
-    assert all(bool(t.isfinite().all()) for t in dirty)
-    assert not dirty[2].masked_select(~mask[..., None]).any() and not dirty[1][:, 0].masked_select(~mask).any()
 
 
 @pytest.mark.property("nothing takes part")
@@ -150,21 +115,6 @@ def test_against_multihead_pooling_of_one(backend, device, dtype):
         )
 
 
-@pytest.mark.property("each gradient alone")
-@on_every_backend
-def test_partial_gradients(backend, device, dtype):
-    assert_partial_gradients(call_of(), OPERATION, backend, list(inputs(dtype, device).values()))
-
-
-@pytest.mark.property("gradients that come in")
-@on_every_backend
-@pytest.mark.parametrize("combine, maps", [("pool", 3), ("multiply", 1)])
-def test_upstream_gradients(backend, device, dtype, combine, maps):
-    assert_upstream_may_lie_anyhow(
-        call_of(combine=combine, need_weights=True), OPERATION, backend, inputs(dtype, device, maps=maps).values()
-    )
-
-
 @pytest.mark.property("huge strides")
 @pytest.mark.virtual_memory
 @on_every_backend
@@ -213,39 +163,6 @@ def test_autocast(backend, device, dtype):
         assert all(torch.equal(a, b) for a, b in zip(gradients(run, tensors), plain)) or backend == "reference"
 
 
-@pytest.mark.property("vmap", "torch.func.grad")
-@on_every_backend
-@pytest.mark.parametrize("dims", [(0, 0) + (None,) * 6, (0,) * 8])
-def test_vmap(backend, device, dtype, dims):
-    """Over samples, and over parameters, too."""
-    tensors = [
-        t if d is None else torch.stack([t, t + 0.1, t * 2]) for t, d in zip(inputs(dtype, device).values(), dims)
-    ]
-    squares = lambda function: lambda *t: call_of()(function, *t).square().sum()
-    for call in (call_of(), lambda function, *t: torch.func.grad(squares(function), tuple(range(8)))(*t)):
-        assert_vmap(call, dims, OPERATION, backend, tensors)
-
-
-@pytest.mark.property("vmap")
-@on_every_backend
-def test_vmap_packed(backend, device, dtype):
-    tensors = inputs(dtype, device, (13, 20), bags=2)
-    stacked = [torch.stack([t, t + 0.1]) if i < 2 else t for i, t in enumerate(tensors.values())]
-    call = call_of(offsets=torch.tensor([0, 5, 13], device=device))
-    assert_vmap(call, (0, 0) + (None,) * 6, OPERATION, backend, stacked)
-
-
-@pytest.mark.property("compile")
-@on_every_backend
-def test_compile(backend, device, dtype):
-    assert_compiles(
-        call_of(need_weights=True),
-        OPERATION,
-        backend,
-        [list(inputs(dtype, device, shape).values()) for shape in ((2, 13, 20), (3, 29, 20))],
-    )
-
-
 @pytest.mark.property("opcheck")
 @pytest.mark.parametrize("packed, kept_rows", [(False, 0), (True, 0), (False, 7), (True, 13)])
 def test_opcheck(extension, packed, kept_rows):
@@ -256,14 +173,6 @@ def test_opcheck(extension, packed, kept_rows):
         torch.ops.mmkernels.additive_attention.default,
         (*given, None, torch.tensor([0, 5, 13]) if packed else None, 2, True, kept_rows),
     )
-
-
-@pytest.mark.property("same bits twice")
-@pytest.mark.threads
-@on_every_backend
-def test_same_bits_twice(backend, device, dtype):
-    first, second = (gradients(run_of(backend), inputs(dtype, device, (3, 300, 40)).values()) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
 @pytest.mark.property("the module")

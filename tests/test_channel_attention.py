@@ -5,14 +5,10 @@ import functools
 import pytest
 import torch
 from attention_tests import (
-    assert_compiles,
     assert_computes,
     assert_module,
-    assert_partial_gradients,
     assert_right,
     assert_strides_may_be_huge,
-    assert_upstream_may_lie_anyhow,
-    assert_vmap,
     call,
     draw,
     gradients,
@@ -41,18 +37,6 @@ def test_case(backend, device, dtype, case):
     assert_right(OPERATION, case, dtype, device, backend)
 
 
-@pytest.mark.property("gradcheck", "second derivatives")
-@in_float64
-@pytest.mark.parametrize("shape", [(2, 3, 4, 2), (2, 4, 2)])
-@pytest.mark.parametrize("need_weights", [False, True])
-def test_gradcheck(backend, device, dtype, shape, need_weights):
-    """First and second derivatives against differences of values."""
-    tensors = [t.requires_grad_() for t in inputs(dtype, device, shape)]
-    run = functools.partial(mmk.channel_attention, need_weights=need_weights, backend=backend)
-    assert torch.autograd.gradcheck(run, tensors)
-    assert torch.autograd.gradgradcheck(run, tensors)
-
-
 @pytest.mark.property("weights")
 @on_every_backend_and_dtype
 def test_weights_sum_to_one(backend, device, dtype):
@@ -71,33 +55,6 @@ def test_the_text_matters(backend, device, dtype):
     _, first = mmk.channel_attention(image, text, weight, bias, need_weights=True, backend=backend)
     _, second = mmk.channel_attention(image, text + 1, weight, bias, need_weights=True, backend=backend)
     assert ((first - second).abs().amax(-1) > 1e-3).all()
-
-
-@pytest.mark.property("NaN stays in its sample")
-@on_every_backend
-def test_one_sample_does_not_reach_another(backend, device, dtype):
-    """NaN and Inf stay in their sample; weight's gradient is everybody's."""
-    image, text, weight, bias = inputs(dtype, device)
-    clean = mmk.channel_attention(image, text, weight, bias, backend=backend)
-    image[1, 3] = float("nan")
-    text[1] = float("inf")
-    dirty = mmk.channel_attention(image, text, weight, bias, backend=backend)
-    assert torch.equal(dirty[0], clean[0]) and dirty[1].isnan().all()
-
-
-@pytest.mark.property("each gradient alone")
-@on_every_backend
-def test_partial_gradients(backend, device, dtype):
-    """Each gradient alone is as right as all together."""
-    assert_partial_gradients(call, OPERATION, backend, inputs(dtype, device))
-
-
-@pytest.mark.property("gradients that come in")
-@on_every_backend
-def test_upstream_gradients(backend, device, dtype):
-    assert_upstream_may_lie_anyhow(
-        functools.partial(call, need_weights=True), OPERATION, backend, inputs(dtype, device)
-    )
 
 
 @pytest.mark.property("huge strides")
@@ -138,28 +95,6 @@ def test_function(backend, device, dtype):
     assert_computes(compute, OPERATION, backend, (image, text, weight), found=(found[0], found[1], found[3]))
 
 
-@pytest.mark.property("vmap", "torch.func.grad")
-@on_every_backend
-@pytest.mark.parametrize("dims", [(0, 0, None, None), (0, 0, 0, 0)])
-def test_vmap(backend, device, dtype, dims):
-    """Over samples, and over weights, too."""
-    tensors = [t if d is None else torch.stack([t, t + 1, t * 2]) for t, d in zip(inputs(dtype, device), dims)]
-    squares = lambda function: lambda *t: function(*t).square().sum()
-    for run in (call, lambda function, *t: torch.func.grad(squares(function), (0, 1, 2))(*t)):
-        assert_vmap(run, dims, OPERATION, backend, tensors)
-
-
-@pytest.mark.property("compile")
-@on_every_backend
-def test_compile(backend, device, dtype):
-    assert_compiles(
-        functools.partial(call, need_weights=True),
-        OPERATION,
-        backend,
-        [inputs(dtype, device, shape) for shape in ((2, 13, 20, 7), (3, 29, 20, 7))],
-    )
-
-
 @pytest.mark.property("opcheck")
 @pytest.mark.parametrize("need_weights, kept_rows", [(True, 0), (False, 0), (True, 7)])
 def test_opcheck(extension, need_weights, kept_rows):
@@ -193,17 +128,6 @@ def test_autocast_changes_nothing_inside(backend, device, dtype):
     plain = gradients(run, tensors)
     with torch.autocast(device, torch.bfloat16):
         assert all(torch.equal(a, b) for a, b in zip(gradients(run, tensors), plain)) or backend == "reference"
-
-
-@pytest.mark.property("same bits twice")
-@pytest.mark.threads
-@on_every_backend
-def test_same_bits_twice(backend, device, dtype):
-    first, second = (
-        gradients(functools.partial(mmk.channel_attention, backend=backend), inputs(dtype, device, (3, 700, 40, 7)))
-        for _ in range(2)
-    )
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
 @pytest.mark.property("the module")

@@ -37,8 +37,11 @@ def test_the_call_that_the_mistakes_differ_from_is_valid(operation, form):
     [pytest.param(name, kind, *mistake, id=f"{name}-{kind}-{what}") for name, kind, what, *mistake in MISTAKES],
 )
 def test_message(operation, kind, changes, exception, parts):
+    """Also right after the valid call: one that is like it wouldn't be checked again."""
+    arguments = OPERATIONS[operation].FORMS[kind].arguments
+    getattr(mmk, operation)(**arguments)
     with pytest.raises(exception) as caught:
-        getattr(mmk, operation)(**OPERATIONS[operation].FORMS[kind].arguments | changes)
+        getattr(mmk, operation)(**arguments | changes)
     assert_message(caught, exception, parts)
 
 
@@ -96,6 +99,7 @@ def test_a_backend_that_refuses_is_never_replaced(operation, monkeypatch):
     """A forced backend raises, and does not run another one, even where others can run."""
     arguments = next(iter(OPERATIONS[operation].FORMS.values())).arguments
     monkeypatch.setitem(backends._reasons, "cpu", lambda device_type, dtype: "it is switched off by this test")
+    monkeypatch.setattr(backends, "_chosen", {})
     with pytest.raises(mmk.BackendError, match="cpu: it is switched off by this test"):
         getattr(mmk, operation)(**arguments, backend="cpu")
     getattr(mmk, operation)(**arguments)
@@ -176,14 +180,15 @@ def test_out_under_no_grad():
 # the arguments, PyTorch runs the operation's fake, which touches no memory.)
 
 
-def kernels():
+def kernels(of_backend=""):
     """(function, its valid call, the changes that it must refuse beyond wrong tensors) of every form."""
     for name, operation in OPERATIONS.items():
         for kind, (form, further) in operation.KERNELS.items():
+            form = form.keeping_nothing() if of_backend and "kept_rows" in form.others else form
             for suffix, tensors in {"": {}, **further}.items():
-                yield pytest.param(
-                    name + suffix, form.with_more(tensors), operation.WRONG.get(kind, {}), id=f"{name}{suffix}-{kind}"
-                )
+                function = f"{name}{of_backend}{suffix}"
+                wrong = operation.WRONG.get(kind, {})
+                yield pytest.param(function, form.with_more(tensors), wrong, id=f"{function}-{kind}")
 
 
 def call(function, arguments):
@@ -216,6 +221,13 @@ def accepted(function, form, changes):
 def test_operation(extension, function, form, wrong):
     call(function, form.arguments)
     assert not accepted(function, form, wrong)
+
+
+@pytest.mark.property("mistakes of a kernel's caller", backend="cuda-emulated")
+@pytest.mark.skipif("cuda-emulated" not in backends.names(), reason="the CUDA emulator isn't there")
+@pytest.mark.parametrize("function, form, wrong", [*kernels("_emulated")])
+def test_operation_of_the_emulator(function, form, wrong):
+    test_operation(None, function, form, wrong)
 
 
 @pytest.mark.property("mistakes of a kernel's caller")

@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 from attention_tests import assert_rule, draw
-from calls import CALLS, function_of, parameters, tensors_of
+from calls import VARIANTS, function_of, parameters, tensors_of
 from conftest import runnable
 from torch.autograd import forward_ad
 from torch.func import hessian, jacfwd, jacrev, jvp, linearize, vmap
@@ -111,22 +111,6 @@ def test_ways(backend, device, dtype, name, way):
     assert_pushed(WAYS[way], found, name, tensors, tangents)
 
 
-@pytest.mark.property("forward mode")
-@pytest.mark.parametrize(
-    "backend, device, dtype, name", [p for p in parameters(dtypes=[torch.float64]) if p.values[0] != "reference"]
-)
-def test_gradcheck(backend, device, dtype, name):
-    """Against differences of values, batched, too, and the tangents of gradients."""
-    tensors = [t.requires_grad_() for t in tensors_of(name, dtype, device)]
-    run = function_of(name, mmk, device, backend=backend)
-    assert torch.autograd.gradcheck(
-        run, tensors, check_forward_ad=True, check_backward_ad=False, check_batched_forward_grad=True
-    )
-    assert torch.autograd.gradgradcheck(
-        run, tensors, check_fwd_over_rev=True, check_rev_over_rev=False, check_undefined_grad=False
-    )
-
-
 @on_every_backend
 def test_nothing_moves(backend, device, dtype, name):
     """A dual level without duals changes no bit and makes no tangent."""
@@ -196,7 +180,7 @@ def test_compiled_jvp(backend, device, dtype, name, fullgraph):
 
 def raw(name, backend, tensors):
     """The registered operation that the public function calls, and its arguments."""
-    operation, _, _ = CALLS[name]
+    operation = VARIANTS[name].operation
     run = backends.choose(operation, tensors[0], backend)
     calls = []
 
@@ -223,7 +207,7 @@ def test_registered_operation(backend, device, dtype, name):
     moving = [i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor) and a.is_floating_point()]
     tangents = [draw(*arguments[i].shape, dtype=dtype, device=device, seed=i) for i in moving]
 
-    of_reference = backends.choose(CALLS[name][0], tensors[0], "reference").forward
+    of_reference = backends.choose(VARIANTS[name].operation, tensors[0], "reference").forward
     outputs = sum(r is not None for r in of_reference(*arguments))  # without what only a backward pass wants
 
     def run(function, *moved):

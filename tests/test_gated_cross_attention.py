@@ -5,14 +5,11 @@ import functools
 import pytest
 import torch
 from attention_tests import (
-    assert_compiles,
     assert_computes,
     assert_gradients,
     assert_module,
     assert_right,
     assert_strides_may_be_huge,
-    assert_upstream_may_lie_anyhow,
-    assert_vmap,
     call,
     draw,
     gradients,
@@ -38,43 +35,6 @@ def inputs(dtype=torch.float32, device="cpu", shape=(2, 3, 13, 11, 8, 6)):
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
     assert_right(OPERATION, case, dtype, device, backend)
-
-
-@pytest.mark.property("gradcheck", "second derivatives")
-@in_float64
-@pytest.mark.parametrize("mask", [None, "BT", "BHNT", "float"])
-@pytest.mark.parametrize("gated", [True, False])
-def test_gradcheck(backend, device, dtype, mask, gated):
-    """First and second derivatives against differences of values."""
-    tensors = [t.requires_grad_() for t in inputs(dtype, device, (2, 2, 4, 3, 3, 2))]
-    masks = {
-        None: None,
-        "BT": torch.tensor([[True, False, True], [True, True, False]], device=device),
-        "BHNT": torch.arange(48, device=device).view(2, 2, 4, 3) % 3 > 0,
-        "float": draw(1, 1, 4, 3, dtype=dtype, device=device).requires_grad_(),
-    }
-    run = lambda q, k, v, g, *m: (
-        mmk.gated_cross_attention(q, k, v, g if gated else None, attn_mask=m[0] if m else masks[mask], backend=backend)
-        + 0 * g
-    )
-    arguments = (*tensors, *((masks[mask],) if mask == "float" else ()))
-    assert torch.autograd.gradcheck(run, arguments)
-    assert torch.autograd.gradgradcheck(run, arguments)
-
-
-@pytest.mark.property("masked values reach nothing")
-@on_every_backend_and_dtype
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_masked_tokens_reach_nothing(backend, device, dtype, poison):
-    """The same bits whatever a token holds that nobody attends to; its own gradient is 0."""
-    query, key, value, gate = inputs(dtype, device)
-    mask = torch.arange(11, device=device).expand(2, 11) % 3 > 0
-    hidden = ~mask[:, None, :, None]
-    run = functools.partial(mmk.gated_cross_attention, attn_mask=mask, backend=backend)
-    dirty = gradients(run, (query, key.masked_fill(hidden, poison), value.masked_fill(hidden, poison), gate))
-    clean = gradients(run, (query, key.masked_fill(hidden, 0), value.masked_fill(hidden, 0), gate))
-    assert all(torch.equal(a, e) for a, e in zip(dirty, clean))
-    assert not dirty[2].masked_select(hidden).any() and not dirty[3].masked_select(hidden).any()
 
 
 @pytest.mark.property("nothing takes part")
@@ -142,12 +102,6 @@ def test_function(backend, device, dtype):
     assert_gradients(gradients(apply, tensors), functools.partial(call, scale=0.3), OPERATION, tensors)
 
 
-@pytest.mark.property("gradients that come in")
-@on_every_backend
-def test_upstream_gradients(backend, device, dtype):
-    assert_upstream_may_lie_anyhow(call, OPERATION, backend, inputs(dtype, device))
-
-
 @pytest.mark.property("huge strides")
 @pytest.mark.virtual_memory
 @on_every_backend
@@ -160,42 +114,6 @@ def test_far_apart(backend, device, dtype, shape, dim, mask):
     mask = values if mask == "float" else values > -0.5
     masked = lambda function, *t: function(*t[:4], attn_mask=t[4])
     assert_strides_may_be_huge(masked, OPERATION, backend, [*inputs(dtype, device, shape), mask], dim, device)
-
-
-@pytest.mark.property("vmap")
-@on_every_backend
-def test_vmap(backend, device, dtype):
-    tensors = [torch.stack([t, t + 1, t * 2]) for t in inputs(dtype, device)]
-    assert_vmap(call, (0,) * 4, OPERATION, backend, tensors)
-
-
-@pytest.mark.property("compile")
-@on_every_backend
-def test_compile(backend, device, dtype):
-    assert_compiles(
-        call,
-        OPERATION,
-        backend,
-        [inputs(dtype, device, shape) for shape in ((2, 3, 13, 11, 8, 6), (3, 3, 29, 17, 8, 6))],
-    )
-
-
-@pytest.mark.property("opcheck")
-@pytest.mark.parametrize("gated", [True, False])
-def test_opcheck(extension, gated):
-    query, key, value, gate = (t.requires_grad_() for t in inputs())
-    torch.library.opcheck(
-        torch.ops.mmkernels.gated_cross_attention.default,
-        (query, key, value, gate if gated else None, None, None, None, 0.5, gated),
-    )
-
-
-@pytest.mark.property("same bits twice")
-@pytest.mark.threads
-@on_every_backend
-def test_same_bits_twice(backend, device, dtype):
-    first, second = (gradients(mmk.gated_cross_attention, inputs(dtype, device), backend=backend) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
 @pytest.mark.property("bounded memory")

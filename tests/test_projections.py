@@ -5,6 +5,7 @@ The truth is the modules' definition, written here, in float64, with the project
 
 import copy
 import functools
+import pickle
 import warnings
 
 import pytest
@@ -522,6 +523,30 @@ def test_compile_and_export(extension, kind, hooked):
     graphs.append(torch.export.export(module, arguments, options, strict=False).graph_module)
     for graph in graphs:
         assert sum("mmkernels" in str(node.target) for node in graph.graph.nodes if node.op == "call_function") == fused
+
+
+def by_state_dict(module):
+    copied = copy.deepcopy(module)
+    for parameter in copied.parameters():
+        torch.nn.init.normal_(parameter)
+    copied.load_state_dict(module.state_dict())
+    return copied
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m)), "state_dict": by_state_dict}
+
+
+@pytest.mark.property("copies of the module")
+@on_every_module
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_copies(extension, kind, copied):
+    """The same bits, gradients included; its parameters are its own."""
+    module = kind.module()
+    other = copied(module)
+    found, expected = (with_gradients(kind.call, m, kind.inputs()) for m in (other, module))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    theirs = {p.data_ptr() for p in module.parameters()}
+    assert theirs.isdisjoint(p.data_ptr() for p in other.parameters())
 
 
 @on_every_module

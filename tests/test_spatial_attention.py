@@ -1,18 +1,14 @@
 """spatial_attention: the same tests on every backend that can run here."""
 
-import functools
-import threading
 from contextlib import contextmanager
 
 import pytest
 import torch
 from attention_tests import (
     assert_computes,
-    assert_gradients,
     assert_right,
     assert_rule,
     assert_strides_may_be_huge,
-    assert_upstream_may_lie_anyhow,
     assert_vmap,
     draw,
     far_apart,
@@ -62,47 +58,6 @@ def test_case(backend, device, dtype, case):
     assert_right(OPERATION, case, dtype, device, backend)
 
 
-@pytest.mark.property("weights", "each gradient alone")
-@on_every_backend
-@both_ways
-def test_same_values_whatever_is_asked_for(backend, device, dtype, combine):
-    """Weights or not, gradient of one input or both: the values don't depend on it."""
-    image, text, mask = inputs(dtype, device)
-    options = {"mask": mask, "combine": combine, "backend": backend}
-    plain = mmk.spatial_attention(image, text, **options)
-    result, weights = mmk.spatial_attention(image, text, need_weights=True, **options)
-    assert torch.equal(plain, result) and not weights.requires_grad
-    _, image_grad, text_grad = gradients(mmk.spatial_attention, (image, text), **options)
-    _, only_image = gradients(lambda i: mmk.spatial_attention(i, text, **options), (image,))
-    _, only_text = gradients(lambda t: mmk.spatial_attention(image, t, **options), (text,))
-    assert torch.equal(only_image, image_grad) and torch.equal(only_text, text_grad)
-
-
-@pytest.mark.property("weights")
-@on_every_backend
-@both_ways
-def test_gradient_of_the_weights_alone(backend, device, dtype, combine):
-    image, text, mask = inputs(dtype, device)
-    weights = lambda function, *t: function(*t, mask=mask, num_heads=2, combine=combine, need_weights=True)[1]
-    run = functools.partial(weights, functools.partial(mmk.spatial_attention, backend=backend))
-    found = gradients(run, (image, text))
-    assert_gradients(found, weights, OPERATION, (image, text))
-
-
-@pytest.mark.property("gradients that come in")
-@on_every_backend
-@pytest.mark.parametrize("layout", ["bnd", "bdhw", "channels_last"])
-def test_strided_gradients(backend, device, dtype, layout):
-    image, text, _ = inputs(dtype, device, (2, 12, 8))
-    if layout != "bnd":
-        image = image.mT.unflatten(2, (3, 4))
-        image = image.contiguous(
-            memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        )
-    call = calling(layout="bnd" if layout == "bnd" else "bdhw")
-    assert_upstream_may_lie_anyhow(call, OPERATION, backend, (image, text))
-
-
 GRADCHECKS = {
     "plain": {},
     "pool": {"combine": "pool"},
@@ -117,29 +72,6 @@ GRADCHECKS = {
 }
 
 
-@pytest.mark.property("gradcheck", "second derivatives")
-@in_float64
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("name", GRADCHECKS)
-def test_gradcheck(backend, device, dtype, name, masked):
-    """First and second derivatives, of result and weights, against differences of values."""
-    options = dict(GRADCHECKS[name])
-    shape = (2, 5, 6)
-    if "offsets" in options:
-        options["offsets"] = torch.tensor(options["offsets"], device=device)
-        shape = (10, 6)
-    elif "layout" in options:
-        shape = (2, 6, 2, 3)
-    text = draw(3 if len(shape) == 2 else 2, 6, dtype=dtype, device=device, seed=1).requires_grad_()
-    image = draw(*shape, dtype=dtype, device=device).requires_grad_()
-    if masked:
-        grid = shape[:1] if len(shape) == 2 else shape[:2] if len(shape) == 3 else (shape[0], *shape[2:])
-        options["mask"] = (torch.arange(torch.Size(grid).numel(), device=device) % 3 > 0).view(grid)
-    run = lambda i, t: mmk.spatial_attention(i, t, need_weights=True, backend=backend, **options)
-    assert torch.autograd.gradcheck(run, (image, text))
-    assert torch.autograd.gradgradcheck(run, (image, text))
-
-
 @pytest.mark.property("the autograd Function")
 @on_every_backend_and_dtype
 def test_function(backend, device, dtype):
@@ -149,19 +81,6 @@ def test_function(backend, device, dtype):
     apply = lambda i, t: mmk.SpatialAttentionFunction.apply(i, t, mask, None, 0.2, 2, False, False, backend)[0]
     for a, e in zip(gradients(apply, (image, text)), public):
         assert torch.equal(a, e)
-
-
-@pytest.mark.property("saved tensors are watched")
-@on_every_backend
-def test_saved_tensors_are_watched(backend, device, dtype):
-    """Changing an input in place between forward and backward is an error, not a wrong gradient."""
-    image, text, _ = inputs(dtype, device)
-    image.requires_grad_()
-    text = text.clone()
-    result = mmk.spatial_attention(image, text, backend=backend)
-    text.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        result.sum().backward()
 
 
 # Nothing takes part, NaN, Inf, huge scores ----------------------------------------------------------------------------
@@ -191,40 +110,6 @@ def test_nothing_takes_part(backend, device, dtype, combine, layout):
     for tensor in (result, weights, *grads):
         assert bool((tensor[1] == 0).all()) and bool(tensor.isfinite().all())
         assert bool((tensor[0] != 0).any()) and bool((tensor[2] != 0).any())
-
-
-@pytest.mark.property("masked values reach nothing")
-@on_every_backend_and_dtype
-@both_ways
-@pytest.mark.parametrize("layout", ["bnd", "bdhw", "channels_last", "packed"])
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-def test_masked_values_reach_nothing(backend, device, dtype, combine, layout, poison):
-    """NaN or Inf at masked positions, in the image and in the gradient that comes in: the same as zeros there."""
-    image, text, mask = inputs(dtype, device, (3, 30, 24))
-    clean, dirty = (image.masked_fill(~mask[..., None], value) for value in (0, poison))
-    options = {"mask": mask}
-    if layout == "packed":
-        clean = clean.flatten(0, 1)
-        dirty = dirty.flatten(0, 1)
-        options = {"mask": mask.flatten(), "offsets": torch.tensor([0, 30, 60, 90], device=device)}
-    elif layout != "bnd":
-        form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        clean, dirty = (t.mT.unflatten(2, (5, 6)).contiguous(memory_format=form) for t in (clean, dirty))
-        options = {"mask": mask.unflatten(1, (5, 6)), "layout": "bdhw"}
-    options |= {"combine": combine, "num_heads": 2, "backend": backend, "need_weights": True}
-
-    def run(image):
-        image = image.clone().requires_grad_()
-        t = text.clone().requires_grad_()
-        result, weights = mmk.spatial_attention(image, t, **options)
-        upstream = draw(*result.shape, dtype=dtype, device=device, seed=4)
-        if combine == "multiply":
-            upstream = torch.where(image.isfinite(), upstream, poison)
-        of_weights = draw(*weights.shape, dtype=weights.dtype, device=device, seed=5)
-        return result, weights, *torch.autograd.grad((result, weights), (image, t), (upstream, of_weights))
-
-    for actual, expected in zip(run(dirty), run(clean)):
-        assert torch.equal(actual, expected)
 
 
 @pytest.mark.property("NaN and Inf come out", "NaN stays in its sample")
@@ -353,20 +238,6 @@ def test_large_out(backend, device, dtype):
         assert bool((base[:start] == 7).all()) and bool((base[start + image.numel() :] == 7).all())
 
 
-@pytest.mark.property("inputs stay as they are")
-@on_every_backend_and_dtype
-@both_ways
-def test_inputs_stay_as_they_are(backend, device, dtype, combine):
-    image, text, mask = inputs(dtype, device)
-    offsets = torch.tensor([0, 5, 29], device=device)
-    for tensors, options in (((image, text, mask), {}), ((image[0], text[:2], mask[0]), {"offsets": offsets})):
-        before = [t.clone() for t in (*tensors, offsets)]
-        versions = [t._version for t in (*tensors, offsets)]
-        gradients(mmk.spatial_attention, tensors[:2], mask=tensors[2], combine=combine, backend=backend, **options)
-        assert [t._version for t in (*tensors, offsets)] == versions
-        assert all(torch.equal(t, b) for t, b in zip((*tensors, offsets), before))
-
-
 @contextmanager
 def allocations():
     """A list that holds, afterwards, the bytes of every tensor allocation made inside."""
@@ -484,67 +355,6 @@ def test_more_than_2_31_elements(backend, device, dtype, layout):
 # Determinism and threads ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.property("same bits twice")
-@pytest.mark.threads
-@on_every_backend_and_dtype
-@both_ways
-@pytest.mark.parametrize("shape", [(5, 37, 24), (1, 9001, 33)])
-def test_same_bits_twice(backend, device, dtype, combine, shape):
-    if cases.is_slow(backend, device) and shape[1] > 1000:
-        pytest.skip("a large case")
-    image, text, mask = inputs(dtype, device, shape)
-    first, *others = [
-        gradients(mmk.spatial_attention, (image, text), mask=mask, combine=combine, backend=backend) for _ in range(3)
-    ]
-    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other))
-
-
-@pytest.mark.property("same bits for any number of threads")
-@pytest.mark.threads
-@pytest.mark.parametrize("dtype", ALL, ids=str)
-@both_ways
-@pytest.mark.parametrize("layout", ["bnd", "bdhw", "packed"])
-def test_same_bits_for_any_number_of_threads(extension, dtype, combine, layout):
-    image, text, mask = inputs(dtype, shape=(2, 9000, 30))
-    options = {"mask": mask}
-    if layout == "bdhw":
-        image = image.mT.unflatten(2, (90, 100)).contiguous()
-        options = {"layout": "bdhw", "mask": mask.unflatten(1, (90, 100))}
-    elif layout == "packed":
-        image = image.flatten(0, 1)
-        options = {"offsets": torch.tensor([0, 11, 18_000]), "mask": mask.flatten()}
-    found, threads = [], torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            found.append(gradients(mmk.spatial_attention, (image, text), combine=combine, backend="cpu", **options))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
-
-
-@pytest.mark.property("many callers at once")
-@pytest.mark.threads
-@on_every_backend
-def test_many_callers_at_once(backend, device, dtype):
-    """Python threads may call at the same time: nothing is shared between calls."""
-    image, text, mask = inputs(dtype, device, (2, 500, 24))
-    expected = gradients(mmk.spatial_attention, (image, text), mask=mask, backend=backend)
-    wrong = []
-
-    def work():
-        for _ in range(3 if cases.is_slow(backend, device) else 10):
-            found = gradients(mmk.spatial_attention, (image, text), mask=mask, backend=backend)
-            wrong.extend(i for i, (a, e) in enumerate(zip(found, expected)) if not torch.equal(a, e))
-
-    callers = [threading.Thread(target=work) for _ in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert not wrong
-
-
 # How PyTorch sees it --------------------------------------------------------------------------------------------------
 
 OPCHECKS = {
@@ -566,84 +376,12 @@ def op_arguments(name, requires_grad=True):
     return image, text, mask, None if offsets is None else torch.tensor(offsets), *options
 
 
-@pytest.mark.property("opcheck")
-@pytest.mark.parametrize("name", OPCHECKS)
-def test_opcheck(extension, name):
-    torch.library.opcheck(torch.ops.mmkernels.spatial_attention.default, op_arguments(name))
-
-
 @pytest.mark.property("opcheck", "out=")
 @pytest.mark.parametrize("name", OPCHECKS)
 def test_opcheck_out(extension, name):
     image, text, *rest = op_arguments(name, requires_grad=False)
     out = torch.zeros_like(text if rest[4] else image)
     torch.library.opcheck(torch.ops.mmkernels.spatial_attention_out.default, (image, text, *rest, out))
-
-
-@pytest.mark.property("opcheck backward")
-@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
-@pytest.mark.parametrize("name", OPCHECKS)
-def test_opcheck_backward(extension, name, needs):
-    both = all(needs)  # an unwanted gradient is empty and has no derivative
-    image, text, *rest = op_arguments(name, both)
-    result, weights = torch.ops.mmkernels.spatial_attention(image.detach(), text.detach(), *rest)
-    grads = draw(*result.shape, seed=3).requires_grad_(both), draw(*weights.shape, seed=4).requires_grad_(both)
-    torch.library.opcheck(
-        torch.ops.mmkernels.spatial_attention_backward.default,
-        (*grads, image, text, *rest[:2], weights, *rest[2:], *needs),
-    )
-
-
-@pytest.mark.property("compile")
-@on_every_backend
-@both_ways
-def test_compile_without_recompiling(backend, device, dtype, combine):
-    """One graph without a break; with dynamic shapes one compilation serves every batch size and length."""
-    run = functools.partial(mmk.spatial_attention, combine=combine, num_heads=2, backend=backend, need_weights=True)
-    torch._dynamo.reset()
-    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for shape in ((3, 29, 24), (4, 31, 24), (7, 5, 24), (2, 100, 24)):
-            image, text, mask = inputs(dtype, device, shape)
-            image.requires_grad_(), text.requires_grad_()
-            call = calling(combine=combine, num_heads=2, need_weights=True, mask=mask)
-            assert_computes(call, OPERATION, backend, (image, text), found=compiled(image, text, mask=mask))
-
-
-@pytest.mark.property("compile")
-@on_every_backend
-@pytest.mark.parametrize("layout", ["bnd", "bdhw", "packed"])
-def test_compile_static(backend, device, dtype, layout):
-    image, text, mask = inputs(dtype, device, (2, 12, 8))
-    options = {"mask": mask}
-    if layout == "bdhw":
-        image = image.mT.unflatten(2, (3, 4))
-        options = options | {"layout": "bdhw", "mask": mask.unflatten(1, (3, 4))}
-    elif layout == "packed":
-        image = image.flatten(0, 1)
-        options = options | {"mask": mask.flatten(), "offsets": torch.tensor([0, 5, 24], device=device)}
-    torch._dynamo.reset()
-    compiled = torch.compile(mmk.spatial_attention, fullgraph=True, dynamic=False, backend="aot_eager")
-    found = gradients(compiled, (image, text), backend=backend, **options)
-    assert_gradients(found, calling(**options), OPERATION, (image, text))
-
-
-@pytest.mark.property("inductor")
-@pytest.mark.slow
-@on_every_backend
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_inductor(backend, device, dtype, dynamic):
-    """Through the default compiler, between other operations, forward and backward."""
-
-    def model(function, image, text):
-        return function(image * 2, text.tanh(), num_heads=2).relu().sum(1)
-
-    torch._dynamo.reset()
-    run = functools.partial(model, functools.partial(mmk.spatial_attention, backend=backend))
-    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic)
-    for shape in ((3, 29, 24), (5, 8, 24)) if dynamic else ((3, 29, 24),):
-        image, text, _ = inputs(dtype, device, shape)
-        assert_gradients(gradients(compiled, (image, text)), model, OPERATION, (image, text))
 
 
 @pytest.mark.property("compile", "out=")
@@ -692,44 +430,6 @@ def test_vmap(backend, device, dtype, combine, in_dims):
     assert_vmap(call, in_dims, OPERATION, backend, (image, text, mask))
 
 
-@pytest.mark.property("vmap")
-@on_every_backend
-@pytest.mark.parametrize("layout", ["bdhw", "packed"])
-@both_ways
-def test_vmap_layouts(backend, device, dtype, layout, combine):
-    if layout == "packed":
-        shapes = ((4, 11, 6), (4, 3, 6))
-        options = {"offsets": torch.tensor([0, 4, 4, 11], device=device)}
-    else:
-        shapes = ((4, 2, 6, 3, 5), (4, 2, 6))
-        options = {"layout": "bdhw"}
-    image, text = (draw(*shape, dtype=dtype, device=device, seed=seed) for seed, shape in enumerate(shapes))
-    call = calling(num_heads=2, combine=combine, need_weights=True, **options)
-    assert_vmap(call, (0, 0), OPERATION, backend, (image, text))
-
-
-@pytest.mark.property("torch.func.grad")
-@on_every_backend
-@both_ways
-def test_per_sample_gradients(backend, device, dtype, combine):
-    """torch.func.grad under vmap: the gradient of every sample, with a text that all share."""
-    image, _, _ = inputs(dtype, device, (4, 7, 6))
-    text = draw(1, 6, dtype=dtype, device=device, seed=1)
-    loss = lambda function: lambda t, i: function(i[None], t, combine=combine).square().sum()
-    call = lambda function, i, t: torch.func.grad(loss(function))(t, i)
-    assert_vmap(call, (0, None), OPERATION, backend, (image, text))
-
-
-@pytest.mark.property("second derivatives")
-@in_float64
-def test_hessian(backend, device, dtype):
-    image = draw(1, 4, 3, dtype=dtype, device=device)
-    text = draw(1, 3, dtype=dtype, device=device, seed=1)
-    loss = lambda function, i: lambda t: function(i, t).square().sum()
-    hessian = lambda function, i, t: torch.func.jacrev(torch.func.jacrev(loss(function, i)))(t)
-    assert_computes(hessian, OPERATION, backend, (image, text))
-
-
 @pytest.mark.property("autocast")
 @on_every_backend
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16], ids=str)
@@ -746,16 +446,6 @@ def test_autocast(backend, device, dtype, narrow):
     assert torch.equal(result, expected) and torch.equal(mixed, expected)
     grads = torch.autograd.grad(result.float().sum(), (image, text))
     assert [grad.dtype for grad in grads] == [dtype, dtype] and all(bool(grad.isfinite().all()) for grad in grads)
-
-
-@pytest.mark.property("inference mode")
-@on_every_backend
-def test_inference_mode(backend, device, dtype):
-    image, text, mask = inputs(dtype, device)
-    expected = mmk.spatial_attention(image, text, mask=mask, backend=backend)
-    with torch.inference_mode():
-        result = mmk.spatial_attention(image, text, mask=mask, backend=backend)
-        assert result.is_inference() and torch.equal(result, expected)
 
 
 def test_default_backend_is_the_fastest_that_can_run(extension):

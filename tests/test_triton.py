@@ -403,6 +403,7 @@ def test_schema_is_that_of_the_other_backends(suffix):
     assert schema(f"{OPERATION}_triton") == schema(OPERATION)
 
 
+@pytest.mark.property("opcheck", "opcheck backward", backend="triton")
 @interpreted
 @pytest.mark.slow
 @both_ways
@@ -423,6 +424,7 @@ def test_opcheck(combine):
     )
 
 
+@pytest.mark.property("mistakes of a kernel's caller", backend="triton")
 @interpreted
 @pytest.mark.parametrize(
     "name, value",

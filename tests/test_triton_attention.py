@@ -324,6 +324,7 @@ def test_schema_is_that_of_the_other_backends(operation, suffix):
     assert schema(f"{operation}_triton") == schema(operation)
 
 
+@pytest.mark.property("opcheck", "opcheck backward", backend="triton")
 @interpreted
 @on_both
 @pytest.mark.slow
@@ -345,6 +346,7 @@ def test_opcheck(operation):
         torch.library.opcheck(back, (*kept[:2], *arguments, *kept, 0.3, *(True,) * 4))
 
 
+@pytest.mark.property("mistakes of a kernel's caller", backend="triton")
 @interpreted
 @on_both
 @pytest.mark.parametrize("wrong", range(1, 4))

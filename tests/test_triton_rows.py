@@ -232,7 +232,7 @@ def test_extreme_scores(value):
 
 def normalised(scores):
     """`normalise` alone, of [B, N] scores."""
-    from mmkernels.triton import additive_attention
+    from mmkernels.triton import additive_attention, additive_tiles
     from mmkernels.triton.common import launch
 
     batch, count = scores.shape
@@ -241,13 +241,11 @@ def normalised(scores):
         additive_attention.normalise,
         (batch, 1),
         scores,
-        weights,
+        additive_tiles.Weights(weights, count, count),
         scores,
         torch.arange(0, scores.numel() + 1, count),
         scores.numel(),
         1,
-        count,
-        count,
         PACKED=False,
         MASKED=False,
         BLOCK=16,
@@ -259,22 +257,21 @@ def normalised(scores):
 @pytest.mark.virtual_memory
 def test_many_weights():
     """Map 2's weights begin at 2^31, past what 32 bits hold."""
-    from mmkernels.triton import additive_attention
+    from mmkernels.triton import additive_attention, additive_tiles
     from mmkernels.triton.common import launch
 
     step, scores = 2**30, draw(5, 3)
     weights = torch.empty(2 * step + 5)
+    placed = additive_tiles.Weights(weights, 0, step)
     launch(
         additive_attention.normalise,
         (1, 3),
         scores,
-        weights,
+        placed,
         scores,
         torch.tensor([0, 5]),
         5,
         3,
-        0,
-        step,
         PACKED=True,
         MASKED=False,
         BLOCK=16,
@@ -284,21 +281,18 @@ def test_many_weights():
     )
     partial = torch.empty(1, 1, 3, 2)
     image = draw(5, 2)
+    features = additive_tiles.Image(image, 0, 2, 1)
+    first_row = additive_tiles.ResultGrad(image, 0, 0, 0, 1)  # for all
     launch(
         additive_attention.pool,
         (1, 1, 3),
-        weights,
-        image,
-        0,
-        2,
-        1,
+        placed,
+        features,
         torch.tensor([0, 5]),
         partial,
         5,
         3,
         2,
-        0,
-        step,
         1,
         PACKED=True,
         BLOCK_N=16,
@@ -309,24 +303,15 @@ def test_many_weights():
     launch(
         additive_attention.of_weights,
         (1, 3),
-        weights,
-        image,
-        0,
-        2,
-        1,
-        image,
-        0,
-        0,
-        0,
-        1,
+        placed,
+        features,
+        first_row,
         image,
         torch.tensor([0, 5]),
         found,
         5,
         3,
         2,
-        0,
-        step,
         1,
         PACKED=True,
         GRAD=True,
@@ -341,12 +326,8 @@ def test_many_weights():
         additive_attention.combine,
         (1, 1),
         through,
-        weights,
-        image,
-        0,
-        0,
-        0,
-        1,
+        placed,
+        first_row,
         image,
         torch.zeros(5, dtype=torch.int32),
         torch.tensor([0, 5]),
@@ -354,8 +335,6 @@ def test_many_weights():
         5,
         3,
         2,
-        0,
-        step,
         0,
         PACKED=True,
         GRAD=True,
@@ -587,6 +566,9 @@ def test_schema_is_that_of_the_other_backends(operation, suffix):
     assert schema(f"{operation}_triton") == schema(operation)
 
 
+@pytest.mark.property(
+    "opcheck", "opcheck backward", backend="triton", operation=["channel_attention", "additive_attention"]
+)
 @interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", (False, True))
@@ -621,6 +603,7 @@ def test_opcheck(packed):
         )
 
 
+@pytest.mark.property("mistakes of a kernel's caller", backend="triton", operation=["additive_attention"])
 @interpreted
 @pytest.mark.parametrize(
     "place, value",
@@ -644,3 +627,17 @@ def test_operation_refuses_what_would_not_be_safe(place, value):
     arguments[place] = value
     with pytest.raises((RuntimeError, NotImplementedError)):
         torch.ops.mmkernels.additive_attention_triton(*arguments)
+
+
+@interpreted
+@pytest.mark.property("mistakes of a kernel's caller", backend="triton", operation=["channel_attention"])
+@pytest.mark.parametrize(
+    "place, value", ((1, torch.zeros(2, 5)), (2, torch.zeros(5, 6)), (2, torch.zeros(6, 6).double()), (4, 5))
+)
+def test_channel_refuses_what_would_not_be_safe(place, value):
+    arguments = [draw(2, 7, 6), draw(2, 6), draw(6, 6), True, 0]
+    mmk.channel_attention(draw(2, 7, 6), draw(2, 5), draw(6, 11), backend="triton")
+    torch.ops.mmkernels.channel_attention_triton(*arguments)
+    arguments[place] = value
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.ops.mmkernels.channel_attention_triton(*arguments)

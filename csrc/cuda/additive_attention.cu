@@ -8,7 +8,7 @@
 // No atomics. Rows that are masked out are never read but as zeros.
 #include "additive_attention.h"
 
-#include "row_access.h"
+#include "rows_access.h"
 
 namespace mmk::cuda {
 namespace {
@@ -69,7 +69,9 @@ MMK_DEVICE void hidden(const HiddenTask& t, int64_t r, Each each) {
   const float* shift =
       a.shift ? static_cast<const float*>(a.shift) + sample_of(t.rows, t.panel.first + r) * a.A : nullptr;
   for (int64_t c = threadIdx.x % 32; c < a.A; c += 32) {
-    float slope, y = activate<F>(load(u + c) + (shift ? load(shift + c) : 0.f), slope), s = 1;
+    float slope;
+    const float y = activate<F>(load(u + c) + (shift ? load(shift + c) : 0.f), slope);
+    float s = 1;
     if (gates)
       s = reciprocal(1 + exponential(-(load(gates + c) + (shift_gate ? load(shift_gate + c) : 0.f))));
     each(c, y, slope, s);
@@ -116,8 +118,10 @@ MMK_DEVICE void normalise(const FinishTask& t) {
   Running own;
   float takes_part = 0;
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x)
-    if (row_valid(rows, a.mask, r))
-      own.add(load(t.scores + r * a.K + k)), takes_part = 1;
+    if (row_valid(rows, a.mask, r)) {
+      own.add(load(t.scores + r * a.K + k));
+      takes_part = 1;
+    }
   const float all = over_block(own.top, scratch, Max());
   const float base = all == -INFINITY ? 0 : all;
   const float total = over_block(own.below(base), scratch, Sum());
@@ -239,14 +243,17 @@ MMK_DEVICE void center(const BackTask& t) {
   const int64_t begin = begin_of(rows, b);
   const int64_t end = end_of(rows, b);
   const float* weights = static_cast<const float*>(a.weights) + weight_at(a, b, begin) + k * a.N - begin;
-  float *x = t.grad_scores + k * rows.rows, mean[2] = {0, 0};
+  float* x = t.grad_scores + k * rows.rows;
+  float mean[2] = {0, 0};
   for (int pass = 0; pass < 2; ++pass) {
     float total = 0;
     float mass = 0;
     for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x) {
       const float w = load(weights + r);
-      if (w != 0)
-        total += w * (load(x + r) - mean[0]), mass += w;
+      if (w != 0) {
+        total += w * (load(x + r) - mean[0]);
+        mass += w;
+      }
     }
     total = over_block(total, scratch, Sum());
     mass = over_block(mass, scratch, Sum());

@@ -16,8 +16,9 @@
 
 #include <initializer_list>
 
-#include "attention_backward.h"
-#include "attention_forward.h"
+#include "heads_backward_launch.h"
+#include "heads_delta.h"
+#include "heads_forward_launch.h"
 
 namespace mmk::cuda {
 
@@ -137,8 +138,11 @@ struct Backwards {
     float* of_image = memory;
     float* of_text = memory + heads * a.N;
     floats = heads * (a.N + a.T);
-    for (DeltaTask* t : {&image_delta, &text_delta})
-      t->heads = a.H, t->count = heads, t->dv = a.dv;
+    for (DeltaTask* t : {&image_delta, &text_delta}) {
+      t->heads = a.H;
+      t->count = heads;
+      t->dv = a.dv;
+    }
     image_delta.rows = a.N;
     image_delta.grad = g.grad_image_out;
     image_delta.result = a.image_out;
@@ -150,8 +154,13 @@ struct Backwards {
     text_delta.softmax = text_softmax;
     text_delta.delta = of_text;
 
-    for (BackwardTask* t : {&image, &text})
-      t->heads = a.H, t->count = heads, t->d = a.d, t->dv = a.dv, t->scale = a.scale;
+    for (BackwardTask* t : {&image, &text}) {
+      t->heads = a.H;
+      t->count = heads;
+      t->d = a.d;
+      t->dv = a.dv;
+      t->scale = a.scale;
+    }
     image.rows = a.N;
     image.columns = a.T;
     image.query = a.image_query;
@@ -192,10 +201,14 @@ struct Backwards {
     } else {
       const bool text_wanted = text.grad_query.data || text.grad_row_value.data;
       const bool image_wanted = image.grad_query.data || image.grad_row_value.data;
-      if (text_wanted)
-        text_plan = backward_plan<true, true>(text, a.dtype, device, false), fits = text_plan.index >= 0;
-      if (image_wanted)
-        image_plan = backward_plan<true, true>(image, a.dtype, device, false), fits = fits && image_plan.index >= 0;
+      if (text_wanted) {
+        text_plan = backward_plan<true, true>(text, a.dtype, device, false);
+        fits = text_plan.index >= 0;
+      }
+      if (image_wanted) {
+        image_plan = backward_plan<true, true>(image, a.dtype, device, false);
+        fits = fits && image_plan.index >= 0;
+      }
     }
     if (text_plan.index >= 0)
       floats += backward_scratch(text, memory + floats);

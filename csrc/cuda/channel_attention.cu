@@ -3,7 +3,7 @@
 // over a row go lane by lane, then in a tree: the same bits every time.
 #include "channel_attention.h"
 
-#include "row_access.h"
+#include "rows_access.h"
 
 namespace mmk::cuda {
 namespace {

@@ -9,14 +9,16 @@
 //   gated_cross_attention_forward_C_T(AttendTask)           block 128, dynamic shared memory AttendLayout.total
 //   gated_cross_attention_merge_T(AttendTask)               block 128, after it where task.splits > 1; a warp a row
 //   gated_cross_attention_delta_T(DeltaTask)                block 128
-//   gated_cross_attention_backward_{image,text}_C_T(BackwardTask)   block 256, dynamic shared memory
-//   BackwardLayout.total gated_cross_attention_backward_merge_T(BackwardTask)    block 128, after it where task.splits
-//   > 1; a thread 8 channels of a row
+//   gated_cross_attention_backward_{image,text}_C_T(BackwardTask)
+//                                                           block 256, dynamic shared memory BackwardLayout.total
+//   gated_cross_attention_backward_merge_T(BackwardTask)    block 128, after it where task.splits > 1;
+//                                                           a thread 8 channels of a row
 // All grids are one-dimensional: heads x row tiles (forward: groups of them) x splits x chunks, the last the fastest.
 #include "gated_cross_attention.h"
 
-#include "attention_backward.h"
-#include "attention_forward.h"
+#include "heads_backward_launch.h"
+#include "heads_delta.h"
+#include "heads_forward_launch.h"
 
 namespace mmk::cuda {
 
@@ -131,7 +133,7 @@ BackwardTask text_task(const GatedCrossAttentionBackward& g) {
   t.row_value = a.value;
   t.column_softmax = static_cast<const float*>(a.softmax);
   t.row_mask = a.tokens;
-  t.pairs = {a.pairs.data, a.pairs.b, a.pairs.h, a.pairs.t, a.pairs.n},
+  t.pairs = {a.pairs.data, a.pairs.b, a.pairs.h, a.pairs.t, a.pairs.n};
   t.bias = {a.bias.data, a.bias.b, a.bias.h, a.bias.t, a.bias.n};
   t.grad_query = g.grad_key;
   t.grad_row_value = g.grad_value;
@@ -170,10 +172,14 @@ struct Backwards {
         text.grad_bias_row = 1;
         text.grad_bias_column = a.T;
       } else {
-        if (of_text)
-          text_plan = backward_plan<false, true>(text, a.dtype, device, false), fits = text_plan.index >= 0;
-        if (of_image)
-          image_plan = backward_plan<true, false>(image, a.dtype, device, false), fits = fits && image_plan.index >= 0;
+        if (of_text) {
+          text_plan = backward_plan<false, true>(text, a.dtype, device, false);
+          fits = text_plan.index >= 0;
+        }
+        if (of_image) {
+          image_plan = backward_plan<true, false>(image, a.dtype, device, false);
+          fits = fits && image_plan.index >= 0;
+        }
       }
     }
     if (text_plan.index >= 0)

@@ -1,4 +1,4 @@
-#include "row_access.h"
+#include "rows_access.h"
 
 namespace mmk::cuda {
 namespace {

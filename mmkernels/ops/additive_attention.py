@@ -2,7 +2,7 @@
 
 from .. import backends, checks
 from ..reference.additive_attention import ACTIVATIONS, attend
-from .common import accumulate_dtype, autocast, kept_rows, linear
+from .common import accumulate_dtype, autocast, cast, kept_rows, linear
 from .operation import Operation
 
 
@@ -62,44 +62,45 @@ def additive_attention(
     Anderson et al.
     2018 (arXiv:1707.07998); gated, over bags: Ilse et al. 2018 (arXiv:1802.04712).
     """
-    given = {
-        "image": image,
-        "query": query,
-        "w_image": w_image,
-        "w_query": w_query,
-        "v": v,
-        "bias": bias,
-        "w_gate": w_gate,
-        "bias_gate": bias_gate,
-    }
-    optional = ("query", "w_query", "bias", "w_gate", "bias_gate")
-    for name, tensor in given.items():
-        if tensor is not None or name not in optional:
-            checks.features(name, tensor)
-    given = dict(zip(given, autocast(*given.values())))
-    image, query, w_image, w_query, v, bias, w_gate, bias_gate = given.values()
-    need_weights = checks.flag("need_weights", need_weights)
-    if offsets is not None:
-        offsets = checks.bag_offsets(offsets, image)
-    _check(given, activation, mask, offsets, combine)
+    tensors = image, query, w_image, w_query, v, bias, w_gate, bias_gate
+    key = _passed.key((activation, combine, need_weights), (*tensors, mask, offsets))
+    if key in _passed:
+        offsets = checks.bag_values(offsets, image)
+    else:
+        for name, tensor in zip(TENSORS, tensors):
+            if tensor is not None or name not in OPTIONAL:
+                checks.features(name, tensor)
+        image, query, w_image, w_query, v, bias, w_gate, bias_gate = tensors = autocast(*tensors)
+        need_weights = checks.flag("need_weights", need_weights)
+        if offsets is not None:
+            offsets = checks.bag_offsets(offsets, image)
+        _check(dict(zip(TENSORS, tensors)), activation, mask, offsets, combine)
+        _passed.add(key)
     batch = image.shape[0] if offsets is None else offsets.shape[0] - 1
     accumulate = accumulate_dtype(image)
     run = backends.choose("additive_attention", image, backend)
-    to = lambda tensor: None if tensor is None else tensor.to(accumulate)
-    shift = to(bias) if query is None else linear(to(query), to(w_query), to(bias))
+    shift = cast(bias, accumulate)
+    if query is not None:
+        shift = linear(cast(query, accumulate), cast(w_query, accumulate), shift)
     inputs = (
         image,
-        None if shift is None else shift.expand(batch, -1),
+        shift if shift is None or shift.dim() == 2 else shift.expand(batch, -1),
         w_image,
         v,
         w_gate,
-        to(bias_gate),
+        cast(bias_gate, accumulate),
         mask,
         offsets,
     )
     rows = kept_rows(run, image.numel() // image.shape[-1], kept_columns(w_image, w_gate), accumulate, *inputs[:6])
-    result, weights, _ = run(*inputs, list(ACTIVATIONS).index(activation), combine == "pool", rows)
+    result, weights, _ = run(*inputs, _INDICES[activation], combine == "pool", rows)
     return (result, weights) if need_weights else result
+
+
+TENSORS = ("image", "query", "w_image", "w_query", "v", "bias", "w_gate", "bias_gate")
+OPTIONAL = ("query", "w_query", "bias", "w_gate", "bias_gate")
+_INDICES = {name: index for index, name in enumerate(ACTIVATIONS)}
+_passed = checks.Passed()
 
 
 def _check(given, activation, mask, offsets, combine):
@@ -169,13 +170,14 @@ def _fake(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activatio
 
 OPERATION = Operation(
     "additive_attention",
-    inputs=("image", "shift", "w_image", "v", "w_gate", "shift_gate", "mask", "offsets"),
+    "(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? "
+    "mask, Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor result, Tensor weights, "
+    "Tensor kept)",
     differentiable=("image", "shift", "w_image", "v", "w_gate", "shift_gate"),
     shared=("w_image", "v", "w_gate", "shift_gate", "offsets"),
-    outputs=2,
-    extras=1,
-    kept=2,
-    keep=lambda inputs, produced: produced[1:],
+    extras=("kept",),
+    kept=("weights", "kept"),
+    keep=lambda inputs, produced: (produced.weights, produced.kept),
     reference=_reference,
     fake=_fake,
     fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape),

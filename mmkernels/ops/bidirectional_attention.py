@@ -36,15 +36,21 @@ def bidirectional_attention(
     Source: the deep fusion of GLIP, Li et al. 2022 (arXiv:2112.03857), as in Grounding DINO, Liu et al. 2023
     (arXiv:2303.05499).
     """
-    tensors = {"image_query": image_query, "text_key": text_key, "image_value": image_value, "text_value": text_value}
-    for name, tensor in tensors.items():
-        checks.features(name, tensor)
-    image_query, text_key, image_value, text_value = autocast(*tensors.values())
-    _check(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
+    tensors = image_query, text_key, image_value, text_value
+    key = _passed.key((scale,), (*tensors, image_mask, text_mask))
+    if key not in _passed:
+        for name, tensor in zip(("image_query", "text_key", "image_value", "text_value"), tensors):
+            checks.features(name, tensor)
+        image_query, text_key, image_value, text_value = autocast(*tensors)
+        _check(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
+        _passed.add(key)
     scale = float(image_query.shape[-1] ** -0.5 if scale is None else scale)
     run = backends.choose("bidirectional_attention", image_query, backend)
     image_out, text_out, *_ = run(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
     return image_out, text_out
+
+
+_passed = checks.Passed()
 
 
 def _check(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
@@ -93,11 +99,12 @@ def _fake(image_query, text_key, image_value, text_value, image_mask, text_mask,
 
 OPERATION = Operation(
     "bidirectional_attention",
-    inputs=("image_query", "text_key", "image_value", "text_value", "image_mask", "text_mask"),
+    "(Tensor image_query, Tensor text_key, Tensor image_value, Tensor text_value, Tensor? image_mask, "
+    "Tensor? text_mask, float scale) -> (Tensor image_out, Tensor text_out, Tensor image_softmax, Tensor "
+    "text_softmax)",
     differentiable=("image_query", "text_key", "image_value", "text_value"),
-    outputs=2,
-    extras=2,
-    kept=4,
+    extras=("image_softmax", "text_softmax"),
+    kept=("image_out", "text_out", "image_softmax", "text_softmax"),
     keep=lambda inputs, produced: produced,
     reference=_reference,
     fake=_fake,

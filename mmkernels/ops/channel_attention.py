@@ -1,8 +1,10 @@
 """Channel attention: the public function, and the operation as PyTorch sees it."""
 
+import torch
+
 from .. import backends, checks
 from ..reference.precision import without_autocast
-from .common import accumulate_dtype, autocast, kept_rows, linear
+from .common import accumulate_dtype, autocast, cast, kept_rows, linear
 from .operation import Operation
 
 
@@ -36,19 +38,22 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
     Source: attention over concatenated features, Bahdanau et al. 2015 (arXiv:1409.0473), over channels as in Chen et
     al. 2017 (arXiv:1611.05594).
     """
-    checks.features("image", image)
-    for name, tensor in (("text", text), ("weight", weight), *((("bias", bias),) if bias is not None else ())):
-        checks.features(name, tensor)
-    image, text, weight, bias = autocast(image, text, weight, bias)
-    need_weights = checks.flag("need_weights", need_weights)
-    _check(image, text, weight, bias)
+    key = _passed.key((need_weights,), (image, text, weight, bias))
+    if key not in _passed:
+        checks.features("image", image)
+        for name, tensor in (("text", text), ("weight", weight), *((("bias", bias),) if bias is not None else ())):
+            checks.features(name, tensor)
+        image, text, weight, bias = autocast(image, text, weight, bias)
+        need_weights = checks.flag("need_weights", need_weights)
+        _check(image, text, weight, bias)
+        _passed.add(key)
     channels = image.shape[-1]
     accumulate = accumulate_dtype(image)
     run = backends.choose("channel_attention", image, backend)
-    shift = linear(
-        text.to(accumulate), weight[:, channels:].to(accumulate), None if bias is None else bias.to(accumulate)
-    )
-    inputs = image if image.dim() == 3 else image[:, None], shift, weight[:, :channels]
+    # One node of the graph, where slices would be two.
+    of_image, of_text = torch.split_with_sizes(weight, [channels, weight.shape[1] - channels], 1)
+    shift = linear(cast(text, accumulate), cast(of_text, accumulate), cast(bias, accumulate))
+    inputs = image if image.dim() == 3 else image[:, None], shift, of_image
     result, weights, _ = run(
         *inputs, need_weights, kept_rows(run, image.numel() // channels, channels, accumulate, *inputs)
     )
@@ -56,6 +61,9 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
         result = result[:, 0]
         weights = weights[:, 0] if need_weights else weights
     return (result, weights) if need_weights else result
+
+
+_passed = checks.Passed()
 
 
 def _check(image, text, weight, bias):
@@ -96,13 +104,13 @@ def _fake(image, shift, weight, need_weights, kept_rows):
 
 OPERATION = Operation(
     "channel_attention",
-    inputs=("image", "shift", "weight"),
+    "(Tensor image, Tensor shift, Tensor weight, bool need_weights, SymInt kept_rows) -> (Tensor result, "
+    "Tensor weights, Tensor kept)",
     differentiable=("image", "shift", "weight"),
     shared=("weight",),
-    outputs=2,
-    extras=1,
-    kept=1,
-    keep=lambda inputs, produced: produced[2:],
+    extras=("kept",),
+    kept=("kept",),
+    keep=lambda inputs, produced: (produced.kept,),
     reference=_reference,
     fake=_fake,
     fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape),

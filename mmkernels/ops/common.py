@@ -17,6 +17,11 @@ def autocast(*tensors):
     )
 
 
+def cast(tensor, dtype):
+    """In a dtype; None stays None. (A call of `to` that has nothing to do takes longer than this.)"""
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+
+
 @without_autocast
 def linear(rows, weight, bias=None):
     """In the dtype that it is given."""
@@ -35,9 +40,11 @@ def kept_rows(run, rows, columns, dtype, *inputs):
     """Of how many of the first rows the CPU's forward pass keeps what its backward pass would have to compute again
     (`columns` numbers of `dtype` each): as many as KEPT_BYTES hold. None without a backward pass, in an exported graph,
     which may run anywhere, nor under torch.func's transforms, which fold samples."""
-    if getattr(run, "backend", None) != "cpu" or torch.compiler.is_exporting() or transforms_active():
+    if not needs_gradient(*inputs) or getattr(run, "backend", None) != "cpu":
         return 0
-    return min(rows, KEPT_BYTES // (columns * dtype.itemsize)) if needs_gradient(*inputs) else 0
+    if torch.compiler.is_exporting() or transforms_active():
+        return 0
+    return min(rows, KEPT_BYTES // (columns * dtype.itemsize))
 
 
 def overlap(a, b):

@@ -45,13 +45,16 @@ def gated_cross_attention(
     Source: Vaswani et al. 2017 (arXiv:1706.03762); the gate: pixel-word attention of LAVT, Yang et al. 2022
     (arXiv:2112.02244); online softmax and recomputation: Dao et al. 2022 (arXiv:2205.14135).
     """
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        checks.features(name, tensor)
-    if gate is not None:
-        checks.is_tensor("gate", gate)
-    query, key, value, gate = autocast(query, key, value, gate)
-    need_weights = checks.flag("need_weights", need_weights)
-    _check(query, key, value, gate, attn_mask, scale)
+    call = _passed.key((scale, need_weights), (query, key, value, gate, attn_mask))
+    if call not in _passed:
+        for name, tensor in (("query", query), ("key", key), ("value", value)):
+            checks.features(name, tensor)
+        if gate is not None:
+            checks.is_tensor("gate", gate)
+        query, key, value, gate = autocast(query, key, value, gate)
+        need_weights = checks.flag("need_weights", need_weights)
+        _check(query, key, value, gate, attn_mask, scale)
+        _passed.add(call)
     scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
     tokens, pairs, bias = _masks(attn_mask, query, key)
     run = backends.choose("gated_cross_attention", query, backend)
@@ -60,6 +63,9 @@ def gated_cross_attention(
     if not need_weights:
         return result
     return result, _weights(query, key, attn_mask, scale)
+
+
+_passed = checks.Passed()
 
 
 def _check(query, key, value, gate, attn_mask, scale):
@@ -140,12 +146,12 @@ def _fake_grad(name, tensor):
 
 OPERATION = Operation(
     "gated_cross_attention",
-    inputs=("query", "key", "value", "gate", "tokens", "pairs", "bias"),
+    "(Tensor query, Tensor key, Tensor value, Tensor? gate, Tensor? tokens, Tensor? pairs, Tensor? bias, "
+    "float scale, bool need_attended) -> (Tensor result, Tensor attended, Tensor softmax)",
     differentiable=("query", "key", "value", "gate", "bias"),
-    outputs=1,
-    extras=2,
-    kept=2,
-    keep=lambda inputs, produced: (produced[0] if inputs[3] is None else produced[1], produced[2]),
+    extras=("attended", "softmax"),
+    kept=("attended", "softmax"),
+    keep=lambda inputs, produced: (produced.result if inputs.gate is None else produced.attended, produced.softmax),
     reference=_reference,
     fake=_fake,
     fake_grad=_fake_grad,

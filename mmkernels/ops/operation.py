@@ -13,11 +13,67 @@ empty tensor. The plain PyTorch reference serves as a backend of the same form, 
 tangents of all.
 """
 
+import collections
+
 import torch
 
 from .. import backends, torch_private
 from .common import fold, move_batch
-from .registration import register_autograd, register_fake, register_out, tangent
+from .registration import register_autograd, register_fake, register_out, tangent, tracked
+from .schema import Schema
+
+
+class Implementation:
+    """An operation on one backend. Called, it is followed by autograd and by torch.func's transforms.
+
+    ``forward``, ``backward`` and ``into`` are the registered functions. Those have rules for autograd, too, but the way
+    to them through the dispatcher costs a small call more than its kernel: eager calls ask here what the rules would,
+    and go on below them.
+    """
+
+    def __init__(self, operation, backend, forward, backward, into):
+        self.operation = operation
+        self.backend = backend
+        self.forward = forward
+        self.backward = backward
+        self.into = into
+
+    def __call__(self, *arguments):
+        if torch_private.transforms_active():  # they don't know registered autograd rules
+            return self.operation.Function.apply(*arguments, self.backend)
+        if torch.compiler.is_compiling():
+            return self.forward(*arguments)
+        if tracked(*arguments):
+            return torch_private.apply(self.operation.Function, *arguments, self)
+        with torch_private.BelowAutograd():
+            return self.forward(*arguments)
+
+    def compute(self, *arguments):
+        """``forward`` within an autograd Function."""
+        if torch_private.transforms_active() or torch.compiler.is_compiling():
+            return self.forward(*arguments)
+        with torch_private.BelowAutograd():
+            return self.forward(*arguments)
+
+    def differentiate(self, *arguments):
+        """``backward``, followed by autograd where somebody asks for second derivatives."""
+        if torch_private.transforms_active() or torch.compiler.is_compiling() or tracked(*arguments):
+            return self.operation.BackwardFunction.apply(*arguments, self)
+        with torch_private.BelowAutograd():
+            return self.backward(*arguments)
+
+
+class PlainImplementation(Implementation):
+    """In plain PyTorch, which autograd and torch.func follow by themselves."""
+
+    def __call__(self, *arguments):
+        return self.forward(*arguments)
+
+    def compute(self, *arguments):
+        return self.forward(*arguments)
+
+    def differentiate(self, *arguments):
+        return self.operation.BackwardFunction.apply(*arguments, self)
 
 
 class Operation:
@@ -25,34 +81,36 @@ class Operation:
 
     Args:
         name: its name everywhere.
-        inputs: names of the tensor arguments, in order.
-        differentiable: those of them that have gradients.
-        shared: those without a batch dimension in front (weights).
-        outputs, extras: how many.
-        kept: how many, and ``keep(inputs, outputs + extras)`` tells which.
+        schema: ``(*inputs, *options) -> (*outputs, *extras)``, as :class:`Schema` takes it.
+        differentiable: names of the tensors that have gradients.
+        shared: names of those without a batch dimension in front (weights).
+        extras: names of the last results, which only the backward pass wants.
+        kept: names of what it gets beside the arguments: ``keep(inputs, outputs + extras)``, which takes both as named
+            tuples, tells what that is.
         reference: ``(*inputs, *options) -> outputs``, a tuple, in plain PyTorch.
         fake: ``(*inputs, *options) -> outputs + extras``: tensors of the right shape, dtype and strides.
         fake_grad: ``(name, input) ->`` a tensor like its gradient.
     """
 
-    def __init__(
-        self, name, *, inputs, differentiable, outputs, extras, kept, keep, reference, fake, fake_grad, shared=()
-    ):
+    def __init__(self, name, schema, *, differentiable, extras, kept, keep, reference, fake, fake_grad, shared=()):
         self.name = name
-        self.outputs = outputs
-        self.extras = extras
-        self.kept = kept
+        self.schema = Schema(schema, differentiable, extras, kept)
+        self.outputs = len(self.schema.outputs)
+        self.extras = len(extras)
+        self.kept = len(kept)
         self.keep = keep
         self.reference = reference
         self.fake = fake
         self.fake_grad = fake_grad
+        inputs = self.schema.inputs
         self.names, self.inputs = inputs, len(inputs)
+        self.Inputs = collections.namedtuple("Inputs", inputs)
+        self.Produced = collections.namedtuple("Produced", self.schema.returns)
         self.differentiable = tuple(inputs.index(i) for i in differentiable)
         self.shared = {inputs.index(i) for i in shared}
         self.Function, self.BackwardFunction = _functions(self)
-        self._implement(
-            "reference", self._run_reference, self.reference_backward, self._reference_into, transformed=False
-        )
+        reference_kernels = self._run_reference, self.reference_backward, self._reference_into
+        backends.implement("reference", self.name, PlainImplementation(self, "reference", *reference_kernels))
 
     # Backends --------------------------------------------------------------------------------------------------------
 
@@ -64,7 +122,8 @@ class Operation:
         backward = getattr(namespace, f"{name}_backward").default
         into = getattr(namespace, f"{name}_out").default if hasattr(namespace, f"{name}_out") else None
         for backend in names:
-            run = self._implement(backend, forward, backward, into)
+            run = Implementation(self, backend, forward, backward, into)
+            backends.implement(backend, self.name, run)
 
         register_fake(forward, self.fake)
         register_fake(backward, self._fake_backward)
@@ -75,19 +134,6 @@ class Operation:
         if into is not None:
             register_fake(into, lambda *arguments: self.fake(*arguments[:-1])[1])
             register_out(into)
-
-    def _implement(self, backend, forward, backward, into, transformed=True):
-        def run(*arguments):
-            if transformed and torch_private.transforms_active():  # they don't know registered autograd rules
-                return self.Function.apply(*arguments, backend)
-            return forward(*arguments)
-
-        run.backend = backend
-        run.forward = forward
-        run.backward = backward
-        run.into = into
-        backends.implement(backend, self.name, run)
-        return run
 
     def choose(self, tensor, backend):
         """What runs on `tensor`: of the backend of that name (None: the fastest), or `backend` itself, where it is one
@@ -123,10 +169,10 @@ class Operation:
 
     # Autograd --------------------------------------------------------------------------------------------------------
 
-    def _setup_context(self, ctx, inputs, output, backward):
+    def _setup_context(self, ctx, inputs, output, backend):
         inputs, ctx.options = inputs[: self.inputs], inputs[self.inputs :]
-        ctx.backward = backward
-        ctx.save_for_backward(*inputs, *self.keep(inputs, output))
+        ctx.backend = backend
+        ctx.save_for_backward(*inputs, *self.keep(self.Inputs(*inputs), self.Produced(*output)))
         ctx.save_for_forward(*inputs)
         ctx.mark_non_differentiable(*(t for t in output[self.outputs :] if t is not None))
         ctx.set_materialize_grads(False)
@@ -137,13 +183,20 @@ class Operation:
     def _backward(self, ctx, *grads):
         upstream = grads[: self.outputs]
         saved = ctx.saved_tensors
-        present = [saved[i] is not None and ctx.needs_input_grad[i] for i in self.differentiable]
-        found = [None] * (self.inputs + len(ctx.options))
-        if any(present) and any(g is not None for g in upstream):
-            result = ctx.backward(*upstream, *saved, *ctx.options, *present)
+        wanted = ctx.needs_input_grad
+        present = [wanted[i] and saved[i] is not None for i in self.differentiable]
+        found = [None] * (self.inputs + len(ctx.options) + 1)
+        if True in present and any(g is not None for g in upstream):
+            result = self._first(ctx.backend, *upstream, *saved, *ctx.options, *present)
             for i, need, grad in zip(self.differentiable, present, result):
-                found[i] = grad if need else None
+                if need:
+                    found[i] = grad
         return tuple(found)
+
+    def _first(self, backend, *arguments):
+        if isinstance(backend, Implementation):
+            return backend.differentiate(*arguments)
+        return self.BackwardFunction.apply(*arguments, backend)
 
     def _setup_second(self, ctx, inputs, output):
         upstream, given, _, options, needs = self._split(inputs)
@@ -264,19 +317,15 @@ def _functions(operation):
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(*arguments):
-            *arguments, backend = arguments
-            return operation.choose(arguments[0], backend).forward(*arguments)
+            return operation.choose(arguments[0], arguments[-1]).compute(*arguments[:-1])
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            *inputs, backend = inputs
-            operation._setup_context(
-                ctx, inputs, output, lambda *arguments: BackwardFunction.apply(*arguments, backend)
-            )
+            operation._setup_context(ctx, inputs[:-1], output, inputs[-1])
 
         @staticmethod
         def backward(ctx, *grads):
-            return *operation._backward(ctx, *grads), None
+            return operation._backward(ctx, *grads)
 
         @staticmethod
         def jvp(ctx, *tangents):

@@ -82,16 +82,20 @@ def _below_autograd(operation, keyset, arguments):
 
 def tracked(*arguments):
     """Whether autograd follows one of the arguments, in reverse or in forward mode."""
-    needs_gradient = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in arguments)
-    return needs_gradient or carries_tangent(*arguments)
+    if torch.is_grad_enabled():
+        for a in arguments:
+            if isinstance(a, torch.Tensor) and a.requires_grad:
+                return True
+    return carries_tangent(*arguments)
 
 
 def carries_tangent(*arguments):
     """Whether one of the arguments is a dual tensor of forward mode."""
     if not torch_private.forward_mode_enabled():
         return False
-    kind = torch.Tensor if torch_private.in_dual_level() else torch_private.TRACED
-    return any(isinstance(a, kind) and tangent(a) is not None for a in arguments)
+    if not torch_private.in_dual_level() and torch_private.TRACED.isdisjoint(map(type, arguments)):
+        return False
+    return any(isinstance(a, torch.Tensor) and tangent(a) is not None for a in arguments)
 
 
 def tangent(tensor):

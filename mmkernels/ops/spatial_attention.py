@@ -57,24 +57,34 @@ def spatial_attention(
     Source: softmax attention of Bahdanau et al. 2015 (arXiv:1409.0473) over image positions, as in Xu et al. 2015
     (arXiv:1502.03044); split softmax: Milakov & Gimelshein 2018 (arXiv:1805.02867).
     """
-    checks.features("image", image)
-    checks.features("text", text)
-    image, text = autocast(image, text)
-    num_heads = checks.integer("num_heads", num_heads)
-    rescale = checks.flag("rescale", rescale)
-    need_weights = checks.flag("need_weights", need_weights)
-    checks.choice("layout", layout, ("bnd", "bdhw"))
-    if offsets is not None:
-        if layout != "bnd":
-            raise ValueError(f"layout must be 'bnd' with offsets (image is packed [rows, D]), got {layout!r}")
-        offsets = checks.bag_offsets(offsets, image)
-    _check(image, text, mask, offsets, scale, num_heads, combine, layout, out)
+    key = _passed.key((scale, num_heads, combine, rescale, layout, need_weights), (image, text, mask, offsets, out))
+    if key in _passed:
+        offsets = checks.bag_values(offsets, image)
+    else:
+        checks.features("image", image)
+        checks.features("text", text)
+        image, text = autocast(image, text)
+        num_heads = checks.integer("num_heads", num_heads)
+        rescale = checks.flag("rescale", rescale)
+        need_weights = checks.flag("need_weights", need_weights)
+        checks.choice("layout", layout, ("bnd", "bdhw"))
+        if offsets is not None:
+            if layout != "bnd":
+                raise ValueError(f"layout must be 'bnd' with offsets (image is packed [rows, D]), got {layout!r}")
+            offsets = checks.bag_offsets(offsets, image)
+        _check(image, text, mask, offsets, scale, num_heads, combine, layout, out)
+        _passed.add(key)
+    if out is not None:
+        _check_out_memory(out, image, text, mask, combine)
     if scale is None:
         scale = (image.shape[1 if image.dim() != 3 else 2] / num_heads) ** -0.5
     run = backends.choose("spatial_attention", image, backend)
     arguments = (image, text, mask, offsets, float(scale), num_heads, combine == "pool", rescale)
     result, weights = run(*arguments) if out is None else (out, run.into(*arguments, out))
     return (result, weights) if need_weights else result
+
+
+_passed = checks.Passed()
 
 
 def _check(image, text, mask, offsets, scale, num_heads, combine, layout, out):
@@ -95,20 +105,23 @@ def _check(image, text, mask, offsets, scale, num_heads, combine, layout, out):
     if mask is not None:
         checks.boolean_mask("mask", mask, "image", image, *grid)
     if out is not None:
-        _check_out(out, image, text, mask, combine, batch, channels)
+        _check_out(out, image, combine, batch, channels)
 
 
-def _check_out(out, image, text, mask, combine, batch, channels):
+def _check_out(out, image, combine, batch, channels):
     checks.is_tensor("out", out)
     checks.like("out", out, "image", image)
+    expected = (batch, channels) if combine == "pool" else tuple(image.shape)
+    if tuple(out.shape) != expected:
+        raise ValueError(f"out must have the result's shape {list(expected)}, got {list(out.shape)}")
+
+
+def _check_out_memory(out, image, text, mask, combine):
     if torch.is_grad_enabled() and any(t.requires_grad for t in (image, text, out)):
         raise ValueError(
             "out is for inference only, but image, text or out requires a gradient: "
             "leave out away, or call under torch.no_grad()"
         )
-    expected = (batch, channels) if combine == "pool" else tuple(image.shape)
-    if tuple(out.shape) != expected:
-        raise ValueError(f"out must have the result's shape {list(expected)}, got {list(out.shape)}")
     if torch.compiler.is_compiling() or out.device.type == "meta":
         return  # no addresses to compare
     if carries_tangent(image, text, out):
@@ -168,12 +181,12 @@ def _fake_grad(name, tensor):
 
 OPERATION = Operation(
     "spatial_attention",
-    inputs=("image", "text", "mask", "offsets"),
+    "(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, bool "
+    "rescale) -> (Tensor result, Tensor weights)",
     differentiable=("image", "text"),
-    outputs=2,
-    extras=0,
-    kept=1,
-    keep=lambda inputs, produced: produced[1:],
+    extras=(),
+    kept=("weights",),
+    keep=lambda inputs, produced: (produced.weights,),
     reference=_reference,
     fake=_fake,
     fake_grad=_fake_grad,

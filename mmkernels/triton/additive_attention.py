@@ -20,6 +20,7 @@ from ..ops.additive_attention import OPERATION, kept_columns
 from ..reference.precision import without_autocast
 from .additive_backward import combine, differentiate, of_scores, of_weights
 from .additive_forward import activate, normalise, pool, spread
+from .additive_tiles import Image, Panel, ResultGrad, Weights
 from .common import define, launch, on_device, processors, require
 from .rows import Rows, WeightGradient, nothing_kept, product, sum_columns
 
@@ -75,11 +76,21 @@ class Problem:
         self.packed = packed = offsets is not None
         self.weights_shape = (maps, self.rows.count) if packed else (batch, maps, image.shape[1])
         self.weights_strides = (0, self.rows.count) if packed else (maps * image.shape[1], image.shape[1])
-        self.image_strides = (0, *image.stride()) if packed else image.stride()
+        self.features = Image(image, *((0, *image.stride()) if packed else image.stride()))
         self.result_shape = (batch, maps, channels) if pool else tuple(image.shape)
         self.block_c = min(64, triton.next_power_of_2(channels))
         tiles = batch * maps * triton.cdiv(channels, self.block_c)
         self.splits = max(1, min(64, 4 * processors(image) // max(tiles, 1), self.rows.count // 256))
+
+    def weights(self, t):
+        return Weights(t, *self.weights_strides)
+
+    def result_grad(self, t):
+        if t is None:
+            return ResultGrad(self.optional(t), 0, 0, 0, 0)
+        if self.pool:  # all positions of a sample share a row
+            return ResultGrad(t, t.stride(0), t.stride(1), 0, t.stride(2))
+        return ResultGrad(t, 0 if self.packed else t.stride(0), 0, *t.stride()[-2:])
 
     def optional(self, t):
         return self.image if t is None else t  # a pointer that isn't looked at
@@ -97,14 +108,10 @@ class Problem:
         launch(
             kernel,
             (triton.cdiv(last - first, block_n), triton.cdiv(self.hidden, block_c)),
-            u,
-            self.optional(t),
+            Panel(u, self.optional(t), self.optional(self.shift), self.optional(self.shift_gate), self.hidden),
             *others,
-            self.optional(self.shift),
-            self.optional(self.shift_gate),
             self.rows.sample(first, last),
             last - first,
-            self.hidden,
             F=self.activation,
             SHIFT=self.shift is not None,
             GATED=t is not None,
@@ -133,12 +140,11 @@ def forward(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activat
             normalise,
             (p.batch, p.maps),
             scores,
-            weights,
+            p.weights(weights),
             p.optional(p.mask),
             p.bounds,
             p.rows.count,
             p.maps,
-            *p.weights_strides,
             PACKED=p.packed,
             MASKED=p.mask is not None,
             BLOCK=1024,
@@ -148,15 +154,13 @@ def forward(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activat
             launch(
                 pool,
                 (p.batch * p.splits, triton.cdiv(p.channels, p.block_c), p.maps),
-                weights,
-                image,
-                *p.image_strides,
+                p.weights(weights),
+                p.features,
                 p.bounds,
                 partial,
                 p.rows.count,
                 p.maps,
                 p.channels,
-                *p.weights_strides,
                 p.splits,
                 PACKED=p.packed,
                 BLOCK_N=32,
@@ -168,15 +172,13 @@ def forward(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activat
                 launch(
                     spread,
                     p.row_grid(first, last),
-                    weights,
-                    image,
-                    *p.image_strides,
+                    p.weights(weights),
+                    p.features,
                     p.rows.sample(first, last),
                     p.bounds,
                     result,
                     last,
                     p.channels,
-                    p.weights_strides[0],
                     first,
                     PACKED=p.packed,
                     BLOCK_N=16,
@@ -230,15 +232,7 @@ def backward(
     of_image = WeightGradient(w_image, need_w_image_grad)
     of_gate = WeightGradient(w_image if w_gate is None else w_gate, need_w_gate_grad and w_gate is not None)
     found = torch.empty((p.maps, p.rows.count), dtype=torch.float32, device=image.device)
-    up = p.optional(grad_result)
-    # b, k, n, c: of [B, K, D] all positions share a row, like image there is one map
-    up_strides = (
-        (0,) * 4
-        if grad_result is None
-        else (*up.stride()[:2], 0, up.stride(2))
-        if pool_them
-        else (0 if p.packed else up.stride(0), 0, *up.stride()[-2:])
-    )
+    up = p.result_grad(grad_result)
     everything = (
         torch.arange(2, device=image.device) * p.rows.count
     )  # made there: nothing waits, and a CUDA graph can have it
@@ -246,18 +240,15 @@ def backward(
         launch(
             of_weights,
             (p.batch * p.splits, p.maps),
-            weights,
-            image,
-            *p.image_strides,
+            p.weights(weights),
+            p.features,
             up,
-            *up_strides,
             p.optional(given),
             p.bounds,
             found,
             p.rows.count,
             p.maps,
             p.channels,
-            *p.weights_strides,
             p.splits,
             PACKED=p.packed,
             GRAD=grad_result is not None,
@@ -268,11 +259,10 @@ def backward(
         launch(
             of_scores,
             (p.batch, p.maps),
-            weights,
+            p.weights(weights),
             found,
             p.bounds,
             p.rows.count,
-            *p.weights_strides,
             PACKED=p.packed,
             BLOCK=1024,
         )
@@ -298,9 +288,8 @@ def backward(
                     combine,
                     p.row_grid(first, last),
                     through,
-                    weights,
+                    p.weights(weights),
                     up,
-                    *up_strides,
                     p.optional(p.mask),
                     p.rows.sample(first, last),
                     p.bounds,
@@ -308,7 +297,6 @@ def backward(
                     last,
                     p.maps,
                     p.channels,
-                    *p.weights_strides,
                     first,
                     PACKED=p.packed,
                     GRAD=grad_result is not None,
@@ -326,16 +314,6 @@ def backward(
     )
 
 
-define(
-    "additive_attention_triton(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? mask, "
-    "Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor, Tensor, Tensor)",
-    forward,
-)
-define(
-    "additive_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? shift, Tensor w_image, Tensor v, "
-    "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, Tensor kept, int activation, bool pool, "
-    "SymInt kept_rows, bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad, bool need_shift_gate_grad) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    backward,
-)
+define(OPERATION.schema.forward("additive_attention_triton"), forward)
+define(OPERATION.schema.backward("additive_attention_triton"), backward)
 OPERATION.register("additive_attention_triton", "triton")

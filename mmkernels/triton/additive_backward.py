@@ -9,14 +9,10 @@ from .common import all_have_read
 
 @triton.jit
 def differentiate(
-    u,
-    t,
+    p,
     up,
-    shift,
-    shift_gate,
     sample,
     rows,
-    A,
     F: tl.constexpr,
     SHIFT: tl.constexpr,
     GATED: tl.constexpr,
@@ -27,38 +23,29 @@ def differentiate(
     """A panel: u, t and h's gradient -> the gradients of u and t, in place; h, in place of its gradient."""
     r = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = (r < rows)[:, None] & (c < A)[None, :]
+    inside = (r < rows)[:, None] & (c < p.A)[None, :]
     b = tl.load(sample + r, mask=r < rows, other=0)
-    y, slope, s = hidden(u, t, shift, shift_gate, b, r, c, inside, A, F, SHIFT, GATED, SHIFT_GATE)
-    at = r[:, None] * A + c[None, :]
+    y, slope, s = hidden(p, b, r, c, inside, F, SHIFT, GATED, SHIFT_GATE)
+    at = r[:, None] * p.A + c[None, :]
     dh = tl.load(up + at, mask=inside, other=0.0)
     all_have_read()
     tl.store(up + at, y * s, mask=inside)
-    tl.store(u + at, dh * s * slope, mask=inside)
+    tl.store(p.u + at, dh * s * slope, mask=inside)
     if GATED:
-        tl.store(t + at, dh * y * s * (1.0 - s), mask=inside)
+        tl.store(p.t + at, dh * y * s * (1.0 - s), mask=inside)
 
 
 @triton.jit
 def of_weights(
     weights,
     image,
-    i_b,
-    i_n,
-    i_c,
     grad,
-    g_b,
-    g_k,
-    g_n,
-    g_c,
     given,
     bounds,
     found,
     rows,
     K,
     C,
-    w_b,
-    w_k,
     splits,
     PACKED: tl.constexpr,
     GRAD: tl.constexpr,
@@ -66,7 +53,7 @@ def of_weights(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """found [K, rows]: the weights' gradient; g_n is 0 where all positions of a sample share grad (pool)."""
+    """found [K, rows]: the weights' gradient; grad.n is 0 where all positions of a sample share it (pool)."""
     b = (tl.program_id(0) // splits).to(tl.int64)
     part = tl.program_id(0) % splits
     k = tl.program_id(1).to(tl.int64)
@@ -74,17 +61,17 @@ def of_weights(
     first, last = split_of(begin, end, part, splits, BLOCK_N)
     for n in range(first, last, BLOCK_N):
         r = n + tl.arange(0, BLOCK_N).to(tl.int64)
-        at = b * w_b + k * w_k + (r if PACKED else r - begin)
-        keep = tl.load(weights + at, mask=r < last, other=0.0) != 0
+        at = b * weights.b + k * weights.k + (r if PACKED else r - begin)
+        keep = tl.load(weights.data + at, mask=r < last, other=0.0) != 0
         total = tl.zeros([BLOCK_N], tl.float32)
         if GRAD:
-            row = image + (r if PACKED else r - begin)[:, None] * i_n + b * i_b
-            up = grad + b * g_b + k * g_k + (r if PACKED else r - begin)[:, None] * g_n
+            row = image.data + (r if PACKED else r - begin)[:, None] * image.n + b * image.b
+            up = grad.data + b * grad.b + k * grad.k + (r if PACKED else r - begin)[:, None] * grad.n
             for c0 in range(0, C, BLOCK_C):
                 c = c0 + tl.arange(0, BLOCK_C).to(tl.int64)
                 inside = keep[:, None] & (c < C)[None, :]
-                x = tl.load(row + c[None, :] * i_c, mask=inside, other=0.0).to(tl.float32)
-                total += tl.sum(x * tl.load(up + c[None, :] * g_c, mask=inside, other=0.0).to(tl.float32), 1)
+                x = tl.load(row + c[None, :] * image.c, mask=inside, other=0.0).to(tl.float32)
+                total += tl.sum(x * tl.load(up + c[None, :] * grad.c, mask=inside, other=0.0).to(tl.float32), 1)
         if GIVEN:
             total += tl.load(given + at, mask=keep, other=0.0)
         tl.store(found + k * rows + r, total, mask=r < last)
@@ -104,13 +91,13 @@ def mean_of(weights, found, begin, end, base, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def of_scores(weights, found, bounds, rows, w_b, w_k, PACKED: tl.constexpr, BLOCK: tl.constexpr):
+def of_scores(weights, found, bounds, rows, PACKED: tl.constexpr, BLOCK: tl.constexpr):
     """found [K, rows]: the weights' gradient -> the scores'. The mean is found twice: what all have in common has to
     cancel."""
     b = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1).to(tl.int64)
     begin, end = range_of(bounds, b, rows)
-    own = weights + b * w_b + k * w_k + (0 if PACKED else -begin)
+    own = weights.data + b * weights.b + k * weights.k + (0 if PACKED else -begin)
     x = found + k * rows
     mean = mean_of(own, x, begin, end, 0.0, BLOCK)
     rest = mean_of(own, x, begin, end, mean, BLOCK)
@@ -127,10 +114,6 @@ def combine(
     through,
     weights,
     grad,
-    g_b,
-    g_k,
-    g_n,
-    g_c,
     mask,
     sample,
     bounds,
@@ -138,8 +121,6 @@ def combine(
     rows,
     K,
     C,
-    w_b,
-    w_k,
     first,
     PACKED: tl.constexpr,
     GRAD: tl.constexpr,
@@ -160,11 +141,11 @@ def combine(
         inside_kept = inside
     total = tl.load(through + n[:, None] * C + c[None, :], mask=inside_kept, other=0.0).to(tl.float32)
     if GRAD:
-        at = r if PACKED else b * w_b + r - begin  # 64 bits, from map to map
-        up = grad + b[:, None] * g_b + (r if PACKED else r - begin)[:, None] * g_n + c[None, :] * g_c
+        at = r if PACKED else b * weights.b + r - begin  # 64 bits, from map to map
+        up = grad.data + b[:, None] * grad.b + (r if PACKED else r - begin)[:, None] * grad.n + c[None, :] * grad.c
         for k in range(K):
-            w = tl.load(weights + at, mask=r < rows, other=0.0)
+            w = tl.load(weights.data + at, mask=r < rows, other=0.0)
             total += w[:, None] * tl.load(up, mask=inside_kept & (w != 0)[:, None], other=0.0).to(tl.float32)
-            at += w_k
-            up += g_k
+            at += weights.k
+            up += grad.k
     tl.store(result + r[:, None] * C + c[None, :], total.to(result.dtype.element_ty), mask=inside)

@@ -9,13 +9,9 @@ from .common import all_have_read
 
 @triton.jit
 def activate(
-    u,
-    t,
-    shift,
-    shift_gate,
+    p,
     sample,
     rows,
-    A,
     F: tl.constexpr,
     SHIFT: tl.constexpr,
     GATED: tl.constexpr,
@@ -26,18 +22,16 @@ def activate(
     """A panel: u, t -> h, in place of u."""
     r = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = (r < rows)[:, None] & (c < A)[None, :]
+    inside = (r < rows)[:, None] & (c < p.A)[None, :]
     b = tl.load(sample + r, mask=r < rows, other=0)
-    y, _, s = hidden(u, t, shift, shift_gate, b, r, c, inside, A, F, SHIFT, GATED, SHIFT_GATE)
+    y, _, s = hidden(p, b, r, c, inside, F, SHIFT, GATED, SHIFT_GATE)
     all_have_read()
-    tl.store(u + r[:, None] * A + c[None, :], y * s, mask=inside)
+    tl.store(p.u + r[:, None] * p.A + c[None, :], y * s, mask=inside)
 
 
 @triton.jit
-def normalise(
-    scores, weights, mask, bounds, rows, K, w_b, w_k, PACKED: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr
-):
-    """scores [rows, K] -> weights, position n of sample b and map k at b * w_b + k * w_k + n."""
+def normalise(scores, weights, mask, bounds, rows, K, PACKED: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
+    """scores [rows, K] -> weights."""
     b = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1).to(tl.int64)
     begin, end = range_of(bounds, b, rows)
@@ -59,7 +53,7 @@ def normalise(
     share = tl.where(
         count > 0, 1.0 / tl.where(count > 0, total, 1.0), 0.0
     )  # scores all -Inf: 0 * Inf = NaN, as the definition has it
-    to = weights + b * w_b + k * w_k
+    to = weights.data + b * weights.b + k * weights.k
     for n in range(begin, end, BLOCK):
         r = n + tl.arange(0, BLOCK).to(tl.int64)
         inside = r < end
@@ -74,16 +68,11 @@ def normalise(
 def pool(
     weights,
     image,
-    i_b,
-    i_n,
-    i_c,
     bounds,
     partial,
     rows,
     K,
     C,
-    w_b,
-    w_k,
     splits,
     PACKED: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -99,10 +88,12 @@ def pool(
     total = tl.zeros([BLOCK_C], tl.float32)
     for n in range(first, last, BLOCK_N):
         r = n + tl.arange(0, BLOCK_N).to(tl.int64)
-        w = tl.load(weights + b * w_b + k * w_k + (r if PACKED else r - begin), mask=r < last, other=0.0)
-        row = image + (r if PACKED else r - begin)[:, None] * i_n + b * i_b
+        w = tl.load(
+            weights.data + b * weights.b + k * weights.k + (r if PACKED else r - begin), mask=r < last, other=0.0
+        )
+        row = image.data + (r if PACKED else r - begin)[:, None] * image.n + b * image.b
         # What doesn't take part isn't read: it may be NaN.
-        x = tl.load(row + c[None, :].to(tl.int64) * i_c, mask=(w != 0)[:, None] & (c < C)[None, :], other=0.0).to(
+        x = tl.load(row + c[None, :].to(tl.int64) * image.c, mask=(w != 0)[:, None] & (c < C)[None, :], other=0.0).to(
             tl.float32
         )
         total += tl.sum(x * w[:, None], 0)
@@ -113,15 +104,11 @@ def pool(
 def spread(
     weights,
     image,
-    i_b,
-    i_n,
-    i_c,
     sample,
     bounds,
     result,
     rows,
     C,
-    w_b,
     first,
     PACKED: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -134,7 +121,7 @@ def spread(
     b = tl.load(sample + n, mask=r < rows, other=0).to(tl.int64)
     begin = tl.load(bounds + b)
     inside = (r < rows)[:, None] & (c < C)[None, :]
-    w = tl.load(weights + (r if PACKED else b * w_b + r - begin), mask=r < rows, other=0.0)
-    row = image + (r if PACKED else r - begin)[:, None] * i_n + b[:, None] * i_b
-    x = tl.load(row + c[None, :].to(tl.int64) * i_c, mask=inside & (w != 0)[:, None], other=0.0).to(tl.float32)
+    w = tl.load(weights.data + (r if PACKED else b * weights.b + r - begin), mask=r < rows, other=0.0)
+    row = image.data + (r if PACKED else r - begin)[:, None] * image.n + b[:, None] * image.b
+    x = tl.load(row + c[None, :].to(tl.int64) * image.c, mask=inside & (w != 0)[:, None], other=0.0).to(tl.float32)
     tl.store(result + r[:, None] * C + c[None, :], (x * w[:, None]).to(result.dtype.element_ty), mask=inside)

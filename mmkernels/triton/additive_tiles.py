@@ -1,9 +1,48 @@
 """What the kernels of additive attention share: a sample's rows, and tiles of hidden vectors."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 TANH, RELU, GELU = (tl.constexpr(i) for i in range(3))  # ops/additive_attention.py's order
+
+
+class Image(NamedTuple):
+    """[B, N, D], or packed [rows, D] with b = 0: strides as in csrc/tensor.h."""
+
+    data: Any
+    b: int
+    n: int
+    c: int
+
+
+class ResultGrad(NamedTuple):
+    """[B, K, D] with n = 0, or like image with k = 0."""
+
+    data: Any
+    b: int
+    k: int
+    n: int
+    c: int
+
+
+class Weights(NamedTuple):
+    """[B, K, N], or packed [K, rows] with b = 0: positions lie side by side."""
+
+    data: Any
+    b: int
+    k: int
+
+
+class Panel(NamedTuple):
+    """[rows, A] u and t, and what is added to them: [B, A] shift, [A] shift_gate."""
+
+    u: Any
+    t: Any
+    shift: Any
+    shift_gate: Any
+    A: int
 
 
 @triton.jit
@@ -25,31 +64,19 @@ def activation(x, F: tl.constexpr):
 
 @triton.jit
 def hidden(
-    u,
-    t,
-    shift,
-    shift_gate,
-    sample,
-    r,
-    c,
-    inside,
-    A,
-    F: tl.constexpr,
-    SHIFT: tl.constexpr,
-    GATED: tl.constexpr,
-    SHIFT_GATE: tl.constexpr,
+    p, sample, r, c, inside, F: tl.constexpr, SHIFT: tl.constexpr, GATED: tl.constexpr, SHIFT_GATE: tl.constexpr
 ):
     """(activation, its derivative, gate) of a panel's tile"""
-    at = r[:, None] * A + c[None, :]
-    x = tl.load(u + at, mask=inside, other=0.0)
+    at = r[:, None] * p.A + c[None, :]
+    x = tl.load(p.u + at, mask=inside, other=0.0)
     if SHIFT:
-        x += tl.load(shift + sample[:, None].to(tl.int64) * A + c[None, :], mask=inside, other=0.0)
+        x += tl.load(p.shift + sample[:, None].to(tl.int64) * p.A + c[None, :], mask=inside, other=0.0)
     y, slope = activation(x, F)
     s = tl.full(x.shape, 1.0, tl.float32)
     if GATED:
-        z = tl.load(t + at, mask=inside, other=0.0)
+        z = tl.load(p.t + at, mask=inside, other=0.0)
         if SHIFT_GATE:
-            z += tl.load(shift_gate + c, mask=c < A, other=0.0)[None, :]
+            z += tl.load(p.shift_gate + c, mask=c < p.A, other=0.0)[None, :]
         s = 1.0 / (1.0 + tl.exp(-z))
     return y, slope, s
 

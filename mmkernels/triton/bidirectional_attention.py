@@ -133,16 +133,6 @@ def backward(
     return tuple(grads)
 
 
-define(
-    "bidirectional_attention_triton(Tensor image_query, Tensor text_key, Tensor image_value, Tensor text_value, Tensor? image_mask, "
-    "Tensor? text_mask, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
-    forward,
-)
-define(
-    "bidirectional_attention_triton_backward(Tensor? grad_image_out, Tensor? grad_text_out, Tensor image_query, Tensor text_key, "
-    "Tensor image_value, Tensor text_value, Tensor? image_mask, Tensor? text_mask, Tensor image_out, Tensor text_out, "
-    "Tensor image_softmax, Tensor text_softmax, float scale, bool need_image_query_grad, bool need_text_key_grad, "
-    "bool need_image_value_grad, bool need_text_value_grad) -> (Tensor, Tensor, Tensor, Tensor)",
-    backward,
-)
+define(OPERATION.schema.forward("bidirectional_attention_triton"), forward)
+define(OPERATION.schema.backward("bidirectional_attention_triton"), backward)
 OPERATION.register("bidirectional_attention_triton", "triton")

@@ -261,14 +261,6 @@ def backward(
     return grad_image, grad_shift, of_weight.result()
 
 
-define(
-    "channel_attention_triton(Tensor image, Tensor shift, Tensor weight, bool need_weights, SymInt kept_rows) -> "
-    "(Tensor, Tensor, Tensor)",
-    forward,
-)
-define(
-    "channel_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor shift, Tensor weight, Tensor kept, "
-    "bool need_weights, SymInt kept_rows, bool need_image_grad, bool need_shift_grad, bool need_weight_grad) -> (Tensor, Tensor, Tensor)",
-    backward,
-)
+define(OPERATION.schema.forward("channel_attention_triton"), forward)
+define(OPERATION.schema.backward("channel_attention_triton"), backward)
 OPERATION.register("channel_attention_triton", "triton")

@@ -167,16 +167,6 @@ def backward(
     return (*grads, grad_bias)
 
 
-define(
-    "gated_cross_attention_triton(Tensor query, Tensor key, Tensor value, Tensor? gate, Tensor? tokens, Tensor? pairs, Tensor? bias, "
-    "float scale, bool need_attended) -> (Tensor, Tensor, Tensor)",
-    forward,
-)
-define(
-    "gated_cross_attention_triton_backward(Tensor? grad_result, Tensor query, Tensor key, Tensor value, Tensor? gate, Tensor? tokens, "
-    "Tensor? pairs, Tensor? bias, Tensor attended, Tensor softmax, float scale, bool need_attended, bool need_query_grad, "
-    "bool need_key_grad, bool need_value_grad, bool need_gate_grad, bool need_bias_grad) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
-    backward,
-)
+define(OPERATION.schema.forward("gated_cross_attention_triton"), forward)
+define(OPERATION.schema.backward("gated_cross_attention_triton"), backward)
 OPERATION.register("gated_cross_attention_triton", "triton")

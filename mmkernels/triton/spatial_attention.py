@@ -278,20 +278,7 @@ def backward(
     return grad_image, grad_text
 
 
-define(
-    "spatial_attention_triton(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
-    "bool rescale) -> (Tensor, Tensor)",
-    forward,
-)
-define(
-    "spatial_attention_triton_out(Tensor image, Tensor text, Tensor? mask, Tensor? offsets, float scale, int num_heads, bool pool, "
-    "bool rescale, Tensor(a!) out) -> Tensor",
-    forward_out,
-)
-define(
-    "spatial_attention_triton_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor text, Tensor? mask, "
-    "Tensor? offsets, Tensor weights, float scale, int num_heads, bool pool, bool rescale, bool need_image_grad, "
-    "bool need_text_grad) -> (Tensor, Tensor)",
-    backward,
-)
+define(OPERATION.schema.forward("spatial_attention_triton"), forward)
+define(OPERATION.schema.into("spatial_attention_triton"), forward_out)
+define(OPERATION.schema.backward("spatial_attention_triton"), backward)
 OPERATION.register("spatial_attention_triton", "triton")

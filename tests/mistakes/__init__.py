@@ -29,6 +29,11 @@ class Form:
         size = [_size(dim, self.sizes) for dim in dims]
         return torch.ones(size, dtype=torch.bool) if boolean else torch.randn(size)
 
+    def keeping_nothing(self):
+        """The same call, as backends take it that keep no rows for a backward pass."""
+        shapes = {name: ", ".join(dims) for name, dims in self.shapes.items()}
+        return Form(self.sizes | {"R": 0}, shapes, **self.others | {"kept_rows": 0})
+
     def with_more(self, shapes):
         """The same call with further tensors."""
         form = Form(self.sizes, {name: ", ".join(dims) for name, dims in self.shapes.items()} | shapes, **self.others)

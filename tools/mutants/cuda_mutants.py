@@ -3,6 +3,7 @@
 from mutant import Mutant
 
 WARPS = "test_cuts.py -k 'warp_by_warp and spatial'"
+ROWS = "test_cuda.py -k rows_however_they_are_cut"
 HEADS_WARPS = "test_cuts.py -k 'warp_by_warp and not spatial'"
 
 MUTANTS = (
@@ -16,35 +17,35 @@ MUTANTS = (
     Mutant(
         "spatial_attention",
         "statistics without the group's first head",
-        "t.stats + 2 * (slot_of(chunk) * t.H + head + h)",
-        "t.stats + 2 * (slot_of(chunk) * t.H + h)",
+        "t.stats_of(slot_of(chunk), head + h)",
+        "t.stats_of(slot_of(chunk), h)",
         "test_cuts.py -k 'many_heads and cuda-emulated'",
     ),
     Mutant(
         "spatial_attention",
         "sum not rescaled to the new maximum",
-        "total[h] = total[h] * factor[h] + l;",
-        "total[h] = total[h] + l;",
+        "stats.total[h] = stats.total[h] * stats.decay[h] + l;",
+        "stats.total[h] = stats.total[h] + l;",
         WARPS,
     ),
     Mutant(
         "spatial_attention",
         "chunks' sums merged without their maxima",
-        "total += l * exponential(of(k, h, 0) - m);",
+        "total += l * exponential(of.maximum(k, h) - m);",
         "total += l;",
         WARPS,
     ),
     Mutant(
         "spatial_attention",
         "only as many chunks as a warp has lanes",
-        "for (int64_t k = lane; k < b.chunks; k += 32) { const float l = of(k, h, 1);",
-        "for (int64_t k = lane; k < least<int64_t>(b.chunks, 32); k += 32) { const float l = of(k, h, 1);",
+        "for (int64_t k = lane; k < b.chunks; k += 32) { const float l = of.total(k, h);",
+        "for (int64_t k = lane; k < least<int64_t>(b.chunks, 32); k += 32) { const float l = of.total(k, h);",
         "test_cuts.py -k many_chunks",
     ),
     Mutant(
         "spatial_attention",
         "text's gradient without the change of the mean",
-        "u += b.sum(2, 0, c) + shift[h] * b.sum(2, 1, c);",
+        "u += b.sum(2, 0, c) + stats.shift[h] * b.sum(2, 1, c);",
         "u += b.sum(2, 0, c);",
         WARPS,
     ),
@@ -72,14 +73,14 @@ MUTANTS = (
     Mutant(
         "gated_cross_attention",
         "no barrier of the warp before a resident tile's product",
-        "if ($fresh) __syncthreads(); else __syncwarp(); $multiply",
-        "if ($fresh) __syncthreads(); $multiply",
+        "if (resident) __syncwarp(); else __syncthreads();",
+        "if (!resident) __syncthreads();",
         HEADS_WARPS,
     ),
     Mutant(
         "gated_cross_attention",
         "result not rescaled to the new maximum",
-        "o[j][2 * half] *= before, o[j][2 * half + 1] *= before;",
+        "o[j][2 * half] *= before; o[j][2 * half + 1] *= before;",
         "o[j][2 * half] *= before;",
         HEADS_WARPS,
     ),
@@ -128,7 +129,7 @@ MUTANTS = (
         "sums of columns overwrite those of earlier panels",
         "store(t.to + b * t.C + c, load(t.to + b * t.C + c) + total);",
         "store(t.to + b * t.C + c, total);",
-        "test_cuts.py -k panel",
+        ROWS,
     ),
     Mutant(
         "additive_attention",

@@ -120,8 +120,8 @@ MUTANTS = (
     Mutant(
         "additive_attention",
         "wrong stride from map to map",
-        "at += w_k",
-        "at += w_b",
+        "at += weights.k",
+        "at += weights.b",
     ),
     Mutant(
         "additive_attention",

@@ -14,47 +14,10 @@
 // Both (bidirectional attention, all text rows in one tile): the same scores also give the columns' softmax,
 // which is complete in a tile, and its rows of the result.
 #pragma once
-#include "attention.h"
+#include "heads_task.h"
+#include "stream_pipeline.h"
 
 namespace mmk::cuda {
-
-struct AttendTask {
-  // Every field has 8 bytes.
-  int64_t heads, rows, columns, d, dv;  //  0 rows of query; of key and value
-  int64_t tiles, group, splits, span,
-      chunks;  //  5 row tiles of a head; of a block; splits of the columns, columns of one; channel chunks
-  int64_t stages, resident;          // 10 buffers of streamed tiles; 1: all tiles have one of their own
-  int64_t count;                     // 12 heads of all samples
-  double scale;                      // 13
-  HeadRows query, key, value, gate;  // 14 data, b, h, n, c each; gate null: none
-  HeadRows result, attended;         // 34 attended null: not wanted
-  TokenMask row_mask, column_mask;   // 44 data, b, h, t: which rows take part (Both; else: only what is NaN there is 0)
-  PairMask pairs;                    // 52 data, b, h, n, t
-  Bias bias;                         // 57
-  float* softmax;                    // 62 [b, h, 2, rows]: store_softmax
-  float *partial, *stats;            // 63 split: [b, h, split, rows, dv], [b, h, split, rows, 2]: maximum, sum
-  HeadRows row_value, column_result;  // 65 Both: the rows' values, and what the columns get from them
-  float* column_softmax;              // 75 Both: [b, h, 2, columns]
-};
-static_assert(sizeof(AttendTask) == 76 * 8, "every field has 8 bytes");
-
-template <class T, int C>
-struct AttendLayout {
-  static constexpr int S = tile_columns<T, C>;
-  static constexpr int pitch = pitch_of<T, C>, weights = S + pad<T>, image = tile_rows + pad<T>;
-  int64_t own, query, p, values, q, reduce, valid, total;
-  MMK_HOST_DEVICE AttendLayout(int64_t stages, bool both) {
-    constexpr int64_t size = sizeof(T);
-    own = stages * 2 * S * pitch * size;                        // after the buffers of streamed tiles
-    query = own;                                                // T [64][pitch]
-    p = query + tile_rows * pitch * size;                       // float32: weights on their way, [64][weights]
-    values = p + (size == 4 ? tile_rows * weights * size : 0);  // Both: T [64][pitch]
-    q = values + (both ? tile_rows * pitch * size : 0);         // Both: T [64][weights], the columns' weights
-    reduce = q + (both ? tile_rows * weights * size : 0);       // Both: float [4][S] twice
-    valid = reduce + (both ? 8 * S * 4 : 0);                    // bytes [stages][S]
-    total = valid + round_up(stages * S, 16);
-  }
-};
 
 template <class T, int C, bool Both>
 struct Attend {
@@ -237,8 +200,9 @@ struct Attend {
         if (t.splits == 1) {
           store_softmax(t.softmax, bh, t.rows, r, m[half], l[half]);
         } else {
-          float* stats = t.stats + 2 * ((bh * t.splits + split) * t.rows + r);
-          store(stats, m[half]), store(stats + 1, l[half]);
+          float* stats = t.stats_of(bh, split, r);
+          store(stats, m[half]);
+          store(stats + 1, l[half]);
         }
       }
     unsigned fully_masked = 0;  // rows that attend to nothing: whatever their gate is
@@ -265,7 +229,7 @@ struct Attend {
         if (at >= t.rows || count <= 0)
           return;
         if (t.splits > 1) {
-          put<8>(t.partial + ((bh * t.splits + split) * t.rows + at) * t.dv + channel, x, 1, count);
+          put<8>(t.partial_of(bh, split, at) + channel, x, 1, count);
           return;
         }
         if (t.attended.data)
@@ -286,53 +250,76 @@ struct Attend {
     }
   }
 
+  // s += the scores of the pipeline's tile; false while it only brings the first one.
+  MMK_DEVICE bool scores(float (&s)[J][4], const StreamPipeline<S>& tiles, int row) const {
+    const int slabs = t.d > C ? int(ceil_div(t.d, C)) : 1;
+    for (int slab = 0; slab < slabs; ++slab) {
+      tiles.acquire();
+      if (slabs > 1 || tiles.starts())
+        bring_query(row, slab);
+      if (tiles.brings()) {
+        bring_key(tiles.into(), tiles.next(), slab);
+        if (slab == 0)
+          bring_value(tiles.into(), tiles.next());
+      }
+      tiles.commit();
+      if (tiles.filling())
+        return false;
+      tiles.wait();
+      mma<J, false, false>(s, query + 16 * warp * pitch, pitch, key_tile(tiles.at), pitch,
+                           whole_depth(least<int64_t>(C, t.d - slab * C)));
+    }
+    return true;
+  }
+
+  // Scores become exponentials below the running maximum m; the sums so far, l and o, are brought below it, too.
+  MMK_DEVICE void online_softmax(float (&s)[J][4], float (&o)[C / 8][4], float (&m)[2], float (&l)[2]) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float top = m[half];
+#pragma unroll
+      for (int j = 0; j < J; ++j)
+        top = fmaxf(top, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
+      top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 2));
+      const Exponential power(top);
+      const float before = power(m[half]);
+      m[half] = top;
+      l[half] *= before;
+#pragma unroll
+      for (int j = 0; j < J; ++j)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const float x = power(s[j][2 * half + c]);
+          s[j][2 * half + c] = x;
+          l[half] += x;
+        }
+#pragma unroll
+      for (int j = 0; j < C / 8; ++j) {
+        o[j][2 * half] *= before;
+        o[j][2 * half + 1] *= before;
+      }
+    }
+  }
+
   MMK_DEVICE void run() const {
-    const int slabs = int(ceil_div(t.d, C));
     const int last_tile = int(least(first_tile + t.group, t.tiles));
-    const int stages = int(t.stages);
     if (Both)
       stage<tile_rows, C>(
           values, head_of<T>(t.row_value, b, h), t.row_value, t.rows, t.dv,
           [&](int r) { return row_valid(r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
     for (int tile = first_tile; tile < last_tile; ++tile) {
       const int row = tile * tile_rows + 16 * warp;
-      const bool fresh = !t.resident || tile == first_tile;  // the streamed tiles have to be read
-      const int ahead =
-          fresh && slabs == 1 && stages > 1 ? S : 0;  // else there is no room for the next tile beside this one
-      float o[C / 8][4], m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
+      float o[C / 8][4];
+      float m[2] = {-INFINITY, -INFINITY};
+      float l[2] = {0, 0};
       clear(o);
-      __syncwarp();                                   // the last tile's readers are done
-      for (int n = begin - ahead; n < end; n += S) {  // one round more, to bring the first tile
-        const int next = n + ahead;
-        const int at = int(unsigned((n - begin) / S) % unsigned(stages));
-        const int into = int(unsigned((next - begin) / S) % unsigned(stages));
+      __syncwarp();  // the last tile's readers are done
+      StreamPipeline<S> tiles(begin, end, t.stages, t.d > C, t.resident && tile > first_tile);
+      for (; tiles.more(); tiles.advance()) {
         float s[J][4];
         clear(s);
-        for (int slab = 0; slab < slabs; ++slab) {
-          if (slabs > 1 || (fresh && !ahead))
-            __syncthreads();
-          if (slabs > 1 || next == begin)
-            bring_query(row, slab);
-          if (fresh && next < end) {
-            bring_key(into, next, slab);
-            if (slab == 0)
-              bring_value(into, next);
-          }
-          copy_commit();
-          if (n < begin)
-            break;
-          if (ahead)
-            copy_wait<1>();
-          else
-            copy_wait<0>();
-          if (fresh)
-            __syncthreads();
-          else
-            __syncwarp();
-          mma<J, false, false>(s, query + 16 * warp * pitch, pitch, key_tile(at), pitch,
-                               whole_depth(least<int64_t>(C, t.d - slab * C)));
-        }
-        if (n < begin)
+        if (!scores(s, tiles, row))
           continue;
         if (Both) {
           float raw[J][4];
@@ -341,38 +328,14 @@ struct Attend {
 #pragma unroll
             for (int i = 0; i < 4; ++i)
               raw[j][i] = s[j][i] * (float(t.scale) * log4e);
-          column_side(raw, row, n);
+          column_side(raw, row, tiles.n);
         }
-        mask(s, row, n, valid + at * S);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float top = m[half];
-#pragma unroll
-          for (int j = 0; j < J; ++j)
-            top = fmaxf(top, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
-          top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 1));
-          top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 2));
-          const Exponential power(top);
-          const float before = power(m[half]);
-          m[half] = top;
-          l[half] *= before;
-#pragma unroll
-          for (int j = 0; j < J; ++j)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-              const float x = power(s[j][2 * half + c]);
-              s[j][2 * half + c] = x;
-              l[half] += x;
-            }
-#pragma unroll
-          for (int j = 0; j < C / 8; ++j)
-            o[j][2 * half] *= before, o[j][2 * half + 1] *= before;
-        }
-        mma_weights(o, s, p + 16 * warp * Layout::weights, Layout::weights, value_tile(at), pitch);
-        if (fresh)
-          __syncthreads();  // before the next tile but one takes its place
+        mask(s, row, tiles.n, valid + tiles.at * S);
+        online_softmax(s, o, m, l);
+        mma_weights(o, s, p + 16 * warp * Layout::weights, Layout::weights, value_tile(tiles.at), pitch);
+        tiles.release();
       }
-      copy_wait<0>();
+      tiles.drain();
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         l[half] += __shfl_xor_sync(all_lanes, l[half], 1);
@@ -394,7 +357,7 @@ MMK_DEVICE void attend_merge(const AttendTask& t) {
   const int64_t r = row % t.rows;
   const int64_t b = bh / t.heads;
   const int64_t h = bh % t.heads;
-  auto stats = [&](int64_t split) { return t.stats + 2 * ((bh * t.splits + split) * t.rows + r); };
+  auto stats = [&](int64_t split) { return t.stats_of(bh, split, r); };
   float top = -INFINITY;
   float total = 0;
   for (int64_t s = lane; s < t.splits; s += 32)
@@ -415,7 +378,7 @@ MMK_DEVICE void attend_merge(const AttendTask& t) {
     for (int64_t s = 0; s < t.splits; ++s) {
       const float w = share(s);
       if (w != 0)
-        sum += w * load(t.partial + ((bh * t.splits + s) * t.rows + r) * t.dv + c);
+        sum += w * load(t.partial_of(bh, s, r) + c);
     }
     float x = total == 0 ? 0.f : sum / total;
     if (t.attended.data)
@@ -424,89 +387,6 @@ MMK_DEVICE void attend_merge(const AttendTask& t) {
       x *= to_float(load(head_of<T>(t.gate, b, h) + r * t.gate.n + c * t.gate.c));
     store(head_of<T>(t.result, b, h) + r * t.result.n + c * t.result.c, from_float<T>(x));
   }
-}
-
-// ---- host
-
-using AttendKernel = void (*)(AttendTask);
-
-template <class T>
-int64_t attend_shared(int index, int64_t stages, bool both) {
-  return index == 0   ? AttendLayout<T, 64>(stages, both).total
-         : index == 1 ? AttendLayout<T, 128>(stages, both).total
-                      : AttendLayout<T, 256>(stages, both).total;
-}
-inline int64_t attend_shared(Dtype dtype, int index, int64_t stages, bool both) {
-  return dtype == Dtype::float32 ? attend_shared<float>(index, stages, both) : attend_shared<bf16>(index, stages, both);
-}
-inline int64_t attend_tile_columns(Dtype dtype, int index) {
-  return dtype == Dtype::float32 ? (index ? 32 : 64) : index == 2 ? 32 : 64;
-}
-
-// How a call is cut: its class, or -1 where a block has too little shared memory. It depends on shapes and device only.
-inline int attend_plan(AttendTask& t, Dtype dtype, const Device& device, bool both) {
-  int index = dtype == Dtype::float32 ? 1 : 2;  // float32 has too few registers for the last
-  while (index > 0 && t.d <= class_channels[index - 1] && t.dv <= class_channels[index - 1])
-    --index;
-  while (index >= 0 && attend_shared(dtype, index, 1, both) > device.shared)
-    --index;
-  if (index < 0)
-    return index;
-  const int64_t step = attend_tile_columns(dtype, index);
-  const int64_t tiles = ceil_div(t.columns, step);
-  const int64_t most_stages = 4;
-  t.tiles = ceil_div(t.rows, tile_rows);
-  t.chunks = ceil_div(t.dv, class_channels[index]);
-  // A text that is short stays in shared memory while two blocks still fit a processor; else two buffers take turns.
-  const int64_t room =
-      tiles <= most_stages && tiles > 0 && 2 * (attend_shared(dtype, index, tiles, both) + 1024) <= device.shared
-          ? tiles
-          : 2;
-  t.stages = attend_shared(dtype, index, room, both) <= device.shared ? room : 1;
-  t.resident = tiles <= t.stages && t.d <= class_channels[index];
-  const int64_t blocks = t.count * t.tiles * t.chunks;
-  const int64_t wanted = 4 * device.processors;
-  t.splits = 1;
-  t.group = 1;
-  if (blocks > 0 && blocks < wanted / 2 && tiles > 4) {  // a stream of at least four tiles a block
-    const int64_t wanted_splits = ceil_div(wanted, blocks);
-    t.splits = wanted_splits < tiles / 4 ? wanted_splits : tiles / 4;
-  } else if (t.resident && blocks >= wanted) {  // a text that stays is read by fewer blocks
-    t.group = 2 * blocks / wanted < 8 ? 2 * blocks / wanted : 8;
-  }
-  t.span = ceil_div(tiles, t.splits) * step;
-  if (t.span > 0)
-    t.splits = ceil_div(t.columns, t.span);
-  if (t.splits < 1)
-    t.splits = 1;
-  if (t.splits > 1)
-    t.resident = 0;
-  return index;
-}
-
-inline int64_t attend_scratch(AttendTask& t, float* memory) {
-  if (t.splits == 1)
-    return 0;
-  const int64_t rows = t.count * t.splits * t.rows;
-  t.partial = memory;
-  t.stats = memory + rows * t.dv;
-  return rows * (t.dv + 2);
-}
-
-// Starts the kernels for rows that attend to what is streamed, whichever is the image. In gated_cross_attention.cu, for
-// both operations: they take long to compile.
-const char* attend(const AttendTask&, Dtype, int index, Stream);
-AttendKernel attend_merge_kernel(Dtype);
-
-inline const char* attend_launch(const AttendTask& t, Dtype dtype, int index, bool both, AttendKernel kernel,
-                                 AttendKernel merge, Stream stream) {
-  const int64_t blocks = t.count * ceil_div(t.tiles, t.group) * t.splits * t.chunks;
-  const int64_t merging = ceil_div(t.count * t.rows, 4);
-  const char* error = beyond("positions or tokens", t.rows < t.columns ? t.columns : t.rows, most_rows);
-  if (error)
-    return error;
-  error = launch(kernel, blocks, 1, 1, 128, attend_shared(dtype, index, t.stages, both), stream, t);
-  return error || t.splits == 1 ? error : launch(merge, merging, 1, 1, 128, 0, stream, t);
 }
 
 }  // namespace mmk::cuda

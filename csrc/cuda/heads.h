@@ -55,7 +55,8 @@ struct Exponential {
 // of 1e9, a mask's.)
 MMK_DEVICE void store_softmax(float* to, int64_t head, int64_t rows, int64_t r, float top, float total) {
   to += 2 * head * rows + r;
-  store(to, top == -INFINITY ? 0.f : top), store(to + rows, total == 0 ? 0.f : 1 / total);
+  store(to, top == -INFINITY ? 0.f : top);
+  store(to + rows, total == 0 ? 0.f : 1 / total);
 }
 MMK_DEVICE float top_of(const float* softmax, int64_t head, int64_t rows, int64_t r) {
   return load(softmax + 2 * head * rows + r);
@@ -227,7 +228,9 @@ MMK_DEVICE void put(T* to, const float* from, int64_t stride, int count) {
 template <int Rows, int C, class T, class How>
 MMK_DEVICE void stage(T* to, const T* from, const HeadRows& f, int64_t rows, int64_t channels, How row, int thread,
                       int threads, const T* factor = nullptr, const HeadRows& by = HeadRows()) {
-  constexpr int V = Pack<T>::size, packs = C / V, pitch = pitch_of<T, C>;
+  constexpr int V = Pack<T>::size;
+  constexpr int packs = C / V;
+  constexpr int pitch = pitch_of<T, C>;
   const bool across = f.n == 1 && f.c != 1;  // neighbouring threads read what lies together
   const bool wide = f.c == 1 && !factor && aligned(from) && aligned(f.n * int64_t(sizeof(T)));
 #pragma unroll 1

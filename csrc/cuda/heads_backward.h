@@ -16,55 +16,10 @@
 // the same ds and p. Where few rows meet a long stream it is split; sums are left in scratch, and `backward_merge` adds
 // them in a fixed order.
 #pragma once
-#include "attention.h"
+#include "heads_task.h"
+#include "stream_pipeline.h"
 
 namespace mmk::cuda {
-
-struct BackwardTask {
-  // Every field has 8 bytes.
-  int64_t heads, count, rows, columns, d, dv;  //  0 count: heads of all samples
-  int64_t tiles, splits, span, chunks,
-      stages;                  //  6 row tiles of a head; splits of the columns, columns of one; channel chunks; buffers
-  int64_t whole, drop;         // 11 1: columns' gradients, too; 1: gated: what takes no part counts as 0
-  double scale;                // 13
-  HeadRows query, key;         // 14 of the rows; streamed
-  HeadRows grad, gate, value;  // 24 Own: of the rows; their factor; streamed
-  HeadRows column_grad, column_gate, row_value;  // 39 Other: streamed; their factor; of the rows
-  const float *softmax, *delta;                  // 54 Own: [b, h, 2, rows], store_softmax; [b, h, rows]
-  const float *column_softmax, *column_delta;    // 56 Other: [b, h, 2, columns]; [b, h, columns]
-  TokenMask row_mask, column_mask;               // 58
-  PairMask pairs;                                // 66 n: of rows, t: of columns
-  Bias bias;                                     // 71
-  float* grad_bias;                              // 76 null: not wanted
-  int64_t grad_bias_row, grad_bias_column;       // 77 its strides
-  HeadRows grad_query, grad_row_value;           // 79 data null: not wanted
-  HeadRows grad_key, grad_value;                 // 89 whole; grad_value: Own
-  float *partial_query, *partial_value;          // 99 split: [b, h, split, rows, d], [b, h, split, rows, dv]
-};
-static_assert(sizeof(BackwardTask) == 101 * 8, "every field has 8 bytes");
-
-struct alignas(16) ColumnSide {  // of a column's softmax
-  Exponential power;
-  float share, delta;
-};
-
-template <class T, int C, bool Own, bool Other>
-struct BackwardLayout {
-  static constexpr int S = sizeof(T) == 4 || C > 128 || (C > 64 && Own && Other) ? 32 : 64;
-  static constexpr int pitch = pitch_of<T, C>, weights = S + pad<T>, panels = 1 + Own + Other;
-  int64_t rows, ds, other, own, side, valid, total;
-  MMK_HOST_DEVICE BackwardLayout(int64_t stages, bool whole) {
-    constexpr int64_t size = sizeof(T);
-    constexpr int64_t weight_bytes = tile_rows * weights * size;
-    rows = stages * panels * S * pitch * size;       // after the buffers of streamed tiles: T [panels][64][pitch]
-    ds = rows + panels * tile_rows * pitch * size;   // T [64][weights]
-    other = ds + weight_bytes;                       // p'
-    own = other + (Other ? weight_bytes : 0);        // p, for the columns' gradients
-    side = own + (Own && whole ? weight_bytes : 0);  // ColumnSide [stages][S]
-    valid = side + (Other ? stages * S * int64_t(sizeof(ColumnSide)) : 0);  // bytes [stages][S]
-    total = valid + round_up(stages * S, 16);
-  }
-};
 
 // What both the kernel and the merge know of a task: where it takes part, and what is written there.
 template <class T>
@@ -226,8 +181,10 @@ struct Backward : BackwardRows<T> {
     for (int j = 0; j < J; ++j) {
       const int column = column_half * (S / 2) + 8 * j + lane_column();
       ColumnSide its[2] = {};
-      if (Other)
-        its[0] = side[at * S + column], its[1] = side[at * S + column + 1];
+      if (Other) {
+        its[0] = side[at * S + column];
+        its[1] = side[at * S + column + 1];
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int half = i / 2;
@@ -296,10 +253,7 @@ struct Backward : BackwardRows<T> {
     }
   }
 
-  MMK_DEVICE void run() const {
-    const int slabs = int(ceil_div(t.d, C));
-    const int value_slabs = int(ceil_div(t.dv, C));
-    const bool once = slabs == 1 && value_slabs == 1;
+  MMK_DEVICE RowSide row_side() const {
     RowSide mine;
     for (int half = 0; half < 2; ++half) {
       const int r = first + 16 * group + lane_row() + 8 * half;
@@ -309,63 +263,47 @@ struct Backward : BackwardRows<T> {
       mine.delta[half] = there ? load(t.delta + bh * t.rows + r) : 0.f;
       mine.valid[half] = r < t.rows && this->row_valid(r);
     }
-    float to_query[W][4], to_value[Other ? W : 1][4];
-    clear(to_query), clear(to_value);
-    const int ahead = once && t.stages > 1 ? S : 0;
-    const int passes = once ? 1 : most(slabs, value_slabs) + 1;
-    for (int n = begin - ahead; n < end; n += S) {  // one round more, to bring the first tile
-      const int next = n + ahead;
-      const int at = ahead ? int((n - begin) / S) & 1 : 0;
-      const int into = ahead ? at ^ 1 : 0;
-      float s[J][4], dp[J][4], dq[J][4];
-      clear(s), clear(dp), clear(dq);
-      for (int slab = 0; slab < passes; ++slab) {  // slab after slab; last the channels of this chunk
-        const bool last = slab == passes - 1;
-        const int of_columns = last ? chunk : slab;
-        if (!once)
-          __syncthreads();
-        if (!once || next == begin)
-          bring_query(slab), bring_row_values(slab);
-        if (next < end) {
-          bring_key(into, next, of_columns);
-          bring_column_values(into, next, of_columns);
-          if (last)
-            bring_side(into, next);
-        }
-        copy_commit();
-        if (n < begin)
-          break;
-        if (ahead)
-          copy_wait<1>();
-        else
-          copy_wait<0>();
-        __syncthreads();
-        if (!once && last)
-          break;
-        const int depth = whole_depth(most<int64_t>(least<int64_t>(C, t.dv - slab * C), 0));
-        products(s, at, 0, whole_depth(most<int64_t>(least<int64_t>(C, t.d - slab * C), 0)));
-        if (Own)
-          products(dp, at, own_panel, depth);
-        if (Other)
-          products(dq, at, other_panel, depth);
-      }
-      if (n < begin)
-        continue;
-      weigh(s, dp, dq, mine, at, n);
-      __syncthreads();
-      const T* weights = ds + 16 * group * Layout::weights;
-      mma<W, false, true>(to_query, weights, Layout::weights, panel(at, 0) + column_half * (C / 2), pitch, S);
-      if constexpr (Other)
-        mma<W, false, true>(to_value, other + 16 * group * Layout::weights, Layout::weights,
-                            panel(at, other_panel) + column_half * (C / 2), pitch, S);
-      if (t.whole)
-        column_side(n);
-      __syncthreads();  // before the next tile takes its place
-    }
-    copy_wait<0>();
+    return mine;
+  }
 
+  // s += scores of the pipeline's tile, dp and dq the weights' gradients; false while it only brings the first one.
+  // In slabs where channels are more than the class; then the last pass brings the channels of this chunk.
+  MMK_DEVICE bool scores(float (&s)[J][4], float (&dp)[J][4], float (&dq)[J][4], const StreamPipeline<S>& tiles,
+                         int passes) const {
+    const bool once = passes == 1;
+    for (int slab = 0; slab < passes; ++slab) {
+      const bool last = slab == passes - 1;
+      tiles.acquire();
+      if (!once || tiles.starts()) {
+        bring_query(slab);
+        bring_row_values(slab);
+      }
+      if (tiles.brings()) {
+        const int of_columns = last ? chunk : slab;
+        bring_key(tiles.into(), tiles.next(), of_columns);
+        bring_column_values(tiles.into(), tiles.next(), of_columns);
+        if (last)
+          bring_side(tiles.into(), tiles.next());
+      }
+      tiles.commit();
+      if (tiles.filling())
+        return false;
+      tiles.wait();
+      if (!once && last)
+        break;
+      const int depth = whole_depth(most<int64_t>(least<int64_t>(C, t.dv - slab * C), 0));
+      products(s, tiles.at, 0, whole_depth(most<int64_t>(least<int64_t>(C, t.d - slab * C), 0)));
+      if (Own)
+        products(dp, tiles.at, own_panel, depth);
+      if (Other)
+        products(dq, tiles.at, other_panel, depth);
+    }
+    return true;
+  }
+
+  // The sums of the rows, to where they are wanted.
+  MMK_DEVICE void finish(const float (&to_query)[W][4], const float (&to_value)[Other ? W : 1][4]) const {
     const int channel = chunk * C + column_half * (C / 2);
-    const int64_t partial_row = (bh * t.splits + split) * t.rows;
     float* memory =
         reinterpret_cast<float*>(rows) + threadIdx.x / 32 * 16 * (C / 2 + 4);  // all is free now; at least two panels
     __syncthreads();
@@ -376,7 +314,7 @@ struct Backward : BackwardRows<T> {
         if (r >= t.rows || count <= 0)
           return;
         if (t.splits > 1)
-          put<8>(t.partial_query + (partial_row + r) * t.d + channel + c, x, 1, count);
+          put<8>(t.partial_query_of(bh, split, r) + channel + c, x, 1, count);
         else
           this->put_query(r, channel + c, x, count);
       });
@@ -388,10 +326,40 @@ struct Backward : BackwardRows<T> {
           if (r >= t.rows || count <= 0)
             return;
           if (t.splits > 1)
-            put<8>(t.partial_value + (partial_row + r) * t.dv + channel + c, x, 1, count);
+            put<8>(t.partial_value_of(bh, split, r) + channel + c, x, 1, count);
           else
             this->put_value(t.grad_row_value, r, channel + c, x, count, this->row_valid(r));
         });
+  }
+
+  MMK_DEVICE void run() const {
+    const int slabs = int(ceil_div(most(t.d, t.dv), C));
+    const int passes = slabs == 1 ? 1 : slabs + 1;
+    const RowSide mine = row_side();
+    float to_query[W][4], to_value[Other ? W : 1][4];
+    clear(to_query);
+    clear(to_value);
+    StreamPipeline<S> tiles(begin, end, t.stages, passes > 1, false);
+    for (; tiles.more(); tiles.advance()) {
+      float s[J][4], dp[J][4], dq[J][4];
+      clear(s);
+      clear(dp);
+      clear(dq);
+      if (!scores(s, dp, dq, tiles, passes))
+        continue;
+      weigh(s, dp, dq, mine, tiles.at, tiles.n);
+      __syncthreads();
+      const T* weights = ds + 16 * group * Layout::weights;
+      mma<W, false, true>(to_query, weights, Layout::weights, panel(tiles.at, 0) + column_half * (C / 2), pitch, S);
+      if constexpr (Other)
+        mma<W, false, true>(to_value, other + 16 * group * Layout::weights, Layout::weights,
+                            panel(tiles.at, other_panel) + column_half * (C / 2), pitch, S);
+      if (t.whole)
+        column_side(tiles.n);
+      tiles.release();
+    }
+    tiles.drain();
+    finish(to_query, to_value);
   }
 };
 
@@ -413,12 +381,12 @@ MMK_DEVICE void backward_merge(const BackwardTask& t) {
     return;
   const int64_t width = values ? t.dv : t.d;
   const int64_t channel = values ? v : c;
-  const float* from = values ? t.partial_value : t.partial_query;
   const int count = int(least<int64_t>(8, width - channel));
   float sum[8] = {};
   for (int64_t s = 0; s < t.splits; ++s) {
     float x[8];
-    get<8>(x, from + ((on.bh * t.splits + s) * t.rows + r) * width + channel, 1, count);
+    const float* from = values ? t.partial_value_of(on.bh, s, r) : t.partial_query_of(on.bh, s, r);
+    get<8>(x, from + channel, 1, count);
     for (int e = 0; e < 8; ++e)
       sum[e] += x[e];
   }
@@ -426,144 +394,6 @@ MMK_DEVICE void backward_merge(const BackwardTask& t) {
     on.put_value(t.grad_row_value, r, channel, sum, count, on.row_valid(r));
   else
     on.put_query(r, channel, sum, count);
-}
-
-// delta = <grad * gate, result> a row, and the gate's gradient, grad * result. A warp takes a few rows. Grid (rows / 4,
-// 1), block 128.
-struct DeltaTask {
-  int64_t heads, count, rows, dv;          //  0 every field has 8 bytes
-  HeadRows grad, gate, result, grad_gate;  //  4 gate, grad_gate: data null = none; result: before the gate
-  const float* softmax;                    // 24 [b, h, 2, rows], share 0: the row takes no part, is 0
-  float* delta;                            // 25 [b, h, rows]
-};
-static_assert(sizeof(DeltaTask) == 26 * 8, "every field has 8 bytes");
-
-template <class T>
-MMK_DEVICE void backward_delta(const DeltaTask& t) {
-  const int lanes = least(32, power_of_two(int(least<int64_t>(ceil_div(t.dv, 8), 32))));
-  const int lane = threadIdx.x % lanes;
-  const int64_t row = (int64_t(blockIdx.x) * 128 + threadIdx.x) / lanes;
-  const bool there = row < t.count * t.rows;
-  const int64_t bh = there ? row / t.rows : 0;
-  const int64_t r = there ? row % t.rows : 0;
-  const int64_t b = bh / t.heads;
-  const int64_t h = bh % t.heads;
-  const bool fully_masked = there && share_of(t.softmax, bh, t.rows, r) == 0;
-  float sum = 0;
-  for (int64_t c = 8 * lane; there && c < t.dv; c += 8 * lanes) {
-    const int count = int(least<int64_t>(8, t.dv - c));
-    float g[8] = {}, x[8] = {}, y[8];
-    if (!fully_masked) {
-      get<8>(g, head_of<T>(t.grad, b, h) + r * t.grad.n + c * t.grad.c, t.grad.c, count);
-      get<8>(x, head_of<T>(t.result, b, h) + r * t.result.n + c * t.result.c, t.result.c, count);
-    }
-    if (t.grad_gate.data) {
-      for (int e = 0; e < 8; ++e)
-        y[e] = g[e] * x[e];
-      put<8>(head_of<T>(t.grad_gate, b, h) + r * t.grad_gate.n + c * t.grad_gate.c, y, t.grad_gate.c, count);
-    }
-    if (t.gate.data && !fully_masked) {
-      get<8>(y, head_of<T>(t.gate, b, h) + r * t.gate.n + c * t.gate.c, t.gate.c, count);
-      for (int e = 0; e < 8; ++e)
-        g[e] = to_float(from_float<T>(g[e] * y[e]));  // as the other kernels have it
-    }
-    for (int e = 0; e < 8; ++e)
-      sum += g[e] * x[e];
-  }
-  sum = over_lanes(sum, lanes, Sum());
-  if (there && lane == 0)
-    store(t.delta + row, sum);
-}
-
-// ---- host
-
-using BackwardKernel = void (*)(BackwardTask);
-using DeltaKernel = void (*)(DeltaTask);
-struct BackwardPlan {
-  int index;
-  int64_t shared, step;
-};  // class, or -1: too little shared memory
-
-template <class T, bool Own, bool Other>
-int64_t backward_shared(int index, int64_t stages, bool whole) {
-  return index == 0   ? BackwardLayout<T, 64, Own, Other>(stages, whole).total
-         : index == 1 ? BackwardLayout<T, 128, Own, Other>(stages, whole).total
-                      : BackwardLayout<T, 256, Own, Other>(stages, whole).total;
-}
-template <class T, bool Own, bool Other>
-int64_t backward_step(int index) {
-  return index == 0   ? BackwardLayout<T, 64, Own, Other>::S
-         : index == 1 ? BackwardLayout<T, 128, Own, Other>::S
-                      : BackwardLayout<T, 256, Own, Other>::S;
-}
-
-// How a launch is cut. float32 has no class of 256: registers for it, but no shared memory.
-template <bool Own, bool Other>
-BackwardPlan backward_plan(BackwardTask& t, Dtype dtype, const Device& device, bool whole) {
-  auto shared = [&](int index, int64_t stages) {
-    return dtype == Dtype::float32 ? backward_shared<float, Own, Other>(index, stages, whole)
-                                   : backward_shared<bf16, Own, Other>(index, stages, whole);
-  };
-  int index = dtype == Dtype::float32 ? 1 : 2;
-  while (index > 0 && t.d <= class_channels[index - 1] && t.dv <= class_channels[index - 1])
-    --index;
-  while (index >= 0 && shared(index, 1) > device.shared)
-    --index;
-  if (index < 0)
-    return {-1, 0, 0};
-  const bool once = t.d <= class_channels[index] && t.dv <= class_channels[index];
-  if (whole && (!once || t.rows < 1 || t.rows > tile_rows))
-    return {-1, 0, 0};
-  const int64_t step =
-      dtype == Dtype::float32 ? backward_step<float, Own, Other>(index) : backward_step<bf16, Own, Other>(index);
-  t.whole = whole;
-  t.stages = once && shared(index, 2) <= device.shared ? 2 : 1;
-  t.tiles = ceil_div(t.rows, tile_rows);
-  t.chunks = ceil_div(t.d, class_channels[index]);
-  if (Other && ceil_div(t.dv, class_channels[index]) > t.chunks)
-    t.chunks = ceil_div(t.dv, class_channels[index]);
-  const int64_t blocks = t.count * t.tiles * t.chunks;
-  const int64_t wanted = 2 * device.processors;
-  const int64_t tiles = ceil_div(t.columns, step);
-  t.splits = 1;
-  if (blocks > 0 && blocks < wanted && tiles > 4) {
-    const int64_t wanted_splits = ceil_div(wanted, blocks);
-    t.splits = wanted_splits < tiles / 4 ? wanted_splits : tiles / 4;
-  }
-  t.span = ceil_div(tiles, t.splits) * step;
-  if (t.span > 0)
-    t.splits = ceil_div(t.columns, t.span);
-  if (t.splits < 1)
-    t.splits = 1;
-  return {index, shared(index, t.stages), step};
-}
-
-inline int64_t backward_scratch(BackwardTask& t, float* memory) {
-  if (t.splits == 1)
-    return 0;
-  const int64_t rows = t.count * t.splits * t.rows;
-  t.partial_query = memory;
-  t.partial_value = memory + rows * t.d;
-  return rows * (t.d + t.dv);
-}
-
-inline const char* backward_launch(const BackwardTask& t, const BackwardPlan& plan, BackwardKernel kernel,
-                                   BackwardKernel merge, Stream stream) {
-  const int64_t blocks = t.count * t.tiles * t.splits * t.chunks;
-  const int64_t merging = ceil_div(t.count * t.rows * (ceil_div(t.d, 8) + ceil_div(t.dv, 8)), 128);
-  const char* error = beyond("positions or tokens", t.rows < t.columns ? t.columns : t.rows, most_rows);
-  if (error)
-    return error;
-  error = launch(kernel, blocks, 1, 1, 256, plan.shared, stream, t);
-  return error || t.splits == 1 ? error : launch(merge, merging, 1, 1, 128, 0, stream, t);
-}
-
-inline const char* delta_launch(const DeltaTask& t, DeltaKernel kernel, Stream stream) {
-  int64_t lanes = 1;
-  while (lanes < 32 && 8 * lanes < t.dv)
-    lanes *= 2;
-  const int64_t blocks = ceil_div(t.count * t.rows * lanes, 128);
-  return !t.grad.data ? nullptr : launch(kernel, blocks, 1, 1, 128, 0, stream, t);
 }
 
 }  // namespace mmk::cuda
