@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ def main():
     if not chosen:
         parser.error(f"no mutant is called {asked.only!r}")
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was planted is taken out again
     copy_tree()
     write_compiler()
     rows = []
