@@ -52,14 +52,17 @@ def implement(backend, operation, function):
 
 
 def implement_lazily(backend, operation, module):
-    """Adds an operation that `module`, imported when the operation is first chosen, implements."""
+    """Adds an operation that `module`, imported when the backend is first chosen, implements."""
     _modules[backend, operation] = module
 
 
 @constant_while_traced
-def _load(backend, operation):
-    if operation not in _operations[backend]:
-        importlib.import_module(_modules[backend, operation])
+def _load(backend):
+    """All of a backend's operations at once: while torch.compile traces, it sees what they are loaded into only as it
+    was the first time."""
+    for (name, operation), module in _modules.items():
+        if name == backend and operation not in _operations[backend]:
+            importlib.import_module(module)
 
 
 _warned = False
@@ -79,7 +82,7 @@ def _warn_once(backend):
 
 
 def _function(backend, operation):
-    _load(backend, operation)
+    _load(backend)
     return _operations[backend][operation]
 
 

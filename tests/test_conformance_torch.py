@@ -131,7 +131,6 @@ def test_inductor(backend, dynamic):
     runs = {name: function_of(name, mmk, "cpu", sizes, backend=backend) for name in names}
     defined = functools.partial(model, {name: function_of(name, sizes=sizes) for name in names})
     tensors = [t for name in names for t in tensors_of(name, torch.float32, **sizes)]
-    model(runs, *tensors)  # loads them all: a graph that is traced can't load a second one (backends._load)
     torch._dynamo.reset()
     compiled = torch.compile(functools.partial(model, runs), fullgraph=True, dynamic=dynamic)
     assert_rule(

@@ -16,6 +16,7 @@ tangents of all.
 import collections
 
 import torch
+from torch.overrides import has_torch_function
 
 from .. import backends, torch_private
 from .common import fold, move_batch
@@ -41,7 +42,7 @@ class Implementation:
     def __call__(self, *arguments):
         if torch_private.transforms_active():  # they don't know registered autograd rules
             return self.operation.Function.apply(*arguments, self.backend)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or has_torch_function(arguments):
             return self.forward(*arguments)
         if tracked(*arguments):
             return torch_private.apply(self.operation.Function, *arguments, self)
