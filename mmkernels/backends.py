@@ -51,6 +51,13 @@ def implement(backend, operation, function):
     _chosen.clear()
 
 
+def forget(operation):
+    """Takes an operation out of every backend."""
+    for operations in _operations.values():
+        operations.pop(operation, None)
+    _chosen.clear()
+
+
 def implement_lazily(backend, operation, module):
     """Adds an operation that `module`, imported when the backend is first chosen, implements."""
     _modules[backend, operation] = module
