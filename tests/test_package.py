@@ -50,6 +50,7 @@ def without_extension(monkeypatch):
     monkeypatch.setattr(backends, "extension", None)
     monkeypatch.setattr(backends, "extension_error", "undefined symbol: aoti_torch_something")
     monkeypatch.setattr(backends, "_warned", False)
+    monkeypatch.setattr(backends, "_chosen", {})
 
 
 @pytest.mark.parametrize("compiled", [False, True])

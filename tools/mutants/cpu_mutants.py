@@ -86,8 +86,8 @@ MUTANTS = (
     Mutant(
         "gated_cross_attention",
         "sums not rescaled from block to block of tokens",
-        "if (k) scale_rows(sums.data, count, value_width, a.dv, factor.data); multiply<C, true>(",
-        "multiply<C, true>(",
+        "if (k) scale_rows(sums.data, count, value_width, a.dv, factor.data); gemm_tile<C, true>(",
+        "gemm_tile<C, true>(",
     ),
     Mutant(
         "gated_cross_attention",
