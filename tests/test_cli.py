@@ -36,6 +36,7 @@ def planted():
     yield plant
     backends._reasons.pop("planted", None)
     backends._operations.pop("planted", None)
+    backends._chosen.clear()
 
 
 def right(image, text, mask, offsets, scale, num_heads, pool, rescale):
@@ -114,6 +115,7 @@ def test_info_of_the_extension(extension, tmp_path):
 
 def test_info_without_the_extension(monkeypatch, tmp_path):
     monkeypatch.setattr(backends, "extension", None)
+    monkeypatch.setattr(backends, "_chosen", {})
     monkeypatch.setattr(backends, "extension_error", "the compiled extension was taken away by this test")
     result = call("info", "--json", tmp_path / "info.json")
     assert result.exit_code == 0

@@ -457,6 +457,7 @@ def test_interpreter_runs_by_name_only(monkeypatch):
     image = torch.empty(1)
     assert backends.choose(OPERATION, image) is not backends.choose(OPERATION, image, "triton")
     monkeypatch.setitem(backends._reasons, "cpu", lambda device_type, dtype: "not built")
+    monkeypatch.setattr(backends, "_chosen", {})
     assert backends.choose(OPERATION, image) is backends.choose(OPERATION, image, "reference")
 
 
