@@ -5,6 +5,7 @@ from . import functional, modules, reference
 from .backends import BackendError
 from .functional import *  # noqa: F403
 from .modules import *  # noqa: F403
+from .ops.absorbed_attention import AbsorbedAttentionFunction
 from .ops.additive_attention import AdditiveAttentionFunction
 from .ops.bidirectional_attention import BidirectionalAttentionFunction
 from .ops.channel_attention import ChannelAttentionFunction
@@ -13,6 +14,7 @@ from .ops.spatial_attention import SpatialAttentionFunction
 
 __version__ = "0.1.0"
 __all__ = [
+    "AbsorbedAttentionFunction",
     "AdditiveAttentionFunction",
     "BackendError",
     "BidirectionalAttentionFunction",

@@ -1,5 +1,6 @@
 """The operations as functions."""
 
+from .ops.absorbed_attention import absorbed_attention
 from .ops.additive_attention import additive_attention
 from .ops.bidirectional_attention import bidirectional_attention
 from .ops.channel_attention import channel_attention
@@ -7,6 +8,7 @@ from .ops.gated_cross_attention import gated_cross_attention
 from .ops.spatial_attention import spatial_attention
 
 __all__ = [
+    "absorbed_attention",
     "additive_attention",
     "bidirectional_attention",
     "channel_attention",
