@@ -67,13 +67,13 @@ def evaluate(function, arguments, *, dtype=None, gradients=True, upstream=None, 
     with torch.set_grad_enabled(gradients):
         outputs = function(**arguments, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    found = {name: output.detach() for name, output in zip(names, outputs)}
+    found = {name: output.detach() for name, output in zip(names, outputs) if output is not None}
     if gradients:
         upstream = upstream or upstream_like
         leaves = {
             name: value for name, value in arguments.items() if isinstance(value, torch.Tensor) and value.requires_grad
         }
-        ends = [(o, upstream(i, o)) for i, o in enumerate(outputs) if o.requires_grad]
+        ends = [(o, upstream(i, o)) for i, o in enumerate(outputs) if o is not None and o.requires_grad]
         grads = (
             torch.autograd.grad(
                 [o for o, _ in ends],
@@ -123,7 +123,7 @@ class Standard:
             name: outputs[name].dtype if name in outputs else self.arguments[name.removesuffix(".grad")].dtype
             for name in self.truth
         }
-        results = [name for name in self.names if name != "weights"]
+        results = [name for name in self.names if name in self.truth and name != "weights"]
         # A sample's magnitude, at least that of its inputs; 0 where nothing takes part.
         self.magnitudes = [
             max(1.0, *(_magnitude(part) for part in parts)) if any(part.any() for part in parts) else 0.0

@@ -141,7 +141,7 @@ struct Tile {
   void read(const SampleRows& from, int64_t sample, int64_t first, int64_t count, bool masked, Keeps keeps) {
     const T* data = static_cast<const T*>(from.data) + sample * from.b + first * from.n;
     if constexpr (std::is_same<T, C>::value)
-      if (from.c == 1 && channels == width && !masked) {
+      if (from.c == 1 && from.n != 0 && channels == width && !masked) {  // a step of 0 would mean panels
         rows = data;
         step = from.n;
         return transpose(count);

@@ -157,10 +157,13 @@ def step(function, arguments, wanted):
     tensors = [leaves[name] for name in wanted]
     if isinstance(function, torch.nn.Module):
         tensors = [*([leaves["image"]] if "image" in wanted else []), *function.parameters()]
-    result = function(**leaves)
-    outputs = result if isinstance(result, tuple) else (result,)
-    upstream = [torch.randn_like(output) for output in outputs]
-    return lambda: torch.autograd.grad(function(**leaves), tensors, upstream)
+    upstream = [torch.randn_like(output) for output in _wanted(function(**leaves))]
+    return lambda: torch.autograd.grad(_wanted(function(**leaves)), tensors, upstream)
+
+
+def _wanted(result):
+    """An operation's results as a tuple, without those that weren't asked for."""
+    return tuple(r for r in result if r is not None) if isinstance(result, tuple) else (result,)
 
 
 def wrong(operation, arguments, gradients=False):
