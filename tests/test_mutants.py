@@ -5,7 +5,7 @@ import importlib
 import sys
 
 import pytest
-from compiling import ROOT
+from support.compiling import ROOT
 
 from mmkernels import functional
 

@@ -28,7 +28,8 @@ LIMIT = 900  # seconds of one run of tests: a mutant may hang
 NAMES = {"cpu": "cpu-cpu", "cuda": "cuda-emulated", "triton": "triton"}  # as tests' names have them
 # The cases of an operation on one backend, as `mmkernels verify` has them: the small ones where it is slow.
 CASES = """
-import sys, torch, emulated
+import sys, torch
+from support import emulated
 from mmkernels import verify
 rows = verify.run([sys.argv[1]], [sys.argv[2]], dtypes=[torch.float32])
 for row in rows:
