@@ -5,18 +5,11 @@
 The tables are cpu_mutants.py, cuda_mutants.py and triton_mutants.py. What was found is kept in build/mutants.json:
 --resume leaves out what was caught before, unless its entry has changed. When all have a verdict, it is written to
 docs/generated/mutants.md. Exits 1 where a mutant isn't caught and isn't listed as equivalent.
-
-Verdicts: caught: a test fails that passes without the mutant, by an assertion or a crash. survived: none fails.
-broken: it doesn't compile, or a test fails in another way, or fails without the mutant, too. hangs: after LIMIT seconds
-tests still run.
 """
 
 import argparse
 import json
-import re
-import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,14 +17,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import table
 from mutant import ROOT, SOURCES, NotFound, mutants
-from tree import Tree, Unbuilt, run
+from tree import Tree, Unbuilt
+from verdicts import confirm, judge
 
 FOUND = ROOT / "build" / "mutants.json"
-LIMIT = 600  # seconds of one run of tests
 GOOD = ("caught", "equivalent")
-NAMES = {"cpu": "cpu-cpu-float32", "cuda": "cuda-emulated", "triton": "triton"}  # as tests' names have them
-PYTEST = [sys.executable, "-m", "pytest", "-vv", "--no-header", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
-CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL, -signal.SIGTRAP}
 
 
 def main():
@@ -105,58 +95,6 @@ def try_out(tree, backend, mutant):
         verdict, told = "equivalent", mutant.equivalent
     seconds = round(time.monotonic() - before, 1)
     return {"file": file, "verdict": verdict, "test": test, "told": told, "seconds": seconds}
-
-
-def judge(tree, backend, mutant):
-    """(verdict, test, message) of the tests that are named, then of the operation's and those of cuts."""
-    name = NAMES[backend]
-    steps = [shlex.split(mutant.tests)] if mutant.tests else []
-    steps += [
-        [f"test_{mutant.operation}.py", "-k", name],
-        ["test_cuts.py", "-k", "test" if backend == "cuda" else name],
-    ]
-    for tests in steps:
-        try:
-            done = pytest(tree, backend, "-x", *tests)
-        except subprocess.TimeoutExpired as late:
-            return "hangs", running((late.stdout or b"").decode()), f"after {LIMIT} s"
-        if done.returncode in CRASHES:
-            return "caught", running(done.stdout), f"crash: {signal.Signals(-done.returncode).name}"
-        if done.returncode:
-            failed = re.search(r"^FAILED (\S+?::.*?)(?: - (.*))?$", done.stdout, re.M)
-            if failed is None:
-                return "broken", "", (done.stdout + done.stderr)[-600:]
-            test, message = failed[1], failed[2] or ""
-            asserted = re.match(r"(AssertionError|assert |Failed: )", message)
-            return "caught" if asserted else "broken", test, message
-    return "survived", "", ""
-
-
-def pytest(tree, backend, *arguments):
-    return run([*PYTEST, *arguments], cwd=tree.root / "tests", env=tree.environment(backend), timeout=LIMIT)
-
-
-def running(output):
-    """The test that had begun when the process ended."""
-    begun = re.findall(r"^(\S+?::.*?) *$", output, re.M)
-    return begun[-1] if begun else ""
-
-
-def last(text):
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else ""
-
-
-def confirm(tree, rows):
-    """The tests that caught a mutant pass without it."""
-    for backend in SOURCES:
-        caught = [row for row in rows if row["backend"] == backend and row["verdict"] == "caught"]
-        if caught:
-            output = pytest(tree, backend, *sorted({row["test"] for row in caught})).stdout
-            passed = set(re.findall(r"^(\S+?::.*?) PASSED", output, re.M))
-            for row in caught:
-                if row["test"] not in passed:
-                    row.update(verdict="broken", told=f"without the mutant this test doesn't pass: {last(output)}")
 
 
 if __name__ == "__main__":

@@ -22,4 +22,4 @@ def write(rows):
 
 def line(row):
     by = f"`{row['test'].replace('|', ' ')}`" if row["verdict"] == "caught" else f"{row['verdict']}: {row['told']}"
-    return f"| {row['operation']} | {row['name']} | `{row['file']}` | {by.splitlines()[0]} |"
+    return f"| {row['operation']} | {row['name']} | {row['file']} | {by.splitlines()[0]} |"
