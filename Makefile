@@ -82,7 +82,7 @@ docs: install
 
 # Plants bugs in a copy of this tree, one at a time, and fails where no test notices: make mutants ONLY=cuda, ONLY=cpu:channel.
 mutants: install
-	$(BIN)/python tools/mutants $(if $(ONLY),--only "$(ONLY)") --json build/mutants.json
+	$(BIN)/python tools/mutants $(if $(ONLY),--only "$(ONLY)") $(if $(RESUME),--resume)
 
 # For a machine with a GPU, with PYTHON's own packages and no network: builds in place, checks, times, and writes gpu-check.json to send back.
 # make gpu-check ONLY="build verify-" runs some of the steps; tools/gpu_check.py --list tells them.

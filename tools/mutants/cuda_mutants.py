@@ -144,4 +144,34 @@ MUTANTS = (
         "load(x + r) - mean[0]",
         "test_cuts.py -k 'cancels and cuda-emulated'",
     ),
+    Mutant(
+        "gated_cross_attention",
+        "gradient of the first head",
+        "get<8>(g, head_of<T>(t.grad, b, h) +",
+        "get<8>(g, head_of<T>(t.grad, b, 0) +",
+    ),
+    Mutant(
+        "additive_attention",
+        "a bag's first row taken for the bag's before",
+        "load(s.offsets + middle) <= row ? low",
+        "load(s.offsets + middle) < row ? low",
+    ),
+    Mutant(
+        "additive_attention",
+        "sums as wide as the image's numbers",
+        "total += sum; } store(t.partial",
+        "total = to_float(from_float<T>(total + sum)); } store(t.partial",
+    ),
+    Mutant(
+        "additive_attention",
+        "gradients' sums not cleared",
+        "load(t.to + i) + load(t.from + i) : 0.f",
+        "load(t.to + i) + load(t.from + i) : load(t.to + i)",
+    ),
+    Mutant(
+        "channel_attention",
+        "only as many channels as a warp has lanes",
+        "for (int64_t c = row.lane; c < a.D; c += 32) store(to +",
+        "for (int64_t c = row.lane; c < least<int64_t>(a.D, 32); c += 32) store(to +",
+    ),
 )

@@ -129,4 +129,40 @@ MUTANTS = (
         "tl.minimum(first + size, end)",
         "tl.minimum(first + size, end - 1)",
     ),
+    Mutant(
+        "gated_cross_attention",
+        "gradient without the scale",
+        "store_tile(to_query, dq * scale,",
+        "store_tile(to_query, dq,",
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "places counted in 32 bits",
+        "n.to(tl.int64)[:, None] * x.n",
+        "n[:, None] * x.n",
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "sums as wide as the image's numbers",
+        "acc = tl.dot(p.to(DOT), v, acc * fade[:, None],",
+        "acc = tl.dot(p.to(DOT), v, (acc * fade[:, None]).to(DOT).to(tl.float32),",
+    ),
+    Mutant(
+        "bidirectional_attention",
+        "parts' sums where one head alone would have them",
+        "((head * splits + split) * size + n)[:, None] * C",
+        "((head + split) * size + n)[:, None] * C",
+    ),
+    Mutant(
+        "spatial_attention",
+        "the last bag's last row forgotten",
+        "tl.minimum(tl.load(a.offsets + b + 1), a.s.N), first)",
+        "tl.minimum(tl.load(a.offsets + b + 1), a.s.N - 1), first)",
+    ),
+    Mutant(
+        "channel_attention",
+        "shift of the first sample",
+        "shift + sample[:, None].to(tl.int64) * C",
+        "shift + 0 * sample[:, None].to(tl.int64) * C",
+    ),
 )
