@@ -14,7 +14,12 @@ from hypothesis import strategies as st  # noqa: E402
 # Of two or three tokens or channels a softmax's gradient may cancel to less than its terms' rounding, and the peer be
 # lucky: one call of a thousand is a little more off than the rule allows. Of these the gradients are judged in cases
 # only.
-WITH_GRADIENTS = set(functional.__all__) - {"bidirectional_attention", "channel_attention", "gated_cross_attention"}
+WITH_GRADIENTS = set(functional.__all__) - {
+    "bidirectional_attention",
+    "channel_attention",
+    "gated_cross_attention",
+    "absorbed_attention",
+}
 
 sizes = st.integers(1, 9)
 widths = st.integers(1, 40)
@@ -129,6 +134,43 @@ def bidirectional_attention(draw_from):
         }
 
     return cases.Case(f"{shapes} {masked}", "any", make, True)
+
+
+@st.composite
+def absorbed_attention(draw_from):
+    batch, heads, positions, tokens = (draw_from(sizes) for _ in range(4))
+    width = draw_from(widths)
+    value_width = draw_from(widths)
+    attend, bias, wide = (draw_from(st.booleans()) for _ in range(3))
+    pool = draw_from(st.booleans()) if attend else True
+    shapes = {
+        "image": (batch, positions, width),
+        "key": (batch, heads, tokens, width),
+        "value": (batch, heads, tokens, value_width),
+        "key_bias": (batch, heads, tokens),
+    }
+    layout = {name: draw_from(layouts(len(shape))) for name, shape in shapes.items()}
+    masked = {"image_mask": (positions, draw_from(shares)), "text_mask": (tokens, draw_from(shares))}
+
+    def make(draw):
+        arguments = {name: layout[name](draw, shape) for name, shape in shapes.items()}
+        if not attend:
+            arguments["value"] = None
+        if not bias:
+            arguments["key_bias"] = None
+        if wide and draw.dtype in (torch.bfloat16, torch.float16):
+            arguments |= {n: t.float() for n, t in arguments.items() if n != "image" and t is not None}
+        return (
+            arguments
+            | {"pool": pool}
+            | {
+                name: draw.mask(batch, size, share=1 - share)
+                for name, (size, share) in masked.items()
+                if share is not None
+            }
+        )
+
+    return cases.Case(f"{shapes} {masked} {attend} {bias} {wide} {pool}", "any", make, True)
 
 
 @st.composite

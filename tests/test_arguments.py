@@ -27,7 +27,7 @@ SEQUENCES = {
 
 
 def results(found):
-    return found if isinstance(found, tuple) else (found,)
+    return [r for r in found if r is not None] if isinstance(found, tuple) else [found]
 
 
 def assert_same(found, expected):

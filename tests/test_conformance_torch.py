@@ -74,7 +74,7 @@ def in_compiled(name):
 
     def run(tensors, options):
         results = function(**tensors, **options)
-        return results if isinstance(results, tuple) else (results,)
+        return tuple(r for r in results if r is not None) if isinstance(results, tuple) else (results,)
 
     return run
 

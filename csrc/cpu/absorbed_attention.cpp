@@ -481,7 +481,9 @@ void write_gradients(const AbsorbedAttentionBackward& g, int64_t index, const C*
     for (int64_t k = 0; k < in.groups.count; ++k)
       in.each_column(k, [&](int64_t column, int64_t h, int64_t t, bool takes_part) {
         const int64_t j = k * in.groups.stride + column;
-        write_all(h, t, sums + j * key_width, takes_part ? value_sums + j * value_width : nullptr, bias_sums[j]);
+        // What a product may have left behind the last column that takes part is no sum.
+        write_all(h, t, takes_part || g.grad_text_out.data ? sums + j * key_width : nullptr,
+                  takes_part ? value_sums + j * value_width : nullptr, bias_sums[j]);
       });
   });
 }

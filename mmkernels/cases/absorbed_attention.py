@@ -5,7 +5,7 @@ import copy
 import torch
 
 from .common import SMALL, Case
-from .heads import HEADS, heads_last
+from .heads import HEADS
 from .layouts import DENSE, MASKS, contiguous, mask_random, transposed
 
 OUTPUTS = ("image_out", "text_out")
@@ -84,7 +84,7 @@ def generate():
     for make in DENSE:
         yield case("views", f"image {make.__name__}", some, make=make)
     yield case("views", "image transposed, masks", some, make=transposed, image_mask=mask_random, text_mask=mask_random)
-    for make in (*HEADS, heads_last):
+    for make in HEADS:
         yield case("views", f"text {make.__name__}", some, make_text=make)
     for name, mask in MASKS.items():
         yield case("masks", f"image {name}", some, image_mask=mask)

@@ -22,7 +22,7 @@ def absorbed_attention(
         key: ``[B, H, T, D]``, same dtype; or float32 beside a bfloat16 or float16 image, as what was absorbed has more
             bits. T are text tokens, learned queries, or latents.
         value: ``[B, H, T, Dv]``, key's dtype, or None: no ``image_out``.
-        key_bias: ``[B, H, T]``, key's dtype or float32, or None.
+        key_bias: ``[B, H, T]``, image's dtype or float32, or None.
         image_mask: bool ``[B, N]``, True = takes part: the positions that the text may attend to.
         text_mask: bool ``[B, T]``, True = takes part: the tokens that the image may attend to.
         pool: whether ``text_out`` is wanted.
@@ -68,29 +68,31 @@ def _check(image, key, value, key_bias, image_mask, text_mask, pool):
     batch, positions, channels = image.shape
     if channels == 0:
         raise ValueError(f"image must have at least one channel (D), got shape {list(image.shape)}")
-    _check_dtype("key", key, "image", image)
+    _check_text("key", key, image)
     checks.shape("key", key, ("B", batch), ("H", None), ("T", None), ("D", channels))
     heads, tokens = key.shape[1:3]
     if value is not None:
-        checks.like("value", value, "key", key)
+        _check_text("value", value, image)
+        if value.dtype != key.dtype:
+            raise ValueError(f"value must have key's dtype {key.dtype}, got {value.dtype}")
         checks.shape("value", value, ("B", batch), ("H", heads), ("T", tokens), ("Dv", None))
         if value.shape[3] == 0:
             raise ValueError(f"value must have at least one channel (Dv), got shape {list(value.shape)}")
     if key_bias is not None:
-        _check_dtype("key_bias", key_bias, "key", key)
+        _check_text("key_bias", key_bias, image)
         checks.shape("key_bias", key_bias, ("B", batch), ("H", heads), ("T", tokens))
     for name, mask, size in (("image_mask", image_mask, ("N", positions)), ("text_mask", text_mask, ("T", tokens))):
         if mask is not None:
             checks.boolean_mask(name, mask, "image", image, ("B", batch), size)
 
 
-def _check_dtype(name, tensor, other_name, other):
-    """The other's, or the one that sums run in."""
-    accumulate = accumulate_dtype(other)
-    if tensor.dtype not in (other.dtype, accumulate):
-        wider = "" if other.dtype == accumulate else f" or {accumulate}"
-        raise ValueError(f"{name} must have {other_name}'s dtype {other.dtype}{wider}, got {tensor.dtype}")
-    checks.same_device(name, tensor, other_name, other)
+def _check_text(name, tensor, image):
+    """In the image's dtype, or the one that sums run in."""
+    accumulate = accumulate_dtype(image)
+    if tensor.dtype not in (image.dtype, accumulate):
+        wider = "" if image.dtype == accumulate else f" or {accumulate}"
+        raise ValueError(f"{name} must have image's dtype {image.dtype}{wider}, got {tensor.dtype}")
+    checks.same_device(name, tensor, "image", image)
 
 
 # The operation. input: key_bias in float32 (float64). option: pool. extras: image_softmax and text_softmax, what the

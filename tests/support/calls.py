@@ -35,7 +35,8 @@ def tensors_of(name, dtype=torch.float64, device="cpu", seed=0, **sizes):
 
 
 def function_of(name, module=reference, device="cpu", sizes=None, **changes):
-    """The call as a function of its tensors, which gives a tuple; other options and the backend come with `changes`."""
+    """The call as a function of its tensors, which gives a tuple of the results that it has; other options and the
+    backend come with `changes`."""
     shapes, options = VARIANTS[name].of(**sizes or {})
     options |= changes
     options = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in options.items()}
@@ -43,6 +44,6 @@ def function_of(name, module=reference, device="cpu", sizes=None, **changes):
 
     def run(*tensors):
         results = function(**dict(zip(shapes, tensors)), **options)
-        return results if isinstance(results, tuple) else (results,)
+        return tuple(r for r in results if r is not None) if isinstance(results, tuple) else (results,)
 
     return run

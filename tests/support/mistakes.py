@@ -12,6 +12,8 @@ class Form:
     """A valid call. `shapes` names the dimensions of its tensors, in the order in which they are checked; `others` are
     the rest."""
 
+    wider = ()  # (tensor, dtype) that a kernel takes although the others have another: they have more bits
+
     def __init__(self, sizes, shapes, **others):
         self.sizes, self.others = sizes, others
         self.shapes = {name: tuple(dims.split(", ")) for name, dims in shapes.items()}
@@ -31,6 +33,7 @@ class Form:
         """The same call with further tensors."""
         form = Form(self.sizes, {name: ", ".join(dims) for name, dims in self.shapes.items()} | shapes, **self.others)
         form.arguments |= self.arguments
+        form.wider = self.wider
         return form
 
 
