@@ -22,10 +22,17 @@ def cast(tensor, dtype):
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
-@without_autocast
 def linear(rows, weight, bias=None):
-    """In the dtype that it is given."""
-    return torch.nn.functional.linear(rows, weight, bias)
+    """In the dtype that it is given, with autocast, too."""
+    return (
+        _linear_without_autocast(rows, weight, bias)
+        if autocast_is_on(rows.device.type)
+        else _linear(rows, weight, bias)
+    )
+
+
+_linear = torch.nn.functional.linear
+_linear_without_autocast = without_autocast(_linear)
 
 
 def accumulate_dtype(tensor):
