@@ -5,6 +5,7 @@ from . import functional, modules, reference
 from .backends import BackendError
 from .functional import *  # noqa: F403
 from .modules import *  # noqa: F403
+from .modules.absorb import absorb_pays
 from .ops.absorbed_attention import AbsorbedAttentionFunction
 from .ops.additive_attention import AdditiveAttentionFunction
 from .ops.bidirectional_attention import BidirectionalAttentionFunction
@@ -21,6 +22,7 @@ __all__ = [
     "ChannelAttentionFunction",
     "GatedCrossAttentionFunction",
     "SpatialAttentionFunction",
+    "absorb_pays",
     "functional",
     "reference",
     *functional.__all__,

@@ -73,3 +73,14 @@ def has_hooks(module):
         or module._backward_pre_hooks
         or nn.modules.module._has_any_global_hook()
     )
+
+
+def known_true(condition):
+    """Whether a comparison of sizes is true: of an exported graph's symbols only where it is for all that they may be.
+    Asked for its truth it would limit them; elsewhere the graph is guarded by it
+    (torch/fx/experimental/symbolic_shapes.py)."""
+    if not torch.compiler.is_exporting():
+        return bool(condition)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # it imports SymPy
+
+    return statically_known_true(condition)

@@ -88,6 +88,7 @@ MODULES = {
     "gated": (mmk.GatedCrossAttention, (6, 5), {"num_heads": 2}, [(2, 4, 6), (2, 3, 5)]),
     "bidirectional": (mmk.BidirectionalAttention, (6, 5, 8, 2), {}, [(2, 4, 6), (2, 3, 5)]),
     "additive": (mmk.AdditiveAttention, (6, 7, 5, 2), {"gated": True}, [(2, 4, 6), (2, 5)]),
+    "pooling": (mmk.AttentionPooling, (6, 2, 3), {}, [(2, 4, 6)]),
 }
 
 
@@ -96,7 +97,7 @@ MODULES = {
 def test_modules(name, need_weights):
     """Built without memory, run without data, then given real parameters."""
     make, arguments, options, shapes = MODULES[name]
-    call = {} if name == "bidirectional" else {"need_weights": need_weights}
+    call = {} if name in ("bidirectional", "pooling") else {"need_weights": need_weights}
     with torch.device("meta"):
         module = make(*arguments, **options)
         inputs = [torch.empty(shape) for shape in shapes]

@@ -35,6 +35,7 @@ def page():
     parts += [entry(f"mmkernels.{name}", getattr(functional, name)) for name in functional.__all__]
     parts += ["## Modules\n"]
     parts += [entry(f"mmkernels.{name}", getattr(mmkernels, name)) for name in modules]
+    parts += [entry("mmkernels.absorb_pays", mmkernels.absorb_pays)]
     parts += ["## Models\n"]
     parts += [entry(f"mmkernels.models.{name}", getattr(models, name)) for name in models.__all__]
     parts += ["## Errors\n", entry("mmkernels.BackendError", mmkernels.BackendError, called=False), FUNCTIONS]

@@ -1,5 +1,6 @@
 # Written by make docs.
 # ruff: noqa: F403
+from .absorbed_attention import *
 from .additive_attention import *
 from .bidirectional_attention import *
 from .channel_attention import *

@@ -1,7 +1,18 @@
 from torch import nn
 
 from .. import backends, checks, functional
-from .common import check_features, join_heads, split_heads
+from .absorb import (
+    absorb_bias,
+    absorb_heads,
+    absorb_result,
+    absorbs,
+    multiply_adds,
+    project_pooled,
+    scale_of,
+    with_stand_in,
+    without_hidden,
+)
+from .common import check_absorb, check_features, join_heads, split_heads
 
 __all__ = ["BidirectionalAttention"]
 
@@ -16,6 +27,10 @@ class BidirectionalAttention(nn.Module):
         num_heads: H, divides ``embed_dim``.
         bias: whether the projections have one.
         scale, backend: as in :func:`mmkernels.bidirectional_attention`.
+        absorb: whether the image's three projections are absorbed (:func:`mmkernels.absorbed_attention`), with the same
+            results; None: where that takes fewer operations (:func:`mmkernels.absorb_pays`) and all are plain
+            ``nn.Linear``s, without hooks, wrappers, parametrizations, quantisation or sharding. True where they aren't
+            is an error.
 
     Shape:
         image ``[B, N, D]``, text ``[B, T, E]``, image_mask bool ``[B, N]``, text_mask bool ``[B, T]`` (True = takes
@@ -26,7 +41,18 @@ class BidirectionalAttention(nn.Module):
     """
 
     def __init__(
-        self, image_dim, text_dim, embed_dim, num_heads, *, bias=True, scale=None, backend=None, device=None, dtype=None
+        self,
+        image_dim,
+        text_dim,
+        embed_dim,
+        num_heads,
+        *,
+        bias=True,
+        scale=None,
+        absorb=None,
+        backend=None,
+        device=None,
+        dtype=None,
     ):
         super().__init__()
         backends.check(backend)
@@ -39,6 +65,7 @@ class BidirectionalAttention(nn.Module):
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.scale = None if scale is None else checks.number("scale", scale)
+        self.absorb = check_absorb(absorb)
         self.backend = backend
         options = {"bias": checks.flag("bias", bias), "device": device, "dtype": dtype}
         self.image_query_projection = nn.Linear(image_dim, embed_dim, **options)
@@ -52,10 +79,16 @@ class BidirectionalAttention(nn.Module):
         check_features("image", image, ("B", None), ("N", None), ("D", None))
         check_features("text", text, ("B", image.shape[0]), ("T", None), ("E", None))
         width = self.embed_dim // self.num_heads
-        image_query = split_heads("image_query_projection", self.image_query_projection(image), width)
         text_key = split_heads("text_key_projection", self.text_key_projection(text), width)
-        image_value = split_heads("image_value_projection", self.image_value_projection(image), width)
         text_value = split_heads("text_value_projection", self.text_value_projection(text), width)
+        attend = self._absorbed if self._absorbs(image, text_key, text_value) else self._projected
+        image_out, text_out = attend(image, text_key, text_value, image_mask, text_mask)
+        return image_out, self.text_out_projection(join_heads(text_out))
+
+    def _projected(self, image, text_key, text_value, image_mask, text_mask):
+        width = text_key.shape[3]
+        image_query = split_heads("image_query_projection", self.image_query_projection(image), width)
+        image_value = split_heads("image_value_projection", self.image_value_projection(image), width)
         image_out, text_out = functional.bidirectional_attention(
             image_query,
             text_key,
@@ -66,11 +99,44 @@ class BidirectionalAttention(nn.Module):
             scale=self.scale,
             backend=self.backend,
         )
-        return self.image_out_projection(join_heads(image_out)), self.text_out_projection(join_heads(text_out))
+        return self.image_out_projection(join_heads(image_out)), text_out
+
+    def _absorbs(self, image, text_key, text_value):
+        _, positions, channels = image.shape
+        _, heads, tokens, width = text_key.shape
+        embed = heads * width
+        return text_key.shape == text_value.shape and absorbs(
+            self,
+            image,
+            text_key,
+            multiply_adds(positions, tokens, channels, embed, heads, channels, True),
+            image_query_projection=(self.image_query_projection, (embed, channels)),
+            image_value_projection=(self.image_value_projection, (embed, channels)),
+            image_out_projection=(self.image_out_projection, (None, embed)),
+        )
+
+    def _absorbed(self, image, text_key, text_value, image_mask, text_mask):
+        if text_mask is not None:
+            batch, _, tokens, _ = text_key.shape
+            checks.boolean_mask("text_mask", text_mask, "image", image, ("B", batch), ("T", tokens))
+        width = text_key.shape[3]
+        scale = scale_of(self.scale, width)
+        query, out, value = self.image_query_projection, self.image_out_projection, self.image_value_projection
+        text_key, text_value = without_hidden(text_key, text_value, text_mask)
+        image_out, pooled = functional.absorbed_attention(
+            image,
+            absorb_heads(text_key, query.weight, scale),
+            absorb_result(text_value, out.weight, out.bias),
+            key_bias=absorb_bias(text_key, query.bias, scale),
+            image_mask=image_mask,
+            text_mask=text_mask if text_mask is None or out.bias is None else with_stand_in(text_mask),
+            backend=self.backend,
+        )
+        return image_out, project_pooled(pooled, value.weight, value.bias, width, image_mask)
 
     def extra_repr(self):
         return (
             f"image_dim={self.image_dim}, text_dim={self.text_dim}, embed_dim={self.embed_dim}, "
             f"num_heads={self.num_heads}, "
-            f"backend={self.backend!r}"
+            f"absorb={self.absorb}, backend={self.backend!r}"
         )

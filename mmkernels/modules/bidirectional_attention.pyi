@@ -11,6 +11,7 @@ class BidirectionalAttention(nn.Module):
     embed_dim: int
     num_heads: int
     scale: float | None
+    absorb: bool | None
     backend: str | None
     image_query_projection: nn.Module
     text_key_projection: nn.Module
@@ -27,6 +28,7 @@ class BidirectionalAttention(nn.Module):
         *,
         bias: bool = True,
         scale: float | None = None,
+        absorb: bool | None = None,
         backend: str | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,

@@ -28,13 +28,19 @@ def check_channels(name, tensor, channels, why=""):
         raise ValueError(f"{name} must give {channels} channels{why and ' ' + why}, got {tensor.shape[-1]}")
 
 
+def check_absorb(absorb):
+    if absorb is None:
+        return None
+    return checks.flag("absorb", absorb)
+
+
 PLAIN_TENSORS = (nn.Parameter, torch.Tensor, FakeTensor)
 
 
 def may_be_read(operation, backend, **projections):
     """Whether a kernel may read the projections' weights. If not they must be called, which a forced backend can't."""
     for name, projection in projections.items():
-        if projection is None or _is_plain_linear(projection):
+        if projection is None or is_plain_linear(projection):
             continue
         if backend not in (None, "reference"):
             raise backends.BackendError(
@@ -46,7 +52,7 @@ def may_be_read(operation, backend, **projections):
     return True
 
 
-def _is_plain_linear(module):
+def is_plain_linear(module):
     """Nothing but a weight and a bias: nobody notices whether it is called or its weight is read."""
     return (
         type(module) is nn.Linear

@@ -1,7 +1,10 @@
+import torch
 from torch import nn
 
 from .. import backends, checks, functional
-from .common import check_channels, check_features, join_heads, split_heads
+from ..ops.common import cast
+from .absorb import absorb_bias, absorb_heads, absorbs, multiply_adds, scale_of, side_by_side, without_hidden
+from .common import check_absorb, check_channels, check_features, join_heads, split_heads
 
 __all__ = ["GatedCrossAttention"]
 
@@ -26,6 +29,11 @@ class GatedCrossAttention(nn.Module):
             one.
         bias: whether the projections have one.
         scale, backend: as in :func:`mmkernels.gated_cross_attention`.
+        absorb: whether the image's query projection is absorbed (:func:`mmkernels.absorbed_attention`), with the same
+            results; None: where that takes fewer operations and it is a plain ``nn.Linear``, without hooks, wrappers,
+            parametrizations, quantisation or sharding, with ``mask`` None or bool ``[B, T]``, without weights. True
+            elsewhere is an error. What a gate follows can't be absorbed; several heads' results have to stay apart for
+            it, so that this pays for one head, or few tokens.
 
     Shape:
         image ``[B, N, D]``, text ``[B, T, E]``, mask bool ``[B, T]`` (True = a token, False = padding) or anything that
@@ -46,6 +54,7 @@ class GatedCrossAttention(nn.Module):
         norm=None,
         bias=True,
         scale=None,
+        absorb=None,
         backend=None,
         device=None,
         dtype=None,
@@ -65,6 +74,7 @@ class GatedCrossAttention(nn.Module):
         self.embed_dim = embed_dim
         self.value_dim = value_dim
         self.num_heads = num_heads
+        self.absorb = check_absorb(absorb)
         self.backend = backend
         self.scale = None if scale is None else checks.number("scale", scale)
         options = {"bias": checks.flag("bias", bias), "device": device, "dtype": dtype}
@@ -79,33 +89,77 @@ class GatedCrossAttention(nn.Module):
     def forward(self, image, text, *, mask=None, need_weights=False):
         check_features("image", image, ("B", None), ("N", None), ("D", None))
         check_features("text", text, ("B", image.shape[0]), ("T", None), ("E", None))
-        width = self.embed_dim // self.num_heads
-        value_width = self.value_dim // self.num_heads
-        query = split_heads("query_projection", self.query_projection(image), width)
-        key = split_heads("key_projection", self.key_projection(text), width)
-        value = split_heads("value_projection", self.value_projection(text), value_width)
+        key = split_heads("key_projection", self.key_projection(text), self.embed_dim // self.num_heads)
+        value = split_heads("value_projection", self.value_projection(text), self.value_dim // self.num_heads)
         gate = self.gate_activation(self.gate_projection(image))
+        if absorbed := self._absorbs(image, key, value, mask, need_weights):
+            result, weights = self._absorbed(image, key, value, mask), None
+        else:
+            result, weights = self._projected(image, key, value, gate, mask, need_weights)
+        if self.norm is not None:
+            for name, part in (("value_projection", result), ("gate_projection", gate)):
+                check_channels(name, part, self.value_dim, "for norm")
+            result = gate * self.norm(result)
+        elif absorbed:
+            check_channels("gate_projection", gate, result.shape[-1], "like value_projection")
+            result = gate * result
+        result = self.out_projection(result)
+        return (result, weights) if need_weights else result
+
+    def _projected(self, image, key, value, gate, mask, need_weights):
+        """The gate is fused, unless the norm is before it."""
         found = functional.gated_cross_attention(
-            query,
+            split_heads("query_projection", self.query_projection(image), key.shape[3]),
             key,
             value,
-            split_heads("gate_projection", gate, value_width) if self.norm is None else None,
+            split_heads("gate_projection", gate, value.shape[3]) if self.norm is None else None,
             attn_mask=mask,
             scale=self.scale,
             need_weights=need_weights,
             backend=self.backend,
         )
         result, weights = found if need_weights else (found, None)
-        result = join_heads(result)
-        if self.norm is not None:
-            for name, part in (("value_projection", result), ("gate_projection", gate)):
-                check_channels(name, part, self.value_dim, "for norm")
-            result = gate * self.norm(result)
-        result = self.out_projection(result)
-        return (result, weights) if need_weights else result
+        return join_heads(result), weights
+
+    def _absorbs(self, image, key, value, mask, need_weights):
+        batch, heads, tokens, width = key.shape
+        tokens_masked = isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and mask.shape == (batch, tokens)
+        if need_weights and self.absorb:
+            raise ValueError("need_weights must be False with absorb=True, got True")
+        if self.absorb is None and (need_weights or not (mask is None or tokens_masked)):
+            return False
+        _, positions, channels = image.shape
+        projected, absorbed = multiply_adds(positions, tokens, channels, heads * width, heads, None, False)
+        products = positions * tokens * heads * value.shape[3]
+        return key.shape[:3] == value.shape[:3] and absorbs(
+            self,
+            image,
+            key,
+            (projected + products, absorbed + products * heads),
+            query_projection=(self.query_projection, (heads * width, channels)),
+        )
+
+    def _absorbed(self, image, key, value, mask):
+        """The image's results of all heads add up there: each head's values stand in channels of their own."""
+        if mask is not None:
+            checks.boolean_mask("mask", mask, "image", image, ("B", key.shape[0]), ("T", key.shape[2]))
+        key, value = without_hidden(key, value, mask)
+        scale = scale_of(self.scale, key.shape[3])
+        weight, bias = self.query_projection.weight, self.query_projection.bias
+        absorbed_key = absorb_heads(key, weight, scale)
+        result, _ = functional.absorbed_attention(
+            image,
+            absorbed_key,
+            side_by_side(cast(value, absorbed_key.dtype)),
+            key_bias=absorb_bias(key, bias, scale),
+            text_mask=mask,
+            pool=False,
+            backend=self.backend,
+        )
+        return result
 
     def extra_repr(self):
         return (
             f"image_dim={self.image_dim}, text_dim={self.text_dim}, num_heads={self.num_heads}, "
-            f"backend={self.backend!r}"
+            f"absorb={self.absorb}, backend={self.backend!r}"
         )

@@ -15,6 +15,7 @@ class GatedCrossAttention(nn.Module):
     value_dim: int
     num_heads: int
     scale: float | None
+    absorb: bool | None
     backend: str | None
     query_projection: nn.Module
     gate_projection: nn.Module
@@ -35,6 +36,7 @@ class GatedCrossAttention(nn.Module):
         norm: Callable[[Tensor], Tensor] | None = None,
         bias: bool = True,
         scale: float | None = None,
+        absorb: bool | None = None,
         backend: str | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,

@@ -15,8 +15,9 @@ MADE_OF = {
     "BidirectionalAttention": {"image_dim": 8, "text_dim": 5, "embed_dim": 12, "num_heads": 2},
     "ChannelAttention": {"image_dim": 8, "text_dim": 5},
     "AdditiveAttention": {"image_dim": 8, "hidden_dim": 7},
+    "AttentionPooling": {"image_dim": 8, "num_heads": 2},
 }
-DIMENSIONS = ("image_dim", "text_dim", "embed_dim", "value_dim", "hidden_dim", "query_dim", "num_queries")
+DIMENSIONS = ("image_dim", "text_dim", "embed_dim", "value_dim", "hidden_dim", "query_dim", "num_queries", "out_dim")
 # PyTorch tells mistakes in these.
 ELSEWHERE = {"device", "dtype"}
 
@@ -57,6 +58,14 @@ FURTHER = {
             "combine must be one of 'pool', 'multiply', got 'sum'",
         ),
     },
+    "AttentionPooling": {
+        "num_heads 3": ({"num_heads": 3}, ValueError, "num_heads must be at least 1 and divide embed_dim = 8, got 3"),
+        "queries learned and given": (
+            {"num_queries": 2, "query_dim": 5},
+            ValueError,
+            "num_queries must be 1 with query_dim=5: they are given, got 2",
+        ),
+    },
 }
 
 
@@ -65,6 +74,14 @@ def of_constructor(name):
     module = getattr(mmk, name)
     yield from of_options(module)
     for argument, parameter in inspect.signature(module).parameters.items():
+        if argument == "absorb":
+            for value in (1, "True"):
+                yield (
+                    f"absorb {value!r}",
+                    {"absorb": value},
+                    TypeError,
+                    [f"absorb must be a bool, got {type(value).__name__}"],
+                )
         if argument not in (*DIMENSIONS, "num_heads"):
             continue
         for value in (2.0, True, "8", torch.tensor(8), *([] if parameter.default is None else [None])):
@@ -99,6 +116,8 @@ CALLS = {
     "channel": ("ChannelAttention", {}, {"image": IMAGE, "text": TEXT}),
     "additive": ("AdditiveAttention", {}, {"image": IMAGE}),
     "additive of a query": ("AdditiveAttention", {"query_dim": 5}, {"image": IMAGE, "query": TEXT}),
+    "pooling": ("AttentionPooling", {}, {"image": IMAGE}),
+    "pooling of a query": ("AttentionPooling", {"query_dim": 5}, {"image": IMAGE, "query": TOKENS}),
     "additive packed": ("AdditiveAttention", {"query_dim": 5}, {"image": IMAGE[0], "query": TEXT, "offsets": OFFSETS}),
 }
 
@@ -134,7 +153,7 @@ def of_call(kind):
             ValueError,
             [f"{argument} must have shape ", f"got {[1, *tensor.shape]}"],
         )
-        if "packed" not in kind and kind != "additive":
+        if "packed" not in kind and kind not in ("additive", "pooling"):
             yield f"{argument} of another batch", {argument: tensor[:2]}, ValueError, ["must have shape [B, "]
     alone = given["image"][0]
     text = given.get("text", given.get("query"))
@@ -162,7 +181,7 @@ def of_call(kind):
             ValueError,
             ["image must have shape", "8", "got"],
         )
-    if kind == "additive":
+    if kind in ("additive", "pooling"):
         yield "query for nothing", {"query": TEXT}, ValueError, ["query must be None with query_dim=None, got Tensor"]
-    elif name == "AdditiveAttention":
+    elif name in ("AdditiveAttention", "AttentionPooling"):
         yield "no query", {"query": None}, ValueError, ["query must be a torch.Tensor with query_dim=5, got NoneType"]

@@ -45,6 +45,8 @@ def modules(either: bool) -> None:
     gated = mmk.GatedCrossAttention(64, 128, 4, gate_activation=torch.tanh, norm=nn.LayerNorm(64))
     assert_type(gated(image, text, mask=mask), Tensor)
     assert_type(mmk.BidirectionalAttention(64, 128, 64, 4)(image, text, text_mask=mask), Pair)
+    assert_type(mmk.AttentionPooling(64, 4, 8, absorb=True)(image, image_mask=mask), Tensor)
+    assert_type(mmk.absorb_pays(49, 1, 64, 64, 4, attend=False), bool)
     assert_type(mmk.ChannelAttention(64, 128).forward(image, text), Tensor)
     assert_type(mmk.AdditiveAttention(64, 16, gated=True)(image, need_weights=True), Pair)
     assert_type(ImageTextModel(combine="multiply").predict(image, text), Tensor)
