@@ -270,6 +270,7 @@ def test_figures():
 
 
 TINY = {
+    "absorbed_attention": (1, 2, 12, 5, 16),
     "spatial_attention": (2, 12, 16),
     "gated_cross_attention": (2, 2, 12, 5, 16),
     "bidirectional_attention": (2, 2, 12, 5, 16, 3),

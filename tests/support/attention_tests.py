@@ -90,7 +90,7 @@ def assert_passed(verdicts):
 
 def outputs(found):
     """What a function gives, one tensor or several, as a list."""
-    return [t.detach() for t in (found if isinstance(found, (tuple, list)) else (found,))]
+    return [t.detach() for t in (found if isinstance(found, (tuple, list)) else (found,)) if t is not None]
 
 
 def _cast(tensors, dtype):

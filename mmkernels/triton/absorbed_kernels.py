@@ -1,0 +1,355 @@
+"""Absorbed attention's own kernels; absorbed_attention.py launches them.
+
+The image's features are queries and values of all heads, [B, H, N, D] with a stride of 0 from head to head. s = x.key +
+bias; over tokens p = exp(s - top) share, dp = grad.value, ds = p (dp - delta); over positions likewise, with the
+features as values. The image's result and its gradient are sums over heads: their programs walk all heads' tokens.
+"""
+
+import triton
+import triton.language as tl
+
+from .heads_backward import add_up, exponential, load_softmax, spread, write_gradients
+from .heads_tiles import (
+    Side,
+    arange,
+    finite,
+    last_one,
+    load_queries,
+    load_tile,
+    product,
+    program,
+    scores,
+    store_tile,
+    taking_part,
+)
+
+
+@triton.jit
+def positions(size, BLOCK_N: tl.constexpr):
+    """A program's sample and its block of positions; all heads are its own."""
+    blocks = tl.cdiv(size, BLOCK_N)
+    pid = tl.program_id(0)
+    return (pid // blocks).to(tl.int64), arange(pid % blocks * BLOCK_N, BLOCK_N)
+
+
+@triton.jit
+def products(
+    x,
+    y,
+    b,
+    h,
+    n,
+    t,
+    row_keep,
+    col_keep,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """x y^T of two sides' rows, over their C channels."""
+    s = tl.zeros([n.shape[0], t.shape[0]], tl.float32)
+    for start in range(0, C, BLOCK):
+        c = arange(start, BLOCK)
+        s = product(
+            s, load_tile(x, b, h, n, c, row_keep, C, DOT), load_tile(y, b, h, t, c, col_keep, C, DOT), PRECISION
+        )
+    return s
+
+
+@triton.jit
+def attend_heads(
+    rows,
+    cols,
+    bias,
+    result,
+    H,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """A program for each block of positions and BLOCK_V channels of the result: an online softmax over each head's
+    tokens."""
+    rows = Side(*rows)
+    cols = Side(*cols)
+    b, n = positions(rows.size, BLOCK_N)
+    c = arange(tl.program_id(1) * BLOCK_V, BLOCK_V)
+    d = arange(0, BLOCK_D)
+    inside = n < rows.size
+    row_keep = taking_part(rows, b, 0 * b, n)
+    q = None
+    if D <= BLOCK_D:
+        q = load_queries(rows, b, 0 * b, n, d, row_keep, D, True, DOT)
+    end = last_one(cols, b, 0 * b, 0, cols.size)
+    out = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
+    for head in range(H):
+        h = 0 * b + head
+        m = tl.full([BLOCK_N], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_N], tl.float32)
+        acc = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
+        for start in range(0, end, BLOCK_T):
+            t = arange(start, BLOCK_T)
+            keep = taking_part(cols, b, h, t)
+            k = None
+            if D <= BLOCK_D:
+                k = load_tile(cols.query, b, h, t, d, keep, D, DOT)
+            s = scores(rows, cols, q, k, b, h, n, t, row_keep, keep, 1.0, None, bias, D, True, BLOCK_D, DOT, PRECISION)
+            s = tl.where(keep[None, :], s, float("-inf"))
+            new = tl.maximum(m, tl.max(s, 1))
+            p = tl.exp(s - finite(new)[:, None])
+            fade = tl.exp(m - finite(new))
+            total = total * fade + tl.sum(p, 1)
+            v = load_tile(cols.value, b, h, t, c, keep, V, DOT)
+            acc = tl.dot(p.to(DOT), v, acc * fade[:, None], input_precision=PRECISION)
+            m = new
+        share = tl.where(total != 0, 1.0 / tl.where(total != 0, total, 1.0), 0.0)
+        out += tl.where((total != 0)[:, None], acc * share[:, None], 0.0)
+        if tl.program_id(1) == 0:
+            at = rows.softmax + 2 * (b * H + h) * rows.size + n
+            tl.store(at, finite(m), inside)
+            tl.store(at + rows.size, share, inside)
+    store_tile(result, out, b, 0 * b, n, c, inside, V)
+
+
+@triton.jit
+def image_delta(
+    rows,
+    cols,
+    bias,
+    H,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """A program for each block of positions and head: the mean of the weights' gradients, with the weights. (Of one
+    head's result, with which other operations find it, nothing is left in the sum over heads.)"""
+    rows = Side(*rows)
+    cols = Side(*cols)
+    b, h, head, _, n = program(H, rows.size, 1, BLOCK_N)
+    d = arange(0, BLOCK_D)
+    inside = n < rows.size
+    row_keep = taking_part(rows, b, h, n)
+    top, share = load_softmax(rows, head, n)
+    q = None
+    if D <= BLOCK_D:
+        q = load_queries(rows, b, h, n, d, row_keep, D, True, DOT)
+    total = tl.zeros([BLOCK_N], tl.float32)
+    weighted = tl.zeros([BLOCK_N], tl.float32)
+    for start in range(0, last_one(cols, b, h, 0, cols.size), BLOCK_T):
+        t = arange(start, BLOCK_T)
+        keep = taking_part(cols, b, h, t)
+        k = None
+        if D <= BLOCK_D:
+            k = load_queries(cols, b, h, t, d, keep, D, True, DOT)
+        s = scores(rows, cols, q, k, b, h, n, t, row_keep, keep, 1.0, None, bias, D, True, BLOCK_D, DOT, PRECISION)
+        p = exponential(tl.where(keep[None, :], s, float("-inf")), top[:, None])
+        dp = products(rows.grad, cols.value, b, h, n, t, share != 0, keep, V, BLOCK_V, DOT, PRECISION)
+        total += tl.sum(p, 1)
+        weighted += tl.sum(p * dp, 1)
+    tl.store(rows.delta + head * rows.size + n, weighted / tl.where(total != 0, total, 1.0), inside)
+
+
+@triton.jit
+def differentiate_text(
+    rows,
+    cols,
+    bias,
+    to_key,
+    to_value,
+    to_bias,
+    partial_key,
+    partial_value,
+    partial_bias,
+    H,
+    splits,
+    chunk,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    OUT_D: tl.constexpr,
+    OUT_V: tl.constexpr,
+):
+    """A program for each block of a head's tokens, chunk of positions, and OUT_D and OUT_V channels of the tokens'
+    gradients. rows.grad: the softmax over positions; cols.grad: that over tokens; either or both."""
+    rows = Side(*rows)
+    cols = Side(*cols)
+    b, h, head, split, n = program(H, rows.size, splits, BLOCK_N)
+    part = tl.program_id(1)
+    out_d = arange(part * OUT_D, OUT_D)
+    out_v = arange(part * OUT_V, OUT_V)
+    d = arange(0, BLOCK_D)
+    row_keep = taking_part(rows, b, h, n)
+    row_live = n < rows.size
+    if rows.grad is not None:
+        row_top, row_share = load_softmax(rows, head, n)
+        row_live = row_share != 0
+        row_delta = tl.load(rows.delta + head * rows.size + n, row_live, 0)
+    q = None
+    if D <= BLOCK_D:
+        q = load_queries(rows, b, h, n, d, row_keep, D, True, DOT)
+    dk = tl.zeros([BLOCK_N, OUT_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, OUT_V], tl.float32)
+    db = tl.zeros([BLOCK_N], tl.float32)
+    for start in range(split * chunk, tl.minimum(split * chunk + chunk, cols.size), BLOCK_T):
+        t = arange(start, BLOCK_T)
+        col_keep = taking_part(cols, b, h, t)
+        k = None
+        if D <= BLOCK_D:
+            k = load_queries(cols, b, h, t, d, col_keep, D, True, DOT)
+        s = scores(rows, cols, q, k, b, h, n, t, row_keep, col_keep, 1.0, None, bias, D, True, BLOCK_D, DOT, PRECISION)
+        ds = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
+        if cols.grad is not None:
+            col_top, col_share = load_softmax(cols, head, t)
+            col_live = col_share != 0
+            p = exponential(tl.where(row_keep[:, None], s, float("-inf")), col_top[None, :])
+            if (to_key is not None) | (to_bias is not None):
+                dp = products(rows.value, cols.grad, b, h, n, t, row_keep, col_live, V, BLOCK_V, DOT, PRECISION)
+                col_delta = tl.load(cols.delta + head * cols.size + t, col_live, 0)
+                ds += p * (dp - col_delta[None, :]) * spread(col_share)[None, :]
+                db += tl.sum(ds, 1)
+            if to_value is not None:
+                g = load_tile(cols.grad, b, h, t, out_v, col_live, V, DOT, False)
+                dv = tl.dot((p * col_share[None, :]).to(DOT), g, dv, input_precision=PRECISION)
+        if to_key is not None:
+            if rows.grad is not None:
+                p = exponential(tl.where(col_keep[None, :], s, float("-inf")), row_top[:, None])
+                dp = products(rows.grad, cols.query, b, h, n, t, row_live, col_keep, D, BLOCK_D, DOT, PRECISION)
+                ds += p * (dp - row_delta[:, None]) * spread(row_share)[:, None]
+            x = load_queries(cols, b, h, t, out_d, col_keep, D, True, DOT, False)
+            dk = tl.dot(ds.to(DOT), x, dk, input_precision=PRECISION)
+    if splits == 1:
+        write_gradients(
+            rows, to_key, to_value, dk, dv, 1.0, b, h, n, row_keep, row_live, part, D, V, True, OUT_D, OUT_V
+        )
+        if to_bias is not None:
+            if part == 0:
+                tl.store(to_bias + head * rows.size + n, db, n < rows.size)
+    else:
+        at = (head * splits + split) * rows.size + n
+        inside = n < rows.size
+        if to_key is not None:
+            tl.store(partial_key + at[:, None] * D + out_d[None, :], dk, inside[:, None] & (out_d < D)[None, :])
+        if to_value is not None:
+            tl.store(partial_value + at[:, None] * V + out_v[None, :], dv, inside[:, None] & (out_v < V)[None, :])
+        if to_bias is not None:
+            if part == 0:
+                tl.store(partial_bias + at, db, inside)
+
+
+@triton.jit
+def merge_text(
+    rows,
+    to_key,
+    to_value,
+    to_bias,
+    partial_key,
+    partial_value,
+    partial_bias,
+    H,
+    splits,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    OUT_D: tl.constexpr,
+    OUT_V: tl.constexpr,
+):
+    """A program for each block of a head's tokens and OUT_D and OUT_V channels: adds the chunks' sums up, one after
+    another."""
+    rows = Side(*rows)
+    b, h, head, _, n = program(H, rows.size, 1, BLOCK_N)
+    part = tl.program_id(1)
+    keep = taking_part(rows, b, h, n)
+    dk, dv = None, None
+    if to_key is not None:
+        dk = add_up(partial_key, head, splits, rows.size, n, arange(part * OUT_D, OUT_D), D)
+    if to_value is not None:
+        dv = add_up(partial_value, head, splits, rows.size, n, arange(part * OUT_V, OUT_V), V)
+    write_gradients(rows, to_key, to_value, dk, dv, 1.0, b, h, n, keep, keep, part, D, V, True, OUT_D, OUT_V)
+    if to_bias is not None:
+        if part == 0:
+            db = tl.zeros([BLOCK_N], tl.float32)
+            for split in range(splits):
+                db += tl.load(partial_bias + (head * splits + split) * rows.size + n, n < rows.size, 0)
+            tl.store(to_bias + head * rows.size + n, db, n < rows.size)
+
+
+@triton.jit
+def differentiate_image(
+    rows,
+    cols,
+    bias,
+    to_image,
+    H,
+    D: tl.constexpr,
+    V: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    OUT_D: tl.constexpr,
+):
+    """A program for each block of positions and OUT_D channels of the image's gradient, of all heads' tokens."""
+    rows = Side(*rows)
+    cols = Side(*cols)
+    b, n = positions(rows.size, BLOCK_N)
+    part = tl.program_id(1)
+    out_d = arange(part * OUT_D, OUT_D)
+    d = arange(0, BLOCK_D)
+    row_keep = taking_part(rows, b, 0 * b, n)
+    q = None
+    if D <= BLOCK_D:
+        q = load_queries(rows, b, 0 * b, n, d, row_keep, D, True, DOT)
+    dx = tl.zeros([BLOCK_N, OUT_D], tl.float32)
+    for index in range(H):
+        h = 0 * b + index
+        head = b * H + h
+        if rows.grad is not None:
+            row_top, row_share = load_softmax(rows, head, n)
+            row_delta = tl.load(rows.delta + head * rows.size + n, row_share != 0, 0)
+        for start in range(0, cols.size, BLOCK_T):
+            t = arange(start, BLOCK_T)
+            col_keep = taking_part(cols, b, h, t)
+            k = None
+            if D <= BLOCK_D:
+                k = load_queries(cols, b, h, t, d, col_keep, D, True, DOT)
+            s = scores(
+                rows, cols, q, k, b, h, n, t, row_keep, col_keep, 1.0, None, bias, D, True, BLOCK_D, DOT, PRECISION
+            )
+            ds = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
+            if rows.grad is not None:
+                p = exponential(tl.where(col_keep[None, :], s, float("-inf")), row_top[:, None])
+                dp = products(rows.grad, cols.value, b, h, n, t, row_share != 0, col_keep, V, BLOCK_V, DOT, PRECISION)
+                ds += p * (dp - row_delta[:, None]) * spread(row_share)[:, None]
+            if cols.grad is not None:
+                col_top, col_share = load_softmax(cols, head, t)
+                col_live = col_share != 0
+                col_delta = tl.load(cols.delta + head * cols.size + t, col_live, 0)
+                p = exponential(tl.where(row_keep[:, None], s, float("-inf")), col_top[None, :])
+                dp = products(rows.query, cols.grad, b, h, n, t, row_keep, col_live, D, BLOCK_D, DOT, PRECISION)
+                ds += p * (dp - col_delta[None, :]) * spread(col_share)[None, :]
+                g = load_tile(cols.grad, b, h, t, out_d, col_live, D, DOT, False)
+                dx = tl.dot((p * col_share[None, :]).to(DOT), g, dx, input_precision=PRECISION)
+            k = load_queries(cols, b, h, t, out_d, col_keep, D, True, DOT, False)
+            dx = tl.dot(ds.to(DOT), k, dx, input_precision=PRECISION)
+    inside = n < rows.size
+    if rows.mask is not None:  # what counted as 0 whatever it held
+        x = load_tile(rows.query, b, 0 * b, n, out_d, inside, D, tl.float32, False)
+        dx = tl.where(row_keep[:, None] | (tl.abs(x) < float("inf")), dx, 0.0)
+    store_tile(to_image, dx, b, 0 * b, n, out_d, inside, D, False)
