@@ -5,7 +5,7 @@ the image, K of all heads' keys and values:
                      `attend`, in chunks of positions)
     image_out        reads X once, K once a block of positions; writes the result once, a sum over heads in registers
     backward         reads X, its result's gradient and K once a block of tokens and once a block of positions; writes
-                     every gradient once. The mean of the weights' gradients of each position and head goes before
+                     every gradient once. The means of the weights' gradients, of either softmax, go before
 
 No N x H T matrix, no atomics. Key and value may be float32 beside a 16-bit image: then all is multiplied in float32.
 """
@@ -16,10 +16,27 @@ import triton.language as tl
 
 from ..ops.absorbed_attention import OPERATION
 from ..ops.common import empty_heads, softmax_shape
-from .absorbed_kernels import attend_heads, differentiate_image, differentiate_text, image_delta, merge_text
+from .absorbed_kernels import attend_heads, differentiate_image, differentiate_text, mean_gradients, merge_text
 from .common import define, launch, on_device, require, tuned
-from .heads import BACKWARD_BOTH, FORWARD, MERGE, Heads, block, compiler_options
+from .heads import BACKWARD_BOTH, FORWARD, MERGE, Configuration, Heads, block, compiler_options
 from .heads_tiles import HeadRows, Side, head_rows, tokens
+
+
+def as_rows(t):
+    """[B, N, C], the same for all heads."""
+    return HeadRows(t, t.stride(0), 0, t.stride(1), t.stride(2))
+
+
+# In float32 smaller blocks than heads.py has, as there are more sums in a program: these spill nowhere.
+OWN_FORWARD = {
+    torch.float32: (Configuration(32, 16, 32, 64, 4, 1), Configuration(64, 16, 32, 64, 8, 1)),
+    torch.bfloat16: FORWARD[torch.bfloat16],
+}
+OWN_BACKWARD = {
+    torch.float32: (Configuration(16, 16, 32, 32, 4, 1),),
+    torch.bfloat16: BACKWARD_BOTH[torch.bfloat16],
+}
+NARROW = {torch.float32: 32, torch.bfloat16: 64}  # channels of image_out: a head's sums lie beside those of all heads
 
 
 class Problem:
@@ -57,7 +74,7 @@ class Problem:
         if wide and image.dtype != torch.float32:
             self.heads.dots["DOT"] = tl.float32
             self.heads.dtype = torch.float32  # of the configurations
-        features = head_rows(of_heads)
+        features = as_rows(image)
         self.image = Side(N, features, features, tokens(image_mask), None, None, None)
         self.text = Side(T, head_rows(key), head_rows(value), tokens(text_mask), None, None, None)
         strides = (0, 0, 0) if key_bias is None else key_bias.stride()
@@ -80,10 +97,7 @@ class Problem:
             kernel,
             grid,
             *arguments,
-            D=D,
-            V=max(self.V, 1),
-            **self.heads.dots,
-            **blocks,
+            **{"D": D, "V": max(self.V, 1), **self.heads.dots, **blocks},
             num_warps=configuration.warps,
             num_stages=configuration.stages,
             **compiler_options(),
@@ -104,7 +118,7 @@ class Problem:
         """Writes image_out and image.softmax."""
         B, H, N, _, _ = self.sizes
         blocks = self.blocks(configuration, image, text)
-        block_v = block(self.V, min(configuration.outer, 64))  # a head's sums lie beside those of all heads
+        block_v = block(self.V, min(configuration.outer, NARROW[self.heads.dtype]))
         grid = triton.cdiv(N, blocks["BLOCK_N"]) * B, triton.cdiv(self.V, block_v)
         self.launch(
             attend_heads, grid, configuration, image, text, self.bias_of_image, result, H, **blocks, BLOCK_V=block_v
@@ -112,13 +126,20 @@ class Problem:
 
     # Backward --------------------------------------------------------------------------------------------------------
 
-    def find_delta(self, configuration, image, text):
-        """Writes image.delta."""
-        B, H, N, _, _ = self.sizes
-        blocks = self.blocks(configuration, image, text)
-        grid = triton.cdiv(N, blocks["BLOCK_N"]) * B * H
-        block_v = block(self.V, configuration.inner)
-        self.launch(image_delta, grid, configuration, image, text, self.bias_of_image, H, **blocks, BLOCK_V=block_v)
+    def mean_gradients(self, configuration, rows, cols, bias, channels):
+        """rows.delta: the mean of the gradients of a row's weights, with the weights; of values of so many channels."""
+        B, H, _, _, D = self.sizes
+        blocks = self.blocks(configuration, rows, cols)
+        programs = triton.cdiv(rows.size, blocks["BLOCK_N"]) * B * H
+        splits, chunk = self.heads.split(programs, cols.size, blocks["BLOCK_T"])
+        sums = self.heads.scratch(B, H, splits, rows.size, 2)
+        block_v = block(channels, configuration.inner)
+        options = {"V": channels, **blocks, "BLOCK_V": block_v}
+        self.launch(
+            mean_gradients, programs * splits, configuration, rows, cols, bias, sums, H, splits, chunk, **options
+        )
+        total, weighted = sums.sum(2).unbind(-1)
+        return weighted / total.where(total != 0, 1)
 
     def differentiate_text(self, configuration, text, image, to_key, to_value, to_bias):
         B, H, N, T, D = self.sizes
@@ -191,11 +212,6 @@ class Problem:
         )
 
 
-def as_rows(t):
-    """[B, N, C], the same for all heads."""
-    return HeadRows(t, t.stride(0), 0, t.stride(1), t.stride(2))
-
-
 def forward(image, key, key_bias, value, image_mask, text_mask, pool):
     problem = Problem(image, key, key_bias, value, image_mask, text_mask, pool)
     B, H, N, T, D = problem.sizes
@@ -218,7 +234,7 @@ def forward(image, key, key_bias, value, image_mask, text_mask, pool):
             problem.heads.attend(configuration, text, image, head_rows(text_out), bias=problem.bias)
 
     with on_device(key):
-        run(tuned(("absorbed forward", *problem.key), FORWARD[problem.heads.dtype], key, run))
+        run(tuned(("absorbed forward", *problem.key), OWN_FORWARD[problem.heads.dtype], key, run))
     return image_out, text_out, image_softmax, text_softmax
 
 
@@ -269,19 +285,12 @@ def backward(
     def run(configuration):
         of_image, of_text = problem.image, problem.text
         if grad_image_out is not None:
-            of_image = of_image._replace(
-                softmax=image_softmax.contiguous(),
-                grad=as_rows(grad_image_out),
-                delta=problem.heads.scratch(B, H, N),
-            )
-            problem.find_delta(configuration, of_image, of_text)
+            side = of_image._replace(softmax=image_softmax.contiguous(), grad=as_rows(grad_image_out))
+            delta = problem.mean_gradients(configuration, side, of_text, problem.bias_of_image, problem.V)
+            of_image = side._replace(delta=delta)
         if grad_text_out is not None:
-            of_text = of_text._replace(
-                softmax=text_softmax.contiguous(),
-                grad=head_rows(grad_text_out),
-                delta=problem.heads.scratch(B, H, T),
-            )
-            problem.heads.prepare(of_text, of_text.grad, head_rows(text_out))
+            side = of_text._replace(softmax=text_softmax.contiguous(), grad=head_rows(grad_text_out))
+            of_text = side._replace(delta=problem.mean_gradients(configuration, side, of_image, problem.bias, D))
         if to_key is not None or to_value is not None or to_bias is not None:
             problem.differentiate_text(configuration, of_text, of_image, to_key, to_value, to_bias)
         if need_image_grad:
@@ -293,7 +302,7 @@ def backward(
             run(
                 tuned(
                     ("absorbed backward", grad_image_out is None, grad_text_out is None, *needs, *problem.key),
-                    BACKWARD_BOTH[problem.heads.dtype],
+                    OWN_BACKWARD[problem.heads.dtype],
                     key,
                     run,
                 )

@@ -117,11 +117,14 @@ def attend_heads(
 
 
 @triton.jit
-def image_delta(
+def mean_gradients(
     rows,
     cols,
     bias,
+    sums,
     H,
+    splits,
+    chunk,
     D: tl.constexpr,
     V: tl.constexpr,
     DOT: tl.constexpr,
@@ -131,11 +134,12 @@ def image_delta(
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """A program for each block of positions and head: the mean of the weights' gradients, with the weights. (Of one
-    head's result, with which other operations find it, nothing is left in the sum over heads.)"""
+    """A program for each block of a head's rows and chunk of columns: sums of the rows' weights, and of their gradients
+    with the weights. (From the rounded results their quotient can't be found: the image's are sums over heads, and of a
+    text that attends to one position nearly nothing is left in the difference.)"""
     rows = Side(*rows)
     cols = Side(*cols)
-    b, h, head, _, n = program(H, rows.size, 1, BLOCK_N)
+    b, h, head, split, n = program(H, rows.size, splits, BLOCK_N)
     d = arange(0, BLOCK_D)
     inside = n < rows.size
     row_keep = taking_part(rows, b, h, n)
@@ -145,7 +149,8 @@ def image_delta(
         q = load_queries(rows, b, h, n, d, row_keep, D, True, DOT)
     total = tl.zeros([BLOCK_N], tl.float32)
     weighted = tl.zeros([BLOCK_N], tl.float32)
-    for start in range(0, last_one(cols, b, h, 0, cols.size), BLOCK_T):
+    begin = split * chunk
+    for start in range(begin, last_one(cols, b, h, begin, tl.minimum(begin + chunk, cols.size)), BLOCK_T):
         t = arange(start, BLOCK_T)
         keep = taking_part(cols, b, h, t)
         k = None
@@ -156,7 +161,9 @@ def image_delta(
         dp = products(rows.grad, cols.value, b, h, n, t, share != 0, keep, V, BLOCK_V, DOT, PRECISION)
         total += tl.sum(p, 1)
         weighted += tl.sum(p * dp, 1)
-    tl.store(rows.delta + head * rows.size + n, weighted / tl.where(total != 0, total, 1.0), inside)
+    at = sums + 2 * ((head * splits + split) * rows.size + n)
+    tl.store(at, total, inside)
+    tl.store(at + 1, weighted, inside)
 
 
 @triton.jit

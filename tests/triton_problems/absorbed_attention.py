@@ -7,10 +7,9 @@ KERNELS = {
     "attend_heads",
     "differentiate_image",
     "differentiate_text",
-    "image_delta",
+    "mean_gradients",
     "merge_attend",
     "merge_text",
-    "prepare",
 }
 SHARED_BUDGET = 64 << 10  # tiles: all that gfx942 has
 PROBLEMS = {
