@@ -106,6 +106,10 @@ struct Call {
     const int64_t most_heads = a.Dv ? 16 : tile;
     t.heads = a.T >= tile ? 1 : a.T < 1 ? most_heads : std::min(tile / a.T, most_heads);
     t.heads = std::min(t.heads, a.H < 1 ? 1 : a.H);
+    while (t.heads > 1 && shared_of(2) > device.shared)
+      t.heads = ceil_div(t.heads, 2);
+    t.stages = shared_of(3) <= device.shared ? 3 : 2;
+    shared = shared_of(t.stages);
     t.groups = ceil_div(a.H, t.heads);
     t.tiles = ceil_div(a.T, tile);
     t.whole = t.all_tiles() == 1 && a.Dv && a.pool;
@@ -113,10 +117,6 @@ struct Call {
     t.positions = ceil_div(a.N, tile);
     t.chunks = ceil_div(a.D, channels_of_chunk());
     t.value_chunks = ceil_div(a.Dv, channels_of_chunk());
-    t.stages = 3;
-    if (shared_of(3) > device.shared)
-      t.stages = 2;
-    shared = shared_of(t.stages);
     const int64_t columns = t.B * t.all_columns();
     t.keys = packed(columns * t.parts * t.width());
     if (a.Dv)
