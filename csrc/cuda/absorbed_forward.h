@@ -34,9 +34,12 @@ struct AbsorbedForward : AbsorbedBlock<T> {
       const bool there = item < t.heads * tile;
       const int r = item % tile;
       const int column = there ? item / tile * int(t.T) : 0;
-      RowSide side = sides[there ? item : 0];
+      RowSide side = {};
+      if (there)
+        side = sides[item];
       Base::merge(side.delta, side.share, there ? count : 0, lane, lanes,
                   [&](int c) { return columns[column + c].takes ? this->kept(r, column + c) : -INFINITY; });
+      __syncwarp();  // all have read
       if (there && lane == 0)
         sides[item] = side;
     });
@@ -107,6 +110,7 @@ struct AbsorbedPool : AbsorbedForward<T> {
       float sum = total[c];
       const float before =
           Base::merge(now, sum, tile, lane, lanes, [&](int r) { return valid[r] ? this->kept(r, c) : -INFINITY; });
+      __syncwarp();  // all have read
       if (lane == 0) {
         top[c] = now;
         total[c] = sum;
