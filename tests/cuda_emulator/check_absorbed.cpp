@@ -36,7 +36,9 @@ const char* absorbed() {
   for (int64_t i = 0; i < B * H * T; ++i) {
     bias[i] = normal();
     for (int64_t c = 0; c < d; ++c)
-      key.put(i * d + c, 0.2f * normal());
+      key.put(i * d + c, 0.2f * normal()), text_up.put(i * d + c, 0.2f * normal());
+    for (int64_t c = 0; c < dv; ++c)
+      value.put(i * dv + c, 0.2f * normal());
   }
   a.B = B;
   a.H = H;
