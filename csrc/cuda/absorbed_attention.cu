@@ -79,7 +79,6 @@ struct Call {
   AbsorbedTask t = {};
   Dtype dtype;
   Device device = current_device();
-  int64_t shared = 0;
   Pieces pieces;
 
   Call(const AbsorbedAttention& a, float* memory) : dtype(a.dtype), pieces{memory} {
@@ -106,6 +105,10 @@ struct Call {
     const int64_t most_heads = a.Dv ? 16 : tile;
     t.heads = a.T >= tile ? 1 : a.T < 1 ? most_heads : std::min(tile / a.T, most_heads);
     t.heads = std::min(t.heads, a.H < 1 ? 1 : a.H);
+    t.buffers = 1;
+    while (t.heads > 1 && shared_of(2) > device.shared)
+      t.heads = ceil_div(t.heads, 2);
+    t.stages = shared_of(3) <= device.shared ? 3 : 2;
     t.groups = ceil_div(a.H, t.heads);
     t.tiles = ceil_div(a.T, tile);
     t.whole = t.all_tiles() == 1 && a.Dv && a.pool;
@@ -113,10 +116,6 @@ struct Call {
     t.positions = ceil_div(a.N, tile);
     t.chunks = ceil_div(a.D, channels_of_chunk());
     t.value_chunks = ceil_div(a.Dv, channels_of_chunk());
-    t.stages = 3;
-    if (shared_of(3) > device.shared)
-      t.stages = 2;
-    shared = shared_of(t.stages);
     const int64_t columns = t.B * t.all_columns();
     t.keys = packed(columns * t.parts * t.width());
     if (a.Dv)
@@ -125,9 +124,45 @@ struct Call {
   }
 
   int64_t channels_of_chunk() const { return dtype == Dtype::float32 ? chunk_of<float> : chunk_of<bf16>; }
-  int64_t shared_of(int64_t stages) const {
-    return dtype == Dtype::float32 ? AbsorbedLayout<float>(stages, t.parts, t.heads).total
-                                   : AbsorbedLayout<bf16>(stages, t.parts, t.heads).total;
+  int64_t shared_of(int64_t stages, int64_t held = 0) const {
+    return dtype == Dtype::float32 ? AbsorbedLayout<float>(held, stages, t.parts, t.heads).total
+                                   : AbsorbedLayout<bf16>(held, stages, t.parts, t.heads).total;
+  }
+  int64_t slabs(int64_t channels) const {
+    return ceil_div(channels, dtype == Dtype::float32 ? slab_of<float> : slab_of<bf16>);
+  }
+  int64_t shared() const { return shared_of(t.stages, t.held); }
+  // Tiles of the image, and of the gradient, are held where a chunk has all of their channels and there is room.
+  void hold(bool grad) {
+    const int64_t image = slabs(t.D);
+    if (image > absorbed_slabs || shared_of(2, image) > device.shared)
+      return;
+    t.image_slabs = t.held = image;
+    const int64_t of_grad = slabs(t.Dv);
+    if (grad && of_grad <= absorbed_slabs && shared_of(2, image + of_grad) <= device.shared) {
+      t.grad_slabs = of_grad;
+      t.held += of_grad;
+    }
+    t.stages = shared_of(3, t.held) <= device.shared ? 3 : 2;
+  }
+  // Everything that a tile of columns has is held, too: nothing but the image is streamed, a tile ahead.
+  void reside() {
+    const int64_t image = slabs(t.D);
+    const int64_t values = t.whole ? slabs(t.Dv) : 0;
+    if (image > absorbed_slabs || values > absorbed_slabs)
+      return;
+    for (int64_t buffers : {2, 1}) {
+      const int64_t held = buffers * image + t.parts * (image + values);
+      if (shared_of(0, held) > device.shared)
+        continue;
+      t.image_slabs = image;
+      t.buffers = buffers;
+      t.held = held;
+      t.resident = 1;
+      t.stages = 0;
+      return;
+    }
+    hold(false);
   }
   void* packed(int64_t elements) { return pieces.take(dtype == Dtype::float32 ? elements : elements / 2); }
 
@@ -146,7 +181,7 @@ struct Call {
   const char* why_not() const {
     if (dtype == Dtype::float64)
       return no_float64;
-    if (shared > device.shared)
+    if (shared() > device.shared)
       return too_little;
     return beyond("positions or tokens", t.N < t.T ? t.T : t.N, most_rows);
   }
@@ -155,12 +190,15 @@ struct Call {
                   t);
   }
   const char* tiles_kernel(const AbsorbedKernel* kernels, int64_t blocks, void* stream) const {
-    return launch(kernels[int(dtype)], blocks, 1, 1, absorbed_threads, shared, static_cast<Stream>(stream), t);
+    return launch(kernels[int(dtype)], blocks, 1, 1, absorbed_threads, shared(), static_cast<Stream>(stream), t);
   }
 };
 
 struct ForwardCall : Call {
-  ForwardCall(const AbsorbedAttention& a, float* memory) : Call(a, memory) {
+  Call image;  // the image's side is cut otherwise
+  ForwardCall(const AbsorbedAttention& a, float* memory) : Call(a, memory), image(*this) {
+    image.hold(false);
+    reside();
     split(t.chunks);
     if (a.pool) {
       t.partial = pieces.take(left() * t.width());
@@ -168,15 +206,18 @@ struct ForwardCall : Call {
     }
   }
   const char* run(void* stream) const {
+    const bool attend = t.Dv && !(t.whole && t.N);
     const char* error = why_not();
+    if (!error && attend)
+      error = image.why_not();
     if (!error)
       error = columns_kernel(packs, stream);
     if (!error && t.pool)
       error = tiles_kernel(pools, t.B * t.all_tiles() * t.splits * t.chunks, stream);
     if (!error && t.pool)
       error = columns_kernel(merges, stream);
-    if (!error && t.Dv && !(t.whole && t.N))
-      error = tiles_kernel(attends, t.B * t.positions * t.value_chunks, stream);
+    if (!error && attend)
+      error = image.tiles_kernel(attends, t.B * t.positions * t.value_chunks, stream);
     return error;
   }
 };
@@ -198,6 +239,8 @@ struct BackwardCall : Call {
     if (t.of_image_out)
       t.delta = pieces.take(t.B * t.H * t.N);
     image = *this;
+    image.hold(t.of_image_out);
+    hold(false);
     t.chunks = t.grad_key.data ? t.chunks : t.grad_key_bias ? 1 : 0;
     t.value_chunks = t.grad_value.data ? t.value_chunks : 0;
     of_text = t.chunks + t.value_chunks > 0;
@@ -212,7 +255,7 @@ struct BackwardCall : Call {
     const char* error = why_not();
     if (!error)
       error = columns_kernel(packs, stream);
-    if (!error && t.of_image_out)
+    if (!error && t.of_image_out && (t.tiles > 1 || !t.grad_image.data))
       error = image.tiles_kernel(deltas, t.B * t.positions, stream);
     if (!error && t.grad_image.data)
       error = image.tiles_kernel(backward_images, t.B * t.positions * image.t.chunks, stream);

@@ -6,8 +6,9 @@
 // (a bias is the same for all positions, and cancels in a softmax over them). A weight that is exactly 1 is the only
 // one: its score has no gradient, and rounding must not leave one.
 //
-// AbsorbedDelta: delta[position, head] = sum over tokens of p <G, value>; AbsorbedBackwardImage: a block has a tile of
-// positions and goes through the columns, AbsorbedBackwardText: the other way round, for the merge.
+// AbsorbedBackwardImage: a block has a tile of positions and goes through the columns; AbsorbedBackwardText: the other
+// way round, for the merge. delta[position, head] = sum over tokens of p <G, value>: AbsorbedBackwardImage finds it
+// where a tile has whole heads, else AbsorbedDelta.
 #pragma once
 #include "absorbed_block.h"
 
@@ -21,17 +22,44 @@ struct AbsorbedBackward : AbsorbedBlock<T> {
   using AbsorbedBlock<T>::AbsorbedBlock;
 
   // <G, value>
-  MMK_DEVICE void weight_gradients(Tile& dp, int n, int64_t of_tile) const {
+  MMK_DEVICE void weight_gradients(Tile& dp, const typename Base::Rows& rows, int64_t of_tile) const {
     clear(dp);
     if (t.of_image_out)
-      this->product(dp, t.grad_image_out, n, t.Dv, this->how_grad(), this->values_of(of_tile), t.value_width(),
-                    int(t.parts));
+      this->product(dp, rows, {this->values_of(of_tile), t.value_width(), int(t.parts), nullptr});
   }
   // <image, F>
-  MMK_DEVICE void gathered_gradients(Tile& dq, int n, int64_t of_tile) const {
+  MMK_DEVICE void gathered_gradients(Tile& dq, const typename Base::Rows& rows, int64_t of_tile) const {
     clear(dq);
     if (t.of_text_out)
-      this->product(dq, t.image, n, t.D, this->how_image(), this->features_of(of_tile), t.width(), 1);
+      this->product(dq, rows, {this->features_of(of_tile), t.width(), 1, nullptr});
+  }
+  // The heads' sums over a tile's tokens, the group's k-th, of what a tile has, are added to their deltas.
+  MMK_DEVICE void add_deltas(const Tile& s, int k) const {
+    this->keep(s);
+    __syncthreads();
+    const int count = this->tokens_of(k);
+    this->by_items(int(t.heads) * tile, [&](int item, int lane, int lanes) {
+      const bool there = item < t.heads * tile;
+      float sum = 0;
+      for (int c = lane; there && c < count; c += lanes)
+        sum += this->kept(item % tile, item / tile * int(t.T) + c);
+      sum = over_lanes(sum, lanes, Sum());
+      if (there && lane == 0)
+        sides[item].delta += sum;
+    });
+    __syncthreads();
+  }
+  MMK_DEVICE void store_deltas(int64_t of_group, int n, int end) const {
+    for (int item = threadIdx.x; item < t.heads * tile; item += absorbed_threads)
+      if (n + item % tile < end && this->has_head(of_group, item / tile))
+        store(t.delta + this->head_index(of_group, item / tile) * t.N + n + item % tile, sides[item].delta);
+  }
+  // p <G, value>, in place of `to`.
+  MMK_DEVICE void weighted(Tile& to, const Tile& s, const Tile& dp) const {
+    this->each([&](int j, int i, int r, int c) {
+      const float p = this->weight(s[j][i], r, c);
+      to[j][i] = p == 0 ? 0.f : p * dp[j][i];
+    });
   }
 
   struct Weights {
@@ -72,29 +100,13 @@ struct AbsorbedDelta : AbsorbedBackward<T> {
         this->take_columns(g * t.tiles + k);
         __syncthreads();
         Tile s, dp;
-        this->score(s, n, g * t.tiles + k);
-        this->weight_gradients(dp, n, g * t.tiles + k);
-        this->each([&](int j, int i, int r, int c) {
-          const float p = this->weight(s[j][i], r, c);
-          s[j][i] = p == 0 ? 0.f : p * dp[j][i];
-        });
-        this->keep(s);
-        __syncthreads();
-        const int count = this->tokens_of(k);
-        this->by_items(int(t.heads) * tile, [&](int item, int lane, int lanes) {
-          const bool there = item < t.heads * tile;
-          float sum = 0;
-          for (int c = lane; there && c < count; c += lanes)
-            sum += this->kept(item % tile, item / tile * int(t.T) + c);
-          sum = over_lanes(sum, lanes, Sum());
-          if (there && lane == 0)
-            sides[item].delta += sum;
-        });
-        __syncthreads();
+        const bool fresh = g == 0 && k == 0;
+        this->score(s, this->image_rows(n, fresh, this->held_image(0)), this->keys(g * t.tiles + k));
+        this->weight_gradients(dp, this->grad_rows(n, fresh, this->held_grad()), g * t.tiles + k);
+        this->weighted(s, s, dp);
+        this->add_deltas(s, k);
       }
-      for (int item = threadIdx.x; item < t.heads * tile; item += absorbed_threads)
-        if (n + item % tile < end && this->has_head(g, item / tile))
-          store(t.delta + this->head_index(g, item / tile) * t.N + n + item % tile, sides[item].delta);
+      this->store_deltas(g, n, end);
       __syncthreads();
     }
   }
@@ -135,15 +147,22 @@ struct AbsorbedBackwardImage : AbsorbedBackward<T> {
     Chunk sum;
     Base::clear_chunk(sum);
     this->take_positions(n, end);
+    const bool own_deltas = t.of_image_out && t.tiles == 1;  // whole heads: their deltas are found here
     for (int64_t of_tile = 0; of_tile < t.all_tiles(); ++of_tile) {
       if (t.of_image_out && of_tile % t.tiles == 0)
-        this->take_sides(of_tile / t.tiles, n, end, true);
+        this->take_sides(of_tile / t.tiles, n, end, !own_deltas);
       this->take_columns(of_tile);
       __syncthreads();
       Tile s, dp, dq;
-      this->score(s, n, of_tile);
-      this->weight_gradients(dp, n, of_tile);
-      this->gathered_gradients(dq, n, of_tile);
+      this->score(s, this->image_rows(n, of_tile == 0, this->held_image(0)), this->keys(of_tile));
+      this->weight_gradients(dp, this->grad_rows(n, of_tile == 0, this->held_grad()), of_tile);
+      if (own_deltas) {
+        this->weighted(dq, s, dp);
+        this->add_deltas(dq, 0);
+        if (chunk == 0)
+          this->store_deltas(of_tile, n, end);
+      }
+      this->gathered_gradients(dq, this->image_rows(n, false, this->held_image(0)), of_tile);
       this->each([&](int j, int i, int r, int c) {
         const auto w = this->weigh(s[j][i], dp[j][i], dq[j][i], r, c);
         first[r * Layout::weights + c] = from_float<T>(w.ds);
@@ -221,12 +240,13 @@ struct AbsorbedBackwardText : AbsorbedBackward<T> {
         this->take_sides(of_tile / t.tiles, n, end, true);
       __syncthreads();
       Tile s, dp, dq;
-      this->score(s, n, of_tile);
+      T* held = this->held_image(0);
+      this->score(s, this->image_rows(n, true, held), this->keys(of_tile));
       clear(dp);
       clear(dq);
       if (of_key) {
-        this->weight_gradients(dp, n, of_tile);
-        this->gathered_gradients(dq, n, of_tile);
+        this->weight_gradients(dp, this->grad_rows(n, true, nullptr), of_tile);
+        this->gathered_gradients(dq, this->image_rows(n, false, held), of_tile);
       }
       this->each([&](int j, int i, int r, int c) {
         const auto w = this->weigh(s[j][i], dp[j][i], dq[j][i], r, c);
@@ -234,10 +254,9 @@ struct AbsorbedBackwardText : AbsorbedBackward<T> {
         first[r * Layout::weights + c] = from_float<T>(of_key ? w.ds : w.p);
       });
       if (of_key)
-        this->to_columns(sum, first, nullptr, t.image, n, t.D, this->how_image(), chunk, false);
+        this->to_columns(sum, first, nullptr, this->image_rows(n, false, held), chunk, false);
       else if (t.of_image_out)
-        this->to_columns(sum, first, nullptr, t.grad_image_out, n, t.Dv, this->how_grad(), chunk - int(t.chunks),
-                         false);
+        this->to_columns(sum, first, nullptr, this->grad_rows(n, true, nullptr), chunk - int(t.chunks), false);
     }
     __syncthreads();
     const int64_t to = t.left_at(this->b, of_tile, split);

@@ -20,7 +20,7 @@ struct AbsorbedBlock {
 
   const AbsorbedTask& t;
   int64_t b;
-  T *buffers, *first, *second;  // first, second: weights
+  T *held, *buffers, *first, *second;  // first, second: weights
   float* scratch;
   Column* columns;
   RowSide* sides;
@@ -29,8 +29,9 @@ struct AbsorbedBlock {
   int warp, group, half;
 
   MMK_DEVICE AbsorbedBlock(const AbsorbedTask& t, unsigned char* shared, int64_t b) : t(t), b(b) {
-    const Layout at(t.stages, t.parts, t.heads);
-    buffers = reinterpret_cast<T*>(shared);
+    const Layout at(t.held, t.stages, t.parts, t.heads);
+    held = reinterpret_cast<T*>(shared);
+    buffers = reinterpret_cast<T*>(shared + at.buffers);
     first = reinterpret_cast<T*>(shared + at.first);
     second = reinterpret_cast<T*>(shared + at.second);
     scratch = reinterpret_cast<float*>(shared + at.scratch);
@@ -86,12 +87,6 @@ struct AbsorbedBlock {
     __syncthreads();
   }
 
-  // Slab i of 64 rows, those from n on of `count`.
-  template <class How>
-  MMK_DEVICE void bring_rows(T* to, const HeadRows& f, int n, int64_t count, int64_t channels, int i, How how) const {
-    stage<tile, K>(to, static_cast<const T*>(f.data) + b * f.b + n * f.n + i * K * f.c, f, count - n, channels - i * K,
-                   how, threadIdx.x, absorbed_threads);
-  }
   // Slab i of 64 packed rows.
   MMK_DEVICE void bring_packed(T* to, const T* from, int64_t width, int i) const {
     constexpr int packs = K / Pack<T>::size;
@@ -106,30 +101,80 @@ struct AbsorbedBlock {
     return most(0, least(absorbed_slabs, slabs(channels) - chunk * absorbed_slabs));
   }
 
-  // s += 64 positions times 64 packed columns, over all channels. `parts`: the columns are the sum of so many.
-  template <class How>
-  MMK_DEVICE void product(Tile& s, const HeadRows& rows, int n, int64_t channels, How how, const T* packed,
-                          int64_t width, int parts) const {
-    const int64_t step = t.all_columns() * width;
-    stream<0>(
-        slabs(channels),
-        [&](int i, T* to) {
-          bring_rows(to, rows, n, t.N, channels, i, how);
-          for (int part = 0; part < parts; ++part)
-            bring_packed(to + (1 + part) * panel, packed + part * step, width, i);
+  // 64 positions of [B, N, channels], slab by slab. `held`: null, or memory for all of them, `bring`: where they aren't
+  // yet.
+  struct Rows {
+    const HeadRows& f;
+    int n;
+    int64_t channels;
+    bool masked;  // what takes no part isn't finite, or needn't be
+    T* held;
+    bool bring;
+  };
+  // 64 packed columns, the sum of so many parts. `held`: null, or where all are.
+  struct Columns {
+    const T* packed;
+    int64_t width;
+    int parts;
+    const T* held;
+  };
+  MMK_DEVICE void bring_slab(T* to, const Rows& rows, int i) const {
+    const HeadRows& f = rows.f;
+    const TokenMask& m = t.image_mask;
+    stage<tile, K>(
+        to, static_cast<const T*>(f.data) + b * f.b + rows.n * f.n + i * K * f.c, f, t.N - rows.n,
+        rows.channels - i * K,
+        [&](int r) {
+          return !rows.masked || !m.data || load(m.data + b * m.b + (rows.n + r) * m.t) ? Row::whole : Row::finite;
         },
-        [&](int, const T* from) {
-          for (int part = 0; part < parts; ++part)
-            mma<J, false, false>(s, from + 16 * group * pitch, pitch, from + (1 + part) * panel + 32 * half * pitch,
-                                 pitch, K);
-        });
+        threadIdx.x, absorbed_threads);
   }
-  MMK_DEVICE auto how_image() const {
-    return [this](int r) { return valid[r] ? Row::whole : Row::finite; };
+  MMK_DEVICE void bring_tile(const Rows& rows) const {
+    for (int i = 0; i < slabs(rows.channels); ++i)
+      bring_slab(rows.held + i * panel, rows, i);
   }
-  MMK_DEVICE auto how_grad() const {
-    return [](int) { return Row::whole; };
+  MMK_DEVICE void hold(T* to, const Columns& columns, int64_t channels) const {
+    const int count = slabs(channels);
+    for (int part = 0; part < columns.parts; ++part)
+      for (int i = 0; i < count; ++i)
+        bring_packed(to + (part * count + i) * panel, columns.packed + part * t.all_columns() * columns.width,
+                     columns.width, i);
   }
+
+  // s += positions times columns, over all channels.
+  MMK_DEVICE void product(Tile& s, const Rows& rows, const Columns& columns) const {
+    const int count = slabs(rows.channels);
+    auto use = [&](int i, const T* from) {
+      const T* x = rows.held ? rows.held + i * panel : from;
+      for (int part = 0; part < columns.parts; ++part)
+        mma<J, false, false>(
+            s, x + 16 * group * pitch, pitch,
+            (columns.held ? columns.held + (part * count + i) * panel : from + (1 + part) * panel) + 32 * half * pitch,
+            pitch, K);
+    };
+    if (columns.held && !rows.bring) {
+      for (int i = 0; i < count; ++i)
+        use(i, nullptr);
+      return;
+    }
+    stream<0>(
+        count,
+        [&](int i, T* to) {
+          if (rows.bring)
+            bring_slab(rows.held ? rows.held + i * panel : to, rows, i);
+          for (int part = 0; part < columns.parts && !columns.held; ++part)
+            bring_packed(to + (1 + part) * panel, columns.packed + part * t.all_columns() * columns.width,
+                         columns.width, i);
+        },
+        use);
+  }
+  // A tile of the image, and of image_out's gradient; `fresh`: none of it was brought yet.
+  MMK_DEVICE Rows image_rows(int n, bool fresh, T* held) const { return {t.image, n, t.D, true, held, fresh || !held}; }
+  MMK_DEVICE Rows grad_rows(int n, bool fresh, T* held) const {
+    return {t.grad_image_out, n, t.Dv, false, held, fresh || !held};
+  }
+  MMK_DEVICE T* held_image(int buffer) const { return t.image_slabs ? held + buffer * t.image_slabs * panel : nullptr; }
+  MMK_DEVICE T* held_grad() const { return t.grad_slabs ? held + t.buffers * t.image_slabs * panel : nullptr; }
   MMK_DEVICE const T* keys_of(int64_t of_tile) const {
     return static_cast<const T*>(t.keys) + (b * t.parts * t.all_columns() + of_tile * tile) * t.width();
   }
@@ -139,9 +184,10 @@ struct AbsorbedBlock {
   MMK_DEVICE const T* features_of(int64_t of_tile) const {
     return static_cast<const T*>(t.features) + (b * t.all_columns() + of_tile * tile) * t.width();
   }
-  MMK_DEVICE void score(Tile& s, int n, int64_t of_tile) const {
+  MMK_DEVICE Columns keys(int64_t of_tile) const { return {keys_of(of_tile), t.width(), int(t.parts), nullptr}; }
+  MMK_DEVICE void score(Tile& s, const Rows& rows, const Columns& of_keys) const {
     clear(s);
-    product(s, t.image, n, t.D, how_image(), keys_of(of_tile), t.width(), int(t.parts));
+    product(s, rows, of_keys);
     each([&](int j, int i, int, int c) { s[j][i] = fmaf(s[j][i], log4e, columns[c].bias); });
   }
 
@@ -250,25 +296,32 @@ struct AbsorbedBlock {
   }
   // sum += weights^T rows, a chunk of 64 positions' channels; `low`: null, or what the weights were rounded by;
   // `rescale`: sums so far times the columns' factors.
-  template <class How>
-  MMK_DEVICE void to_columns(Chunk& sum, const T* weights, const T* low, const HeadRows& rows, int n, int64_t channels,
-                             How how, int chunk, bool rescale) const {
-    stream<absorbed_slabs>(
-        slabs_of_chunk(channels, chunk),
-        [&](int i, T* to) { bring_rows(to, rows, n, t.N, channels, chunk * absorbed_slabs + i, how); },
-        [&](int i, const T* from) {
-          if (rescale) {
-            const float by[2] = {factor[16 * group + lane_row()], factor[16 * group + lane_row() + 8]};
+  MMK_DEVICE void to_columns(Chunk& sum, const T* weights, const T* low, const Rows& rows, int chunk,
+                             bool rescale) const {
+    auto use = [&](int i, const T* from) {
+      if (rescale) {
+        const float by[2] = {factor[16 * group + lane_row()], factor[16 * group + lane_row() + 8]};
 #pragma unroll
-            for (int j = 0; j < W; ++j)
+        for (int j = 0; j < W; ++j)
 #pragma unroll
-              for (int e = 0; e < 4; ++e)
-                sum[i][j][e] *= by[e / 2];
-          }
-          mma<W, true, true>(sum[i], weights + 16 * group, Layout::weights, from + half * (K / 2), pitch, tile);
-          if (low)
-            mma<W, true, true>(sum[i], low + 16 * group, Layout::weights, from + half * (K / 2), pitch, tile);
-        });
+          for (int e = 0; e < 4; ++e)
+            sum[i][j][e] *= by[e / 2];
+      }
+      mma<W, true, true>(sum[i], weights + 16 * group, Layout::weights, from + half * (K / 2), pitch, tile);
+      if (low)
+        mma<W, true, true>(sum[i], low + 16 * group, Layout::weights, from + half * (K / 2), pitch, tile);
+    };
+    const int count = slabs_of_chunk(rows.channels, chunk);
+    if (rows.held) {
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < absorbed_slabs; ++i)
+        if (i < count)
+          use(i, rows.held + i * panel);
+      __syncthreads();
+    } else {
+      stream<absorbed_slabs>(count, [&](int i, T* to) { bring_slab(to, rows, chunk * absorbed_slabs + i); }, use);
+    }
   }
   // What columns have gathered, to where the merge finds it.
   MMK_DEVICE void leave(const Chunk& sum, float* to, int64_t width, int chunk) const {

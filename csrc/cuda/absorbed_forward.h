@@ -34,9 +34,12 @@ struct AbsorbedForward : AbsorbedBlock<T> {
       const bool there = item < t.heads * tile;
       const int r = item % tile;
       const int column = there ? item / tile * int(t.T) : 0;
-      RowSide side = sides[there ? item : 0];
+      RowSide side = {};
+      if (there)
+        side = sides[item];
       Base::merge(side.delta, side.share, there ? count : 0, lane, lanes,
                   [&](int c) { return columns[column + c].takes ? this->kept(r, column + c) : -INFINITY; });
+      __syncwarp();  // all have read
       if (there && lane == 0)
         sides[item] = side;
     });
@@ -66,10 +69,11 @@ struct AbsorbedForward : AbsorbedBlock<T> {
       this->bring_packed(to + (1 + part) * Base::panel,
                          this->values_of(of_tile) + part * t.all_columns() * t.value_width(), t.value_width(), i);
   }
-  MMK_DEVICE void times_values(float (&sum)[Base::W][4], const T* weights, const T* from) const {
+  // Parts are `step` apart.
+  MMK_DEVICE void times_values(float (&sum)[Base::W][4], const T* weights, const T* from, int step) const {
     for (int part = 0; part < t.parts; ++part)
       mma<Base::W, false, true>(sum, weights + 16 * this->group * Layout::weights, Layout::weights,
-                                from + (1 + part) * Base::panel + half * (Base::K / 2), pitch, tile);
+                                from + part * step + half * (Base::K / 2), pitch, tile);
   }
   MMK_DEVICE void put_image(int n, int end, int r, int64_t channel, const float (&x)[8]) const {
     const HeadRows& to = t.image_out;
@@ -107,6 +111,7 @@ struct AbsorbedPool : AbsorbedForward<T> {
       float sum = total[c];
       const float before =
           Base::merge(now, sum, tile, lane, lanes, [&](int r) { return valid[r] ? this->kept(r, c) : -INFINITY; });
+      __syncwarp();  // all have read
       if (lane == 0) {
         top[c] = now;
         total[c] = sum;
@@ -125,16 +130,32 @@ struct AbsorbedPool : AbsorbedForward<T> {
     });
   }
   // The image's result of these positions, with all columns.
-  MMK_DEVICE void image_side(int n) const {
-    this->template stream<0>(
-        Base::slabs(t.Dv), [&](int i, T* to) { this->bring_values(to, of_tile, i); },
-        [&](int i, const T* from) {
-          float sum[Base::W][4];
-          clear(sum);
-          this->times_values(sum, second, from);
-          this->emit_slab(sum, i * Base::K,
-                          [&](int r, int64_t channel, float (&x)[8]) { this->put_image(n, end, r, channel, x); });
-        });
+  MMK_DEVICE void image_side(int n, const T* values) const {
+    auto use = [&](int i, const T* from, int step) {
+      float sum[Base::W][4];
+      clear(sum);
+      this->times_values(sum, second, from, step);
+      this->emit_slab(sum, i * Base::K,
+                      [&](int r, int64_t channel, float (&x)[8]) { this->put_image(n, end, r, channel, x); });
+    };
+    const int count = Base::slabs(t.Dv);
+    if (values) {
+      __syncthreads();
+      for (int i = 0; i < count; ++i)
+        use(i, values + i * Base::panel, count * Base::panel);
+      __syncthreads();
+    } else {
+      this->template stream<0>(
+          count, [&](int i, T* to) { this->bring_values(to, of_tile, i); },
+          [&](int i, const T* from) { use(i, from + Base::panel, Base::panel); });
+    }
+  }
+
+  // A tile of the image on its way to a buffer of its own.
+  MMK_DEVICE void prefetch(int n, int buffer) const {
+    if (n < end)
+      this->bring_tile(this->image_rows(n, true, this->held_image(buffer)));
+    copy_commit();
   }
 
   MMK_DEVICE void run() const {
@@ -146,13 +167,34 @@ struct AbsorbedPool : AbsorbedForward<T> {
       total[c] = 0;
     }
     const bool both = t.whole && chunk == 0;
+    typename Base::Columns keys = this->keys(of_tile);
+    T* values = nullptr;
+    if (t.resident) {
+      T* to = this->held_image(int(t.buffers));
+      this->hold(to, keys, t.D);
+      keys.held = to;
+      if (t.whole) {
+        values = to + t.parts * t.image_slabs * Base::panel;
+        this->hold(values, {this->values_of(of_tile), t.value_width(), int(t.parts), nullptr}, t.Dv);
+      }
+      prefetch(begin, 0);
+    }
+    int buffer = 0;
     for (int n = begin; n < end; n += tile) {
       this->take_positions(n, end);
       if (both)
         this->forget_sides();
+      if (t.resident) {
+        if (t.buffers == 2) {
+          prefetch(n + tile, 1 - buffer);
+          copy_wait<1>();
+        } else {
+          copy_wait<0>();
+        }
+      }
       __syncthreads();
       Tile s;
-      this->score(s, n, of_tile);
+      this->score(s, this->image_rows(n, !t.resident, this->held_image(buffer)), keys);
       this->keep(s);
       __syncthreads();
       over_positions();
@@ -162,12 +204,18 @@ struct AbsorbedPool : AbsorbedForward<T> {
       weigh_positions(s);
       if (both)
         this->finish_sides(0, n, end, true);
-      this->to_columns(sum, first, t.fine ? second : nullptr, t.image, n, t.D, this->how_image(), chunk, true);
+      this->to_columns(sum, first, t.fine ? second : nullptr, this->image_rows(n, false, this->held_image(buffer)),
+                       chunk, true);
+      if (t.resident && t.buffers == 1)
+        prefetch(n + tile, 0);
       if (both) {
         this->weigh_tokens(second, [&](int, int, int r, int c) { return this->kept(r, c); });
-        image_side(n);
+        image_side(n, values);
       }
+      if (t.buffers == 2)
+        buffer = 1 - buffer;
     }
+    copy_wait<0>();
     __syncthreads();
     const int64_t to = t.left_at(this->b, of_tile, split);
     this->leave(sum, t.partial + to * t.width(), t.width(), chunk);
@@ -206,7 +254,7 @@ struct AbsorbedAttend : AbsorbedForward<T> {
           this->take_columns(of_tile);
           __syncthreads();
           Tile s;
-          this->score(s, n, of_tile);
+          this->score(s, this->image_rows(n, g == 0 && k == 0 && pass == 0, this->held_image(0)), this->keys(of_tile));
           if (pass == 0) {
             this->keep(s);
             __syncthreads();
@@ -223,7 +271,7 @@ struct AbsorbedAttend : AbsorbedForward<T> {
           this->template stream<absorbed_slabs>(
               Base::slabs_of_chunk(t.Dv, chunk),
               [&](int i, T* to) { this->bring_values(to, of_tile, chunk * absorbed_slabs + i); },
-              [&](int i, const T* from) { this->times_values(sum[i], first, from); });
+              [&](int i, const T* from) { this->times_values(sum[i], first, from + Base::panel, Base::panel); });
         }
       }
       if (t.tiles == 0) {

@@ -48,19 +48,22 @@ struct AbsorbedTask {
   int64_t chunks, value_chunks, stages;  // 16 of D and Dv; buffers of slabs, 2 or 3
   int64_t of_image_out, of_text_out;     // 19 backward: there is a gradient of them
   int64_t fine;  // 21 1: positions are so few that the weights' roundings wouldn't cancel: they are two numbers
-  HeadRows image, key, value;                                                // 22 data, b, h, n, c each
-  Bias key_bias;                                                             // 37
-  TokenMask image_mask, text_mask;                                           // 42
-  HeadRows image_out, text_out;                                              // 50
-  float *image_softmax, *text_softmax;                                       // 60
-  HeadRows grad_image_out, grad_text_out, grad_image, grad_key, grad_value;  // 62
-  float* grad_key_bias;                                                      // 87
+  // Slabs that shared memory holds of a tile, or 0: of the image, in 1 or 2 buffers, of image_out's gradient; resident:
+  // a tile's keys and values, too. Slabs held in all.
+  int64_t image_slabs, buffers, grad_slabs, resident, held;                  // 22
+  HeadRows image, key, value;                                                // 27 data, b, h, n, c each
+  Bias key_bias;                                                             // 42
+  TokenMask image_mask, text_mask;                                           // 47
+  HeadRows image_out, text_out;                                              // 55
+  float *image_softmax, *text_softmax;                                       // 65
+  HeadRows grad_image_out, grad_text_out, grad_image, grad_key, grad_value;  // 67
+  float* grad_key_bias;                                                      // 92
   // Scratch. keys [b, part, column, D padded], values likewise, features (grad_text_out) [b, column, D padded].
-  void *keys, *values, *features;  // 88
-  Column* columns;                 // 91 [b, column]
-  float* delta;                    // 92 [b, h, n]: over tokens, the weights times their gradients
-  float *partial, *stats;  // 93 [b, tile, split, 64, D padded]; [.., 64, 2]: maximum, sum (backward: of the bias)
-  float* partial_value;    // 95 backward: [b, tile, split, 64, Dv padded]
+  void *keys, *values, *features;  // 93
+  Column* columns;                 // 96 [b, column]
+  float* delta;                    // 97 [b, h, n]: over tokens, the weights times their gradients
+  float *partial, *stats;  // 98 [b, tile, split, 64, D padded]; [.., 64, 2]: maximum, sum (backward: of the bias)
+  float* partial_value;    // 100 backward: [b, tile, split, 64, Dv padded]
 
   MMK_HOST_DEVICE int64_t all_tiles() const { return groups * tiles; }
   MMK_HOST_DEVICE int64_t all_columns() const { return all_tiles() * tile; }
@@ -71,7 +74,7 @@ struct AbsorbedTask {
     return ((b * all_tiles() + of_tile) * splits + split) * tile;
   }
 };
-static_assert(sizeof(AbsorbedTask) == 96 * 8, "every field has 8 bytes");
+static_assert(sizeof(AbsorbedTask) == 101 * 8, "every field has 8 bytes");
 
 inline HeadRows rows_of(const SampleRows& r) {
   return {r.data, r.b, 0, r.n, r.c};
@@ -84,14 +87,15 @@ struct AbsorbedLayout {
   static constexpr int weights = pitch_of<T, tile>;
   static constexpr int scores = tile + 1;  // floats: neighbouring rows in neighbouring banks
   static constexpr int emitted = 8 * (K / 16) + 4;
-  int64_t first, second, scratch, columns, sides, state, valid, total;
-  MMK_HOST_DEVICE AbsorbedLayout(int64_t stages, int64_t parts, int64_t heads) {
+  int64_t buffers, first, second, scratch, columns, sides, state, valid, total;
+  MMK_HOST_DEVICE AbsorbedLayout(int64_t held, int64_t stages, int64_t parts, int64_t heads) {
     constexpr int64_t size = sizeof(T);
     constexpr int64_t of_scores = tile * scores * 4;
     constexpr int64_t of_emitted = absorbed_threads / 32 * 16 * emitted * 4;
-    first = stages * (1 + parts) * tile * pitch * size;  // after the buffers of slabs: T [64][weights]
-    second = first + tile * weights * size;              // the same
-    scratch = second + tile * weights * size;            // float [64][scores], or rows that leave
+    buffers = held * tile * pitch * size;                          // after the slabs that are held
+    first = buffers + stages * (1 + parts) * tile * pitch * size;  // after the buffers of slabs: T [64][weights]
+    second = first + tile * weights * size;                        // the same
+    scratch = second + tile * weights * size;                      // float [64][scores], or rows that leave
     columns = scratch + round_up(of_scores < of_emitted ? of_emitted : of_scores, 16);  // Column [64]
     sides = columns + tile * int64_t(sizeof(Column));                                   // RowSide [heads][64]
     state = sides + heads * tile * int64_t(sizeof(RowSide));                            // float [3][64]
