@@ -126,10 +126,11 @@ def test_spatial_attention_in_many_chunks(combine):
 )
 @pytest.mark.parametrize("combine", ["multiply", "pool"])
 @pytest.mark.parametrize("bags", [None, (40, 4200)], ids=["dense", "packed"])
-def test_triton_in_many_chunks(bags, combine, monkeypatch):
-    """More chunks than are merged at once, of several tiles or one, as a device with many processors has them."""
+@pytest.mark.parametrize("processors", [132, 1])
+def test_triton_in_many_chunks(processors, bags, combine, monkeypatch):
+    """With many processors more chunks than are merged at once, of a tile each; with one, several tiles a chunk."""
     kernels = importlib.import_module("mmkernels.triton.spatial_attention")
-    monkeypatch.setattr(kernels, "processors", lambda tensor: 132)
+    monkeypatch.setattr(kernels, "processors", lambda tensor: processors)
     shape = (1, 4240, 64) if bags is None else (sum(bags), 64)
     case = spatial(f"many chunks {bags}", shape, bags, mask=True, rescale=True, combine=combine)
     assert_right("spatial_attention", case, torch.float32, "cpu", "triton")
@@ -147,6 +148,40 @@ def test_attention_in_many_parts(operation, positions, tokens):
         getattr(mmk, operation)(**case.build(torch.float32), backend=EMULATED[0])
         assert emulated.counts().blocks > 32
         assert_right(operation, case, torch.float32, *reversed(EMULATED))
+
+
+def equal_weights(operation):
+    """Sums of many numbers of one sign, whose weights are exactly 1 / count."""
+
+    def build(draw):
+        zeros = lambda *shape: torch.zeros(shape, device=draw.device, dtype=draw.dtype)
+        values = lambda *shape: 1 + draw.normal(*shape) / 4
+        if operation == "spatial_attention":
+            return {"image": values(1, 4096, 2), "text": zeros(1, 2), "combine": "pool"}
+        if operation == "additive_attention":
+            weights = {"w_image": draw.normal(2, 2), "w_query": None, "v": zeros(1, 2)}
+            return {"image": values(1, 4096, 2), "query": None, **weights}
+        one, many, value = zeros(1, 1, 1, 2), zeros(1, 1, 1024, 2), values(1, 1, 1024, 2)
+        if operation == "gated_cross_attention":
+            return {"query": one, "key": many, "value": value, "gate": one + 1}
+        return {"image_query": many, "text_key": one, "image_value": value, "text_value": one + 1}
+
+    return cases.Case("equal weights", "cut", build, True)
+
+
+@pytest.mark.parametrize(
+    "operation, backend, device, dtype",
+    [
+        pytest.param(operation, *each.values, id=f"{operation}-{each.id}")
+        for operation in mmk.functional.__all__
+        if operation != "channel_attention"  # sums over its few channels
+        for each in runnable(operation, [torch.bfloat16])
+        if each.values[0] != "reference"
+    ],
+)
+def test_long_sums_are_float32(operation, backend, device, dtype):
+    """One after another, as where there is one processor: a total as narrow as the image would stop to grow."""
+    assert_right_on(operation, equal_weights(operation), dtype, device, backend, processors=1)
 
 
 # Each warp of a block runs as far as it gets, the first or the last before the others; copies arrive as late as they

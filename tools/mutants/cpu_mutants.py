@@ -142,12 +142,14 @@ MUTANTS = (
         "a gradient that is rounding, where one weight is 1",
         "return share[i] == 1 ? C(1) : C(2);",
         "return C(2);",
+        "test_single_element.py -k cpu-cpu-float32",
     ),
     Mutant(
         "gated_cross_attention",
         "places counted in 32 bits",
         "T* row(int64_t i) const { return data + i * n; }",
         "T* row(int64_t i) const { return data + int(i * n); }",
+        "test_gated_cross_attention.py -k 'far_apart and cpu-cpu-float32'",
     ),
     Mutant(
         "bidirectional_attention",

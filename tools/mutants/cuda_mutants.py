@@ -161,6 +161,7 @@ MUTANTS = (
         "sums as wide as the image's numbers",
         "total += sum; } store(t.partial",
         "total = to_float(from_float<T>(total + sum)); } store(t.partial",
+        "test_cuts.py -k 'long_sums and additive and cuda-emulated'",
     ),
     Mutant(
         "additive_attention",
@@ -173,5 +174,12 @@ MUTANTS = (
         "only as many channels as a warp has lanes",
         "for (int64_t c = row.lane; c < a.D; c += 32) store(to +",
         "for (int64_t c = row.lane; c < least<int64_t>(a.D, 32); c += 32) store(to +",
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "a tile read before its copies have arrived",
+        "tiles.wait(); mma<J, false, false>(s, query",
+        "mma<J, false, false>(s, query",
+        HEADS_WARPS,
     ),
 )
