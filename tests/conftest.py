@@ -1,4 +1,5 @@
-"""What all tests share: fresh memory full of NaN, few threads, and the backends that can run here."""
+"""What all tests share: fresh memory full of NaN, few threads, the backend of the emulator, and a record of what
+ran."""
 
 import json
 import os
@@ -6,10 +7,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads don't spin: many times faster on a busy machine
 
 import coverage_table
-import emulated  # noqa: F401  (registers the backend "cuda-emulated")
-import interpreter  # noqa: F401  (makes Triton's interpreter faster)
 import pytest
 import torch
+from support import emulated, interpreter  # noqa: F401  (the backend "cuda-emulated"; a faster interpreter of Triton's)
 from torch.utils import deterministic
 
 from mmkernels import backends, cases
@@ -98,29 +98,3 @@ def pytest_deselected(items):
 
 def _reason(report):
     return report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
-
-
-def runnable(operation, dtypes=(torch.float32,)):
-    """(backend, device, dtype) of everything that can run an operation here, as parameters of a test."""
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    return [
-        pytest.param(backend, device, dtype, id=f"{backend}-{device}-{str(dtype).removeprefix('torch.')}")
-        for device in devices
-        for backend in backends.names()
-        for dtype in dtypes
-        if backends.why_not(backend, operation, device, dtype) is None
-    ]
-
-
-def runnable_cases(operation):
-    """(backend, device, dtype, case): every case on everything that can run it; a slow backend takes the small ones.
-    The backends of a case and dtype follow each other, for the truth is computed once for all. (The reference is the
-    truth: it is compared in float32 alone.)"""
-    combinations = sorted(runnable(operation, cases.DTYPES), key=lambda c: (c.values[1], str(c.values[2])))
-    return [
-        pytest.param(*combination.values, case, id=f"{combination.id}-{case.name}")
-        for case in cases.selected(operation)
-        for combination in combinations
-        if (case.small or not cases.is_slow(*combination.values[:2]))
-        and (combination.values[0] != "reference" or combination.values[2] == torch.float32)
-    ]

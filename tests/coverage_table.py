@@ -160,7 +160,7 @@ class _Words(dict):
 
 def _operation(item, parameters):
     """What a parameter names, or the file."""
-    import calls  # which wants conftest
+    from support import calls  # which wants the emulator registered
 
     for value in parameters.values():
         name = getattr(value, "operation", getattr(value, "__name__", value))

@@ -66,7 +66,7 @@ def least(batch, positions, channels, dtype, which):
 
 def moved(batch, positions, channels, dtype, which):
     """What the emulator counts for one call: loaded, stored, launches, blocks, shared."""
-    import emulated
+    from support import emulated
 
     image = torch.randn(batch, positions, channels).to(dtype)
     text = torch.randn(batch, channels).to(dtype)
@@ -98,7 +98,7 @@ def attention_least(operation, which, batch, heads, positions, tokens, d, dv, dt
 
 def attention_moved(operation, which, batch, heads, positions, tokens, d, dv, dtype):
     """What the emulator counts for one call. Backward: all gradients, the result before the gate was kept."""
-    import emulated
+    from support import emulated
 
     make = lambda rows, channels: torch.randn(batch, heads, rows, channels).to(dtype)
     query = make(positions, d)
@@ -176,7 +176,7 @@ def kernel_jobs():
 
 def resources(architecture, operation="spatial_attention"):
     """{kernel: registers, spilled bytes, static shared memory, stack}"""
-    import compiling
+    from support import compiling
 
     _, said = compiling.compiled(*kernel_jobs()[operation])
     found = {}
@@ -212,7 +212,7 @@ def movement_rows():
 
 def cluster_rows():
     """What an H100 would move without clusters, and with them."""
-    import emulated
+    from support import emulated
 
     rows = []
     for shape in SHAPES:
@@ -255,7 +255,7 @@ the rows' deltas (and a merge where the stream is split); else one launch a side
 
 def row_rows():
     """What the kernels of channel and additive attention count beside the library's products."""
-    import emulated
+    from support import emulated
 
     rows = []
     for operation, shape, hidden, dtype in (

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from attention_tests import (
+from support.attention_tests import (
     assert_computes,
     assert_gradients,
     assert_module,
@@ -13,7 +13,7 @@ from attention_tests import (
     draw,
     gradients,
 )
-from conftest import runnable, runnable_cases
+from support.runnable import runnable, runnable_cases
 
 import mmkernels as mmk
 from mmkernels import cases

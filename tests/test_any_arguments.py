@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from attention_tests import assert_passed
-from conftest import runnable
+from support.attention_tests import assert_passed
+from support.runnable import runnable
 
 import mmkernels as mmk
 from mmkernels import cases, functional, tolerance

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from attention_tests import draw
-from conftest import runnable
-from mistakes import BAGS
+from support.attention_tests import draw
+from support.mistakes import BAGS
+from support.runnable import runnable
 from test_errors import FORMS, OPERATIONS
 
 import mmkernels as mmk

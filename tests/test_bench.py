@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from compiling import ROOT
+from support.compiling import ROOT
 
 from mmkernels import functional
 from mmkernels.bench import report

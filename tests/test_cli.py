@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from attention_tests import assert_rule
+from support.attention_tests import assert_rule
 
 import mmkernels as mmk
 from mmkernels import backends, cases, functional, peers, reference, verify

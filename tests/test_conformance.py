@@ -3,8 +3,8 @@ is shown by test_conformance_torch.py; tests/coverage_table.py lists all propert
 
 import pytest
 import torch
-from attention_tests import assert_rule, draw, outputs
-from calls import MAIN, VARIANTS, function_of, parameters, tensors_of
+from support.attention_tests import assert_rule, draw, outputs
+from support.calls import MAIN, VARIANTS, function_of, parameters, tensors_of
 
 import mmkernels as mmk
 from mmkernels import cases

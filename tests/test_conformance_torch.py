@@ -7,9 +7,9 @@ import threading
 
 import pytest
 import torch
-from attention_tests import assert_rule
-from calls import MAIN, VARIANTS, function_of, parameters, tensors_of
-from conftest import runnable
+from support.attention_tests import assert_rule
+from support.calls import MAIN, VARIANTS, function_of, parameters, tensors_of
+from support.runnable import runnable
 from test_conformance import equal, gradients, incoming, of_size
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import coverage_table
 import pytest
-from conftest import runnable
+from support.runnable import runnable
 
 BACKENDS = [p.values[0] for p in runnable("spatial_attention") if p.values[1] == "cpu"]
 MARKED = {path.name for path in Path(__file__).parent.glob("test_*.py") if "mark.property(" in path.read_text()}

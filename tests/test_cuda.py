@@ -6,12 +6,11 @@ import shutil
 import subprocess
 import sysconfig
 
-import compiling
-import emulated
 import gpu_table
 import pybind11
 import pytest
 import torch
+from support import compiling, emulated
 from torch.utils import cpp_extension
 
 import mmkernels as mmk

@@ -4,9 +4,8 @@ import os
 import re
 import subprocess
 
-import compiling
-import emulated
 import pytest
+from support import compiling, emulated
 
 BUGS = {
     "none": 0,

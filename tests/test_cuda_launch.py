@@ -3,10 +3,9 @@
 import subprocess
 from pathlib import Path
 
-import compiling
-import emulated
 import pytest
 import torch
+from support import compiling, emulated
 
 import mmkernels as mmk
 

@@ -4,11 +4,11 @@ warp merges at once, bags that begin inside a chunk, warps that run far ahead of
 import importlib
 import itertools
 
-import emulated
 import pytest
 import torch
-from attention_tests import assert_right, assert_rule
-from conftest import runnable
+from support import emulated
+from support.attention_tests import assert_right, assert_rule
+from support.runnable import runnable
 
 import mmkernels as mmk
 from mmkernels import backends, cases, peers, reference

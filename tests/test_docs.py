@@ -4,7 +4,7 @@ import re
 import runpy
 
 import pytest
-from compiling import ROOT
+from support.compiling import ROOT
 
 PAGES = sorted(path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FOLDERS = ("bench", "csrc", "examples", "mmkernels", "tests", "tools")

@@ -1,18 +1,19 @@
 """Every mistake in an argument has a message that names it, tells what came, and what was expected; the tables are in
-tests/mistakes."""
+tests/operations."""
 
 import importlib
 import inspect
 
 import pytest
 import torch
-from mistakes import modules, of_public, wrong_tensors
-from mistakes.spatial_attention import IMAGE, TEXT
+from operations.spatial_attention import IMAGE, TEXT
+from support import module_mistakes as modules
+from support.mistakes import of_public, wrong_tensors
 
 import mmkernels as mmk
 from mmkernels import backends, functional
 
-OPERATIONS = {name: importlib.import_module(f"mistakes.{name}") for name in functional.__all__}
+OPERATIONS = {name: importlib.import_module(f"operations.{name}") for name in functional.__all__}
 FORMS = [
     pytest.param(name, form, id=f"{name}-{kind}")
     for name, operation in OPERATIONS.items()

@@ -3,7 +3,7 @@
 import runpy
 
 import pytest
-from compiling import ROOT
+from support.compiling import ROOT
 
 SLOW = {"compile_and_export"}
 EXAMPLES = [

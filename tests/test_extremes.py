@@ -3,8 +3,8 @@
 
 import pytest
 import torch
-from attention_tests import outputs
-from conftest import runnable
+from support.attention_tests import outputs
+from support.runnable import runnable
 
 import mmkernels as mmk
 from mmkernels import cases, reference

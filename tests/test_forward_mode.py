@@ -5,9 +5,9 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_rule, draw
-from calls import VARIANTS, function_of, parameters, tensors_of
-from conftest import runnable
+from support.attention_tests import assert_rule, draw
+from support.calls import VARIANTS, function_of, parameters, tensors_of
+from support.runnable import runnable
 from torch.autograd import forward_ad
 from torch.func import hessian, jacfwd, jacrev, jvp, linearize, vmap
 from torch.utils._pytree import tree_leaves

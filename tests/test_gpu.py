@@ -9,8 +9,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from compiling import ROOT
-from gpu_calls import Call, chosen
+from support.compiling import ROOT
+from support.gpu_calls import Call, chosen
 
 from mmkernels import backends, cases, functional
 

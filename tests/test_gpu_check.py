@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from compiling import ROOT
+from support.compiling import ROOT
 
 from mmkernels import functional
 

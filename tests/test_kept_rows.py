@@ -3,7 +3,7 @@ compute it again."""
 
 import pytest
 import torch
-from attention_tests import assert_computes
+from support.attention_tests import assert_computes
 
 import mmkernels as mmk
 from mmkernels.ops import common

@@ -5,8 +5,8 @@ import functools
 
 import pytest
 import torch
-from attention_tests import draw
-from conftest import runnable
+from support.attention_tests import draw
+from support.runnable import runnable
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attention_tests import assert_module, assert_rule
+from support.attention_tests import assert_module, assert_rule
 
 from mmkernels.models import ImageTextModel
 from mmkernels.training import step

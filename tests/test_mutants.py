@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from compiling import ROOT
+from support.compiling import ROOT
 
 from mmkernels import functional
 

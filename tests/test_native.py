@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import compiling
 import pytest
+from support import compiling
 
 from mmkernels import backends, functional
 

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import compiling
 import pytest
 import torch
+from support import compiling
 from torch.utils import cpp_extension
 
 import mmkernels as mmk

@@ -4,8 +4,8 @@ import functools
 
 import pytest
 import torch
-from attention_tests import assert_computes, call, draw, negative
-from conftest import runnable
+from support.attention_tests import assert_computes, call, draw, negative
+from support.runnable import runnable
 
 import mmkernels as mmk
 from mmkernels import backends

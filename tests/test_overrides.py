@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from calls import MAIN, VARIANTS, function_of, tensors_of
+from support.calls import MAIN, VARIANTS, function_of, tensors_of
 from torch.overrides import TorchFunctionMode
 
 import mmkernels as mmk

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from compiling import ROOT
+from support.compiling import ROOT
 
 import mmkernels as mmk
 from mmkernels import backends, versions

@@ -3,7 +3,7 @@ those of one bag after another."""
 
 import pytest
 import torch
-from attention_tests import draw
+from support.attention_tests import draw
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mmkernels import reference

@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 import torch
-from attention_tests import assert_rule, draw
+from support.attention_tests import assert_rule, draw
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from attention_tests import assert_rule
+from support.attention_tests import assert_rule
 
 import mmkernels
 from mmkernels import cases, functional, peers, reference, tolerance

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import runnable
+from support.runnable import runnable
 
 import mmkernels as mmk
 from mmkernels import reference, tolerance

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from attention_tests import (
+from support.attention_tests import (
     assert_computes,
     assert_right,
     assert_rule,
@@ -14,7 +14,7 @@ from attention_tests import (
     far_apart,
     gradients,
 )
-from conftest import runnable, runnable_cases
+from support.runnable import runnable, runnable_cases
 
 import mmkernels as mmk
 from mmkernels import backends, cases, reference

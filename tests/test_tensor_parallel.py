@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tensor_parallel
 import torch
-from attention_tests import assert_rule
+from support import tensor_parallel
+from support.attention_tests import assert_rule
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from compiling import ROOT
+from support.compiling import ROOT
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_tests import assert_computes, assert_meets, standard_of
+from support.attention_tests import assert_computes, assert_meets, standard_of
 
 import mmkernels as mmk
 from mmkernels import backends

@@ -10,7 +10,7 @@ import inspect
 
 import pytest
 import torch
-from attention_tests import assert_computes, assert_meets, assert_rule, standard_of
+from support.attention_tests import assert_computes, assert_meets, assert_rule, standard_of
 
 import mmkernels as mmk
 from mmkernels import backends

@@ -10,7 +10,7 @@ import importlib.util
 
 import pytest
 import torch
-from attention_tests import draw
+from support.attention_tests import draw
 from triton_problems import OPERATIONS
 
 import mmkernels as mmk

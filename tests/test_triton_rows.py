@@ -8,7 +8,7 @@ import importlib.util
 
 import pytest
 import torch
-from attention_tests import assert_computes, assert_meets, assert_rule, standard_of
+from support.attention_tests import assert_computes, assert_meets, assert_rule, standard_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmkernels as mmk

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from compiling import ROOT
+from support.compiling import ROOT
 
 import mmkernels
 from mmkernels import functional
@@ -31,7 +31,7 @@ def test_a_type_checker_reads_what_users_write(tmp_path):
         environment["MYPYPATH"] = str(installed)
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent"]
     command.append("--untyped-calls-exclude=torch")  # its own backward() has no types
-    files = [ROOT / "tests/typed_user.py", *(ROOT / "examples").glob("*.py"), tmp_path / "readme.py"]
+    files = [ROOT / "tests/support/typed_user.py", *(ROOT / "examples").glob("*.py"), tmp_path / "readme.py"]
     done = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 

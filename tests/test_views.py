@@ -3,8 +3,8 @@ not what is in memory."""
 
 import pytest
 import torch
-from attention_tests import assert_rule, negative
-from calls import function_of, parameters, tensors_of
+from support.attention_tests import assert_rule, negative
+from support.calls import function_of, parameters, tensors_of
 
 import mmkernels as mmk
 

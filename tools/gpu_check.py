@@ -84,7 +84,7 @@ def steps(facts):
                 "--error-exitcode",
                 "9",
                 PYTHON,
-                "tests/gpu_calls.py",
+                "tests/support/gpu_calls.py",
                 backend,
             ]
             # Without PyTorch's cache, an allocation's ends are seen, and what was never written.

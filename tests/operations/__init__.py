@@ -1,6 +1,11 @@
-"""What the suite knows of each operation: a file each, whose VARIANTS are small calls in each of its forms.
+"""What the suite knows of each operation, a file each. Whoever adds an operation adds its file.
 
-Every property of tests/test_conformance*.py holds for every variant. Whoever adds an operation adds its file.
+VARIANTS are small calls in each of its forms: every property of tests/test_conformance*.py holds for all of them.
+
+FORMS are valid calls of the public function by name, and MISTAKES what is wrong with them beyond what support/mistakes.py
+makes of all; KERNELS are valid calls of the registered operation and, by suffix, what its other functions get besides
+("_backward": gradients and what was kept), and WRONG what they must refuse beyond wrong tensors. A public mistake is
+(changed arguments, exception, what the message must contain).
 """
 
 from collections.abc import Callable

@@ -3,6 +3,7 @@
 import functools
 
 import torch
+from support.mistakes import BAG_SIZES, BAGS, WRONG_OFFSETS, Form
 
 from . import Variant, no_second, of_rows, some
 
@@ -53,4 +54,152 @@ VARIANTS = {
         options=lambda s: {"offsets": bags(s), "combine": "multiply", "activation": "gelu"},
         hidden={},
     ),
+}
+
+
+# The mistakes that callers make -----------------------------------------------------------------------------------------
+
+FORM_SIZES = {"B": 2, "N": 6, "D": 8, "E": 5, "A": 7, "K": 1}
+POSITIONAL = 5
+OPTIONAL = ("query", "w_query", "bias", "w_gate", "bias_gate", "mask")
+
+FORM_LAYERS = {
+    "w_image": "A, D",
+    "query": "B, E",
+    "w_query": "A, E",
+    "v": "K, A",
+    "bias": "A",
+    "w_gate": "A, D",
+    "bias_gate": "A",
+}
+FORMS = {
+    "batch": Form(FORM_SIZES, {"image": "B, N, D", **FORM_LAYERS, "mask": "B, N"}),
+    "packed": Form(FORM_SIZES | BAG_SIZES, {"image": "rows, D", **FORM_LAYERS, "mask": "rows"}, offsets=BAGS),
+}
+GIVEN = FORMS["batch"].arguments
+
+MISTAKES = {
+    "batch": {
+        "image without channels": (
+            {"image": GIVEN["image"][..., :0]},
+            ValueError,
+            ["image must have at least one channel (D), got shape [2, 6, 0]"],
+        ),
+        "image not packed": (
+            {"offsets": BAGS},
+            ValueError,
+            ["image must have shape [rows, D] = [any, any], got [2, 6, 8]"],
+        ),
+        "w_image without rows": (
+            {"w_image": GIVEN["w_image"][:0]},
+            ValueError,
+            ["w_image must have at least one row (A), got shape [0, 8]"],
+        ),
+        "query None": ({"query": None}, ValueError, ["query must be given with w_query (or both be None), got None"]),
+        "w_query None": (
+            {"w_query": None},
+            ValueError,
+            ["w_query must be given with query (or both be None), got None"],
+        ),
+        "v without rows": ({"v": GIVEN["v"][:0]}, ValueError, ["v must have at least one row (K), got shape [0, 7]"]),
+        "v of two maps": (
+            {"v": torch.randn(2, 7), "combine": "multiply"},
+            ValueError,
+            ["v must have one row (K = 1) with combine='multiply', got shape [2, 7]"],
+        ),
+        "w_gate None": ({"w_gate": None}, ValueError, ["w_gate must be given with bias_gate, got None"]),
+        "activation unknown": (
+            {"activation": "sigmoid"},
+            ValueError,
+            ["activation must be one of 'tanh', 'relu', 'gelu', got 'sigmoid'"],
+        ),
+        "activation a function": (
+            {"activation": torch.tanh},
+            TypeError,
+            ["activation must be a str, got builtin_function_or_method"],
+        ),
+        "combine unknown": ({"combine": "add"}, ValueError, ["combine must be one of 'pool', 'multiply', got 'add'"]),
+    },
+    "packed": {
+        "mask of a batch": ({"mask": GIVEN["mask"]}, ValueError, ["mask must have shape [rows] = [6], got [2, 6]"]),
+    },
+}
+
+INPUTS = {"shift": "B, A", "w_image": "A, D", "v": "K, A", "w_gate": "A, D", "shift_gate": "A"}
+KEPT = {"R": 0}  # no rows' products are kept: kept is empty
+KERNELS = {
+    "pool": (
+        Form(
+            FORM_SIZES | KEPT | {"K": 3},
+            {"image": "B, N, D", **INPUTS, "mask": "B, N"},
+            offsets=None,
+            activation=0,
+            pool=True,
+            kept_rows=0,
+        ),
+        {"_backward": {"grad_result": "B, K, D", "grad_weights": "B, K, N", "weights": "B, K, N", "kept": "R, A + A"}},
+    ),
+    "multiply": (
+        Form(
+            FORM_SIZES | KEPT,
+            {"image": "B, N, D", **INPUTS, "mask": "B, N"},
+            offsets=None,
+            activation=1,
+            pool=False,
+            kept_rows=0,
+        ),
+        {"_backward": {"grad_result": "B, N, D", "grad_weights": "B, K, N", "weights": "B, K, N", "kept": "R, A + A"}},
+    ),
+    "packed": (
+        Form(
+            FORM_SIZES | BAG_SIZES | KEPT | {"K": 2},
+            {"image": "rows, D", **INPUTS, "mask": "rows"},
+            offsets=BAGS,
+            activation=2,
+            pool=True,
+            kept_rows=0,
+        ),
+        {"_backward": {"grad_result": "B, K, D", "grad_weights": "K, rows", "weights": "K, rows", "kept": "R, A + A"}},
+    ),
+    "kept": (
+        Form(
+            FORM_SIZES | {"R": 5},
+            {"image": "B, N, D", "shift": "B, A", "w_image": "A, D", "v": "K, A"},
+            w_gate=None,
+            shift_gate=None,
+            mask=None,
+            offsets=None,
+            activation=0,
+            pool=True,
+            kept_rows=5,
+        ),
+        {"_backward": {"grad_result": "B, K, D", "grad_weights": "B, K, N", "weights": "B, K, N", "kept": "R, A"}},
+    ),
+}
+KERNEL_GIVEN = KERNELS["pool"][0].arguments
+WRONG = {
+    "pool": {
+        "shift_gate without w_gate": {"w_gate": None},
+        "activation unknown": {"activation": 3},
+        "activation negative": {"activation": -1},
+        "activation far": {"activation": 2**32},
+        "three maps multiplied": {"pool": False},
+        "offsets with a batch": {"offsets": BAGS},
+        "no channels": {name: KERNEL_GIVEN[name][..., :0] for name in ("image", "w_image", "w_gate")},
+        "no maps": {"v": KERNEL_GIVEN["v"][:0]},
+        "no hidden layer": {
+            "shift": KERNEL_GIVEN["shift"][:, :0],
+            "w_image": KERNEL_GIVEN["w_image"][:0],
+            "v": KERNEL_GIVEN["v"][:, :0],
+            "w_gate": KERNEL_GIVEN["w_gate"][:0],
+            "shift_gate": KERNEL_GIVEN["shift_gate"][:0],
+        },
+    },
+    "multiply": {"two maps": {"v": torch.randn(2, 7)}, "no maps": {"v": torch.randn(0, 7)}},
+    "packed": WRONG_OFFSETS,
+    "kept": {
+        "fewer rows than none": {"kept_rows": -1},
+        "more rows than there are": {"kept_rows": 13},
+        "far more": {"kept_rows": 2**62},
+    },
 }

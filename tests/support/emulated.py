@@ -12,12 +12,13 @@ import sysconfig
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import compiling
 import torch
-from compiling import COMPILER, ROOT
 from torch.utils import cpp_extension
 
 from mmkernels import backends
+
+from . import compiling
+from .compiling import COMPILER, ROOT
 
 EMULATOR = ROOT / "tests" / "cuda_emulator"
 # Type punning between vectors and their elements is fine for nvcc, so it has to be here.

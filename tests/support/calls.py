@@ -4,10 +4,11 @@ import importlib
 
 import pytest
 import torch
-from attention_tests import draw
-from conftest import runnable
 
 from mmkernels import cases, functional, reference
+
+from .attention_tests import draw
+from .runnable import runnable
 
 VARIANTS = {
     name: variant

@@ -1,7 +1,7 @@
 """A few calls of every operation, forward and backward: what tests/test_gpu.py captures and runs in threads. As a
 program each runs once and nothing is compared, for compute-sanitizer:
 
-    python tests/gpu_calls.py cuda|triton
+    python tests/support/gpu_calls.py cuda|triton
 """
 
 import functools

@@ -6,7 +6,7 @@ import torch
 
 import mmkernels as mmk
 
-from . import of_layouts, of_options
+from .mistakes import of_layouts, of_options
 
 # The arguments that are needed.
 MADE_OF = {

@@ -1,11 +1,4 @@
-"""The mistakes that callers make: one file an operation with those that are its own, and here those that all have in
-common.
-
-A file describes FORMS, valid calls of the public function by name, and MISTAKES in them beyond the common ones;
-KERNELS, valid calls of the registered operation and, by suffix, what its other functions get besides ("_backward":
-gradients and what was kept), and WRONG, what they must refuse beyond the common ones. A public mistake is (changed
-arguments, exception, what the message must contain).
-"""
+"""The mistakes that callers make: those that all operations have in common. Their own are in tests/operations."""
 
 import inspect
 import warnings

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("MMKERNELS_TEST_CACHE") or Path(tempfile.gettempdir()) / f"mmkernels-tests-{os.getuid()}")
 COMPILER = os.environ.get("CXX", "g++")
 INCLUDE = re.compile(rb'^\s*#\s*include\s+"([^"]+)"', re.M)
