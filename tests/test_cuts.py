@@ -184,6 +184,50 @@ def test_long_sums_are_float32(operation, backend, device, dtype):
     assert_right_on(operation, equal_weights(operation), dtype, device, backend, processors=1)
 
 
+def rising(operation):
+    """Scores that rise from 0 to 30 along what a softmax runs over, which is longer than any kernel takes at once."""
+
+    def build(draw):
+        def ramp(*shape, most=30.0, dim=-2):
+            """Channel 0 (or all along `dim` -1) rises, the others are random."""
+            values = draw.normal(*shape)
+            steps = torch.linspace(0, most, shape[dim], device=draw.device).to(draw.dtype)
+            (values if dim == -1 else values[..., 0])[:] = steps
+            return values
+
+        first = torch.tensor([[1.0, 0.0]], device=draw.device, dtype=draw.dtype)
+        if operation == "spatial_attention":
+            return {"image": ramp(1, 9000, 8), "text": first.repeat(1, 4) * 2, "scale": 0.5, "combine": "pool"}
+        if operation == "additive_attention":
+            network = {"w_image": first, "w_query": None, "v": first[:, :1], "activation": "relu"}
+            return {"image": ramp(1, 3000, 2), "query": None, **network}
+        if operation == "channel_attention":
+            weight = draw.normal(2100, 2102) / 2100
+            return {"image": draw.normal(1, 2, 2100), "text": first, "weight": weight, "bias": ramp(2100, dim=-1)}
+        if operation == "gated_cross_attention":
+            query, key, gate = first.expand(1, 1, 3, 2).contiguous(), ramp(1, 1, 1200, 2), draw.normal(1, 1, 3, 2)
+            return {"query": query, "key": key, "value": draw.normal(1, 1, 1200, 2), "gate": gate, "scale": 1.0}
+        image, text = ramp(1, 1, 300, 2, most=6.0), ramp(1, 1, 600, 2, most=5.0)
+        values = {"image_value": draw.normal(1, 1, 300, 2), "text_value": draw.normal(1, 1, 600, 2)}
+        return {"image_query": image, "text_key": text, **values, "scale": 1.0}
+
+    return cases.Case("rising scores", "cut", build, True)
+
+
+@pytest.mark.parametrize(
+    "operation, backend, device, dtype",
+    [
+        pytest.param(operation, *each.values, id=f"{operation}-{each.id}")
+        for operation in mmk.functional.__all__
+        for each in runnable(operation)
+        if each.values[0] != "reference"
+    ],
+)
+def test_scores_that_rise(operation, backend, device, dtype):
+    """Every block of them has a new maximum: what was summed before fades, or would be far too large."""
+    assert_right_on(operation, rising(operation), dtype, device, backend, processors=1)
+
+
 # Each warp of a block runs as far as it gets, the first or the last before the others; copies arrive as late as they
 # may.
 WARPS = ["warps", "warps_descending"]

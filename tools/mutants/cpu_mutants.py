@@ -56,6 +56,7 @@ MUTANTS = (
         "sum not rescaled to the new maximum",
         "total[k] *= factor;",
         "",
+        "test_cuts.py -k 'that_rise and additive and cpu-cpu'",
     ),
     Mutant(
         "additive_attention",
