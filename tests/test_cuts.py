@@ -207,8 +207,8 @@ def rising(operation):
         if operation == "gated_cross_attention":
             query, key, gate = first.expand(1, 1, 3, 2).contiguous(), ramp(1, 1, 1200, 2), draw.normal(1, 1, 3, 2)
             return {"query": query, "key": key, "value": draw.normal(1, 1, 1200, 2), "gate": gate, "scale": 1.0}
-        image, text = ramp(1, 1, 300, 2, most=6.0), ramp(1, 1, 600, 2, most=5.0)
-        values = {"image_value": draw.normal(1, 1, 300, 2), "text_value": draw.normal(1, 1, 600, 2)}
+        image, text = ramp(1, 1, 130, 2, most=6.0), ramp(1, 1, 600, 2, most=5.0)
+        values = {"image_value": draw.normal(1, 1, 130, 2), "text_value": draw.normal(1, 1, 600, 2)}
         return {"image_query": image, "text_key": text, **values, "scale": 1.0}
 
     return cases.Case("rising scores", "cut", build, True)
