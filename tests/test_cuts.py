@@ -151,12 +151,12 @@ def test_attention_in_many_parts(operation, positions, tokens):
 
 
 def equal_weights(operation):
-    """Sums of one number, again and again: weights are exactly 1 / count. A total in bfloat16 would lose as much of
-    each."""
+    """Sums of one number, again and again: weights are exactly 1 / count. A total in bfloat16 would be off by more than
+    1.7%, whether the number is added alone, or 8 to 128 at a time, in one part or four."""
 
     def build(draw):
         zeros = lambda *shape: torch.zeros(shape, device=draw.device, dtype=draw.dtype)
-        values = lambda *shape: zeros(*shape) + (1 + 13 / 128)
+        values = lambda *shape: zeros(*shape) + (1 + 104 / 128)
         if operation == "spatial_attention":
             return {"image": values(1, 8192, 2), "text": zeros(1, 2), "combine": "pool"}
         if operation == "additive_attention":
