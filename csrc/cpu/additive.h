@@ -60,11 +60,11 @@ struct Inputs {
   }
   // Where a sample's row of [B, K, N] (packed: [K, rows]) is, for the first map; the others are a.N apart.
   int64_t at(int64_t b, int64_t row) const { return a.offsets ? row : b * a.K * a.N + row - b * a.N; }
-  const C* shift(int64_t row) const {
-    return a.shift ? static_cast<const C*>(a.shift) + samples.of(row) * a.A : nullptr;
+  const C* bias_hidden(int64_t row) const {
+    return a.bias_hidden ? static_cast<const C*>(a.bias_hidden) + samples.of(row) * a.A : nullptr;
   }
 
-  // u and t of a tile, before shifts and activation.
+  // u and t of a tile, before biases and activation.
   void project(const C* x, int64_t step, int64_t count, C* hidden, C* gates, int64_t ld) const {
     gemm_tile<C, false>(count, a.A, a.D, x, step, {weight.data, 0}, hidden, ld, false);
     if (a.w_gate.data)
@@ -87,8 +87,8 @@ struct Inputs {
       read_rows<C>(count, a.A, [&](int64_t r) -> const C* { return kept(first + r) + a.A; }, 1, gates, ld);
     return true;
   }
-  vec<C> shifted(const C* x, const C* shift, int64_t column) const {
-    return shift ? load(x + column) + load_some(shift + column, a.A - column) : load(x + column);
+  vec<C> with_bias(const C* x, const C* bias, int64_t column) const {
+    return bias ? load(x + column) + load_some(bias + column, a.A - column) : load(x + column);
   }
 };
 

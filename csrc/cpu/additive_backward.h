@@ -154,7 +154,7 @@ struct Backward {
       with_activation(a.activation, [&](auto f) {
         for (int64_t r = 0; r < count; ++r)
           differentiate<f.value>(du + r * gradient.out_width, dt + r * gradient.out_width, hidden.data + r * in.width,
-                                 in.shift(first + r));
+                                 in.bias_hidden(first + r));
       });
       if (g.grad_v)
         gemm_tile<C, true>(a.K, a.A, count, maps.data, in.maps, {hidden.data, in.width}, grad_v.data + p * v_size(),
@@ -196,11 +196,11 @@ struct Backward {
 
   // A row of u, t and dh -> du, dt and h.
   template <Activation F>
-  void differentiate(C* u, C* t, C* dh, const C* shift) const {
+  void differentiate(C* u, C* t, C* dh, const C* bias_hidden) const {
     for (int64_t c = 0; c < a.A; c += lanes<C>) {
-      vec<C> slope, up = load(dh + c), h = activate<F, C>(in.shifted(u, shift, c), slope);
+      vec<C> slope, up = load(dh + c), h = activate<F, C>(in.with_bias(u, bias_hidden, c), slope);
       if (a.w_gate.data) {
-        const vec<C> s = sigmoid<C>(in.shifted(t, static_cast<const C*>(a.shift_gate), c));
+        const vec<C> s = sigmoid<C>(in.with_bias(t, static_cast<const C*>(a.bias_gate), c));
         store(t + c, up * h * s * (C(1) - s));
         h *= s;
         up *= s;
@@ -224,12 +224,12 @@ void backward(const AdditiveAttentionBackward& g, const Parallel& parallel) {
   });
   each_part(parallel, parts, [&](int64_t p) { work.of_scores(a.B * a.K * p / parts, a.B * a.K * (p + 1) / parts); });
 
-  C* grad_shift = static_cast<C*>(g.grad_shift);
-  C* grad_shift_gate = static_cast<C*>(g.grad_shift_gate);
-  if (grad_shift)
-    memset(grad_shift, 0, a.B * a.A * sizeof(C));
-  if (grad_shift_gate)
-    memset(grad_shift_gate, 0, a.A * sizeof(C));
+  C* grad_bias_hidden = static_cast<C*>(g.grad_bias_hidden);
+  C* grad_bias_gate = static_cast<C*>(g.grad_bias_gate);
+  if (grad_bias_hidden)
+    memset(grad_bias_hidden, 0, a.B * a.A * sizeof(C));
+  if (grad_bias_gate)
+    memset(grad_bias_gate, 0, a.A * sizeof(C));
   const int64_t out = a.w_gate.data ? in.width + a.A : a.A;
   const int64_t panel = WeightGradient<C>::panel(tiles, out, a.D);
   const WeightGradient<C> gradient(out, a.D, panel, g.grad_w_image || g.grad_w_gate);
@@ -243,13 +243,13 @@ void backward(const AdditiveAttentionBackward& g, const Parallel& parallel) {
     });
     gradient.add(first, count, parallel, parts, [&](int64_t begin, int64_t last, const C* du) {
       auto within = [](int64_t x, int64_t most) { return x < 0 ? int64_t(0) : x < most ? x : most; };
-      if (grad_shift && begin < a.A)
+      if (grad_bias_hidden && begin < a.A)
         in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t to) {
-          add_rows(grad_shift + b * a.A, du + (r - first) * gradient.out_width, to - r, gradient.out_width, begin,
+          add_rows(grad_bias_hidden + b * a.A, du + (r - first) * gradient.out_width, to - r, gradient.out_width, begin,
                    within(last, a.A));
         });
-      if (grad_shift_gate && last > in.width)
-        add_rows(grad_shift_gate, du + in.width, count, gradient.out_width, within(begin - in.width, a.A),
+      if (grad_bias_gate && last > in.width)
+        add_rows(grad_bias_gate, du + in.width, count, gradient.out_width, within(begin - in.width, a.A),
                  within(last - in.width, a.A));
     });
   }

@@ -110,7 +110,7 @@ struct Forward {
       in.keep(first, count, hidden.data, gates.data, in.width);
       with_activation(a.activation, [&](auto f) {
         for (int64_t r = 0; r < count; ++r)
-          activate_row<f.value>(hidden.data + r * in.width, gates.data + r * in.width, in.shift(first + r));
+          activate_row<f.value>(hidden.data + r * in.width, gates.data + r * in.width, in.bias_hidden(first + r));
       });
       gemm_tile<C, false>(count, a.K, a.A, hidden.data, in.width, {in.v.data, 0}, scores.data, in.maps, false);
       in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) {
@@ -135,11 +135,11 @@ struct Forward {
   }
 
   template <Activation F>
-  void activate_row(C* hidden, const C* gates, const C* shift) const {
+  void activate_row(C* hidden, const C* gates, const C* bias_hidden) const {
     for (int64_t c = 0; c < a.A; c += lanes<C>) {
-      vec<C> h = activate<F, C>(in.shifted(hidden, shift, c));
+      vec<C> h = activate<F, C>(in.with_bias(hidden, bias_hidden, c));
       if (a.w_gate.data)
-        h *= sigmoid<C>(in.shifted(gates, static_cast<const C*>(a.shift_gate), c));
+        h *= sigmoid<C>(in.with_bias(gates, static_cast<const C*>(a.bias_gate), c));
       store(hidden + c, h);
     }
   }

@@ -3,7 +3,7 @@
 // copies: a tile of rows is multiplied by the packed weight, and its scores turn into the result while they are in the
 // second-level cache. No [B, N, D] scores exist. Backward, with P = weights, G = grad_result, H = grad_weights, the
 // scores computed again (P of the first rows may be kept): dP = G X + H;
-//   dS = P (dP - rowsum(P dP));  dX = G P + dS W;  dW = dS^T X;  dshift = sum over a sample's rows of dS.
+//   dS = P (dP - rowsum(P dP));  dX = G P + dS W;  dW = dS^T X;  dbias_hidden = sum over a sample's rows of dS.
 #include "../channel_attention.h"
 
 #include "dispatch.h"
@@ -27,23 +27,23 @@ struct Inputs {
     pack_weight_transposed<T>(a.weight, a.D, a.D, C(1), weight.data, parallel, parts);
   }
 
-  // Scores of a tile, with the shift: exponentials and one over their sum, a row each.
+  // Scores of a tile, with the bias: exponentials and one over their sum, a row each.
   void weigh(const C* x, int64_t step, int64_t first, int64_t count, C* scores, C* share, Fetch& fetch) const {
     fetch.spread(count * a.D * a.D);
     gemm_tile<C, false>(count, a.D, a.D, x, step, {weight.data, 0}, scores, width, false, fetch);
     for (int64_t r = 0; r < count; ++r) {
-      const C* shift = static_cast<const C*>(a.shift) + samples.of(first + r) * a.D;
+      const C* bias_hidden = static_cast<const C*>(a.bias_hidden) + samples.of(first + r) * a.D;
       C* s = scores + r * width;
       vec<C> most = splat(-infinity<C>);
       C top = -infinity<C>;
       int64_t c = 0;
       for (; c + lanes<C> <= a.D; c += lanes<C>) {
-        const vec<C> x = load(s + c) + load(shift + c);
+        const vec<C> x = load(s + c) + load(bias_hidden + c);
         store(s + c, x);
         most = maximum<C>(most, x);
       }
       for (; c < a.D; ++c)
-        top = maximum(top, s[c] += shift[c]);
+        top = maximum(top, s[c] += bias_hidden[c]);
       share[r] = 1 / exp_sum(s, a.D, maximum(top, max<C>(most)));
     }
   }
@@ -199,9 +199,9 @@ void backward(const ChannelAttentionBackward& g, const Parallel& parallel) {
   const ChannelAttention& a = g.forward;
   const RowTiles tiles(a.B * a.N, 6 * a.D * a.D, parallel);
   const int64_t parts = tiles.parts < 1 ? 1 : tiles.parts;
-  C* grad_shift = static_cast<C*>(g.grad_shift);
-  if (grad_shift)
-    memset(grad_shift, 0, a.B * a.D * sizeof(C));
+  C* grad_bias_hidden = static_cast<C*>(g.grad_bias_hidden);
+  if (grad_bias_hidden)
+    memset(grad_bias_hidden, 0, a.B * a.D * sizeof(C));
   if (tiles.count == 0) {
     if (g.grad_weight)
       memset(g.grad_weight, 0, a.D * a.D * sizeof(T));
@@ -222,12 +222,12 @@ void backward(const ChannelAttentionBackward& g, const Parallel& parallel) {
       for (int64_t t = size * part / parts; t < size * (part + 1) / parts; ++t)
         work.tile(tiles.first(start + t), tiles.size(start + t), t);
     });
-    if (g.grad_weight || grad_shift)
+    if (g.grad_weight || grad_bias_hidden)
       gradient.add(first, count, parallel, parts, [&](int64_t begin, int64_t end, const C* rows) {
-        if (!grad_shift)
+        if (!grad_bias_hidden)
           return;
         in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) {
-          add_rows(grad_shift + b * a.D, rows + (r - first) * in.width, last - r, in.width, begin, end);
+          add_rows(grad_bias_hidden + b * a.D, rows + (r - first) * in.width, last - r, in.width, begin, end);
         });
       });
   }

@@ -125,7 +125,7 @@ const char* channel() {
   const int64_t D = pick(1, 80);
   Rows image(B, N, D, true), result(B, N, D, false), weights(B, N, D, false), up(B, N, D, true),
       of_weights(B, N, D, true), grad_image(B, N, D, false);
-  Floats shift(B * D, true), layer(D * D, true), grad_shift(B * D);
+  Floats bias_hidden(B * D, true), layer(D * D, true), grad_bias_hidden(B * D);
   for (int64_t i = 0; i < D * D; ++i)
     layer[i] *= 0.2f;
   ChannelAttention a;
@@ -134,7 +134,7 @@ const char* channel() {
   a.N = N;
   a.D = D;
   a.image = image;
-  a.shift = shift;
+  a.bias_hidden = bias_hidden;
   a.result = result;
   if (toss())
     a.weights = weights;
@@ -155,7 +155,7 @@ const char* channel() {
   const bool of_image = toss();
   if (of_image)
     g.grad_image = grad_image;
-  TRY(cuda::clear(grad_shift, B * D, nullptr));
+  TRY(cuda::clear(grad_bias_hidden, B * D, nullptr));
   std::vector<double> ds(B * N * D);
   TRY(walk(samples, image, {}, [&](const cuda::Panel& panel, const float* x) -> const char* {
     const int64_t all = panel.rows * D;
@@ -163,7 +163,7 @@ const char* channel() {
     multiply(scores, x, layer, panel.rows, D, D, true);
     TRY(cuda::channel_attention_differentiate(g, panel, scores, of_image ? static_cast<float*>(direct) : nullptr,
                                               nullptr));
-    TRY(cuda::sum_columns(samples, panel.first, panel.rows, scores, D, grad_shift, nullptr));
+    TRY(cuda::sum_columns(samples, panel.first, panel.rows, scores, D, grad_bias_hidden, nullptr));
     for (int64_t i = 0; i < all; ++i)
       ds[panel.first * D + i] = scores[i];
     if (!of_image)
@@ -180,7 +180,7 @@ const char* channel() {
       double total = 0;
       double mean = 0;
       for (int64_t c = 0; c < D; ++c) {
-        w[c] = shift[b * D + c];
+        w[c] = bias_hidden[b * D + c];
         for (int64_t i = 0; i < D; ++i)
           w[c] += image.at(b, n, i) * layer[c * D + i];
         top = std::fmax(top, w[c]);
@@ -205,7 +205,7 @@ const char* channel() {
       }
     }
     for (int64_t c = 0; c < D; ++c)
-      differ(sum[c], grad_shift[b * D + c]);
+      differ(sum[c], grad_bias_hidden[b * D + c]);
   }
   return nullptr;
 }
@@ -239,9 +239,9 @@ const char* additive() {
   const int64_t N_ = packed ? rows : N;
   Rows image(B_, N_, D, true), grad_image(B_, N_, D, false), result(pool ? B : B_, pool ? K : N_, D, false),
       up(pool ? B : B_, pool ? K : N_, D, true);
-  Floats weights(K * rows), of_weights(K * rows, true), shift(B * A, true), shift_gate(A, true), layer(A * D, true),
-      gate(A * D, true), v(K * A, true);
-  Floats grad_shift(B * A), grad_shift_gate(A), scores(rows * K), grad_scores(K * rows);
+  Floats weights(K * rows), of_weights(K * rows, true), bias_hidden(B * A, true), bias_gate(A, true),
+      layer(A * D, true), gate(A * D, true), v(K * A, true);
+  Floats grad_bias_hidden(B * A), grad_bias_gate(A), scores(rows * K), grad_scores(K * rows);
   for (int64_t i = 0; i < A * D; ++i)
     layer[i] *= 0.2f, gate[i] *= 0.2f;
   std::unique_ptr<bool[]> mask(new bool[rows]);
@@ -266,12 +266,12 @@ const char* additive() {
   a.image = image;
   if (packed)
     a.offsets = offsets.data();
-  const bool shifted = toss();
-  const bool shifted_gate = gated && toss();
-  if (shifted)
-    a.shift = shift;
-  if (shifted_gate)
-    a.shift_gate = shift_gate;
+  const bool biased = toss();
+  const bool biased_gate = gated && toss();
+  if (biased)
+    a.bias_hidden = bias_hidden;
+  if (biased_gate)
+    a.bias_gate = bias_gate;
   if (masked)
     a.mask = {mask.get(), packed ? 0 : N, 0, 1};
   a.result = result;
@@ -303,8 +303,8 @@ const char* additive() {
   if (of_image)
     g.grad_image = grad_image;
   TRY(cuda::additive_attention_scores(g, grad_scores, nullptr));
-  TRY(cuda::clear(grad_shift, B * A, nullptr));
-  TRY(cuda::clear(grad_shift_gate, A, nullptr));
+  TRY(cuda::clear(grad_bias_hidden, B * A, nullptr));
+  TRY(cuda::clear(grad_bias_gate, A, nullptr));
   std::vector<double> grad_layer(A * D), grad_gate(A * D), grad_v(K * A);
   TRY(walk(samples, image, a.mask, [&](const cuda::Panel& panel, const float* x) -> const char* {
     const int64_t count = panel.rows;
@@ -315,9 +315,9 @@ const char* additive() {
         ds[r * K + k] = grad_scores[k * samples.rows + panel.first + r];
     multiply(h, ds, v, count, K, A, false);
     TRY(cuda::additive_attention_differentiate(a, panel, u, gates, h, nullptr));
-    TRY(cuda::sum_columns(samples, panel.first, count, u, A, grad_shift, nullptr));
+    TRY(cuda::sum_columns(samples, panel.first, count, u, A, grad_bias_hidden, nullptr));
     if (gated)
-      TRY(cuda::sum_columns(all, panel.first, count, t, A, grad_shift_gate, nullptr));
+      TRY(cuda::sum_columns(all, panel.first, count, t, A, grad_bias_gate, nullptr));
     for (int64_t r = 0; r < count; ++r)
       for (int64_t j = 0; j < A; ++j) {
         for (int64_t k = 0; k < K; ++k)
@@ -340,18 +340,18 @@ const char* additive() {
   if (wrong)
     return nullptr;
 
-  std::vector<double> of_layer(A * D), of_gate(A * D), of_v(K * A), of_shift_gate(A);
+  std::vector<double> of_layer(A * D), of_gate(A * D), of_v(K * A), of_bias_gate(A);
   for (int64_t b = 0; b < B; ++b) {
     const int64_t first = offsets[b];
     const int64_t count = offsets[b + 1] - first;
     auto kept = [&](int64_t n) { return !masked || mask[first + n]; };
     auto at = [&](const Rows& t, int64_t n, int64_t c) { return packed ? t.at(0, first + n, c) : t.at(b, n, c); };
     auto weight_at = [&](int64_t k, int64_t n) { return packed ? k * rows + first + n : (b * K + k) * N + n; };
-    std::vector<double> y(count * A), slope(count * A), s(count * A, 1), w(K * count), ds(K * count), of_shift(A);
+    std::vector<double> y(count * A), slope(count * A), s(count * A, 1), w(K * count), ds(K * count), of_bias_hidden(A);
     for (int64_t n = 0; n < count; ++n)
       for (int64_t j = 0; j < A && kept(n); ++j) {
-        double p = shifted ? shift[b * A + j] : 0;
-        double q = shifted_gate ? shift_gate[j] : 0;
+        double p = biased ? bias_hidden[b * A + j] : 0;
+        double q = biased_gate ? bias_gate[j] : 0;
         for (int64_t c = 0; c < D; ++c)
           p += at(image, n, c) * layer[j * D + c], q += at(image, n, c) * gate[j * D + c];
         y[n * A + j] = activate(a.activation, p, slope[n * A + j]);
@@ -402,8 +402,8 @@ const char* additive() {
           dh += ds[k * count + n] * v[k * A + j], of_v[k * A + j] += ds[k * count + n] * y[i] * s[i];
         const double du = dh * s[i] * slope[i];
         const double dt = gated ? dh * y[i] * s[i] * (1 - s[i]) : 0;
-        of_shift[j] += du;
-        of_shift_gate[j] += dt;
+        of_bias_hidden[j] += du;
+        of_bias_gate[j] += dt;
         for (int64_t c = 0; c < D && kept(n); ++c) {
           grad[c] += du * layer[j * D + c] + dt * gate[j * D + c];
           of_layer[j * D + c] += du * at(image, n, c);
@@ -417,7 +417,7 @@ const char* additive() {
       }
     }
     for (int64_t j = 0; j < A; ++j)
-      differ(of_shift[j], grad_shift[b * A + j]);
+      differ(of_bias_hidden[j], grad_bias_hidden[b * A + j]);
   }
   for (int64_t i = 0; i < A * D; ++i) {
     differ(of_layer[i], grad_layer[i]);
@@ -427,7 +427,7 @@ const char* additive() {
   for (int64_t i = 0; i < K * A; ++i)
     differ(of_v[i], grad_v[i]);
   for (int64_t j = 0; gated && j < A; ++j)
-    differ(of_shift_gate[j], grad_shift_gate[j]);
+    differ(of_bias_gate[j], grad_bias_gate[j]);
   return nullptr;
 }
 
