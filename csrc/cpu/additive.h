@@ -48,15 +48,15 @@ struct Inputs {
     pack_transposed<T>(a.A, a.K, [&](int64_t k) { return from + k * a.v.row; }, a.v.column, C(1), v.data);
   }
 
-  bool keeps(int64_t row) const { return !a.mask.data || a.mask.data[row / a.N * a.mask.b + row % a.N * a.mask.x]; }
-  bool takes_part(int64_t b) const {  // any of a sample's rows
+  bool valid(int64_t row) const { return !a.mask.data || a.mask.data[row / a.N * a.mask.b + row % a.N * a.mask.x]; }
+  bool any_valid(int64_t b) const {  // any of a sample's rows
     for (int64_t r = samples.begin(b); r < samples.end(b); ++r)
-      if (keeps(r))
+      if (valid(r))
         return true;
     return false;
   }
   const C* tile(int64_t first, int64_t count, C* copy, int64_t& step) const {
-    return image_tile<T>(image, first, count, samples.rows(), a.D, copy, step, [&](int64_t r) { return keeps(r); });
+    return image_tile<T>(image, first, count, samples.rows(), a.D, copy, step, [&](int64_t r) { return valid(r); });
   }
   // Where a sample's row of [B, K, N] (packed: [K, rows]) is, for the first map; the others are a.N apart.
   int64_t at(int64_t b, int64_t row) const { return a.offsets ? row : b * a.K * a.N + row - b * a.N; }
@@ -70,21 +70,21 @@ struct Inputs {
     if (a.w_gate.data)
       gemm_tile<C, false>(count, a.A, a.D, x, step, {gate.data, 0}, gates, ld, false);
   }
-  // The products of the first rows are kept by forward, and found by backward: false where a tile's aren't all there.
-  C* kept(int64_t row) const { return static_cast<C*>(a.kept) + row * (a.w_gate.data ? 2 * a.A : a.A); }
-  void keep(int64_t first, int64_t count, const C* hidden, const C* gates, int64_t ld) const {
+  // The products of the first rows are saved by forward, and found by backward: false where a tile's aren't all there.
+  C* saved(int64_t row) const { return static_cast<C*>(a.kept) + row * (a.w_gate.data ? 2 * a.A : a.A); }
+  void save(int64_t first, int64_t count, const C* hidden, const C* gates, int64_t ld) const {
     for (int64_t r = 0; r < count && first + r < a.kept_rows; ++r) {
-      memcpy(kept(first + r), hidden + r * ld, a.A * sizeof(C));
+      memcpy(saved(first + r), hidden + r * ld, a.A * sizeof(C));
       if (a.w_gate.data)
-        memcpy(kept(first + r) + a.A, gates + r * ld, a.A * sizeof(C));
+        memcpy(saved(first + r) + a.A, gates + r * ld, a.A * sizeof(C));
     }
   }
   bool recall(int64_t first, int64_t count, C* hidden, C* gates, int64_t ld) const {
     if (first + count > a.kept_rows)
       return false;
-    read_rows<C>(count, a.A, [&](int64_t r) -> const C* { return kept(first + r); }, 1, hidden, ld);
+    read_rows<C>(count, a.A, [&](int64_t r) -> const C* { return saved(first + r); }, 1, hidden, ld);
     if (a.w_gate.data)
-      read_rows<C>(count, a.A, [&](int64_t r) -> const C* { return kept(first + r) + a.A; }, 1, gates, ld);
+      read_rows<C>(count, a.A, [&](int64_t r) -> const C* { return saved(first + r) + a.A; }, 1, gates, ld);
     return true;
   }
   vec<C> with_bias(const C* x, const C* bias, int64_t column) const {

@@ -47,8 +47,8 @@ struct Backward {
   int64_t v_size() const { return (a.K + slack) * in.width; }
 
   // A part's dw.
-  void of_weights(int64_t begin, int64_t end) const {
-    Scratch<C> copy((tile_rows + slack) * channels), upstream(grad_result && a.pool ? a.D * in.maps : 0),
+  void find_grad_weights(int64_t begin, int64_t end) const {
+    Scratch<C> copy((tile_rows + slack) * channels), grad_output(grad_result && a.pool ? a.D * in.maps : 0),
         found((tile_rows + slack) * in.maps);
     const C* given = static_cast<const C*>(g.grad_weights);
     int64_t packed = -1;
@@ -60,10 +60,11 @@ struct Backward {
         if (grad_result && a.pool) {
           if (packed != b)
             pack_transposed<T>(
-                a.D, a.K, [&](int64_t k) { return grad_result.row(b * a.K + k); }, grad_result.c, C(1), upstream.data);
+                a.D, a.K, [&](int64_t k) { return grad_result.row(b * a.K + k); }, grad_result.c, C(1),
+                grad_output.data);
           packed = b;
-          gemm_tile<C, false>(last - r, a.K, a.D, x + (r - first) * step, step, {upstream.data, 0}, found.data, in.maps,
-                              false);
+          gemm_tile<C, false>(last - r, a.K, a.D, x + (r - first) * step, step, {grad_output.data, 0}, found.data,
+                              in.maps, false);
         } else if (grad_result) {
           for (int64_t i = r; i < last; ++i)
             found.data[(i - r) * in.maps] = product(x + (i - first) * step, grad_result.row(i));
@@ -90,7 +91,7 @@ struct Backward {
 
   // dw -> ds, a sample's map at a time. Their mean is found twice, the second time of what is left: what all have in
   // common has to cancel. Where a weight is 0, masked positions among them, nothing arrives.
-  void of_scores(int64_t begin, int64_t end) const {
+  void find_grad_scores(int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / a.K;
       const int64_t at = in.at(b, in.samples.begin(b)) + i % a.K * a.N;
@@ -123,7 +124,7 @@ struct Backward {
   }
 
   // [rows, maps] out of [K, N].
-  void turn(const C* from, int64_t b, int64_t begin, int64_t end, C* to) const {
+  void transpose(const C* from, int64_t b, int64_t begin, int64_t end, C* to) const {
     const int64_t at = in.at(b, begin);
     for (int64_t r = 0; r < end - begin; ++r)
       for (int64_t k = 0; k < in.maps; ++k)
@@ -134,7 +135,7 @@ struct Backward {
   void panel(int64_t p, int64_t first_tile, int64_t begin, int64_t end, const RowTiles& tiles,
              const WeightGradient<C>& gradient) const {
     Scratch<C> copy((tile_rows + slack) * channels), maps((tile_rows + slack) * in.maps),
-        hidden((tile_rows + slack) * in.width), upstream(grad_image ? (tile_rows + slack) * channels : 0),
+        hidden((tile_rows + slack) * in.width), grad_rows(grad_image ? (tile_rows + slack) * channels : 0),
         result_rows(grad_image && a.pool ? a.K * channels : 0);
     int64_t packed = -1;
     for (int64_t t = begin; t < end; ++t) {
@@ -148,7 +149,7 @@ struct Backward {
       if (!in.recall(first, count, du, dt, gradient.out_width))
         in.project(x, step, count, du, dt, gradient.out_width);
       in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) {
-        turn(grad_scores.data, b, r, last, maps.data + (r - first) * in.maps);
+        transpose(grad_scores.data, b, r, last, maps.data + (r - first) * in.maps);
       });
       gemm_tile<C, false>(count, a.A, a.K, maps.data, in.maps, {v_rows.data, 0}, hidden.data, in.width, false);
       with_activation(a.activation, [&](auto f) {
@@ -159,18 +160,18 @@ struct Backward {
       if (g.grad_v)
         gemm_tile<C, true>(a.K, a.A, count, maps.data, in.maps, {hidden.data, in.width}, grad_v.data + p * v_size(),
                            in.width, true);
-      gradient.keep(slot, count, x, step);
+      gradient.save(slot, count, x, step);
       if (!grad_image)
         continue;
       in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) {
-        C* to = upstream.data + (r - first) * channels;
+        C* to = grad_rows.data + (r - first) * channels;
         if (grad_result && a.pool) {
           if (packed != b)
             pack<T>(
                 a.K, a.D, [&](int64_t k) { return grad_result.row(b * a.K + k); }, grad_result.c, C(1),
                 result_rows.data);
           packed = b;
-          turn(weights, b, r, last, maps.data);
+          transpose(weights, b, r, last, maps.data);
           gemm_tile<C, false>(last - r, a.D, a.K, maps.data, in.maps, {result_rows.data, 0}, to, channels, false);
         } else {
           const C* w = weights + in.at(b, r);
@@ -183,14 +184,14 @@ struct Backward {
               store(to + i * channels + c, load(to + i * channels + c) * w[i]);
         }
       });
-      gemm_tile<C, false>(count, a.D, a.A, du, gradient.out_width, {weight_rows.data, 0}, upstream.data, channels,
+      gemm_tile<C, false>(count, a.D, a.A, du, gradient.out_width, {weight_rows.data, 0}, grad_rows.data, channels,
                           true);
       if (a.w_gate.data)
-        gemm_tile<C, false>(count, a.D, a.A, dt, gradient.out_width, {gate_rows.data, 0}, upstream.data, channels,
+        gemm_tile<C, false>(count, a.D, a.A, dt, gradient.out_width, {gate_rows.data, 0}, grad_rows.data, channels,
                             true);
       for (int64_t r = 0; r < count; ++r)
-        write_row<T>(in.keeps(first + r) ? upstream.data + r * channels : nullptr, a.D, C(1), grad_image.row(first + r),
-                     grad_image.c);
+        write_row<T>(in.valid(first + r) ? grad_rows.data + r * channels : nullptr, a.D, C(1),
+                     grad_image.row(first + r), grad_image.c);
     }
   }
 
@@ -220,9 +221,10 @@ void backward(const AdditiveAttentionBackward& g, const Parallel& parallel) {
   const Inputs<T> in(a, parallel, parts);
   const Backward<T> work(g, in, parallel, parts);
   each_part(parallel, parts, [&](int64_t p) {
-    work.of_weights(tiles.first(tiles.count * p / parts), tiles.first(tiles.count * (p + 1) / parts));
+    work.find_grad_weights(tiles.first(tiles.count * p / parts), tiles.first(tiles.count * (p + 1) / parts));
   });
-  each_part(parallel, parts, [&](int64_t p) { work.of_scores(a.B * a.K * p / parts, a.B * a.K * (p + 1) / parts); });
+  each_part(parallel, parts,
+            [&](int64_t p) { work.find_grad_scores(a.B * a.K * p / parts, a.B * a.K * (p + 1) / parts); });
 
   C* grad_bias_hidden = static_cast<C*>(g.grad_bias_hidden);
   C* grad_bias_gate = static_cast<C*>(g.grad_bias_gate);

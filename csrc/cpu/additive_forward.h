@@ -107,7 +107,7 @@ struct Forward {
       int64_t step;
       const C* x = in.tile(first, count, copy.data, step);
       in.project(x, step, count, hidden.data, gates.data, in.width);
-      in.keep(first, count, hidden.data, gates.data, in.width);
+      in.save(first, count, hidden.data, gates.data, in.width);
       with_activation(a.activation, [&](auto f) {
         for (int64_t r = 0; r < count; ++r)
           activate_row<f.value>(hidden.data + r * in.width, gates.data + r * in.width, in.bias_hidden(first + r));
@@ -117,7 +117,7 @@ struct Forward {
         C* s = scores.data + (r - first) * in.maps;
         if (r == in.samples.begin(b) || r == begin)
           state.clear(in.maps, a.K, channels);
-        keep_scores(b, r, last, s);
+        write_scores(b, r, last, s);
         state.add(s, last - r, in.maps, a.K, channels);
         if (a.pool)
           gemm_tile<C, true>(a.K, a.D, last - r, s, in.maps, {x + (r - first) * step, step}, state.sums, channels,
@@ -144,10 +144,10 @@ struct Forward {
     }
   }
 
-  void keep_scores(int64_t b, int64_t begin, int64_t end, C* scores) const {
+  void write_scores(int64_t b, int64_t begin, int64_t end, C* scores) const {
     C* to = weights + in.at(b, begin);
     for (int64_t r = 0; r < end - begin; ++r) {
-      if (!in.keeps(begin + r))
+      if (!in.valid(begin + r))
         for (int64_t k = 0; k < in.maps; ++k)
           scores[r * in.maps + k] = -infinity<C>;
       for (int64_t k = 0; k < a.K; ++k)
@@ -158,7 +158,7 @@ struct Forward {
   void finish(int64_t b, const State<C>& state) {
     for (int64_t k = 0; k < a.K; ++k) {
       const C factor = state.total[k] != 0 ? 1 / state.total[k]
-                       : in.takes_part(b)  ? C(__builtin_nan(""))
+                       : in.any_valid(b)   ? C(__builtin_nan(""))
                                            : C(0);  // all -Inf: NaN, as softmax has it
       top.data[b * in.maps + k] = state.top[k] == -infinity<C> ? C(0) : state.top[k];
       share.data[b * in.maps + k] = factor;
@@ -203,23 +203,23 @@ struct Forward {
         multiply(w, last - r, factor);
         if (factor != factor)
           for (int64_t i = r; i < last; ++i)
-            if (!in.keeps(i))
+            if (!in.valid(i))
               w[i - r] = 0;
       }
       if (a.pool)
         return;
       const C* w = weights + in.at(b, r);
       for (int64_t i = r; i < last; ++i)
-        write_scaled(in.image.row(i), w[i - r], in.keeps(i), result.row(i));
+        write_scaled(in.image.row(i), w[i - r], in.valid(i), result.row(i));
     });
   }
-  void write_scaled(const T* x, C weight, bool keep, T* to) const {
+  void write_scaled(const T* x, C weight, bool valid, T* to) const {
     int64_t c = 0;
-    if (keep && in.image.c == 1 && result.c == 1)
+    if (valid && in.image.c == 1 && result.c == 1)
       for (; c + lanes<C> <= a.D; c += lanes<C>)
         store(to + c, load(x + c) * weight);
     for (; c < a.D; ++c)
-      to[c * result.c] = from_acc<T>(keep ? to_acc(x[c * in.image.c]) * weight : C(0));
+      to[c * result.c] = from_acc<T>(valid ? to_acc(x[c * in.image.c]) * weight : C(0));
   }
 };
 

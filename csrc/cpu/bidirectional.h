@@ -84,7 +84,7 @@ struct HeadInputs {
         clean.data[order[i] * a.d + c] = key.row(order[i])[c * key.c];
     key = {clean.data, a.d, 1};
   }
-  bool keeps(int64_t n) const { return !image_mask || *image_mask.row(n); }
+  bool valid(int64_t n) const { return !image_mask || *image_mask.row(n); }
 
   const C* queries(int64_t first, int64_t count, C* copy, int64_t& step) const {
     const C* q = mmk::queries<T, C>(query, first, count, a.d, copy, step);
@@ -97,16 +97,16 @@ struct HeadInputs {
     const int64_t width = padded<C>(a.d);
     read_rows<T>(count, a.d, [&](int64_t r) { return query.row(first + r); }, query.c, copy);
     for (int64_t r = 0; r < count; ++r)
-      if (!keeps(first + r))
+      if (!valid(first + r))
         for (int64_t c = 0; c < a.d; ++c)
           copy[r * width + c] = finite_or_0(copy[r * width + c]);
   }
   void read_values(int64_t first, int64_t count, C* copy) const {
     read_rows<T>(
-        count, a.dv, [&](int64_t r) -> const T* { return keeps(first + r) ? image_value.row(first + r) : nullptr; },
+        count, a.dv, [&](int64_t r) -> const T* { return valid(first + r) ? image_value.row(first + r) : nullptr; },
         image_value.c, copy);
   }
-  int64_t taking_part(int64_t block) const { return block_tokens(order.count, block); }
+  int64_t valid_tokens(int64_t block) const { return block_tokens(order.count, block); }
 };
 
 inline int64_t score_width(int64_t tokens, int64_t vector) {

@@ -14,10 +14,10 @@ struct Backward {
   HeadInputs<T> in;
   Head<T> grad_image_out{}, grad_text_out{}, grad_query{}, grad_image_value{};
   const int64_t width, rows, query_width, value_width;
-  const bool of_scores;  // a gradient of query or key is wanted
-  Scratch<C> key_columns, key_rows, value_columns, upstream_columns, upstream_rows, query, image_values, upstream,
-      scores, weights, grad_weights, grad_scores, query_sums, value_sums, image_mean, text_mean, text_base,
-      text_certain, text_upstream, tokens;
+  const bool need_grad_scores;  // a gradient of query or key is wanted
+  Scratch<C> key_columns, key_rows, value_columns, grad_output_columns, grad_output_rows, query, image_values,
+      grad_output, scores, weights, grad_weights, grad_scores, query_sums, value_sums, image_mean, text_mean, text_base,
+      text_certain, text_grad_output, tokens;
   bool some_certain = false;  // a token's weight may be exactly 1
 
   Backward(const BidirectionalAttentionBackward& g, const Tiles& tiles)
@@ -28,15 +28,15 @@ struct Backward {
         rows(tiles.height + slack),
         query_width(padded<C>(a.d)),
         value_width(padded<C>(a.dv)),
-        of_scores(g.grad_image_query.data || g.grad_text_key.data),
+        need_grad_scores(g.grad_image_query.data || g.grad_text_key.data),
         key_columns(packed_size<C>(a.T, a.d)),
         key_rows(packed_size<C>(a.T, a.d)),
         value_columns(packed_size<C>(a.T, a.dv)),
-        upstream_columns(packed_size<C>(a.T, a.dv)),
-        upstream_rows(packed_size<C>(a.T, a.dv)),
+        grad_output_columns(packed_size<C>(a.T, a.dv)),
+        grad_output_rows(packed_size<C>(a.T, a.dv)),
         query(rows * query_width),
         image_values(rows * value_width),
-        upstream(rows * value_width),
+        grad_output(rows * value_width),
         scores(rows * width + slack),
         weights(rows * width + slack),
         grad_weights(rows * width + slack),
@@ -47,7 +47,7 @@ struct Backward {
         text_mean(padded<C>(a.T) + token_block),
         text_base(padded<C>(a.T) + token_block),
         text_certain(padded<C>(a.T) + token_block),
-        text_upstream(a.T * value_width),
+        text_grad_output(a.T * value_width),
         tokens(size(a)) {}
 
   static int64_t size(const BidirectionalAttention& a) { return (a.T + slack) * (padded<C>(a.d) + padded<C>(a.dv)); }
@@ -66,10 +66,10 @@ struct Backward {
     pack_rows(in.key, in.order, a.T, a.d, key_rows.data);
     pack_columns(in.text_value, in.order, in.order.count, a.dv, C(1), value_columns.data);
     if (grad_text_out) {
-      const Head<C> upstream{text_upstream.data, value_width, 1};
-      read_upstream(grad_text_out, in.text_softmax, 0, a.T, upstream.data);
-      pack_columns(upstream, in.order, a.T, a.dv, C(1), upstream_columns.data);
-      pack_rows(upstream, in.order, a.T, a.dv, upstream_rows.data);
+      const Head<C> grad_output{text_grad_output.data, value_width, 1};
+      read_grad_output(grad_text_out, in.text_softmax, 0, a.T, grad_output.data);
+      pack_columns(grad_output, in.order, a.T, a.dv, C(1), grad_output_columns.data);
+      pack_rows(grad_output, in.order, a.T, a.dv, grad_output_rows.data);
     }
     some_certain = false;
     for (int64_t i = 0; i < padded<C>(a.T); ++i) {
@@ -82,7 +82,7 @@ struct Backward {
     memset(tokens.data, 0, size(a) * sizeof(C));
   }
   // What arrives times the softmax's share, since the weights are a factor of all that has it. [count, value_width]
-  void read_upstream(Head<T> from, const SoftmaxRows<C>& softmax, int64_t first, int64_t count, C* to) const {
+  void read_grad_output(Head<T> from, const SoftmaxRows<C>& softmax, int64_t first, int64_t count, C* to) const {
     read_rows<T>(
         count, a.dv,
         [&](int64_t r) -> const T* { return softmax.share[first + r] != 0 ? from.row(first + r) : nullptr; }, from.c,
@@ -90,12 +90,12 @@ struct Backward {
     scale_rows(to, count, value_width, value_width, softmax.share + first);
   }
   // Of the weights' gradient, times share, too.
-  C mean(Head<T> upstream, Head<T> result, const SoftmaxRows<C>& softmax, int64_t n) const {
+  C mean(Head<T> grad_output, Head<T> result, const SoftmaxRows<C>& softmax, int64_t n) const {
     if (softmax.share[n] == 0)
       return 0;
     C total = 0;
     for (int64_t c = 0; c < a.dv; ++c)
-      total += to_acc(upstream.row(n)[c * upstream.c]) * to_acc(result.row(n)[c * result.c]);
+      total += to_acc(grad_output.row(n)[c * grad_output.c]) * to_acc(result.row(n)[c * result.c]);
     return total * softmax.share[n];
   }
 
@@ -103,13 +103,13 @@ struct Backward {
     in.read(first, count, query.data);
     in.read_values(first, count, image_values.data);
     if (grad_image_out) {
-      read_upstream(grad_image_out, in.image_softmax, first, count, upstream.data);
+      read_grad_output(grad_image_out, in.image_softmax, first, count, grad_output.data);
       for (int64_t r = 0; r < count; ++r)
         image_mean.data[r] = mean(grad_image_out, in.image_out, in.image_softmax, first + r);
     }
     for (int64_t k = 0; k < blocks(a.T); ++k) {
       const int64_t n = block_tokens(a.T, k);
-      const int64_t part = grad_image_out ? in.taking_part(k) : 0;
+      const int64_t valid = grad_image_out ? in.valid_tokens(k) : 0;
       const int64_t t = k * token_block;
       C* ds = grad_scores.data;
       gemm_tile<C, false>(count, n, a.d, query.data, query_width, {key_columns.data + t * a.d, 0}, scores.data, width,
@@ -117,22 +117,22 @@ struct Backward {
       in.scale.apply(scores.data, count, width, padded<C>(n));
       for (int64_t r = 0; r < count; ++r)
         memset(ds + r * width, 0, padded<C>(n) * sizeof(C));
-      if (part) {
-        if (of_scores)
-          gemm_tile<C, false>(count, part, a.dv, upstream.data, value_width, {value_columns.data + t * a.dv, 0},
+      if (valid) {
+        if (need_grad_scores)
+          gemm_tile<C, false>(count, valid, a.dv, grad_output.data, value_width, {value_columns.data + t * a.dv, 0},
                               grad_weights.data, width, false);
-        over_tokens(first, count, part);
+        over_tokens(first, count, valid);
         if (g.grad_text_value.data)
-          gemm_tile<C, true>(part, a.dv, count, weights.data, width, {upstream.data, value_width},
+          gemm_tile<C, true>(valid, a.dv, count, weights.data, width, {grad_output.data, value_width},
                              text_value_sums() + t * value_width, value_width, true);
       }
       if (grad_text_out) {
-        if (of_scores)
-          gemm_tile<C, false>(count, n, a.dv, image_values.data, value_width, {upstream_columns.data + t * a.dv, 0},
+        if (need_grad_scores)
+          gemm_tile<C, false>(count, n, a.dv, image_values.data, value_width, {grad_output_columns.data + t * a.dv, 0},
                               grad_weights.data, width, false);
         over_positions(first, count, n, t);
         if (grad_image_value)
-          gemm_tile<C, false>(count, a.dv, n, scores.data, width, {upstream_rows.data + t * value_width, 0},
+          gemm_tile<C, false>(count, a.dv, n, scores.data, width, {grad_output_rows.data + t * value_width, 0},
                               value_sums.data, value_width, k != 0);
       }
       if (grad_query)
@@ -148,7 +148,7 @@ struct Backward {
         write_row<T>(a.T ? query_sums.data + r * query_width : nullptr, a.d, C(a.scale), grad_query.row(n),
                      grad_query.c);
       if (grad_image_value)
-        write_row<T>(a.T && grad_text_out && in.keeps(n) ? value_sums.data + r * value_width : nullptr, a.dv, C(1),
+        write_row<T>(a.T && grad_text_out && in.valid(n) ? value_sums.data + r * value_width : nullptr, a.dv, C(1),
                      grad_image_value.row(n), grad_image_value.c);
     }
   }
@@ -167,7 +167,7 @@ struct Backward {
           vec<C> s = load(scores.data + at + i) - base;
           const vec<C> p = exp_below(i == last ? s + none : s);
           store(weights.data + at + i, p);
-          if (!of_scores)
+          if (!need_grad_scores)
             continue;
           vec<C> d = p * (load(grad_weights.data + at + i) - mean);
           if (may_be.value)
@@ -184,14 +184,14 @@ struct Backward {
       for (int64_t r = 0; r < count; ++r) {
         C* s = scores.data + r * width;
         C* ds = grad_scores.data + r * width;
-        if (!in.keeps(first + r)) {
+        if (!in.valid(first + r)) {
           memset(s, 0, padded<C>(n) * sizeof(C));
           continue;
         }
         for (int64_t i = 0; i < n; i += lanes<C>) {
           const vec<C> p = exp_below(load(s + i) - load(text_base.data + t + i));
           store(s + i, p);
-          if (!of_scores)
+          if (!need_grad_scores)
             continue;
           vec<C> d = p * (load(grad_weights.data + r * width + i) - load(text_mean.data + t + i));
           if (some.value)

@@ -122,21 +122,21 @@ struct Forward {
       top.data[r] = -infinity<C>, total.data[r] = 0;
     for (int64_t k = 0; k < blocks(a.T); ++k) {
       const int64_t n = block_tokens(a.T, k);
-      const int64_t part = in.taking_part(k);
+      const int64_t valid = in.valid_tokens(k);
       const int64_t t = k * token_block;
       gemm_tile<C, false>(count, n, a.d, q, step, {keys.data + t * a.d, 0}, scores.data, width, false);
       in.scale.apply(scores.data, count, width, padded<C>(n));
-      if (part) {
+      if (valid) {
         for (int64_t r = 0; r < count; ++r)
-          memcpy(weights.data + r * width, scores.data + r * width, padded<C>(part) * sizeof(C));
-        softmax_rows(weights.data, count, width, part, top.data, total.data, factor.data);
+          memcpy(weights.data + r * width, scores.data + r * width, padded<C>(valid) * sizeof(C));
+        softmax_rows(weights.data, count, width, valid, top.data, total.data, factor.data);
         if (k)
           scale_rows(sums.data, count, value_width, a.dv, factor.data);
-        gemm_tile<C, false>(count, a.dv, part, weights.data, width, {values.data + t * value_width, 0}, sums.data,
+        gemm_tile<C, false>(count, a.dv, valid, weights.data, width, {values.data + t * value_width, 0}, sums.data,
                             value_width, k != 0);
       }
       softmax_columns(
-          scores.data, count, width, n, [&](int64_t r) { return in.keeps(first + r); }, of_text.top + t,
+          scores.data, count, width, n, [&](int64_t r) { return in.valid(first + r); }, of_text.top + t,
           of_text.total + t, column_factor.data);
       scale_rows(of_text.values + t * value_width, n, value_width, a.dv, column_factor.data);
       gemm_tile<C, true>(n, a.dv, count, scores.data, width, {image_values.data, value_width},

@@ -98,7 +98,7 @@ struct Backward {
   const C* weight_rows;  // B[out, in]
   const Source<const T> grad_result, grad_weights;
   const Source<T> grad_image;
-  Scratch<C> copy, upstream, share;
+  Scratch<C> copy, grad_rows, share;
 
   Backward(const ChannelAttentionBackward& g, const Inputs<T>& in, const WeightGradient<C>& gradient,
            const C* weight_rows)
@@ -111,7 +111,7 @@ struct Backward {
         grad_weights(g.grad_weights, a.N),
         grad_image(g.grad_image, a.N),
         copy((tile_rows + slack) * in.width),
-        upstream((tile_rows + slack) * in.width),
+        grad_rows((tile_rows + slack) * in.width),
         share(tile_rows) {}
 
   void tile(int64_t first, int64_t count, int64_t slot) {
@@ -132,18 +132,18 @@ struct Backward {
     }
     if (grad_result)
       read_rows<T>(
-          count, a.D, [&](int64_t r) { return grad_result.row(first + r); }, grad_result.c, upstream.data, in.width);
+          count, a.D, [&](int64_t r) { return grad_result.row(first + r); }, grad_result.c, grad_rows.data, in.width);
     for (int64_t r = 0; r < count; ++r)
-      differentiate(scores + r * in.width, x + r * step, upstream.data + r * in.width, first + r, share.data[r]);
-    gradient.keep(slot, count, x, step);
+      differentiate(scores + r * in.width, x + r * step, grad_rows.data + r * in.width, first + r, share.data[r]);
+    gradient.save(slot, count, x, step);
     if (!grad_image)
       return;
     if (!grad_result)
-      memset(upstream.data, 0, count * in.width * sizeof(C));
-    gemm_tile<C, false>(count, a.D, a.D, scores, in.width, {weight_rows, 0}, upstream.data, in.width, true);
+      memset(grad_rows.data, 0, count * in.width * sizeof(C));
+    gemm_tile<C, false>(count, a.D, a.D, scores, in.width, {weight_rows, 0}, grad_rows.data, in.width, true);
     for (int64_t r = 0; r < count; ++r) {
       T* to = grad_image.row(first + r);
-      write_row<T>(upstream.data + r * in.width, a.D, C(1), to, 1, a.nontemporal && streamable(to, a.D, grad_image.n));
+      write_row<T>(grad_rows.data + r * in.width, a.D, C(1), to, 1, a.nontemporal && streamable(to, a.D, grad_image.n));
     }
     if (a.nontemporal)
       fence();
@@ -152,13 +152,13 @@ struct Backward {
   // A row: exponentials -> the scores' gradient, grad_result -> the image's direct part of its gradient. A weight of 1
   // is the only one: its score has no gradient, and rounding must not leave one.
   void differentiate(C* p, const C* x, C* up, int64_t row, C share) {
-    const T* of_weights = grad_weights ? grad_weights.row(row) : nullptr;
+    const T* grad_weights_row = grad_weights ? grad_weights.row(row) : nullptr;
     const int64_t step = grad_weights.c;
     auto arriving = [&](int64_t c) {
-      return (grad_result ? up[c] * x[c] : C(0)) + (of_weights ? to_acc(of_weights[c * step]) : C(0));
+      return (grad_result ? up[c] * x[c] : C(0)) + (grad_weights_row ? to_acc(grad_weights_row[c * step]) : C(0));
     };
     const int64_t whole = a.D / lanes<C> * lanes<C>;
-    if (of_weights || !grad_result) {  // rare: element by element, dP in place of the direct part first
+    if (grad_weights_row || !grad_result) {  // rare: element by element, dP in place of the direct part first
       C total = 0;
       for (int64_t c = 0; c < a.D; ++c)
         total += (p[c] *= share) * arriving(c);
