@@ -1,6 +1,8 @@
 // What both directions of absorbed attention know of a sample: its tokens of all heads as one list of columns, the keys
 // and values that belong to them, and a tile of the image as products want it.
 #pragma once
+#include "../absorbed_attention.h"
+
 #include "heads.h"
 
 namespace mmk {
@@ -26,11 +28,6 @@ struct Groups {
     return heads - first_head(group) < per_group ? heads - first_head(group) : per_group;
   }
 };
-
-template <class C>
-MMK_INLINE C finite_or_0(C x) {
-  return x - x == 0 ? x : C(0);
-}
 
 // Positions of a tile: a tile of features, as rows and as columns, and a group's scores stay in the cache.
 inline int64_t tile_positions(int64_t channels, int64_t tokens) {

@@ -8,11 +8,6 @@
 namespace mmk {
 namespace {
 
-template <class C>
-MMK_INLINE C finite_or_0(C x) {
-  return x - x == 0 ? x : C(0);
-}
-
 // Rows of tokens, packed block by block as columns: B[channel, token] at k * token_block * channels; packed_size
 // elements.
 template <class T, class C>

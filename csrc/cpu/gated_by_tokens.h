@@ -4,7 +4,7 @@
 // part that has queries of the head, and leaves threads without work where there are few. Backward a token's gradients
 // are complete as its part is done with it, and only those of the queries are sums over parts.
 #pragma once
-#include "features.h"
+#include "features_lines.h"
 #include "gated.h"
 
 namespace mmk {

@@ -12,6 +12,12 @@
 namespace mmk {
 namespace {
 
+// What is masked out, and has a result of its own, counts as 0 where it holds NaN or Inf.
+template <class C>
+MMK_INLINE C finite_or_0(C x) {
+  return x - x == 0 ? x : C(0);
+}
+
 // A head's rows, i.e. [N, C] of a [B, H, N, C] tensor.
 template <class T>
 struct Head {

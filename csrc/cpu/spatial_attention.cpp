@@ -13,7 +13,8 @@
 #include "../spatial_attention.h"
 
 #include "dispatch.h"
-#include "features.h"
+#include "features_lines.h"
+#include "features_planes.h"
 #include "softmax.h"
 #include "split.h"
 
