@@ -162,6 +162,8 @@ def equal_weights(operation):
         if operation == "additive_attention":
             weights = {"w_image": draw.normal(2, 2), "w_query": None, "v": zeros(1, 2)}
             return {"image": values(1, 8192, 2), "query": None, **weights}
+        if operation == "absorbed_attention":
+            return {"image": values(1, 1024, 2), "key": zeros(1, 1, 1, 2), "value": zeros(1, 1, 1, 2) + 1}
         one, many, value = zeros(1, 1, 1, 2), zeros(1, 1, 1024, 2), values(1, 1, 1024, 2)
         if operation == "gated_cross_attention":
             return {"query": one, "key": many, "value": value, "gate": one + 1}
@@ -209,6 +211,8 @@ def rising(operation):
             query, key, gate = first.expand(1, 1, 3, 2).contiguous(), ramp(1, 1, 1200, 2), draw.normal(1, 1, 3, 2)
             return {"query": query, "key": key, "value": draw.normal(1, 1, 1200, 2), "gate": gate, "scale": 1.0}
         image, text = ramp(1, 1, 130, 2, most=6.0), ramp(1, 1, 600, 2, most=5.0)
+        if operation == "absorbed_attention":
+            return {"image": image[:, 0], "key": text[:, :, ::3], "value": draw.normal(1, 1, 200, 2)}
         values = {"image_value": draw.normal(1, 1, 130, 2), "text_value": draw.normal(1, 1, 600, 2)}
         return {"image_query": image, "text_key": text, **values, "scale": 1.0}
 

@@ -139,6 +139,16 @@ def bidirectional_attention():
     )
 
 
+def absorbed_attention():
+    train(
+        mmk.absorbed_attention,
+        (draw(1, 70, 40), draw(1, 2, 20, 40), draw(1, 2, 20, 34)),
+        key_bias=draw(1, 2, 20).requires_grad_(),
+        image_mask=draw(1, 70) > 0,
+        text_mask=draw(1, 20) > 0,
+    )
+
+
 def channel_attention():
     for channels in (7, 2050):
         train(
