@@ -4,6 +4,7 @@ from mutant import Mutant
 
 BAGS = "test_cuts.py -k 'bags_begin and triton and not additive'"
 CHUNKS = "test_cuts.py -k 'triton and many_chunks'"
+ABSORBED = "test_conformance.py -k 'result_alone and absorbed and triton'"
 
 MUTANTS = (
     Mutant(
@@ -58,8 +59,8 @@ MUTANTS = (
     Mutant(
         "gated_cross_attention",
         "result not rescaled to the new maximum",
-        "acc = tl.dot(p.to(DOT), v, acc * fade[:, None],",
-        "acc = tl.dot(p.to(DOT), v, acc,",
+        "acc = tl.dot(p.to(DOT), v, acc * fade[:, None], input_precision=PRECISION) m = new if partial",
+        "acc = tl.dot(p.to(DOT), v, acc, input_precision=PRECISION)\n        m = new\n    if partial",
     ),
     Mutant(
         "gated_cross_attention",
@@ -76,14 +77,14 @@ MUTANTS = (
     Mutant(
         "gated_cross_attention",
         "sign of delta",
-        "p * (dp - row_delta[:, None])",
-        "p * (dp + row_delta[:, None])",
+        "row_delta = mean(p, dp, 1) ds += p * (dp - row_delta[:, None])",
+        "row_delta = mean(p, dp, 1)\n            ds += p * (dp + row_delta[:, None])",
     ),
     Mutant(
         "bidirectional_attention",
         "text's share dropped",
-        "p * (dp - col_delta[None, :]) * spread(col_share)[None, :]",
-        "p * (dp - col_delta[None, :])",
+        "p * (dp - col_delta[None, :]) * spread(col_share)[None, :] if to_value",
+        "p * (dp - col_delta[None, :])\n            if to_value",
     ),
     Mutant(
         "channel_attention",
@@ -146,8 +147,9 @@ MUTANTS = (
     Mutant(
         "gated_cross_attention",
         "sums as wide as the image's numbers",
-        "acc = tl.dot(p.to(DOT), v, acc * fade[:, None],",
-        "acc = tl.dot(p.to(DOT), v, (acc * fade[:, None]).to(DOT).to(tl.float32),",
+        "acc = tl.dot(p.to(DOT), v, acc * fade[:, None], input_precision=PRECISION) m = new if partial",
+        "acc = tl.dot(p.to(DOT), v, (acc * fade[:, None]).to(DOT).to(tl.float32), input_precision=PRECISION)\n"
+        "        m = new\n    if partial",
         "test_cuts.py -k 'long_sums and gated and triton'",
     ),
     Mutant(
@@ -174,5 +176,40 @@ MUTANTS = (
         "all_have_read() tl.store(scores + at,",
         "tl.store(scores + at,",
         "test_triton_races.py -k channel_attention",
+    ),
+    Mutant(
+        "absorbed_attention",
+        "result of the last head only",
+        "out += tl.where((total != 0)[:, None],",
+        "out = tl.where((total != 0)[:, None],",
+        ABSORBED,
+    ),
+    Mutant(
+        "absorbed_attention",
+        "a head's sums not rescaled to the new maximum",
+        "acc = tl.dot(p.to(DOT), v, acc * fade[:, None], input_precision=PRECISION) m = new share",
+        "acc = tl.dot(p.to(DOT), v, acc, input_precision=PRECISION)\n            m = new\n        share",
+        "test_cuts.py -k 'that_rise and absorbed and triton'",
+    ),
+    Mutant(
+        "absorbed_attention",
+        "image's gradient without its own part in the pooled features",
+        "dx = tl.dot((p * col_share[None, :]).to(DOT), g, dx, input_precision=PRECISION)",
+        "dx += 0 * tl.dot((p * col_share[None, :]).to(DOT), g, dx, input_precision=PRECISION)",
+        ABSORBED,
+    ),
+    Mutant(
+        "absorbed_attention",
+        "text's gradient without the mean",
+        "dp - col_delta[None, :]) * spread(col_share)[None, :] db",
+        "dp - 0 * col_delta[None, :]) * spread(col_share)[None, :]\n                db",
+        ABSORBED,
+    ),
+    Mutant(
+        "absorbed_attention",
+        "NaN under the image's mask told to its gradient",
+        'dx = tl.where(row_keep[:, None] | (tl.abs(x) < float("inf")), dx, 0.0)',
+        "dx = dx",
+        "test_conformance.py -k 'nothing_takes_part and absorbed and triton'",
     ),
 )
