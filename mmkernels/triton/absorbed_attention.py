@@ -27,6 +27,16 @@ def as_rows(t):
     return HeadRows(t, t.stride(0), 0, t.stride(1), t.stride(2))
 
 
+def folded(t):
+    """[B, H, T, ...] as [B, 1, H T, ...]: a softmax over positions knows no heads, and all heads' tokens fill a block
+    together, where each head's few would leave it empty and read the image for themselves."""
+    return None if t is None else t.reshape(t.shape[0], 1, t.shape[1] * t.shape[2], *t.shape[3:])
+
+
+def folded_mask(mask, heads):
+    return None if mask is None else mask.repeat(1, heads)
+
+
 # In float32 smaller blocks than heads.py has, as there are more sums in a program: these spill nowhere.
 OWN_FORWARD = {
     torch.float32: (Configuration(32, 16, 32, 64, 4, 1), Configuration(64, 16, 32, 64, 8, 1)),
@@ -119,7 +129,7 @@ class Problem:
         B, H, N, _, _ = self.sizes
         blocks = self.blocks(configuration, image, text)
         block_v = block(self.V, min(configuration.outer, NARROW[self.heads.dtype]))
-        grid = triton.cdiv(N, blocks["BLOCK_N"]) * B, triton.cdiv(self.V, block_v)
+        grid = triton.cdiv(N, blocks["BLOCK_N"]) * B * triton.cdiv(self.V, block_v)
         self.launch(
             attend_heads, grid, configuration, image, text, self.bias_of_image, result, H, **blocks, BLOCK_V=block_v
         )
@@ -195,7 +205,7 @@ class Problem:
         B, H, N, _, D = self.sizes
         blocks = self.blocks(configuration, image, text)
         out_d = block(D, configuration.outer)
-        grid = triton.cdiv(N, blocks["BLOCK_N"]) * B, triton.cdiv(D, out_d)
+        grid = triton.cdiv(N, blocks["BLOCK_N"]) * B * triton.cdiv(D, out_d)
         block_v = block(self.V, configuration.inner)
         self.launch(
             differentiate_image,
@@ -223,19 +233,23 @@ def forward(image, key, key_bias, value, image_mask, text_mask, pool):
     image_out = empty(attended, B, N, problem.V)
     text_out = empty(pool, B, H, T, D)
     image_softmax = empty(attended, B, H, 2, N, dtype=torch.float32)
-    text_softmax = empty(pool, B, H, 2, T, dtype=torch.float32)
-    image = problem.image._replace(softmax=image_softmax)
-    text = problem.text._replace(softmax=text_softmax)
+    text_softmax = empty(pool, B, 2, H, T, dtype=torch.float32)
+    of_image = problem.image._replace(softmax=image_softmax)
+    if pool:
+        mask = folded_mask(text_mask, H)
+        pooling = Problem(image, folded(key), folded(key_bias), None, image_mask, mask, True)
+        of_text = pooling.text._replace(softmax=text_softmax)
 
     def run(configuration):
         if attended:
-            problem.attend(configuration, image, text, as_rows(image_out))
+            problem.attend(configuration, of_image, problem.text, as_rows(image_out))
         if pool:
-            problem.heads.attend(configuration, text, image, head_rows(text_out), bias=problem.bias)
+            to_text = head_rows(folded(text_out))
+            pooling.heads.attend(configuration, of_text, pooling.image, to_text, bias=pooling.bias)
 
     with on_device(key):
         run(tuned(("absorbed forward", *problem.key), OWN_FORWARD[problem.heads.dtype], key, run))
-    return image_out, text_out, image_softmax, text_softmax
+    return image_out, text_out, image_softmax, text_softmax.transpose(1, 2).contiguous() if pool else text_softmax
 
 
 def backward(
@@ -274,6 +288,31 @@ def backward(
     need_bias = need_key_bias_grad and key_bias is not None
     need_value = need_value_grad and value is not None
     absent = image.new_empty(0)
+    if H > 1 and grad_image_out is None and grad_text_out is not None:
+        grad_image, grad_key, _, _ = backward(
+            None,
+            folded(grad_text_out),
+            image,
+            folded(key),
+            folded(key_bias),
+            None,
+            image_mask,
+            folded_mask(text_mask, H),
+            folded(text_out),
+            absent,
+            text_softmax.transpose(1, 2).reshape(B, 1, 2, H * T),
+            True,
+            need_image_grad,
+            need_key_grad,
+            False,
+            False,
+        )
+        return (
+            grad_image,
+            empty_heads(key, D).copy_(grad_key.view(key.shape)) if need_key_grad else absent,
+            torch.zeros_like(key_bias, memory_format=torch.contiguous_format) if need_bias else absent,
+            empty_heads(value, problem.V).zero_() if need_value else absent,
+        )
     grad_image = torch.empty((B, N, D), dtype=image.dtype, device=image.device) if need_image_grad else absent
     grad_key = empty_heads(key, D) if need_key_grad else absent
     grad_bias = torch.zeros_like(key_bias, memory_format=torch.contiguous_format) if need_bias else absent

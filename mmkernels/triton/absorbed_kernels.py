@@ -25,11 +25,14 @@ from .heads_tiles import (
 
 
 @triton.jit
-def positions(size, BLOCK_N: tl.constexpr):
-    """A program's sample and its block of positions; all heads are its own."""
+def positions(size, C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr):
+    """A program's sample, its block of positions, and which BLOCK_C of the C channels of what it writes are its own; all
+    heads are. Those of the same positions follow each other, so that they find the image in the cache."""
     blocks = tl.cdiv(size, BLOCK_N)
+    parts = tl.cdiv(C, BLOCK_C)
     pid = tl.program_id(0)
-    return (pid // blocks).to(tl.int64), arange(pid % blocks * BLOCK_N, BLOCK_N)
+    block = pid // parts
+    return (block // blocks).to(tl.int64), arange(block % blocks * BLOCK_N, BLOCK_N), pid % parts
 
 
 @triton.jit
@@ -77,8 +80,8 @@ def attend_heads(
     tokens."""
     rows = Side(*rows)
     cols = Side(*cols)
-    b, n = positions(rows.size, BLOCK_N)
-    c = arange(tl.program_id(1) * BLOCK_V, BLOCK_V)
+    b, n, part = positions(rows.size, V, BLOCK_V, BLOCK_N)
+    c = arange(part * BLOCK_V, BLOCK_V)
     d = arange(0, BLOCK_D)
     inside = n < rows.size
     row_keep = taking_part(rows, b, 0 * b, n)
@@ -109,7 +112,7 @@ def attend_heads(
             m = new
         share = tl.where(total != 0, 1.0 / tl.where(total != 0, total, 1.0), 0.0)
         out += tl.where((total != 0)[:, None], acc * share[:, None], 0.0)
-        if tl.program_id(1) == 0:
+        if part == 0:
             at = rows.softmax + 2 * (b * H + h) * rows.size + n
             tl.store(at, finite(m), inside)
             tl.store(at + rows.size, share, inside)
@@ -315,8 +318,7 @@ def differentiate_image(
     """A program for each block of positions and OUT_D channels of the image's gradient, of all heads' tokens."""
     rows = Side(*rows)
     cols = Side(*cols)
-    b, n = positions(rows.size, BLOCK_N)
-    part = tl.program_id(1)
+    b, n, part = positions(rows.size, D, OUT_D, BLOCK_N)
     out_d = arange(part * OUT_D, OUT_D)
     d = arange(0, BLOCK_D)
     row_keep = taking_part(rows, b, 0 * b, n)
