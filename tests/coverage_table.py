@@ -74,7 +74,7 @@ PROPERTIES = {
 }
 
 SLOW = ("cuda-emulated", "triton")
-HEADS = ("gated_cross_attention", "bidirectional_attention")
+HEADS = ("gated_cross_attention", "bidirectional_attention", "absorbed_attention")
 ANY = "*"
 # property, operations, backends, why not. Patterns as in fnmatch; the first that fits counts.
 NOT_APPLICABLE = (
@@ -94,7 +94,7 @@ NOT_APPLICABLE = (
     (("masks", "masked values reach nothing", "nothing takes part"), "channel_attention", ANY, "it has no mask"),
     ("packed bags", ("channel_attention", *HEADS), ANY, "it has no offsets"),
     ("strided offsets", ("channel_attention", *HEADS), ANY, "it has no offsets"),
-    ("weights", "bidirectional_attention", ANY, "it has no need_weights"),
+    ("weights", ("bidirectional_attention", "absorbed_attention"), ANY, "it has no need_weights"),
     ("out=", ("channel_attention", "additive_attention", *HEADS), ANY, "it has no out"),
     (("opcheck*", "mistakes of a kernel's caller"), ANY, "reference", "it is no registered operation"),
     (

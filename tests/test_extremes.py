@@ -53,6 +53,7 @@ SOME = {
     "spatial_attention": ("masks: random multiply", "masks: random pool", "packed: rescale"),
     "gated_cross_attention": ("masks: BT", "masks: BHNT, no gate", "masks: float -inf", "sizes: 1x1x3x113x17x7"),
     "bidirectional_attention": ("masks: both random", "sizes: 1x1x50x77x40x24"),
+    "absorbed_attention": ("masks: both random", "results: both"),
     "channel_attention": ("options: small scores", "sizes: 1x3x113x7"),
     "additive_attention": (
         "masks: random pool",

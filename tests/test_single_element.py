@@ -16,6 +16,7 @@ from mmkernels.cases import Draw
 SCORES = {
     "gated_cross_attention": ("query", "key", "attn_mask"),
     "bidirectional_attention": ("image_query", "text_key"),
+    "absorbed_attention": ("key", "key_bias"),
     "spatial_attention": ("text",),
     "channel_attention": ("text", "weight", "bias"),
     "additive_attention": ("query", "w_image", "w_query", "v", "bias", "w_gate", "bias_gate"),
@@ -49,6 +50,19 @@ def gated(positions, tokens, mask=None, d=257, dv=65):
             else arguments
             | {"attn_mask": mask(draw, torch.arange(positions)[:, None] % tokens == torch.arange(tokens))}
         )
+
+    return make
+
+
+def absorbed(positions, tokens, masked=False, d=65, dv=257):
+    def make(draw):
+        arguments = {
+            "image": draw.normal(1, positions, d),
+            "key": draw.normal(1, 1, tokens, d),
+            "value": draw.normal(1, 1, tokens, dv),
+            "key_bias": draw.normal(1, 1, tokens),
+        }
+        return arguments | {"text_mask": torch.arange(tokens)[None] == tokens // 2} if masked else arguments
 
     return make
 
@@ -135,6 +149,10 @@ SINGLES = [
         "gated_cross_attention",
         gated(7, 5, lambda draw, pairs: draw.padding(pairs[None, None], -draw.largest)),
     ),
+    Single("one position and token", "absorbed_attention", absorbed(1, 1)),
+    Single("one token", "absorbed_attention", absorbed(33, 1), (0,)),
+    Single("one token in a mask", "absorbed_attention", absorbed(33, 5, True), (0,)),
+    Single("one token in a mask of many", "absorbed_attention", absorbed(9, 70, True), (0,)),
     Single("one position and token", "bidirectional_attention", bidirectional(1, 1)),
     Single("one position", "bidirectional_attention", bidirectional(1, 64), (1,)),
     Single("one position, many tokens", "bidirectional_attention", bidirectional(1, 70), (1,)),
