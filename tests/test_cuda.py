@@ -386,6 +386,9 @@ def test_rows_same_bits_in_any_order(operation, case):
         ("check_attention", "plain", 400),
         ("check_attention", "asan", 100),
         ("check_attention", "tsan", 30),
+        ("check_absorbed", "plain", 150),
+        ("check_absorbed", "asan", 40),
+        ("check_absorbed", "tsan", 20),
         ("check_rows", "plain", 600),
         ("check_rows", "asan", 600),
         ("check_rows", "tsan", 60),
@@ -416,10 +419,12 @@ def test_resources(architecture):
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
-@pytest.mark.parametrize("operation, kernels", [("gated_cross_attention", 33), ("bidirectional_attention", 22)])
+@pytest.mark.parametrize(
+    "operation, kernels", [("gated_cross_attention", 33), ("bidirectional_attention", 22), ("absorbed_attention", 24)]
+)
 def test_attention_resources(architecture, operation, kernels):
-    """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward, which
-    is all that shared memory has room for."""
+    """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward (absorbed
+    attention: both), which is all that shared memory has room for."""
     found = gpu_table.resources(architecture, operation)
     assert len(found) == kernels
     wrong = {name: vars(r) for name, r in found.items() if r.registers > 255 or r.spilled or r.static or r.stack}
