@@ -112,7 +112,7 @@ def test_an_edit_rebuilds_what_reads_it(setup, tmp_path, monkeypatch):
         "csrc/cpu/activation.h": on_cpu("additive_attention"),
         "csrc/cuda/rows.cu": {"cuda/rows.o"},
         "csrc/cuda/heads_forward.h": {"cuda/gated_cross_attention.o", "cuda/bidirectional_attention.o"},
-        "csrc/torch/heads.h": {"gated_cross_attention.o", "bidirectional_attention.o"},
+        "csrc/torch/heads.h": {"gated_cross_attention.o", "bidirectional_attention.o", "absorbed_attention.o"},
         "csrc/channel_attention.h": {*on_cpu("channel_attention"), "cuda/channel_attention.o", "channel_attention.o"},
     }
     for path, objects in expected.items():

@@ -156,6 +156,16 @@ struct Lines {
     return y.data[d];
   }
 
+  // What is left of a row that isn't whole vectors is taken as one that ends with it: of its lanes the last `count` are
+  // new.
+  template <class C>
+  static MMK_INLINE auto new_lanes(int64_t count) {
+    vec<C> lane;
+    for (int64_t i = 0; i < lanes<C>; ++i)
+      lane[i] = C(i);
+    return lane >= C(lanes<C> - count);
+  }
+
   // R rows at a time: their sums are independent, so that additions needn't wait for each other.
   template <int R, bool Unit, class T, class Y, class C>
   static MMK_INLINE void dot_rows(Run<T> x, Y y, int64_t i, Heads<C> heads, C* scores, int64_t head_stride) {
@@ -170,6 +180,11 @@ struct Lines {
       for (int r = 0; r < R; ++r) {
         for (d = h * heads.width; d < tail; d += lanes<C>)
           total[r] += at<Unit>(x, i + r, d) * at<Unit>(y, i + r, d);
+        if (tail < end && heads.width >= lanes<C>) {
+          const vec<C> last = at<Unit>(x, i + r, end - lanes<C>) * at<Unit>(y, i + r, end - lanes<C>);
+          total[r] += new_lanes<C>(end - tail) ? last : vec<C>{};
+          continue;
+        }
         for (; d < end; ++d)
           rest[r] += one<Unit>(x, i + r, d) * one<Unit>(y, i + r, d);
       }
@@ -222,6 +237,22 @@ struct Lines {
             ad += at<Unit>(x, i + r, d) * pi[r];
           store(a + d, load(a + d) + ad);
         }
+      }
+      if (d < end && heads.width >= lanes<C>) {
+        const int64_t last = end - lanes<C>;
+        vec<C> ad = {};
+        vec<C> bd = {};
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const vec<C> xd = at<Unit>(x, i + r, last);
+          ad += xd * pi[r];
+          bd += xd * qi[r];
+        }
+        const auto some = new_lanes<C>(end - d);
+        store(a + last, load(a + last) + (some ? ad : vec<C>{}));
+        if (b)
+          store(b + last, load(b + last) + (some ? bd : vec<C>{}));
+        continue;
       }
       for (; d < end; ++d)
 #pragma GCC unroll 8

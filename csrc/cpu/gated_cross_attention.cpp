@@ -9,64 +9,12 @@
 //   dP = G value^T;  dS = P (dP - rowsum(G A));  dquery = scale dS key;  dkey = scale dS^T query;  dvalue = P^T G;
 //   dgate = grad_result A.
 // G is multiplied by the query's share, as P is a factor of all that has G.
-#include "../gated_cross_attention.h"
-
 #include "dispatch.h"
-#include "heads.h"
+#include "gated.h"
+#include "gated_by_tokens_backward.h"
 
 namespace mmk {
 namespace {
-
-// What both directions know of a head: its tensors, the tokens that take part, and keys and values packed in blocks of
-// tokens.
-template <class T>
-struct HeadInputs {
-  using C = acc_t<T>;
-  const GatedCrossAttention& a;
-  Head<T> query, key, value, gate, attended;
-  Head<const bool> pairs{};
-  Head<const C> bias{};
-  SoftmaxRows<C> softmax;
-  Order order;
-  const Scale<C> scale;
-  int64_t row = 0;  // of the head among all heads' rows
-
-  explicit HeadInputs(const GatedCrossAttention& a) : a(a), order(a.T), scale(a.scale) {}
-
-  void set(int64_t index) {
-    const int64_t b = index / a.H;
-    const int64_t h = index % a.H;
-    query = head<T>(a.query, b, h);
-    key = head<T>(a.key, b, h);
-    value = head<T>(a.value, b, h);
-    gate = head<T>(a.gate, b, h);
-    attended = head<T>(a.attended, b, h);
-    pairs = {a.pairs.data ? a.pairs.data + b * a.pairs.b + h * a.pairs.h : nullptr, a.pairs.n, a.pairs.t};
-    bias = {a.bias.data ? static_cast<const C*>(a.bias.data) + b * a.bias.b + h * a.bias.h : nullptr, a.bias.n,
-            a.bias.t};
-    softmax = {a.softmax, index, a.N};
-    row = index * a.N;
-    order.find(a.tokens.data ? a.tokens.data + b * a.tokens.b + h * a.tokens.h : nullptr, a.tokens.t, a.T, false);
-  }
-  // A tile of products -> scores, [token, query]: scaled, with the bias, and -Inf for pairs that don't attend.
-  void finish(C* scores, int64_t step, int64_t first, int64_t count, int64_t block) const {
-    const int64_t n = block_tokens(order.count, block);
-    const int64_t t0 = block * token_block;
-    scale.apply(scores, n, step, padded<C>(count));
-    if (!pairs && !bias)
-      return;
-    for (int64_t i = 0; i < n; ++i) {
-      C* s = scores + i * step;
-      const int64_t t = order[t0 + i];
-      if (bias)
-        for (int64_t r = 0; r < count; ++r)
-          s[r] += bias.row(first + r)[t * bias.c];
-      if (pairs)
-        for (int64_t r = 0; r < count; ++r)
-          s[r] = pairs.row(first + r)[t * pairs.c] ? s[r] : -infinity<C>;
-    }
-  }
-};
 
 template <class T>
 struct Forward {
@@ -74,7 +22,7 @@ struct Forward {
   const GatedCrossAttention& a;
   const Tiles& tiles;
   HeadInputs<T> in;
-  Head<T> result{};
+  Results<T> results;
   const int64_t width, key_width, value_width;  // of tiles: of scores, of keys, of results
   Scratch<C> keys, values, query, scores, sums, top, total, factor;
 
@@ -82,6 +30,7 @@ struct Forward {
       : a(a),
         tiles(tiles),
         in(a),
+        results{a},
         width(padded<C>(tiles.height)),
         key_width(padded<C>(a.d)),
         value_width(padded<C>(a.dv)),
@@ -96,7 +45,7 @@ struct Forward {
 
   void start(int64_t index) {
     in.set(index);
-    result = head<T>(a.result, index / a.H, index % a.H);
+    results.set(index);
     read_tokens(in.key, in.order, in.order.count, a.d, keys.data);
     pack_rows(in.value, in.order, in.order.count, a.dv, values.data);
   }
@@ -116,21 +65,21 @@ struct Forward {
       const int64_t t = k * token_block;
       gemm_tile<C, false>(n, count, a.d, keys.data + t * key_width, key_width, {query.data, 0}, scores.data, width,
                           false, fetch);
-      in.finish(scores.data, width, first, count, k);
+      in.finish(scores.data, width, first, count, t, n);
       softmax_columns(scores.data, n, width, whole, [](int64_t) { return true; }, top.data, total.data, factor.data);
       if (k)
         scale_rows(sums.data, count, value_width, a.dv, factor.data);
       gemm_tile<C, true>(count, a.dv, n, scores.data, width, {values.data + t * value_width, 0}, sums.data, value_width,
                          k != 0, fetch);
     }
-    write(first, count);
+    results.write(in, first, count, sums.data, value_width, top.data, total.data);
   }
 
   // What the next tile needs: the head's next queries, or the next head.
   void ahead(Fetch& fetch, int64_t first) const {
     if (first < a.N)
       return fetch_rows(fetch, in.query, first, tiles.count_from(first), a.d);
-    const int64_t index = in.row / a.N + 1;
+    const int64_t index = in.index + 1;
     const int64_t b = index / a.H;
     const int64_t h = index % a.H;
     const bool small = a.T * (a.d + a.dv) * int64_t(sizeof(T)) <= 256 << 10;  // a part of the second-level cache
@@ -139,53 +88,6 @@ struct Forward {
     fetch_rows(fetch, head<T>(a.key, b, h), 0, a.T, a.d);
     fetch_rows(fetch, head<T>(a.value, b, h), 0, a.T, a.dv);
     fetch_rows(fetch, head<T>(a.query, b, h), 0, tiles.count_from(0), a.d);
-  }
-
-  void write(int64_t first, int64_t count) {
-    in.softmax.write(first, count, top.data, total.data);
-    const C* share = in.softmax.share + first;
-    const bool unit = result.c == 1 && (!in.gate || in.gate.c == 1) && (!in.attended || in.attended.c == 1);
-    for (int64_t r = 0; r < count; ++r) {
-      const C* sum = sums.data + r * value_width;
-      T* to = result.row(first + r);
-      T* before = in.attended ? in.attended.row(first + r) : nullptr;
-      const T* gate = in.gate ? in.gate.row(first + r) : nullptr;
-      if (share[r] == 0) {  // nothing to attend to: 0, whatever the gate is
-        write_row<T, C>(nullptr, a.dv, 0, to, result.c);
-        if (before)
-          write_row<T, C>(nullptr, a.dv, 0, before, in.attended.c);
-      } else if (unit && a.nontemporal && streamable(to, a.dv, result.n) &&
-                 (!before || streamable(before, a.dv, in.attended.n))) {
-        write<true>(sum, share[r], gate, before, to);
-      } else if (unit) {
-        write<false>(sum, share[r], gate, before, to);
-      } else {
-        for (int64_t c = 0; c < a.dv; ++c) {
-          const C x = sum[c] * share[r];
-          if (before)
-            before[c * in.attended.c] = from_acc<T>(x);
-          to[c * result.c] = from_acc<T>(gate ? x * to_acc(gate[c * in.gate.c]) : x);
-        }
-      }
-    }
-    if (a.nontemporal)
-      fence();
-  }
-  template <bool Nontemporal>
-  void write(const C* sum, C share, const T* gate, T* before, T* to) const {
-    int64_t c = 0;
-    for (; c + lanes<C> <= a.dv; c += lanes<C>) {
-      const vec<C> x = load(sum + c) * share;
-      if (before)
-        store_or_stream<Nontemporal>(before + c, x);
-      store_or_stream<Nontemporal>(to + c, gate ? x * load(gate + c) : x);
-    }
-    for (; c < a.dv; ++c) {
-      const C x = sum[c] * share;
-      if (before)
-        before[c] = from_acc<T>(x);
-      to[c] = from_acc<T>(gate ? x * to_acc(gate[c]) : x);
-    }
   }
 };
 
@@ -201,7 +103,6 @@ struct Backward {
   const bool scores_matter;  // anything but grad_value and grad_gate
   Scratch<C> keys, key_panels, values, query, query_columns, upstream, upstream_columns, weights, grad_scores, sums,
       mean, base, certain, tokens;
-  bool some_certain = false;  // a weight may be exactly 1
 
   Backward(const GatedCrossAttentionBackward& g, const Tiles& tiles)
       : g(g),
@@ -248,15 +149,11 @@ struct Backward {
   }
 
   void tile(int64_t first, int64_t count) {
-    // A query that attends to nothing may hold NaN: it is read as 0.
-    auto attends = [&](int64_t r) { return in.softmax.share[first + r] != 0; };
-    read_rows<T>(
-        count, a.d, [&](int64_t r) -> const T* { return attends(r) ? in.query.row(first + r) : nullptr; }, in.query.c,
-        query.data);
+    read_rows<T>(count, a.d, [&](int64_t r) { return attending(in, first + r); }, in.query.c, query.data);
     pack_transposed<C>(
         a.d, count, [&](int64_t r) { return query.data + r * query_width; }, 1, in.scale.query, query_columns.data);
     for (int64_t r = 0; r < count; ++r)
-      read_upstream(first, r, attends(r));
+      mean.data[r] = read_upstream(in, grad_result, grad_gate, first + r, upstream.data + r * value_width);
     if (scores_matter)
       pack_transposed<C>(
           a.dv, count, [&](int64_t r) { return upstream.data + r * value_width; }, 1, C(1), upstream_columns.data);
@@ -266,9 +163,9 @@ struct Backward {
       certain.data[r] = in.softmax.certain(first + r);
       found += certain.data[r] == 1;
     }
-    some_certain = found > 0;
     for (int64_t r = count; r < padded<C>(count); ++r)
       mean.data[r] = 0, base.data[r] = infinity<C>, certain.data[r] = 2;
+    const Recovery<C> recover{base.data, certain.data, mean.data, found > 0};
     Fetch fetch;
     ahead(fetch, first + count);
     fetch.spread(count * in.order.count * 2 * (a.d + a.dv));
@@ -279,16 +176,16 @@ struct Backward {
       C* ds = grad_scores.data;
       gemm_tile<C, false>(n, count, a.d, keys.data + t * query_width, query_width, {query_columns.data, 0}, p, width,
                           false, fetch);
-      in.finish(p, width, first, count, k);
+      in.finish(p, width, first, count, t, n);
       if (scores_matter)
         gemm_tile<C, false>(n, count, a.dv, values.data + t * value_width, value_width, {upstream_columns.data, 0}, ds,
                             width, false, fetch);
-      recover(padded<C>(count), n);
+      recover(p, scores_matter ? ds : nullptr, width, padded<C>(count), n);
       if (g.grad_value.data)
         gemm_tile<C, false>(n, a.dv, count, p, width, {upstream.data, value_width}, value_sums() + t * value_width,
                             value_width, true, fetch);
       if (g.grad_bias)
-        write_bias(first, count, k);
+        write_bias(in, static_cast<C*>(g.grad_bias), ds, width, first, count, t, n);
       if (grad_query)
         gemm_tile<C, true>(count, a.d, n, ds, width, {key_panels.data + t * query_width, 0}, sums.data, query_width,
                            k != 0, fetch);
@@ -310,83 +207,6 @@ struct Backward {
     fetch_rows(fetch, in.gate, first, rows, a.dv);
   }
 
-  // G = grad_result * gate * share, its product with A, and the gate's gradient.
-  void read_upstream(int64_t first, int64_t r, bool attends) {
-    const int64_t n = first + r;
-    C* to = upstream.data + r * value_width;
-    const T* from = grad_result.row(n);
-    const T* gate = in.gate ? in.gate.row(n) : nullptr;
-    const T* before = in.attended.row(n);
-    T* of_gate = grad_gate ? grad_gate.row(n) : nullptr;
-    if (!attends) {
-      memset(to, 0, value_width * sizeof(C));
-      if (of_gate)
-        for (int64_t c = 0; c < a.dv; ++c)
-          of_gate[c * grad_gate.c] = from_acc<T>(C(0));
-      mean.data[r] = 0;
-      return;
-    }
-    const C share = in.softmax.share[n];
-    const bool unit =
-        grad_result.c == 1 && in.attended.c == 1 && (!gate || in.gate.c == 1) && (!of_gate || grad_gate.c == 1);
-    vec<C> total = {};
-    C rest = 0;
-    int64_t c = 0;
-    auto along = [&](auto nontemporal) {
-      for (; c + lanes<C> <= a.dv; c += lanes<C>) {
-        const vec<C> up = load(from + c);
-        const vec<C> x = load(before + c);
-        const vec<C> scaled = (gate ? up * load(gate + c) : up) * share;
-        if (of_gate)
-          store_or_stream<nontemporal.value>(of_gate + c, up * x);
-        store(to + c, scaled);
-        total += scaled * x;
-      }
-    };
-    if (unit)
-      with_flag(of_gate && a.nontemporal && streamable(of_gate, a.dv, grad_gate.n), along);
-    for (; c < a.dv; ++c) {
-      const C up = to_acc(from[c * grad_result.c]);
-      const C x = to_acc(before[c * in.attended.c]);
-      const C scaled = (gate ? up * to_acc(gate[c * in.gate.c]) : up) * share;
-      if (of_gate)
-        of_gate[c * grad_gate.c] = from_acc<T>(up * x);
-      to[c] = scaled;
-      rest += scaled * x;
-    }
-    for (; c < value_width; ++c)
-      to[c] = 0;
-    mean.data[r] = sum<C>(total) + rest;
-  }
-
-  // Scores -> exponentials, and the weights' gradient -> that of the scores.
-  void recover(int64_t count, int64_t n) {
-    with_flag(some_certain, [&](auto some) {
-      for (int64_t i = 0; i < n; ++i) {
-        C* p = weights.data + i * width;
-        C* ds = grad_scores.data + i * width;
-        for (int64_t r = 0; r < count; r += lanes<C>) {
-          const vec<C> w = exp_below(load(p + r) - load(base.data + r));
-          store(p + r, w);
-          if (!scores_matter)
-            continue;
-          const vec<C> d = w * (load(ds + r) - load(mean.data + r));
-          store(ds + r, some.value && w == load(certain.data + r) ? vec<C>{} : d);
-        }
-      }
-    });
-  }
-
-  void write_bias(int64_t first, int64_t count, int64_t block) {
-    const int64_t n = block_tokens(in.order.count, block);
-    for (int64_t r = 0; r < count; ++r) {
-      C* to = static_cast<C*>(g.grad_bias) + (in.row + first + r) * a.T +
-              block * token_block;  // with a bias all tokens take part
-      for (int64_t i = 0; i < n; ++i)
-        to[i] = grad_scores.data[i * width + r];
-    }
-  }
-
   void write_query(int64_t first, int64_t count) {
     const bool nontemporal = a.nontemporal && grad_query.c == 1 && streamable(grad_query.row(first), a.d, grad_query.n);
     for (int64_t r = 0; r < count; ++r)
@@ -397,6 +217,8 @@ struct Backward {
 
 template <class T>
 void forward(const GatedCrossAttention& a, const Parallel& parallel) {
+  if (by_tokens(a, parallel))
+    return forward_by_tokens<T>(a, parallel);
   const Tiles tiles(a.B * a.H, a.N, tile_rows, 2 * a.T * (a.d + a.dv), parallel);
   tiles.run(parallel, [&](int64_t part) {
     Forward<T> work(a, tiles);
@@ -412,6 +234,8 @@ template <class T>
 void backward(const GatedCrossAttentionBackward& g, const Parallel& parallel) {
   using C = acc_t<T>;
   const GatedCrossAttention& a = g.forward;
+  if (by_tokens(a, parallel))
+    return backward_by_tokens<T>(g, parallel);
   const Tiles tiles(a.B * a.H, a.N, tile_rows, 6 * a.T * (a.d + a.dv), parallel);
   // behind those of the keys
   const int64_t size = Backward<T>::size(a);

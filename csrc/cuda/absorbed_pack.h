@@ -1,0 +1,209 @@
+// The text's side, before and after: what the tiles of columns are made of, and what becomes of the sums that blocks
+// have left. A warp takes a column.
+#pragma once
+#include "absorbed_task.h"
+
+namespace mmk::cuda {
+
+struct ColumnPlace {
+  int64_t b, column, h, token, slot;
+  bool there;
+  // The warp's.
+  MMK_DEVICE explicit ColumnPlace(const AbsorbedTask& t) {
+    const int64_t item = int64_t(blockIdx.x) * 4 + threadIdx.x / 32;
+    b = item / t.all_columns();
+    column = item % t.all_columns();
+    const int64_t of_tile = column / tile;
+    const int64_t c = column % tile;
+    const int64_t group = of_tile / t.tiles;
+    slot = t.tiles > 1 ? 0 : c / t.T;
+    token = t.tiles > 1 ? of_tile % t.tiles * tile + c : c % t.T;
+    h = group * t.heads + slot;
+    there = b < t.B && slot < t.heads && h < t.H && token < t.T;
+  }
+};
+
+MMK_DEVICE bool token_takes(const AbsorbedTask& t, int64_t b, int64_t token) {
+  return !t.text_mask.data || load(t.text_mask.data + b * t.text_mask.b + token * t.text_mask.t);
+}
+
+// 8 channels of a row of U, zeros where not `there`.
+template <class U>
+MMK_DEVICE void get_channels(float (&x)[8], const HeadRows& f, const ColumnPlace& at, int64_t c, int64_t channels,
+                             bool there) {
+#pragma unroll
+  for (int e = 0; e < 8; ++e)
+    x[e] = 0;
+  if (there && c < channels)
+    get<8>(x, head_of<U>(f, at.b, at.h) + at.token * f.n + c * f.c, f.c, int(least<int64_t>(8, channels - c)));
+}
+
+template <class T, class U>
+MMK_DEVICE void pack_row(const AbsorbedTask& t, const ColumnPlace& at, const HeadRows& f, void* packed,
+                         int64_t channels, Row how, int parts) {
+  const int64_t width = round_up(channels, padded_channels);
+  for (int64_t c = threadIdx.x % 32 * 8; c < width; c += 256) {
+    float x[8];
+    get_channels<U>(x, f, at, c, channels, how != Row::zeros);
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+      x[e] = how != Row::finite || fabsf(x[e]) < INFINITY ? x[e] : 0.f;
+    for (int part = 0; part < 2; ++part) {  // at most
+      if (part == parts)
+        break;
+      put<8>(static_cast<T*>(packed) + ((at.b * parts + part) * t.all_columns() + at.column) * width + c, x, 1, 8);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {  // what is left of it
+        const float high = to_float(from_float<T>(x[e]));
+        x[e] = fabsf(high) < INFINITY ? x[e] - high : 0.f;
+      }
+    }
+  }
+}
+
+template <class T, class U>
+MMK_DEVICE void pack_text(const AbsorbedTask& t, const ColumnPlace& at, bool takes) {
+  const int parts = int(t.parts);
+  pack_row<T, U>(t, at, t.key, t.keys, t.D, !at.there ? Row::zeros : takes ? Row::whole : Row::finite, parts);
+  if (t.values)
+    pack_row<T, U>(t, at, t.value, t.values, t.Dv, takes ? Row::whole : Row::zeros, parts);
+}
+
+// Grid (columns of all samples / 4), block 128.
+template <class T>
+MMK_DEVICE void absorbed_pack(const AbsorbedTask& t) {
+  const ColumnPlace at(t);
+  if (at.b >= t.B)
+    return;
+  const bool takes = at.there && token_takes(t, at.b, at.token);
+  if (t.bits)
+    pack_text<T, float>(t, at, takes);
+  else
+    pack_text<T, T>(t, at, takes);
+  Column column = {};
+  column.power = Exponential(0.f);
+  column.head = at.there ? int(at.h) : -1;
+  column.slot = int(least(at.slot, t.heads - 1));
+  column.token = int(at.token);
+  column.takes = takes;
+  if (at.there && t.key_bias.data) {
+    const float bias = load(static_cast<const float*>(t.key_bias.data) + at.b * t.key_bias.b + at.h * t.key_bias.h +
+                            at.token * t.key_bias.t);
+    column.bias = takes || fabsf(bias) < INFINITY ? bias * log4e : 0.f;
+  }
+  if (t.features) {
+    const int64_t head = at.b * t.H + at.h;
+    const bool gathers = at.there && share_of(t.text_softmax, head, t.T, at.token) != 0;
+    pack_row<T, T>(t, at, t.grad_text_out, t.features, t.D, gathers ? Row::whole : Row::zeros, 1);
+    float sum = 0;
+    for (int64_t c = threadIdx.x % 32 * 8; c < t.D; c += 256) {
+      float x[8], y[8];
+      get_channels<T>(x, t.grad_text_out, at, c, t.D, gathers);
+      get_channels<T>(y, t.text_out, at, c, t.D, gathers);
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        sum += x[e] * y[e];
+    }
+    column.delta = over_lanes(sum, 32, Sum());
+    if (gathers) {
+      column.power = Exponential(top_of(t.text_softmax, head, t.T, at.token));
+      column.share = share_of(t.text_softmax, head, t.T, at.token);
+    }
+  }
+  if (threadIdx.x % 32 == 0)
+    store(t.columns + at.b * t.all_columns() + at.column, column);
+}
+
+// text_out and its softmax from what the splits have left. The same grid.
+template <class T>
+MMK_DEVICE void absorbed_merge(const AbsorbedTask& t) {
+  const ColumnPlace at(t);
+  if (!at.there)
+    return;
+  const int64_t of_tile = at.column / tile;
+  auto stats = [&](int64_t s) { return t.stats + 2 * (t.left_at(at.b, of_tile, s) + at.column % tile); };
+  float top = -INFINITY;
+  float total = 0;
+  for (int64_t s = 0; s < t.splits; ++s)
+    top = fmaxf(top, load(stats(s)));
+  const Exponential power(top);
+  auto share = [&](int64_t s) {
+    const float sum = load(stats(s) + 1);
+    return sum == 0 ? 0.f : power(load(stats(s)));
+  };
+  for (int64_t s = 0; s < t.splits; ++s)
+    total += share(s) * load(stats(s) + 1);
+  if (threadIdx.x % 32 == 0)
+    store_softmax(t.text_softmax, at.b * t.H + at.h, t.T, at.token, top, total);
+  T* to = head_of<T>(t.text_out, at.b, at.h) + at.token * t.text_out.n;
+  for (int64_t c = threadIdx.x % 32 * 8; c < t.D; c += 256) {
+    float sum[8] = {};
+    for (int64_t s = 0; s < t.splits; ++s) {
+      const float w = share(s);
+      if (w == 0)
+        continue;
+      float x[8];
+      get<8>(x, t.partial + (t.left_at(at.b, of_tile, s) + at.column % tile) * t.width() + c, 1, 8);
+      for (int e = 0; e < 8; ++e)
+        sum[e] += w * x[e];
+    }
+    for (int e = 0; e < 8; ++e)
+      sum[e] = total == 0 ? 0.f : sum[e] / total;
+    put<8>(to + c * t.text_out.c, sum, t.text_out.c, int(least<int64_t>(8, t.D - c)));
+  }
+}
+
+// A column's sums, added over the splits, to a row of U.
+template <class U, class Change>
+MMK_DEVICE void merge_row(const AbsorbedTask& t, const ColumnPlace& at, const HeadRows& f, const float* partial,
+                          int64_t channels, Change change) {
+  if (!f.data)
+    return;
+  const int64_t width = round_up(channels, padded_channels);
+  U* to = head_of<U>(f, at.b, at.h) + at.token * f.n;
+  for (int64_t c = threadIdx.x % 32 * 8; c < channels; c += 256) {
+    float sum[8] = {};
+    for (int64_t s = 0; s < t.splits; ++s) {
+      float x[8];
+      get<8>(x, partial + (t.left_at(at.b, at.column / tile, s) + at.column % tile) * width + c, 1, 8);
+      for (int e = 0; e < 8; ++e)
+        sum[e] += x[e];
+    }
+    change(sum, c);
+    put<8>(to + c * f.c, sum, f.c, int(least<int64_t>(8, channels - c)));
+  }
+}
+template <class U>
+MMK_DEVICE void merge_gradients(const AbsorbedTask& t, const ColumnPlace& at) {
+  const bool takes = token_takes(t, at.b, at.token);
+  merge_row<U>(t, at, t.grad_key, t.partial, t.D, [&](float (&x)[8], int64_t c) {
+    float y[8];
+    get_channels<U>(y, t.key, at, c, t.D, !takes);  // what counted as 0 whatever it held
+    for (int e = 0; e < 8; ++e)
+      x[e] = fabsf(y[e]) < INFINITY ? x[e] : 0.f;
+  });
+  merge_row<U>(t, at, t.grad_value, t.partial_value, t.Dv, [&](float (&x)[8], int64_t) {
+    for (int e = 0; e < 8; ++e)
+      x[e] = takes ? x[e] : 0.f;
+  });
+}
+
+// The gradients of key, value and key_bias. The same grid.
+template <class T>
+MMK_DEVICE void absorbed_backward_merge(const AbsorbedTask& t) {
+  const ColumnPlace at(t);
+  if (!at.there)
+    return;
+  if (t.bits)
+    merge_gradients<float>(t, at);
+  else
+    merge_gradients<T>(t, at);
+  if (!t.grad_key_bias || threadIdx.x % 32)
+    return;
+  float sum = 0;
+  for (int64_t s = 0; s < t.splits; ++s)
+    sum += load(t.stats + 2 * (t.left_at(at.b, at.column / tile, s) + at.column % tile));
+  store(t.grad_key_bias + (at.b * t.H + at.h) * t.T + at.token, sum);
+}
+
+}  // namespace mmk::cuda
