@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 from support.attention_tests import assert_rule, draw
-from test_projections import projections
+from test_projections import kernels_of, projections
 from torch import nn
 
 import mmkernels as mmk
@@ -136,3 +136,29 @@ def test_hard_projections(extension, kind, dtype, change):
         () if dtype == torch.float32 and change is ill_conditioned else ("gradient", *dict(module.named_parameters()))
     )
     assert_same(module.to(dtype), [t.to(dtype) for t in tensors], leave, **KINDS[kind][2])
+
+
+@on_every_kind
+def test_chosen(extension, kind):
+    """As asked for; a projection with a hook is called, unless that was forbidden."""
+    tensors = inputs(kind)
+    for absorb in (True, False):
+        module = made(kind, absorb=absorb)
+        absorbed = kernels_of(lambda: module(*tensors)) == ["mmkernels::absorbed_attention"]
+        assert absorbed == absorb
+    for name in KINDS[kind][3]:
+        module = made(kind, absorb=True)
+        calls = []
+        getattr(module, name).register_forward_hook(lambda *_: calls.append(1))
+        with pytest.raises(ValueError, match=f"absorb must be None or False where {name} isn't a plain nn.Linear"):
+            module(*tensors)
+        module.absorb = None
+        module(*tensors)
+        assert calls
+
+
+def test_absorb_pays():
+    assert mmk.absorb_pays(17_821, 16, 256, 1024, 4) and mmk.absorb_pays(729, 1, 1152, 1152, 16, attend=False)
+    assert not mmk.absorb_pays(4096, 77, 320, 320, 8)
+    with pytest.raises(ValueError, match="attend must be True with pool=False, got False: no result is wanted"):
+        mmk.absorb_pays(4, 4, 4, 4, 1, pool=False, attend=False)
