@@ -162,3 +162,34 @@ def test_absorb_pays():
     assert not mmk.absorb_pays(4096, 77, 320, 320, 8)
     with pytest.raises(ValueError, match="attend must be True with pool=False, got False: no result is wanted"):
         mmk.absorb_pays(4, 4, 4, 4, 1, pool=False, attend=False)
+
+
+@on_every_kind
+def test_compiled_mapped_and_copied(extension, kind):
+    """One graph, with gradients; torch.func; a module with the other's state, and a copy."""
+    module, tensors = made(kind, absorb=True), inputs(kind)
+    expected = computed(module, tensors)
+    torch._dynamo.reset()
+    compiled = computed(torch.compile(module, backend="aot_eager", fullgraph=True), tensors)
+    assert_rule(list(compiled.values()), [t.double() for t in expected.values()], list(expected.values()))
+    other = made(kind, absorb=True)
+    other.load_state_dict(made(kind, absorb=False).state_dict())
+    for same in (other, copy.deepcopy(module)):
+        assert all(torch.equal(a, b) for a, b in zip(computed(same, tensors).values(), expected.values()))
+    mapped = torch.func.vmap(module)(*(torch.stack([t, t]) for t in tensors))
+    mapped = mapped if isinstance(mapped, tuple) else (mapped,)
+    results = [torch.stack([r, r]) for r in results_of(module, tensors)]
+    assert_rule(mapped, [r.double() for r in results], results)
+
+
+@on_every_kind
+def test_autocast(extension, kind):
+    module, tensors = made(kind), inputs(kind)
+    found = {}
+    for absorb in (True, False):
+        module.absorb = absorb
+        with torch.autocast("cpu", torch.bfloat16):
+            found[absorb] = results_of(module, tensors, **KINDS[kind][2])
+    wide = copy.deepcopy(module).double()
+    truth = results_of(wide, [t.double() for t in tensors], **KINDS[kind][2])
+    assert_rule(found[True], truth, found[False])
