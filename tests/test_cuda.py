@@ -285,6 +285,26 @@ def test_attention_same_bits_in_any_order(operation, dtype, tokens):
 
 
 @needs_emulator
+@pytest.mark.parametrize("tokens", [7, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_absorbed_attention_same_bits_in_any_order(dtype, tokens):
+    image, key, value = torch.randn(1, 400, 24), torch.randn(1, 2, tokens, 24) / 5, torch.randn(1, 2, tokens, 20)
+    leaves = [tensor.to(dtype).requires_grad_() for tensor in (image, key, value)]
+    found = []
+    for order in emulated.ORDERS:
+        with emulated.configured(order=order, late_copies=order != "shuffled", processors=2):
+            results = mmk.absorbed_attention(*leaves, backend=BACKEND)
+            found.append((*results, *torch.autograd.grad(sum(r.float().square().sum() for r in results), leaves)))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
+@needs_emulator
+def test_absorbed_attention_refuses_what_does_not_fit():
+    with emulated.configured(shared=16 << 10), pytest.raises(RuntimeError, match="too little shared memory"):
+        mmk.absorbed_attention(torch.randn(1, 7, 8), torch.randn(1, 1, 5, 8), backend=BACKEND)
+
+
+@needs_emulator
 @pytest.mark.parametrize("operation", ATTENTION)
 def test_attention_refuses_what_does_not_fit(operation):
     arguments = _heads(1, 1, 7, 5, 8, 8, masked=False)(operation).build(torch.float32, "cpu", 0)
@@ -386,6 +406,9 @@ def test_rows_same_bits_in_any_order(operation, case):
         ("check_attention", "plain", 400),
         ("check_attention", "asan", 100),
         ("check_attention", "tsan", 30),
+        ("check_absorbed", "plain", 150),
+        ("check_absorbed", "asan", 40),
+        ("check_absorbed", "tsan", 20),
         ("check_rows", "plain", 600),
         ("check_rows", "asan", 600),
         ("check_rows", "tsan", 60),
@@ -416,10 +439,12 @@ def test_resources(architecture):
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
-@pytest.mark.parametrize("operation, kernels", [("gated_cross_attention", 33), ("bidirectional_attention", 22)])
+@pytest.mark.parametrize(
+    "operation, kernels", [("gated_cross_attention", 33), ("bidirectional_attention", 22), ("absorbed_attention", 24)]
+)
 def test_attention_resources(architecture, operation, kernels):
-    """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward, which
-    is all that shared memory has room for."""
+    """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward (of
+    absorbed attention forward, too), which is all that shared memory has room for."""
     found = gpu_table.resources(architecture, operation)
     assert len(found) == kernels
     wrong = {name: vars(r) for name, r in found.items() if r.registers > 255 or r.spilled or r.static or r.stack}

@@ -234,7 +234,8 @@ struct AbsorbedBackwardText : AbsorbedBackward<T> {
     Base::clear_chunk(sum);
     float bias[Base::J][2] = {};
     this->take_columns(of_tile);
-    for (int n = begin; n < end; n += tile) {
+    const bool flows = of_key || t.of_image_out;  // else the sums stay 0
+    for (int n = begin; flows && n < end; n += tile) {
       this->take_positions(n, end);
       if (t.of_image_out)
         this->take_sides(of_tile / t.tiles, n, end, true);
@@ -255,7 +256,7 @@ struct AbsorbedBackwardText : AbsorbedBackward<T> {
       });
       if (of_key)
         this->to_columns(sum, first, nullptr, this->image_rows(n, false, held), chunk, false);
-      else if (t.of_image_out)
+      else
         this->to_columns(sum, first, nullptr, this->grad_rows(n, true, nullptr), chunk - int(t.chunks), false);
     }
     __syncthreads();

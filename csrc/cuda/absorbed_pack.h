@@ -31,6 +31,7 @@ MMK_DEVICE bool token_takes(const AbsorbedTask& t, int64_t b, int64_t token) {
 template <class U>
 MMK_DEVICE void get_channels(float (&x)[8], const HeadRows& f, const ColumnPlace& at, int64_t c, int64_t channels,
                              bool there) {
+#pragma unroll
   for (int e = 0; e < 8; ++e)
     x[e] = 0;
   if (there && c < channels)
@@ -44,10 +45,14 @@ MMK_DEVICE void pack_row(const AbsorbedTask& t, const ColumnPlace& at, const Hea
   for (int64_t c = threadIdx.x % 32 * 8; c < width; c += 256) {
     float x[8];
     get_channels<U>(x, f, at, c, channels, how != Row::zeros);
-    for (int e = 0; e < 8 && how == Row::finite; ++e)
-      x[e] = fabsf(x[e]) < INFINITY ? x[e] : 0.f;
-    for (int part = 0; part < parts; ++part) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+      x[e] = how != Row::finite || fabsf(x[e]) < INFINITY ? x[e] : 0.f;
+    for (int part = 0; part < 2; ++part) {  // at most
+      if (part == parts)
+        break;
       put<8>(static_cast<T*>(packed) + ((at.b * parts + part) * t.all_columns() + at.column) * width + c, x, 1, 8);
+#pragma unroll
       for (int e = 0; e < 8; ++e) {  // what is left of it
         const float high = to_float(from_float<T>(x[e]));
         x[e] = fabsf(high) < INFINITY ? x[e] - high : 0.f;
@@ -95,6 +100,7 @@ MMK_DEVICE void absorbed_pack(const AbsorbedTask& t) {
       float x[8], y[8];
       get_channels<T>(x, t.grad_text_out, at, c, t.D, gathers);
       get_channels<T>(y, t.text_out, at, c, t.D, gathers);
+#pragma unroll
       for (int e = 0; e < 8; ++e)
         sum += x[e] * y[e];
     }

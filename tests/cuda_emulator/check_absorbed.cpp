@@ -19,7 +19,7 @@ const char* absorbed() {
   const int64_t N = pick(0, 3) ? pick(0, 90) : pick(0, 700);
   const int64_t T = pick(0, 3) ? pick(0, 20) : pick(0, 150);
   dtype = toss() ? Dtype::float32 : Dtype::bfloat16;
-  emulator::config = {pick(0, 4), unsigned(pick(0, 99)), toss(), (pick(0, 2) ? pick(100, 230) : pick(90, 100)) * 1024,
+  emulator::config = {pick(0, 4), unsigned(pick(0, 99)), toss(), (pick(0, 2) ? pick(100, 230) : pick(60, 100)) * 1024,
                       pick(1, 40)};
   const bool attend = pick(0, 3);
   const bool pool = !attend || pick(0, 3);

@@ -1,0 +1,195 @@
+"""Modules with their projections of the image absorbed compute what they compute with them, or say why they can't."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from support.attention_tests import assert_rule, draw
+from test_projections import kernels_of, projections
+from torch import nn
+
+import mmkernels as mmk
+
+B, N, T, D, E = 3, 21, 5, 16, 6
+IMAGE_MASK = torch.arange(B * N).view(B, N) % 4 > 0
+TEXT_MASK = torch.arange(B * T).view(B, T) % 3 > 0
+IMAGE_MASK[1], TEXT_MASK[2] = False, False  # a sample of which nothing takes part
+
+# name: how it is made, whether text is given, masks, what is absorbed
+KINDS = {
+    "bidirectional": (
+        functools.partial(mmk.BidirectionalAttention, D, E, 24, 3),
+        True,
+        {"image_mask": IMAGE_MASK, "text_mask": TEXT_MASK},
+        ("image_query_projection", "image_value_projection", "image_out_projection"),
+    ),
+    "gated": (
+        functools.partial(mmk.GatedCrossAttention, D, E, embed_dim=24, value_dim=10),
+        True,
+        {"mask": TEXT_MASK},
+        ("query_projection",),
+    ),
+    "gated of heads, normed": (
+        functools.partial(mmk.GatedCrossAttention, D, E, 2, embed_dim=24, value_dim=10, norm=nn.LayerNorm(10)),
+        True,
+        {"mask": TEXT_MASK},
+        ("query_projection",),
+    ),
+    "pooling": (
+        functools.partial(mmk.AttentionPooling, D, 2, 3, embed_dim=24, out_dim=7),
+        False,
+        {"image_mask": IMAGE_MASK},
+        ("key_projection", "value_projection"),
+    ),
+    "pooling of queries": (
+        functools.partial(mmk.AttentionPooling, D, 3, query_dim=E, embed_dim=24),
+        True,
+        {"image_mask": IMAGE_MASK},
+        ("key_projection", "value_projection"),
+    ),
+}
+on_every_kind = pytest.mark.parametrize("kind", KINDS)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def made(kind, dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    return copy.deepcopy(KINDS[kind][0](**options)).to(dtype)
+
+
+def inputs(kind, dtype=torch.float32):
+    return [draw(B, N, D).to(dtype), draw(B, T, E, seed=1).to(dtype)][: 1 + KINDS[kind][1]]
+
+
+def results_of(module, tensors, **options):
+    results = module(*tensors, **options)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def computed(module, tensors, **options):
+    """By name: results, and gradients of the inputs and of every parameter."""
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    module.zero_grad()
+    results = results_of(module, leaves, **options)
+    upstream = [draw(*r.shape, seed=9 + i).bfloat16().to(r.dtype) for i, r in enumerate(results)]
+    torch.autograd.backward(results, upstream)
+    found = {f"result {i}": r.detach() for i, r in enumerate(results)}
+    found |= {f"gradient {i}": t.grad for i, t in enumerate(leaves)}
+    return found | {name: p.grad.clone() for name, p in module.named_parameters()}
+
+
+def assert_same(module, tensors, leave=(), **options):
+    """Absorbed, by the rule: the truth is the module with its projections in float64, the measure plain PyTorch in the
+    module's dtype."""
+    absorbed, plain = (copy.deepcopy(module) for _ in range(2))
+    absorbed.absorb = True
+    plain.absorb, plain.backend = False, "reference"
+    found = computed(absorbed, tensors, **options)
+    peer = computed(plain, tensors, **options)
+    narrow = None
+    if tensors[0].dtype == torch.float64:
+        narrow = computed(copy.deepcopy(plain).float(), [t.float() for t in tensors], **options)
+    truth = computed(plain.double(), [t.double() for t in tensors], **options)
+    names = [name for name in truth if not name.startswith(tuple(leave) or "-")]
+    pick = lambda values: None if values is None else [values[name] for name in names]
+    assert_rule(pick(found), pick(truth), pick(peer), pick(narrow), batch=B)
+
+
+@on_every_kind
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_same_in_float64(extension, kind, masked, bias):
+    options = KINDS[kind][2] if masked else {}
+    assert_same(made(kind, torch.float64, bias=bias), inputs(kind, torch.float64), **options)
+
+
+@on_every_kind
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_same_in_other_dtypes(extension, kind, dtype):
+    leave = ("text_key_projection.bias", "key_projection.bias")  # they cancel in a softmax, and few digits are left
+    assert_same(made(kind, dtype), inputs(kind, dtype), leave, **KINDS[kind][2])
+
+
+def large_biases(module):
+    for child in projections(module).values():
+        child.bias.data.mul_(10)
+
+
+def ill_conditioned(module):
+    for child in projections(module).values():
+        u, s, v = torch.linalg.svd(child.weight.data, full_matrices=False)
+        child.weight.data = u * s * torch.logspace(0, -4, len(s)) @ v
+
+
+@on_every_kind
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("change", [large_biases, ill_conditioned])
+def test_hard_projections(extension, kind, dtype, change):
+    """Beside features that have much in common, which projections take away. Gradients are judged in float32 only, of
+    ill-conditioned projections: large biases, and 16 bits, leave too few digits of what cancels."""
+    module = made(kind)
+    change(module)
+    tensors = inputs(kind)
+    tensors[0] = tensors[0] + 3 * draw(D, seed=5)
+    leave = (
+        () if dtype == torch.float32 and change is ill_conditioned else ("gradient", *dict(module.named_parameters()))
+    )
+    assert_same(module.to(dtype), [t.to(dtype) for t in tensors], leave, **KINDS[kind][2])
+
+
+@on_every_kind
+def test_chosen(extension, kind):
+    """As asked for; a projection with a hook is called, unless that was forbidden."""
+    tensors = inputs(kind)
+    for absorb in (True, False):
+        module = made(kind, absorb=absorb)
+        absorbed = kernels_of(lambda: module(*tensors)) == ["mmkernels::absorbed_attention"]
+        assert absorbed == absorb
+    for name in KINDS[kind][3]:
+        module = made(kind, absorb=True)
+        calls = []
+        getattr(module, name).register_forward_hook(lambda *_: calls.append(1))
+        with pytest.raises(ValueError, match=f"absorb must be None or False where {name} isn't a plain nn.Linear"):
+            module(*tensors)
+        module.absorb = None
+        module(*tensors)
+        assert calls
+
+
+def test_absorb_pays():
+    assert mmk.absorb_pays(17_821, 16, 256, 1024, 4) and mmk.absorb_pays(729, 1, 1152, 1152, 16, attend=False)
+    assert not mmk.absorb_pays(4096, 77, 320, 320, 8)
+    with pytest.raises(ValueError, match="attend must be True with pool=False, got False: no result is wanted"):
+        mmk.absorb_pays(4, 4, 4, 4, 1, pool=False, attend=False)
+
+
+@on_every_kind
+def test_compiled_mapped_and_copied(extension, kind):
+    """One graph, with gradients; torch.func; a module with the other's state, and a copy."""
+    module, tensors = made(kind, absorb=True), inputs(kind)
+    expected = computed(module, tensors)
+    torch._dynamo.reset()
+    compiled = computed(torch.compile(module, backend="aot_eager", fullgraph=True), tensors)
+    assert_rule(list(compiled.values()), [t.double() for t in expected.values()], list(expected.values()))
+    other = made(kind, absorb=True)
+    other.load_state_dict(made(kind, absorb=False).state_dict())
+    for same in (other, copy.deepcopy(module)):
+        assert all(torch.equal(a, b) for a, b in zip(computed(same, tensors).values(), expected.values()))
+    mapped = torch.func.vmap(module)(*(torch.stack([t, t]) for t in tensors))
+    mapped = mapped if isinstance(mapped, tuple) else (mapped,)
+    results = [torch.stack([r, r]) for r in results_of(module, tensors)]
+    assert_rule(mapped, [r.double() for r in results], results)
+
+
+@on_every_kind
+def test_autocast(extension, kind):
+    module, tensors = made(kind), inputs(kind)
+    found = {}
+    for absorb in (True, False):
+        module.absorb = absorb
+        with torch.autocast("cpu", torch.bfloat16):
+            found[absorb] = results_of(module, tensors, **KINDS[kind][2])
+    wide = copy.deepcopy(module).double()
+    truth = results_of(wide, [t.double() for t in tensors], **KINDS[kind][2])
+    assert_rule(found[True], truth, found[False])
