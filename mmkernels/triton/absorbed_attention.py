@@ -1,8 +1,8 @@
 """Absorbed attention in Triton: heads with keys of their own over the same features. What is moved, with X = bytes of
 the image, K of all heads' keys and values:
 
-    text_out         reads X once a block of a head's tokens, from the L2 cache but for the first time (heads.py's
-                     `attend`, in chunks of positions)
+    text_out         reads X once a block of all heads' tokens, and of the channels that a program holds, from the L2
+                     cache but for the first time (heads.py's `attend`, in chunks of positions)
     image_out        reads X once, K once a block of positions; writes the result once, a sum over heads in registers
     backward         reads X, its result's gradient and K once a block of tokens and once a block of positions; writes
                      every gradient once. The means of the weights' gradients, of either softmax, go before

@@ -205,11 +205,4 @@ MUTANTS = (
         "dp - 0 * col_delta[None, :]) * spread(col_share)[None, :]\n                db",
         ABSORBED,
     ),
-    Mutant(
-        "absorbed_attention",
-        "NaN under the image's mask told to its gradient",
-        'dx = tl.where(row_keep[:, None] | (tl.abs(x) < float("inf")), dx, 0.0)',
-        "dx = dx",
-        "test_conformance.py -k 'nothing_takes_part and absorbed and triton'",
-    ),
 )
