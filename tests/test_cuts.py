@@ -162,10 +162,11 @@ def equal_weights(operation):
         if operation == "additive_attention":
             weights = {"w_image": draw.normal(2, 2), "w_query": None, "v": zeros(1, 2)}
             return {"image": values(1, 8192, 2), "query": None, **weights}
-        one, many, value = zeros(1, 1, 1, 2), zeros(1, 1, 1024, 2), values(1, 1, 1024, 2)
+        one = zeros(1, 1, 1, 2)
         if operation == "gated_cross_attention":
-            return {"query": one, "key": many, "value": value, "gate": one + 1}
-        return {"image_query": many, "text_key": one, "image_value": value, "text_value": one + 1}
+            return {"query": one, "key": zeros(1, 1, 4096, 2), "value": values(1, 1, 4096, 2), "gate": one + 1}
+        image = {"image_query": zeros(1, 1, 1024, 2), "image_value": values(1, 1, 1024, 2)}
+        return {"text_key": one, "text_value": one + 1, **image}
 
     return cases.Case("equal weights", "cut", build, True)
 

@@ -147,7 +147,7 @@ MUTANTS = (
         "gated_cross_attention",
         "sums as wide as the image's numbers",
         "acc = tl.dot(p.to(DOT), v, acc * fade[:, None],",
-        "acc = tl.dot(p.to(DOT), v, (acc * fade[:, None]).to(DOT).to(tl.float32),",
+        "acc = tl.dot(p.to(DOT), v, (acc * fade[:, None]).to(cols.value.data.dtype.element_ty).to(tl.float32),",
         "test_cuts.py -k 'long_sums and gated and triton'",
     ),
     Mutant(
