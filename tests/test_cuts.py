@@ -150,6 +150,24 @@ def test_attention_in_many_parts(operation, positions, tokens):
         assert_right(operation, case, torch.float32, *reversed(EMULATED))
 
 
+@pytest.mark.parametrize(
+    "operation, backend, device, dtype",
+    [
+        pytest.param(operation, *each.values, id=f"{operation}-{each.id}")
+        for operation in ("gated_cross_attention", "bidirectional_attention")
+        for each in runnable(operation)
+        if each.values[0] != "reference"
+    ],
+)
+@pytest.mark.parametrize("positions, tokens", [(3, 300), (300, 3)])
+def test_parts_of_several_heads(positions, tokens, operation, backend, device, dtype, monkeypatch):
+    """Every head's parts are its own, where both sides are cut."""
+    if backend == "triton":
+        monkeypatch.setattr(importlib.import_module("mmkernels.triton.heads"), "processors", lambda tensor: 100)
+    case = heads(operation, 2, 2, positions, tokens, 4, 6)
+    assert_right_on(operation, case, dtype, device, backend, **emulated.H100)
+
+
 def equal_weights(operation):
     """Sums of one number, again and again: weights are exactly 1 / count. A total in bfloat16 would be off by more than
     1.7%, whether the number is added alone, or 8 to 128 at a time, in one part or four."""

@@ -3,6 +3,7 @@ plants every one, which takes long.)"""
 
 import collections
 import importlib
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from mmkernels import functional
 
 sys.path.append(str(ROOT / "tools" / "mutants"))
 mutant = importlib.import_module("mutant")
+table = importlib.import_module("table")
 verdicts = importlib.import_module("verdicts")
 ALL = [(backend, each) for backend in mutant.SOURCES for each in mutant.mutants(backend)]
 
@@ -84,3 +86,19 @@ def test_what_fails_without_the_mutant_catches_nothing(monkeypatch):
     rows = [{"backend": "cpu", "verdict": "caught", "test": f"test_a.py::{name}"} for name in ("test_b[1]", "test_c")]
     verdicts.confirm(None, rows)
     assert [row["verdict"] for row in rows] == ["caught", "broken"]
+
+
+def test_a_test_that_is_gone_hides_no_other(monkeypatch):
+    gone = (4, "ERROR: not found: /folder/test_a.py::test_c[x]\n(no match in any of [<Module test_a.py>])")
+    answering(monkeypatch, gone, (0, "test_a.py::test_b[1] PASSED [100%]"))
+    rows = [
+        {"backend": "cpu", "verdict": "caught", "test": f"test_a.py::{name}"} for name in ("test_b[1]", "test_c[x]")
+    ]
+    verdicts.confirm(None, rows)
+    assert [row["verdict"] for row in rows] == ["caught", "broken"]
+
+
+def test_the_page_has_all_of_them():
+    """A mutant that was added, or has another name, is to be planted: `make mutants RESUME=1` writes the page."""
+    rows = re.findall(r"^\| (\w+_attention) \| (.*?) \| ", table.PAGE.read_text(), re.M)
+    assert rows == [(each.operation, each.name) for _, each in ALL]

@@ -155,12 +155,14 @@ MUTANTS = (
         "parts' sums where one head alone would have them",
         "((head * splits + split) * size + n)[:, None] * C",
         "((head + split) * size + n)[:, None] * C",
+        "test_cuts.py -k 'several_heads and bidirectional and triton'",
     ),
     Mutant(
         "spatial_attention",
         "the last bag's last row forgotten",
         "tl.minimum(tl.load(a.offsets + b + 1), a.s.N), first)",
         "tl.minimum(tl.load(a.offsets + b + 1), a.s.N - 1), first)",
+        BAGS,
     ),
     Mutant(
         "channel_attention",
