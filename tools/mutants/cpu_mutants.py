@@ -48,8 +48,8 @@ MUTANTS = (
     Mutant(
         "spatial_attention",
         "wrong stride of the mask",
-        "keep + y * mask.y + x * mask.x",
-        "keep + y * mask.x + x * mask.x",
+        "from + y * mask.y + x * mask.x",
+        "from + y * mask.x + x * mask.x",
     ),
     Mutant(
         "additive_attention",
@@ -105,7 +105,7 @@ MUTANTS = (
     Mutant(
         "bidirectional_attention",
         "text attends to masked positions",
-        "[&](int64_t r) { return in.keeps(first + r); }, of_text.top + t",
+        "[&](int64_t r) { return in.valid(first + r); }, of_text.top + t",
         "[](int64_t) { return true; }, of_text.top + t",
     ),
     Mutant(
@@ -173,7 +173,7 @@ MUTANTS = (
     Mutant(
         "spatial_attention",
         "gradients of masked positions not written",
-        "if (!keep) return Base::clear(out, count, a.D);",
-        "if (!keep) return;",
+        "if (!valid) return Base::clear(out, count, a.D);",
+        "if (!valid) return;",
     ),
 )

@@ -121,7 +121,7 @@ MUTANTS = (
     Mutant(
         "channel_attention",
         "maximum and sum without the text",
-        "own.add(load(scores + c) + load(shift + c));",
+        "own.add(load(scores + c) + load(bias_hidden + c));",
         "own.add(load(scores + c));",
     ),
     Mutant(

@@ -166,9 +166,9 @@ MUTANTS = (
     ),
     Mutant(
         "channel_attention",
-        "shift of the first sample",
-        "shift + sample[:, None].to(tl.int64) * C",
-        "shift + 0 * sample[:, None].to(tl.int64) * C",
+        "bias of the first sample",
+        "bias_hidden + sample[:, None].to(tl.int64) * C",
+        "bias_hidden + 0 * sample[:, None].to(tl.int64) * C",
     ),
     Mutant(
         "channel_attention",
