@@ -1,5 +1,5 @@
-// Additive attention: weights = softmax over positions of v . h_n, h_n = act(w_image image_n + shift_b) [*
-// sigmoid(w_gate image_n + shift_gate)]; result = the weighted sum of image, for each of K maps, or image times its
+// Additive attention: weights = softmax over positions of v . h_n, h_n = act(w_image image_n + bias_hidden_b) [*
+// sigmoid(w_gate image_n + bias_gate)]; result = the weighted sum of image, for each of K maps, or image times its
 // weight.
 #pragma once
 #include "parallel.h"
@@ -17,14 +17,14 @@ struct AdditiveAttention {
   int64_t D = 0;
   int64_t A = 0;
   int64_t K = 0;
-  SampleRows image;                  // [B, N, D]; packed [N, D] with b = 0, N = rows
-  const int64_t* offsets = nullptr;  // packed: [B + 1]
-  const void* shift = nullptr;       // [B, A] contiguous, float (double), or null
-  Projection w_image;                // [A, D]
-  Projection w_gate;                 // [A, D], or data null
-  const void* shift_gate = nullptr;  // [A] contiguous, float (double), or null
-  Projection v;                      // [K, A]
-  Mask mask;                         // [B, N], y = 0; packed: b = 0
+  SampleRows image;                   // [B, N, D]; packed [N, D] with b = 0, N = rows
+  const int64_t* offsets = nullptr;   // packed: [B + 1]
+  const void* bias_hidden = nullptr;  // [B, A] contiguous, float (double), or null
+  Projection w_image;                 // [A, D]
+  Projection w_gate;                  // [A, D], or data null
+  const void* bias_gate = nullptr;    // [A] contiguous, float (double), or null
+  Projection v;                       // [K, A]
+  Mask mask;                          // [B, N], y = 0; packed: b = 0
   bool pool = true;
   SampleRows result;        // pool: [B, K, D], else like image (K = 1)
   void* weights = nullptr;  // [B, K, N] contiguous (packed: [K, N]), float (double); forward writes, backward reads
@@ -39,11 +39,11 @@ struct AdditiveAttentionBackward {
   SampleRows grad_result;              // data null = no gradient
   const void* grad_weights = nullptr;  // like weights, or null
   SampleRows grad_image;               // data null = not wanted, here and below
-  void* grad_shift = nullptr;          // [B, A] contiguous, float (double)
+  void* grad_bias_hidden = nullptr;    // [B, A] contiguous, float (double)
   void* grad_w_image = nullptr;        // [A, D] contiguous, in dtype
   void* grad_v = nullptr;              // [K, A] contiguous, in dtype
   void* grad_w_gate = nullptr;         // [A, D] contiguous, in dtype
-  void* grad_shift_gate = nullptr;     // [A] contiguous, float (double)
+  void* grad_bias_gate = nullptr;      // [A] contiguous, float (double)
 };
 
 void additive_attention_forward(const AdditiveAttention&, const Parallel&);

@@ -140,9 +140,9 @@ def test_far_apart(backend, device, dtype, shape, dim, combine, maps):
 @on_every_backend
 def test_function(backend, device, dtype):
     t = inputs(dtype, device)
-    shift = t["query"] @ t["w_query"].T + t["bias"]
+    bias_hidden = t["query"] @ t["w_query"].T + t["bias"]
     apply = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, 0, backend)[0]
-    found = gradients(apply, (t["image"], shift, t["w_image"], t["v"], t["w_gate"], t["bias_gate"]))
+    found = gradients(apply, (t["image"], bias_hidden, t["w_image"], t["v"], t["w_gate"], t["bias_gate"]))
     compute = lambda function, *t: [gradients(functools.partial(call_of(), function), t)[i] for i in (0, 1, 3, 5, 7, 8)]
     assert_computes(compute, OPERATION, backend, t.values(), found=[found[i] for i in (0, 1, 3, 4, 5, 6)])
 
@@ -167,8 +167,8 @@ def test_autocast(backend, device, dtype):
 @pytest.mark.parametrize("packed, kept_rows", [(False, 0), (True, 0), (False, 7), (True, 13)])
 def test_opcheck(extension, packed, kept_rows):
     t = inputs(shape=(13, 20) if packed else (2, 13, 20), bags=2, maps=2)
-    shift = (t["query"] @ t["w_query"].T).detach()
-    given = [x.requires_grad_() for x in (t["image"], shift, t["w_image"], t["v"], t["w_gate"], t["bias_gate"])]
+    bias_hidden = (t["query"] @ t["w_query"].T).detach()
+    given = [x.requires_grad_() for x in (t["image"], bias_hidden, t["w_image"], t["v"], t["w_gate"], t["bias_gate"])]
     torch.library.opcheck(
         torch.ops.mmkernels.additive_attention.default,
         (*given, None, torch.tensor([0, 5, 13]) if packed else None, 2, True, kept_rows),

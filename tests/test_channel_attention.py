@@ -83,12 +83,14 @@ def test_no_positions(backend, device, dtype):
 @on_every_backend
 def test_function(backend, device, dtype):
     image, text, weight, _ = inputs(dtype, device)
-    shift = text @ weight[:, 20:].T
+    bias_hidden = text @ weight[:, 20:].T
     own = weight[:, :20].contiguous()
     apply = lambda *t: mmk.ChannelAttentionFunction.apply(*t, False, 0, backend)[0]
-    found = gradients(apply, (image, shift, own))
+    found = gradients(apply, (image, bias_hidden, own))
 
-    def compute(function, *tensors):  # the shift's gradient is the text's scores' one: that of a bias for each sample
+    def compute(
+        function, *tensors
+    ):  # bias_hidden's gradient is that of the text's part of the scores: a bias for each sample
         result, image_grad, weight_grad = gradients(lambda i, w: function(i, tensors[1], w), (tensors[0], tensors[2]))
         return result, image_grad, weight_grad[:, :20]
 

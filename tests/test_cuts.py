@@ -126,10 +126,11 @@ def test_spatial_attention_in_many_chunks(combine):
 )
 @pytest.mark.parametrize("combine", ["multiply", "pool"])
 @pytest.mark.parametrize("bags", [None, (40, 4200)], ids=["dense", "packed"])
-def test_triton_in_many_chunks(bags, combine, monkeypatch):
-    """More chunks than are merged at once, of several tiles or one, as a device with many processors has them."""
+@pytest.mark.parametrize("processors", [132, 1])
+def test_triton_in_many_chunks(processors, bags, combine, monkeypatch):
+    """With many processors more chunks than are merged at once, of a tile each; with one, several tiles a chunk."""
     kernels = importlib.import_module("mmkernels.triton.spatial_attention")
-    monkeypatch.setattr(kernels, "processors", lambda tensor: 132)
+    monkeypatch.setattr(kernels, "processors", lambda tensor: processors)
     shape = (1, 4240, 64) if bags is None else (sum(bags), 64)
     case = spatial(f"many chunks {bags}", shape, bags, mask=True, rescale=True, combine=combine)
     assert_right("spatial_attention", case, torch.float32, "cpu", "triton")
@@ -147,6 +148,85 @@ def test_attention_in_many_parts(operation, positions, tokens):
         getattr(mmk, operation)(**case.build(torch.float32), backend=EMULATED[0])
         assert emulated.counts().blocks > 32
         assert_right(operation, case, torch.float32, *reversed(EMULATED))
+
+
+def equal_weights(operation):
+    """Sums of one number, again and again: weights are exactly 1 / count. A total in bfloat16 would be off by more than
+    1.7%, whether the number is added alone, or 8 to 128 at a time, in one part or four."""
+
+    def build(draw):
+        zeros = lambda *shape: torch.zeros(shape, device=draw.device, dtype=draw.dtype)
+        values = lambda *shape: zeros(*shape) + (1 + 104 / 128)
+        if operation == "spatial_attention":
+            return {"image": values(1, 8192, 2), "text": zeros(1, 2), "combine": "pool"}
+        if operation == "additive_attention":
+            weights = {"w_image": draw.normal(2, 2), "w_query": None, "v": zeros(1, 2)}
+            return {"image": values(1, 8192, 2), "query": None, **weights}
+        one, many, value = zeros(1, 1, 1, 2), zeros(1, 1, 1024, 2), values(1, 1, 1024, 2)
+        if operation == "gated_cross_attention":
+            return {"query": one, "key": many, "value": value, "gate": one + 1}
+        return {"image_query": many, "text_key": one, "image_value": value, "text_value": one + 1}
+
+    return cases.Case("equal weights", "cut", build, True)
+
+
+@pytest.mark.parametrize(
+    "operation, backend, device, dtype",
+    [
+        pytest.param(operation, *each.values, id=f"{operation}-{each.id}")
+        for operation in mmk.functional.__all__
+        if operation != "channel_attention"  # sums over its few channels
+        for each in runnable(operation, [torch.bfloat16])
+        if each.values[0] != "reference"
+    ],
+)
+def test_long_sums_are_float32(operation, backend, device, dtype):
+    """Also where there is one processor, and none of them is cut short."""
+    assert_right_on(operation, equal_weights(operation), dtype, device, backend, processors=1)
+
+
+def rising(operation):
+    """Scores that rise from 0 to 30 along what a softmax runs over, which is longer than any kernel takes at once."""
+
+    def build(draw):
+        def ramp(*shape, most=30.0, dim=-2):
+            """Channel 0 (or all along `dim` -1) rises, the others are random."""
+            values = draw.normal(*shape)
+            steps = torch.linspace(0, most, shape[dim], device=draw.device).to(draw.dtype)
+            (values if dim == -1 else values[..., 0])[:] = steps
+            return values
+
+        first = torch.tensor([[1.0, 0.0]], device=draw.device, dtype=draw.dtype)
+        if operation == "spatial_attention":
+            return {"image": ramp(1, 9000, 8), "text": first.repeat(1, 4) * 2, "scale": 0.5, "combine": "pool"}
+        if operation == "additive_attention":
+            network = {"w_image": first, "w_query": None, "v": first[:, :1], "activation": "relu"}
+            return {"image": ramp(1, 3000, 2), "query": None, **network}
+        if operation == "channel_attention":
+            weight = draw.normal(2100, 2102) / 2100
+            return {"image": draw.normal(1, 2, 2100), "text": first, "weight": weight, "bias": ramp(2100, dim=-1)}
+        if operation == "gated_cross_attention":
+            query, key, gate = first.expand(1, 1, 3, 2).contiguous(), ramp(1, 1, 1200, 2), draw.normal(1, 1, 3, 2)
+            return {"query": query, "key": key, "value": draw.normal(1, 1, 1200, 2), "gate": gate, "scale": 1.0}
+        image, text = ramp(1, 1, 130, 2, most=6.0), ramp(1, 1, 600, 2, most=5.0)
+        values = {"image_value": draw.normal(1, 1, 130, 2), "text_value": draw.normal(1, 1, 600, 2)}
+        return {"image_query": image, "text_key": text, **values, "scale": 1.0}
+
+    return cases.Case("rising scores", "cut", build, True)
+
+
+@pytest.mark.parametrize(
+    "operation, backend, device, dtype",
+    [
+        pytest.param(operation, *each.values, id=f"{operation}-{each.id}")
+        for operation in mmk.functional.__all__
+        for each in runnable(operation)
+        if each.values[0] != "reference"
+    ],
+)
+def test_scores_that_rise(operation, backend, device, dtype):
+    """Every block of them has a new maximum: what was summed before fades, or would be far too large."""
+    assert_right_on(operation, rising(operation), dtype, device, backend, processors=1)
 
 
 # Each warp of a block runs as far as it gets, the first or the last before the others; copies arrive as late as they

@@ -30,6 +30,12 @@ def test_every_operation_and_backend_has_some():
     assert set(count) == {(backend, name) for backend in mutant.SOURCES for name in functional.__all__}
 
 
+def test_the_tests_that_are_named_exist():
+    named = [word for _, each in ALL for word in each.tests.split() if word.endswith(".py")]
+    named += [name for names in verdicts.FILES.values() for name in names]
+    assert named and not [name for name in named if not (ROOT / "tests" / name).is_file()]
+
+
 @pytest.mark.parametrize("text", ["no such text", "int64_t"])
 def test_a_place_that_is_not_found_once_is_told(text):
     with pytest.raises(mutant.NotFound, match="must be found once"):

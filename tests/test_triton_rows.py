@@ -221,10 +221,10 @@ def test_extreme_scores(value):
     """One or all scores Inf, -Inf or NaN: as softmax."""
     image = draw(2, 9, 4)
     for some in (2, slice(None)):
-        shift, scores = draw(2, 4), draw(2, 9)
-        shift[0, some], scores[0, some] = value, value
+        bias_hidden, scores = draw(2, 4), draw(2, 9)
+        bias_hidden[0, some], scores[0, some] = value, value
         mmk.channel_attention(*channel((1, 1, 1)), backend="triton")  # brings the operations
-        tensors = image, shift, torch.zeros(4, 4)
+        tensors = image, bias_hidden, torch.zeros(4, 4)
         result, weights, _ = torch.ops.mmkernels.channel_attention_triton(*tensors, True, 0)
         assert_formula(lambda *t: mmk.ops.channel_attention._reference(*t, True, 0)[:2], tensors, (result, weights))
         assert_formula(lambda scores: scores.softmax(1), [scores], normalised(scores))
@@ -450,7 +450,7 @@ def test_nothing_is_written_beside_a_tensor(operation, monkeypatch):
         needs = 3
     else:
         shape, offsets, chosen = ADDITIVE_OPTIONS[operation]
-        image, _, w_image, _, v, shift_gate, w_gate, _ = additive(shape, 9, 1 if chosen else 3)
+        image, _, w_image, _, v, bias_gate, w_gate, _ = additive(shape, 9, 1 if chosen else 3)
         bags = 3 if offsets is None else 4
         inputs = (
             image,
@@ -458,7 +458,7 @@ def test_nothing_is_written_beside_a_tensor(operation, monkeypatch):
             w_image,
             v,
             w_gate,
-            shift_gate,
+            bias_gate,
             draw(*shape[:-1]) > 0,
             None if offsets is None else torch.tensor(offsets),
         )
@@ -482,7 +482,7 @@ def test_wrong_offsets_touch_no_foreign_memory(bounds, pooled, monkeypatch):
     """A GPU can't refuse them without waiting: the results are wrong, the tensors around keep their values."""
     from mmkernels.triton import additive_attention
 
-    image, _, w_image, _, v, shift_gate, w_gate, _ = additive((41, 4), 3)
+    image, _, w_image, _, v, bias_gate, w_gate, _ = additive((41, 4), 3)
     guards = Guards(monkeypatch)
     inputs = (
         image,
@@ -490,7 +490,7 @@ def test_wrong_offsets_touch_no_foreign_memory(bounds, pooled, monkeypatch):
         w_image,
         v,
         w_gate,
-        shift_gate,
+        bias_gate,
         None,
         torch.tensor(bounds),
     )
@@ -505,8 +505,8 @@ def test_one_gradient_alone(wanted):
     """What isn't wanted isn't computed; the result's or the weights' gradient may be all there is."""
     from mmkernels.triton import additive_attention
 
-    image, _, w_image, _, v, shift_gate, w_gate, _ = additive((2, 20, 6), 4, 2)
-    inputs = image, draw(2, 4), w_image, v, w_gate, shift_gate, None, None
+    image, _, w_image, _, v, bias_gate, w_gate, _ = additive((2, 20, 6), 4, 2)
+    inputs = image, draw(2, 4), w_image, v, w_gate, bias_gate, None, None
     result, *kept = additive_attention.forward(*inputs, 0, True, 0)
     for up in ((result, None), (None, kept[0])):
         together = additive_attention.backward(*up, *inputs, *kept, 0, True, 0, *[True] * 6)

@@ -3,7 +3,7 @@
 // copies: a tile of rows is multiplied by the packed weight, and its scores turn into the result while they are in the
 // second-level cache. No [B, N, D] scores exist. Backward, with P = weights, G = grad_result, H = grad_weights, the
 // scores computed again (P of the first rows may be kept): dP = G X + H;
-//   dS = P (dP - rowsum(P dP));  dX = G P + dS W;  dW = dS^T X;  dshift = sum over a sample's rows of dS.
+//   dS = P (dP - rowsum(P dP));  dX = G P + dS W;  dW = dS^T X;  dbias_hidden = sum over a sample's rows of dS.
 #include "../channel_attention.h"
 
 #include "dispatch.h"
@@ -27,23 +27,23 @@ struct Inputs {
     pack_weight_transposed<T>(a.weight, a.D, a.D, C(1), weight.data, parallel, parts);
   }
 
-  // Scores of a tile, with the shift: exponentials and one over their sum, a row each.
+  // Scores of a tile, with the bias: exponentials and one over their sum, a row each.
   void weigh(const C* x, int64_t step, int64_t first, int64_t count, C* scores, C* share, Fetch& fetch) const {
     fetch.spread(count * a.D * a.D);
     gemm_tile<C, false>(count, a.D, a.D, x, step, {weight.data, 0}, scores, width, false, fetch);
     for (int64_t r = 0; r < count; ++r) {
-      const C* shift = static_cast<const C*>(a.shift) + samples.of(first + r) * a.D;
+      const C* bias_hidden = static_cast<const C*>(a.bias_hidden) + samples.of(first + r) * a.D;
       C* s = scores + r * width;
       vec<C> most = splat(-infinity<C>);
       C top = -infinity<C>;
       int64_t c = 0;
       for (; c + lanes<C> <= a.D; c += lanes<C>) {
-        const vec<C> x = load(s + c) + load(shift + c);
+        const vec<C> x = load(s + c) + load(bias_hidden + c);
         store(s + c, x);
         most = maximum<C>(most, x);
       }
       for (; c < a.D; ++c)
-        top = maximum(top, s[c] += shift[c]);
+        top = maximum(top, s[c] += bias_hidden[c]);
       share[r] = 1 / exp_sum(s, a.D, maximum(top, max<C>(most)));
     }
   }
@@ -98,7 +98,7 @@ struct Backward {
   const C* weight_rows;  // B[out, in]
   const Source<const T> grad_result, grad_weights;
   const Source<T> grad_image;
-  Scratch<C> copy, upstream, share;
+  Scratch<C> copy, grad_rows, share;
 
   Backward(const ChannelAttentionBackward& g, const Inputs<T>& in, const WeightGradient<C>& gradient,
            const C* weight_rows)
@@ -111,7 +111,7 @@ struct Backward {
         grad_weights(g.grad_weights, a.N),
         grad_image(g.grad_image, a.N),
         copy((tile_rows + slack) * in.width),
-        upstream((tile_rows + slack) * in.width),
+        grad_rows((tile_rows + slack) * in.width),
         share(tile_rows) {}
 
   void tile(int64_t first, int64_t count, int64_t slot) {
@@ -132,18 +132,18 @@ struct Backward {
     }
     if (grad_result)
       read_rows<T>(
-          count, a.D, [&](int64_t r) { return grad_result.row(first + r); }, grad_result.c, upstream.data, in.width);
+          count, a.D, [&](int64_t r) { return grad_result.row(first + r); }, grad_result.c, grad_rows.data, in.width);
     for (int64_t r = 0; r < count; ++r)
-      differentiate(scores + r * in.width, x + r * step, upstream.data + r * in.width, first + r, share.data[r]);
-    gradient.keep(slot, count, x, step);
+      differentiate(scores + r * in.width, x + r * step, grad_rows.data + r * in.width, first + r, share.data[r]);
+    gradient.save(slot, count, x, step);
     if (!grad_image)
       return;
     if (!grad_result)
-      memset(upstream.data, 0, count * in.width * sizeof(C));
-    gemm_tile<C, false>(count, a.D, a.D, scores, in.width, {weight_rows, 0}, upstream.data, in.width, true);
+      memset(grad_rows.data, 0, count * in.width * sizeof(C));
+    gemm_tile<C, false>(count, a.D, a.D, scores, in.width, {weight_rows, 0}, grad_rows.data, in.width, true);
     for (int64_t r = 0; r < count; ++r) {
       T* to = grad_image.row(first + r);
-      write_row<T>(upstream.data + r * in.width, a.D, C(1), to, 1, a.nontemporal && streamable(to, a.D, grad_image.n));
+      write_row<T>(grad_rows.data + r * in.width, a.D, C(1), to, 1, a.nontemporal && streamable(to, a.D, grad_image.n));
     }
     if (a.nontemporal)
       fence();
@@ -152,13 +152,13 @@ struct Backward {
   // A row: exponentials -> the scores' gradient, grad_result -> the image's direct part of its gradient. A weight of 1
   // is the only one: its score has no gradient, and rounding must not leave one.
   void differentiate(C* p, const C* x, C* up, int64_t row, C share) {
-    const T* of_weights = grad_weights ? grad_weights.row(row) : nullptr;
+    const T* grad_weights_row = grad_weights ? grad_weights.row(row) : nullptr;
     const int64_t step = grad_weights.c;
     auto arriving = [&](int64_t c) {
-      return (grad_result ? up[c] * x[c] : C(0)) + (of_weights ? to_acc(of_weights[c * step]) : C(0));
+      return (grad_result ? up[c] * x[c] : C(0)) + (grad_weights_row ? to_acc(grad_weights_row[c * step]) : C(0));
     };
     const int64_t whole = a.D / lanes<C> * lanes<C>;
-    if (of_weights || !grad_result) {  // rare: element by element, dP in place of the direct part first
+    if (grad_weights_row || !grad_result) {  // rare: element by element, dP in place of the direct part first
       C total = 0;
       for (int64_t c = 0; c < a.D; ++c)
         total += (p[c] *= share) * arriving(c);
@@ -199,9 +199,9 @@ void backward(const ChannelAttentionBackward& g, const Parallel& parallel) {
   const ChannelAttention& a = g.forward;
   const RowTiles tiles(a.B * a.N, 6 * a.D * a.D, parallel);
   const int64_t parts = tiles.parts < 1 ? 1 : tiles.parts;
-  C* grad_shift = static_cast<C*>(g.grad_shift);
-  if (grad_shift)
-    memset(grad_shift, 0, a.B * a.D * sizeof(C));
+  C* grad_bias_hidden = static_cast<C*>(g.grad_bias_hidden);
+  if (grad_bias_hidden)
+    memset(grad_bias_hidden, 0, a.B * a.D * sizeof(C));
   if (tiles.count == 0) {
     if (g.grad_weight)
       memset(g.grad_weight, 0, a.D * a.D * sizeof(T));
@@ -222,12 +222,12 @@ void backward(const ChannelAttentionBackward& g, const Parallel& parallel) {
       for (int64_t t = size * part / parts; t < size * (part + 1) / parts; ++t)
         work.tile(tiles.first(start + t), tiles.size(start + t), t);
     });
-    if (g.grad_weight || grad_shift)
+    if (g.grad_weight || grad_bias_hidden)
       gradient.add(first, count, parallel, parts, [&](int64_t begin, int64_t end, const C* rows) {
-        if (!grad_shift)
+        if (!grad_bias_hidden)
           return;
         in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) {
-          add_rows(grad_shift + b * a.D, rows + (r - first) * in.width, last - r, in.width, begin, end);
+          add_rows(grad_bias_hidden + b * a.D, rows + (r - first) * in.width, last - r, in.width, begin, end);
         });
       });
   }

@@ -81,21 +81,21 @@ inline void each_part(const Parallel& parallel, int64_t parts, F f) {
 }
 
 // A tile of image rows as it is multiplied: in place where every row that a block reads exists, of whole vectors. Rows
-// that keep(r) refuses are zeros. `rows` is how many there are in all.
-template <class T, class C, class Keep>
+// that aren't valid(r) are zeros. `rows` is how many there are in all.
+template <class T, class C, class Valid>
 inline const C* image_tile(const Source<const T>& image, int64_t first, int64_t count, int64_t rows, int64_t channels,
-                           C* copy, int64_t& step, Keep keep) {
+                           C* copy, int64_t& step, Valid valid) {
   bool all = true;
   for (int64_t r = first; all && r < first + count; ++r)
-    all = keep(r);
+    all = valid(r);
   if constexpr (std::is_same<T, C>::value)
     if (all && image.c == 1 && channels % lanes<C> == 0 && first + count + slack <= rows &&
         image.even(first, count + slack))
       return step = image.n, image.row(first);
   step = padded<C>(channels);
   read_rows<T>(
-      count, channels, [&](int64_t r) -> const T* { return keep(first + r) ? image.row(first + r) : nullptr; }, image.c,
-      copy);
+      count, channels, [&](int64_t r) -> const T* { return valid(first + r) ? image.row(first + r) : nullptr; },
+      image.c, copy);
   return copy;
 }
 
@@ -159,7 +159,7 @@ template <class C>
 struct WeightGradient {
   int64_t out, in, out_width, in_width, tiles;  // columns of G and X, with their padding, and tiles in a panel
   bool of_weight;
-  Scratch<C> upstream, input, sums;
+  Scratch<C> grad_output, input, sums;
 
   WeightGradient(int64_t out, int64_t in, int64_t tiles, bool of_weight)
       : out(out),
@@ -168,7 +168,7 @@ struct WeightGradient {
         in_width(padded<C>(in)),
         tiles(tiles),
         of_weight(of_weight),
-        upstream(tiles * tile_rows * out_width + slack * out_width),
+        grad_output(tiles * tile_rows * out_width + slack * out_width),
         input(of_weight ? tiles * tile_rows * in_width : 0),
         sums(of_weight ? (out + slack) * in_width : 0) {}
 
@@ -178,8 +178,8 @@ struct WeightGradient {
     const int64_t most = 4 * tiles.parts < enough ? enough : 4 * tiles.parts;
     return most < tiles.count ? most : tiles.count;
   }
-  C* rows(int64_t slot) const { return upstream.data + slot * tile_rows * out_width; }  // G of a panel's tile
-  void keep(int64_t slot, int64_t count, const C* x, int64_t step) const {              // X of a panel's tile
+  C* rows(int64_t slot) const { return grad_output.data + slot * tile_rows * out_width; }  // G of a panel's tile
+  void save(int64_t slot, int64_t count, const C* x, int64_t step) const {                 // X of a panel's tile
     if (of_weight)
       pack<C>(
           count, in, [&](int64_t r) { return x + r * step; }, 1, C(1), input.data, 0, INT64_MAX, slot * tile_rows,
@@ -197,11 +197,11 @@ struct WeightGradient {
       const int64_t end = last < out ? last : out;
       if (begin >= end)
         return;
-      columns(begin, end, upstream.data);
+      columns(begin, end, grad_output.data);
       if (!of_weight)
         return;
-      gemm_tile<C, true>(end - begin, in, count, upstream.data + begin, out_width, {input.data, 0, tiles * tile_rows},
-                         sums.data + begin * in_width, in_width, first > 0);
+      gemm_tile<C, true>(end - begin, in, count, grad_output.data + begin, out_width,
+                         {input.data, 0, tiles * tile_rows}, sums.data + begin * in_width, in_width, first > 0);
     });
   }
   template <class T>

@@ -52,7 +52,7 @@ struct Common {
       to[d * v.d] = from_acc<T>(from[d]);
   }
 
-  // f(n, y, x, count, kept) for a chunk's runs; f(n, count) for the kept ones.
+  // f(n, y, x, count, valid) for a chunk's runs; f(n, count) for the valid ones.
   template <class F>
   void runs(const Sample& s, int64_t k, F f) const {
     int64_t begin = k * split.chunk_positions;
@@ -82,14 +82,14 @@ struct Forward : Common<T, L> {
   using Base = Common<T, L>;
   using C = typename Base::C;
   using Base::a, Base::heads, Base::split;
-  Scratch<C> text, maxima, sums, kept, partial;
+  Scratch<C> text, maxima, sums, valid_count, partial;
 
   Forward(const SpatialAttention& a, const Split& split)
       : Base(a, split),
         text(split.slots * a.D),
         maxima(split.chunk_slots * a.H),
         sums(split.chunk_slots * a.H),
-        kept(split.chunk_slots),
+        valid_count(split.chunk_slots),
         partial(a.pool ? split.chunk_slots * a.D + a.D * split.slots : 0) {}
 
   void prepare(const Sample& s) { this->read(a.text, s, this->scale.query, text.data + s.slot * a.D); }
@@ -104,8 +104,8 @@ struct Forward : Common<T, L> {
     C positions = 0;
     for (int64_t h = 0; h < a.H; ++h)
       m[h] = -infinity<C>, l[h] = 0;
-    this->runs(s, k, [&](int64_t n, int64_t y, int64_t x, int64_t count, bool keep) {
-      if (!keep) {
+    this->runs(s, k, [&](int64_t n, int64_t y, int64_t x, int64_t count, bool valid) {
+      if (!valid) {
         for (int64_t h = 0; h < a.H; ++h)
           memset(w + h * stride + n, 0, count * sizeof(C));
         return;
@@ -116,14 +116,14 @@ struct Forward : Common<T, L> {
         m[h] = maximum(m[h], max_of(w + h * stride + n, count));
       positions += count;
     });
-    kept.data[c] = positions;
+    valid_count.data[c] = positions;
     C* pooled = partial.data + c * a.D;
     if (a.pool)
       memset(pooled, 0, a.D * sizeof(C));
     if (!positions)
       return;
-    this->runs(s, k, [&](int64_t n, int64_t y, int64_t x, int64_t count, bool keep) {
-      if (!keep)
+    this->runs(s, k, [&](int64_t n, int64_t y, int64_t x, int64_t count, bool valid) {
+      if (!valid)
         return;
       for (int64_t h = 0; h < a.H; ++h) {
         C* e = w + h * stride + n;
@@ -138,7 +138,7 @@ struct Forward : Common<T, L> {
   void merge(const Sample& s) {
     C positions = 0;
     for (int64_t k = 0; k < s.chunks; ++k)
-      positions += kept.data[s.chunk + k];
+      positions += valid_count.data[s.chunk + k];
     for (int64_t h = 0; h < a.H; ++h)
       merge_chunks(maxima.data + s.chunk * a.H + h, sums.data + s.chunk * a.H + h, s.chunks, a.H, int64_t(positions),
                    a.rescale ? positions : C(1));
@@ -147,7 +147,7 @@ struct Forward : Common<T, L> {
     C* total = partial.data + split.chunk_slots * a.D + s.slot * a.D;
     memset(total, 0, a.D * sizeof(C));
     for (int64_t k = 0; k < s.chunks; ++k) {
-      if (!kept.data[s.chunk + k])
+      if (!valid_count.data[s.chunk + k])
         continue;
       const C* pooled = partial.data + (s.chunk + k) * a.D;
       for (int64_t h = 0; h < a.H; ++h) {
@@ -163,8 +163,8 @@ struct Forward : Common<T, L> {
     const int64_t c = s.chunk + k;
     const int64_t stride = this->head_stride(s);
     C* w = this->weights(s);
-    this->runs(s, k, [&](int64_t n, int64_t y, int64_t x, int64_t count, bool keep) {
-      if (!keep) {
+    this->runs(s, k, [&](int64_t n, int64_t y, int64_t x, int64_t count, bool valid) {
+      if (!valid) {
         if (!a.pool)
           Base::clear(this->run(a.result, s, y, x), count, a.D);
         return;
@@ -212,11 +212,11 @@ struct Backward : Common<T, L> {
     C* dw = grad_scores(s);
     C* mean = means.data + c * a.H;
     C* mass = masses.data + c * a.H;
-    const C* of_weights = g.grad_weights ? this->of_sample(static_cast<const C*>(g.grad_weights), s) : nullptr;
+    const C* grad_weights = g.grad_weights ? this->of_sample(static_cast<const C*>(g.grad_weights), s) : nullptr;
     for (int64_t h = 0; h < a.H; ++h)
       mean[h] = mass[h] = 0;
-    this->runs(s, k, [&](int64_t n, int64_t y, int64_t x, int64_t count, bool keep) {
-      if (!keep)
+    this->runs(s, k, [&](int64_t n, int64_t y, int64_t x, int64_t count, bool valid) {
+      if (!valid)
         return;
       if (g.grad_result.data)
         L::dot(this->run(a.image, s, y, x), this->run(g.grad_result, s, y, x), count, heads, dw + n, stride);
@@ -228,8 +228,8 @@ struct Backward : Common<T, L> {
       for (int64_t h = 0; h < a.H; ++h) {
         const C* wh = w + h * stride + n;
         C* dwh = dw + h * stride + n;
-        if (of_weights)
-          add_scaled(dwh, of_weights + h * stride + n, count, C(1));
+        if (grad_weights)
+          add_scaled(dwh, grad_weights + h * stride + n, count, C(1));
         mean[h] += product_sum(wh, dwh, count);
         mass[h] += sum_of(wh, count);
       }
@@ -243,8 +243,8 @@ struct Backward : Common<T, L> {
       v = two_sums(s) ? u + a.D : nullptr;
       memset(u, 0, 2 * a.D * sizeof(C));
     }
-    this->runs(s, k, [&](int64_t n, int64_t y, int64_t x, int64_t count, bool keep) {
-      if (!keep)
+    this->runs(s, k, [&](int64_t n, int64_t y, int64_t x, int64_t count, bool valid) {
+      if (!valid)
         return;
       for (int64_t h = 0; h < a.H; ++h) {
         const C* wh = w + h * stride + n;
@@ -300,9 +300,9 @@ struct Backward : Common<T, L> {
     C* w = this->weights(s);
     C* ds = grad_scores(s);
     const C* t = text.data + s.slot * a.D;
-    this->runs(s, k, [&](int64_t n, int64_t y, int64_t x, int64_t count, bool keep) {
+    this->runs(s, k, [&](int64_t n, int64_t y, int64_t x, int64_t count, bool valid) {
       Run<T> out = this->run(g.grad_image, s, y, x);
-      if (!keep)
+      if (!valid)
         return Base::clear(out, count, a.D);
       for (int64_t h = 0; h < a.H; ++h) {
         const C* wh = w + h * stride + n;

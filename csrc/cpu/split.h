@@ -137,25 +137,25 @@ class Split {
   }
 };
 
-// Calls f(n, y, x, count, kept) for the runs of positions begin..end that one stride walks and that are all kept, or
-// all masked.
+// Calls f(n, y, x, count, valid) for the runs of positions begin..end that one stride walks and that all take part, or
+// are all masked.
 template <class F>
 MMK_INLINE void for_each_run(const Mask& mask, const Sample& s, int64_t X, int64_t begin, int64_t end, F f) {
-  const bool* keep = mask.data ? mask.data + s.index * mask.b + s.first * mask.x : nullptr;
+  const bool* from = mask.data ? mask.data + s.index * mask.b + s.first * mask.x : nullptr;
   for (int64_t n = begin; n < end;) {
     int64_t y = n / X;
     int64_t x = n % X;
     int64_t count = end - n < X - x ? end - n : X - x;
-    bool kept = true;
-    if (keep) {
-      const bool* row = keep + y * mask.y + x * mask.x;
+    bool valid = true;
+    if (from) {
+      const bool* row = from + y * mask.y + x * mask.x;
       int64_t same = 1;
-      kept = row[0];
-      while (same < count && row[same * mask.x] == kept)
+      valid = row[0];
+      while (same < count && row[same * mask.x] == valid)
         ++same;
       count = same;
     }
-    f(n, y, x, count, kept);
+    f(n, y, x, count, valid);
     n += count;
   }
 }

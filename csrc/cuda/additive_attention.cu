@@ -65,15 +65,15 @@ MMK_DEVICE void hidden(const HiddenTask& t, int64_t r, Each each) {
   const AdditiveAttention& a = t.a;
   const float* u = t.u + r * a.A;
   const float* gates = t.t ? t.t + r * a.A : nullptr;
-  const float* shift_gate = static_cast<const float*>(a.shift_gate);
-  const float* shift =
-      a.shift ? static_cast<const float*>(a.shift) + sample_of(t.rows, t.panel.first + r) * a.A : nullptr;
+  const float* bias_gate = static_cast<const float*>(a.bias_gate);
+  const float* bias_hidden =
+      a.bias_hidden ? static_cast<const float*>(a.bias_hidden) + sample_of(t.rows, t.panel.first + r) * a.A : nullptr;
   for (int64_t c = threadIdx.x % 32; c < a.A; c += 32) {
     float slope;
-    const float y = activate<F>(load(u + c) + (shift ? load(shift + c) : 0.f), slope);
+    const float y = activate<F>(load(u + c) + (bias_hidden ? load(bias_hidden + c) : 0.f), slope);
     float s = 1;
     if (gates)
-      s = reciprocal(1 + exponential(-(load(gates + c) + (shift_gate ? load(shift_gate + c) : 0.f))));
+      s = reciprocal(1 + exponential(-(load(gates + c) + (bias_gate ? load(bias_gate + c) : 0.f))));
     each(c, y, slope, s);
   }
 }

@@ -37,10 +37,10 @@ struct Row {
 // Softmax over a row's scores: exp(score - top) * share.
 struct Softmax {
   float top, share;
-  MMK_DEVICE Softmax(const float* scores, const float* shift, int64_t D, int64_t lane) {
+  MMK_DEVICE Softmax(const float* scores, const float* bias_hidden, int64_t D, int64_t lane) {
     Running own;
     for (int64_t c = lane; c < D; c += 32)
-      own.add(load(scores + c) + load(shift + c));
+      own.add(load(scores + c) + load(bias_hidden + c));
     top = over_lanes(own.top, 32, Max());
     if (top == -INFINITY)
       top = 0;
@@ -56,13 +56,13 @@ MMK_DEVICE void weigh(const WeighTask& t) {
     return;
   const int64_t D = t.a.D;
   const float* scores = t.scores + row.r * D;
-  const float* shift = static_cast<const float*>(t.a.shift) + row.place.sample * D;
-  const Softmax weight(scores, shift, D, row.lane);
+  const float* bias_hidden = static_cast<const float*>(t.a.bias_hidden) + row.place.sample * D;
+  const Softmax weight(scores, bias_hidden, D, row.lane);
   const T* image = static_cast<const T*>(t.panel.image) + row.r * t.panel.n;
   T* result = static_cast<T*>(t.a.result.data) + row.at(t.a.result);
   T* weights = t.a.weights.data ? static_cast<T*>(t.a.weights.data) + row.at(t.a.weights) : nullptr;
   for (int64_t c = row.lane; c < D; c += 32) {
-    const float w = weight(load(scores + c) + load(shift + c));
+    const float w = weight(load(scores + c) + load(bias_hidden + c));
     store(result + c * t.a.result.c, from_float<T>(w * to_float(load(image + c * t.panel.c))));
     if (weights)
       store(weights + c * t.a.weights.c, from_float<T>(w));
@@ -77,8 +77,8 @@ MMK_DEVICE void differentiate(const DifferentiateTask& t) {
     return;
   const int64_t D = a.D;
   float* scores = t.scores + row.r * D;
-  const float* shift = static_cast<const float*>(a.shift) + row.place.sample * D;
-  const Softmax weight(scores, shift, D, row.lane);
+  const float* bias_hidden = static_cast<const float*>(a.bias_hidden) + row.place.sample * D;
+  const Softmax weight(scores, bias_hidden, D, row.lane);
   const SampleRows& gr = t.g.grad_result;
   const SampleRows& gw = t.g.grad_weights;
   const T* image = static_cast<const T*>(t.panel.image) + row.r * t.panel.n;
@@ -91,10 +91,10 @@ MMK_DEVICE void differentiate(const DifferentiateTask& t) {
   };
   float mean = 0;
   for (int64_t c = row.lane; c < D; c += 32)
-    mean += weight(load(scores + c) + load(shift + c)) * arriving(c, grad_output(c));
+    mean += weight(load(scores + c) + load(bias_hidden + c)) * arriving(c, grad_output(c));
   mean = over_lanes(mean, 32, Sum());
   for (int64_t c = row.lane; c < D; c += 32) {
-    const float w = weight(load(scores + c) + load(shift + c));
+    const float w = weight(load(scores + c) + load(bias_hidden + c));
     const float grad = grad_output(c);
     // A weight of 1 is the only one: its score has no gradient, and rounding must not leave one.
     store(scores + c, w == 1 ? 0.f : w * (arriving(c, grad) - mean));

@@ -6,7 +6,7 @@
 
 namespace mmk::cuda {
 
-// scores [rows, D], float, without the shift -> result and weights.
+// scores [rows, D], float, without the bias -> result and weights.
 const char* channel_attention_weigh(const ChannelAttention&, const Panel&, const float* scores, void* stream);
 // scores -> their gradient, in place. direct [rows, D]: grad_result * weights, or null.
 const char* channel_attention_differentiate(const ChannelAttentionBackward&, const Panel&, float* scores, float* direct,

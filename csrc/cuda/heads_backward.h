@@ -382,11 +382,11 @@ MMK_DEVICE void backward_merge(const BackwardTask& t) {
   const int64_t width = values ? t.dv : t.d;
   const int64_t channel = values ? v : c;
   const int count = int(least<int64_t>(8, width - channel));
+  const float* from = (values ? t.partial_value_of(on.bh, 0, r) : t.partial_query_of(on.bh, 0, r)) + channel;
   float sum[8] = {};
-  for (int64_t s = 0; s < t.splits; ++s) {
+  for (int64_t s = 0; s < t.splits; ++s, from += t.rows * width) {
     float x[8];
-    const float* from = values ? t.partial_value_of(on.bh, s, r) : t.partial_query_of(on.bh, s, r);
-    get<8>(x, from + channel, 1, count);
+    get<8>(x, from, 1, count);
     for (int e = 0; e < 8; ++e)
       sum[e] += x[e];
   }

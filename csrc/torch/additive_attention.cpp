@@ -23,10 +23,10 @@ Optional contiguous_if(const Optional& t) {
   return t ? Optional(torch::stable::contiguous(*t)) : t;
 }
 
-// The tensors as they were given; shifts and offsets contiguous.
+// The tensors as they were given; biases and offsets contiguous.
 struct Operands {
   Tensor image, w_image, v;
-  Optional shift, w_gate, shift_gate, offsets;
+  Optional bias_hidden, w_gate, bias_gate, offsets;
 };
 
 // Gradients of weights, which a library's product may leave.
@@ -40,10 +40,10 @@ struct Arguments {
   Operands operands;
   std::vector<int64_t> result_shape, weights_shape, kept_shape;
 
-  Arguments(const Tensor& image, const Optional& shift, const Tensor& w_image, const Tensor& v, const Optional& w_gate,
-            const Optional& shift_gate, const Optional& mask, const Optional& offsets, int64_t activation, bool pool,
-            int64_t kept_rows)
-      : operands{image, w_image, v, contiguous_if(shift), w_gate, contiguous_if(shift_gate), {}} {
+  Arguments(const Tensor& image, const Optional& bias_hidden, const Tensor& w_image, const Tensor& v,
+            const Optional& w_gate, const Optional& bias_gate, const Optional& mask, const Optional& offsets,
+            int64_t activation, bool pool, int64_t kept_rows)
+      : operands{image, w_image, v, contiguous_if(bias_hidden), w_gate, contiguous_if(bias_gate), {}} {
     a.dtype = dtype_of(image, "image");
     const Anchor anchor(image);
     STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == (offsets ? 2 : 3),
@@ -69,14 +69,15 @@ struct Arguments {
     a.image = rows(image);
     a.w_image = projection(w_image);
     a.v = projection(v);
-    if (shift)
-      anchor.check(*shift, "shift", accumulate_type(a.dtype), {a.B, a.A}), a.shift = operands.shift->data_ptr();
+    if (bias_hidden)
+      anchor.check(*bias_hidden, "bias_hidden", accumulate_type(a.dtype), {a.B, a.A}),
+          a.bias_hidden = operands.bias_hidden->data_ptr();
     if (w_gate)
       anchor.check(*w_gate, "w_gate", anchor.type, {a.A, a.D}), a.w_gate = projection(*w_gate);
-    STD_TORCH_CHECK(w_gate || !shift_gate, "shift_gate needs w_gate");
-    if (shift_gate)
-      anchor.check(*shift_gate, "shift_gate", accumulate_type(a.dtype), {a.A}),
-          a.shift_gate = operands.shift_gate->data_ptr();
+    STD_TORCH_CHECK(w_gate || !bias_gate, "bias_gate needs w_gate");
+    if (bias_gate)
+      anchor.check(*bias_gate, "bias_gate", accumulate_type(a.dtype), {a.A}),
+          a.bias_gate = operands.bias_gate->data_ptr();
     if (mask) {
       anchor.check(*mask, "mask", ScalarType::Bool,
                    offsets ? std::vector<int64_t>{a.N} : std::vector<int64_t>{a.B, a.N});
@@ -91,11 +92,11 @@ struct Arguments {
 };
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Optional& shift, const Tensor& w_image,
-                                           const Tensor& v, const Optional& w_gate, const Optional& shift_gate,
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Optional& bias_hidden, const Tensor& w_image,
+                                           const Tensor& v, const Optional& w_gate, const Optional& bias_gate,
                                            const Optional& mask, const Optional& offsets, int64_t activation, bool pool,
                                            int64_t kept_rows) {
-  Arguments all(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool, kept_rows);
+  Arguments all(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, kept_rows);
   AdditiveAttention& a = all.a;
   Tensor result = torch::stable::new_empty(image, all.result_shape);
   Tensor weights = torch::stable::new_empty(image, all.weights_shape, accumulate_type(a.dtype));
@@ -110,12 +111,12 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Optional& 
 
 template <auto Launch>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Optional& grad_result, const Optional& grad_weights, const Tensor& image, const Optional& shift,
-    const Tensor& w_image, const Tensor& v, const Optional& w_gate, const Optional& shift_gate, const Optional& mask,
+    const Optional& grad_result, const Optional& grad_weights, const Tensor& image, const Optional& bias_hidden,
+    const Tensor& w_image, const Tensor& v, const Optional& w_gate, const Optional& bias_gate, const Optional& mask,
     const Optional& offsets, const Tensor& weights, const Tensor& kept, int64_t activation, bool pool,
-    int64_t kept_rows, bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad,
-    bool need_w_gate_grad, bool need_shift_gate_grad) {
-  Arguments all(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool, kept_rows);
+    int64_t kept_rows, bool need_image_grad, bool need_bias_hidden_grad, bool need_w_image_grad, bool need_v_grad,
+    bool need_w_gate_grad, bool need_bias_gate_grad) {
+  Arguments all(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, kept_rows);
   AdditiveAttentionBackward g;
   const Anchor anchor(image);
   const ScalarType accumulate = accumulate_type(all.a.dtype);
@@ -125,34 +126,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   anchor.check(weights, "weights", accumulate, all.weights_shape);
   Tensor products = torch::stable::contiguous(kept);
   anchor.check(kept, "kept", accumulate, all.kept_shape);
-  Optional of_weights = contiguous_if(grad_weights);
+  Optional all_grad_weights = contiguous_if(grad_weights);
   if (grad_weights)
-    anchor.check(*grad_weights, "grad_weights", accumulate, all.weights_shape), g.grad_weights = of_weights->data_ptr();
+    anchor.check(*grad_weights, "grad_weights", accumulate, all.weights_shape),
+        g.grad_weights = all_grad_weights->data_ptr();
   all.a.weights = all_weights.mutable_data_ptr();
   all.a.kept = products.mutable_data_ptr();
   g.forward = all.a;
-  need_shift_grad = need_shift_grad && shift;
+  need_bias_hidden_grad = need_bias_hidden_grad && bias_hidden;
   need_w_gate_grad = need_w_gate_grad && w_gate;
-  need_shift_gate_grad = need_shift_gate_grad && shift_gate;
+  need_bias_gate_grad = need_bias_gate_grad && bias_gate;
   Tensor grad_image = dense_gradient(image, need_image_grad);
   Tensor grad_w_image = dense_gradient(w_image, need_w_image_grad);
   Tensor grad_v = dense_gradient(v, need_v_grad);
-  Tensor grad_shift = dense_gradient(shift ? *shift : image, need_shift_grad);
+  Tensor grad_bias_hidden = dense_gradient(bias_hidden ? *bias_hidden : image, need_bias_hidden_grad);
   Tensor grad_w_gate = dense_gradient(w_gate ? *w_gate : image, need_w_gate_grad);
-  Tensor grad_shift_gate = dense_gradient(shift_gate ? *shift_gate : image, need_shift_gate_grad);
+  Tensor grad_bias_gate = dense_gradient(bias_gate ? *bias_gate : image, need_bias_gate_grad);
   if (need_image_grad)
     g.grad_image = rows(grad_image);
-  g.grad_shift = data_if(grad_shift, need_shift_grad);
+  g.grad_bias_hidden = data_if(grad_bias_hidden, need_bias_hidden_grad);
   g.grad_w_image = data_if(grad_w_image, need_w_image_grad);
   g.grad_v = data_if(grad_v, need_v_grad);
   g.grad_w_gate = data_if(grad_w_gate, need_w_gate_grad);
-  g.grad_shift_gate = data_if(grad_shift_gate, need_shift_gate_grad);
-  if (need_image_grad || need_shift_grad || need_w_image_grad || need_v_grad || need_w_gate_grad ||
-      need_shift_gate_grad) {
+  g.grad_bias_gate = data_if(grad_bias_gate, need_bias_gate_grad);
+  if (need_image_grad || need_bias_hidden_grad || need_w_image_grad || need_v_grad || need_w_gate_grad ||
+      need_bias_gate_grad) {
     WeightGradients grads{grad_w_image, grad_v, grad_w_gate};
     Launch(g, all.operands, grads);
   }
-  return {grad_image, grad_shift, grad_w_image, grad_v, grad_w_gate, grad_shift_gate};
+  return {grad_image, grad_bias_hidden, grad_w_image, grad_v, grad_w_gate, grad_bias_gate};
 }
 
 #ifndef MMK_EMULATED
@@ -171,8 +173,8 @@ constexpr auto cpu_back = &backward<cpu_backward>;
 // f(panel, rows, u, t) of every panel; t is absent without a gate.
 template <class F>
 void each_panel(const AdditiveAttention& a, const Operands& operands, void* stream, F f) {
-  const Tensor columns = turned(operands.w_image);
-  const Optional gates = operands.w_gate ? Optional(turned(*operands.w_gate)) : std::nullopt;
+  const Tensor columns = transposed(operands.w_image);
+  const Optional gates = operands.w_gate ? Optional(transposed(*operands.w_gate)) : std::nullopt;
   Panels(operands.image, a.dtype, cuda::sampled_rows(a), a.mask, stream)
       .each(gates ? 2 * a.A : a.A, [&](const cuda::Panel& panel, const Tensor& x) {
         Tensor u = product(x, columns);
@@ -192,7 +194,7 @@ void cuda_forward(const AdditiveAttention& a, const Operands& operands) {
   on_stream(operands.image, [&](void* stream) {
     const int64_t rows = cuda::sampled_rows(a).rows;
     Tensor scores = torch::stable::new_empty(operands.image, {rows, a.K}, ScalarType::Float),
-           v = turned(in_float(operands.v));
+           v = transposed(in_float(operands.v));
     each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor&, Tensor& u, Optional& t) {
       check_launch(cuda::additive_attention_activate(a, panel, floats(u), t ? floats(*t) : nullptr, stream));
       Tensor own = torch::stable::narrow(scores, 0, panel.first, panel.rows);
@@ -209,28 +211,28 @@ void cuda_backward(const AdditiveAttentionBackward& g, const Operands& operands,
   on_stream(operands.image, [&](void* stream) {
     const cuda::SampledRows samples = cuda::sampled_rows(a), all{1, samples.rows, samples.rows, nullptr};
     const ScalarType type = operands.image.scalar_type();
-    float* grad_shift = static_cast<float*>(g.grad_shift);
-    float* grad_shift_gate = static_cast<float*>(g.grad_shift_gate);
-    if (grad_shift)
-      check_launch(cuda::clear(grad_shift, a.B * a.A, stream));
-    if (grad_shift_gate)
-      check_launch(cuda::clear(grad_shift_gate, a.A, stream));
+    float* grad_bias_hidden = static_cast<float*>(g.grad_bias_hidden);
+    float* grad_bias_gate = static_cast<float*>(g.grad_bias_gate);
+    if (grad_bias_hidden)
+      check_launch(cuda::clear(grad_bias_hidden, a.B * a.A, stream));
+    if (grad_bias_gate)
+      check_launch(cuda::clear(grad_bias_gate, a.A, stream));
     const WeightSum of_image(operands.image, a.A, a.D, g.grad_w_image, stream),
         of_gate(operands.image, a.A, a.D, g.grad_w_gate, stream), of_v(operands.image, a.K, a.A, g.grad_v, stream);
     Tensor grad_scores = torch::stable::new_empty(operands.image, {a.K, samples.rows}, ScalarType::Float),
            v = in_float(operands.v);
     check_launch(cuda::additive_attention_scores(g, floats(grad_scores), stream));
     each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor& x, Tensor& u, Optional& t) {
-      Tensor ds = turned(torch::stable::narrow(grad_scores, 1, panel.first, panel.rows));  // [rows, K]
+      Tensor ds = transposed(torch::stable::narrow(grad_scores, 1, panel.first, panel.rows));  // [rows, K]
       Tensor up = product(ds, v);
       check_launch(
           cuda::additive_attention_differentiate(a, panel, floats(u), t ? floats(*t) : nullptr, floats(up), stream));
       of_v.add(ds, up);  // up holds the hidden vectors now
       // Before they are rounded for the products: these sums cancel.
-      if (grad_shift)
-        check_launch(cuda::sum_columns(samples, panel.first, panel.rows, floats(u), a.A, grad_shift, stream));
-      if (grad_shift_gate)
-        check_launch(cuda::sum_columns(all, panel.first, panel.rows, floats(*t), a.A, grad_shift_gate, stream));
+      if (grad_bias_hidden)
+        check_launch(cuda::sum_columns(samples, panel.first, panel.rows, floats(u), a.A, grad_bias_hidden, stream));
+      if (grad_bias_gate)
+        check_launch(cuda::sum_columns(all, panel.first, panel.rows, floats(*t), a.A, grad_bias_gate, stream));
       Tensor du = torch::stable::to(u, type);
       of_image.add(du, x);
       Optional dt;
@@ -257,15 +259,18 @@ constexpr auto gpu_back = &backward<cuda_backward>;
 }  // namespace mmk::binding
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
+  m.def(
+      MMK_OPERATION
+      "(Tensor image, Tensor? bias_hidden, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? bias_gate, Tensor? mask, "
+      "Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor, Tensor, Tensor)");
   m.def(MMK_OPERATION
-        "(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? mask, "
-        "Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor, Tensor, Tensor)");
-  m.def(MMK_OPERATION
-        "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? shift, Tensor w_image, Tensor v, "
-        "Tensor? w_gate, Tensor? shift_gate, Tensor? mask, Tensor? offsets, Tensor weights, Tensor kept, int "
+        "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? bias_hidden, Tensor w_image, "
+        "Tensor v, "
+        "Tensor? w_gate, Tensor? bias_gate, Tensor? mask, Tensor? offsets, Tensor weights, Tensor kept, int "
         "activation, bool pool, SymInt kept_rows, "
-        "bool need_image_grad, bool need_shift_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad, "
-        "bool need_shift_gate_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+        "bool need_image_grad, bool need_bias_hidden_grad, bool need_w_image_grad, bool need_v_grad, bool "
+        "need_w_gate_grad, "
+        "bool need_bias_gate_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 MMK_IMPLEMENT_CPU("", cpu)

@@ -22,11 +22,11 @@ namespace {
 // What both directions check. The tensors that the kernels want contiguous are kept here.
 struct Arguments {
   ChannelAttention a;
-  Tensor shift;
+  Tensor bias_hidden;
   std::vector<int64_t> kept_shape;
 
-  Arguments(const Tensor& image, const Tensor& given_shift, const Tensor& weight, int64_t kept_rows)
-      : shift(torch::stable::contiguous(given_shift)) {
+  Arguments(const Tensor& image, const Tensor& given_bias, const Tensor& weight, int64_t kept_rows)
+      : bias_hidden(torch::stable::contiguous(given_bias)) {
     a.dtype = dtype_of(image, "image");
     const Anchor anchor(image);
     STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == 3, "image must be a dense [B, N, D] tensor");
@@ -34,10 +34,10 @@ struct Arguments {
     a.N = image.size(1);
     a.D = image.size(2);
     STD_TORCH_CHECK(a.D >= 1, "image must have at least one channel");
-    anchor.check(shift, "shift", accumulate_type(a.dtype), {a.B, a.D});
+    anchor.check(bias_hidden, "bias_hidden", accumulate_type(a.dtype), {a.B, a.D});
     anchor.check(weight, "weight", anchor.type, {a.D, a.D});
     a.image = rows(image);
-    a.shift = shift.data_ptr();
+    a.bias_hidden = bias_hidden.data_ptr();
     a.weight = projection(weight);
     a.kept_rows = kept_rows;
     kept_shape = kept_shape_of(kept_rows, a.B * a.N, a.D);
@@ -45,9 +45,9 @@ struct Arguments {
 };
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Tensor& shift, const Tensor& weight,
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Tensor& bias_hidden, const Tensor& weight,
                                            bool need_weights, int64_t kept_rows) {
-  Arguments all(image, shift, weight, kept_rows);
+  Arguments all(image, bias_hidden, weight, kept_rows);
   Tensor kept = torch::stable::new_empty(image, all.kept_shape, accumulate_type(all.a.dtype));
   all.a.kept = kept.mutable_data_ptr();
   Tensor result = dense_gradient(image, true);
@@ -63,10 +63,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Tensor& sh
 
 template <auto Launch>
 std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const Optional& grad_weights,
-                                            const Tensor& image, const Tensor& shift, const Tensor& weight,
+                                            const Tensor& image, const Tensor& bias_hidden, const Tensor& weight,
                                             const Tensor& given_kept, bool need_weights, int64_t kept_rows,
-                                            bool need_image_grad, bool need_shift_grad, bool need_weight_grad) {
-  Arguments all(image, shift, weight, kept_rows);
+                                            bool need_image_grad, bool need_bias_hidden_grad, bool need_weight_grad) {
+  Arguments all(image, bias_hidden, weight, kept_rows);
   const Anchor anchor(image);
   anchor.check(given_kept, "kept", accumulate_type(all.a.dtype), all.kept_shape);
   Tensor kept = torch::stable::contiguous(given_kept);
@@ -78,15 +78,15 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const O
   if (need_weights && grad_weights)
     anchor.check(*grad_weights, "grad_weights", anchor.type, sizes(image)), g.grad_weights = rows(*grad_weights);
   Tensor grad_image = dense_gradient(image, need_image_grad);
-  Tensor grad_shift = dense_gradient(all.shift, need_shift_grad);
+  Tensor grad_bias_hidden = dense_gradient(all.bias_hidden, need_bias_hidden_grad);
   Tensor grad_weight = dense_gradient(weight, need_weight_grad);
   if (need_image_grad)
     g.grad_image = rows(grad_image), g.forward.nontemporal = too_large_for_cache(grad_image);
-  g.grad_shift = data_if(grad_shift, need_shift_grad);
+  g.grad_bias_hidden = data_if(grad_bias_hidden, need_bias_hidden_grad);
   g.grad_weight = data_if(grad_weight, need_weight_grad);
-  if (need_image_grad || need_shift_grad || need_weight_grad)
+  if (need_image_grad || need_bias_hidden_grad || need_weight_grad)
     Launch(g, image, weight, grad_weight);
-  return {grad_image, grad_shift, grad_weight};
+  return {grad_image, grad_bias_hidden, grad_weight};
 }
 
 #ifndef MMK_EMULATED
@@ -109,7 +109,7 @@ cuda::SampledRows samples(const ChannelAttention& a) {
 void cuda_forward(const ChannelAttention& a, const Tensor& image, const Tensor& weight) {
   nothing_kept(a.kept_rows);
   on_stream(image, [&](void* stream) {
-    const Tensor columns = turned(weight);
+    const Tensor columns = transposed(weight);
     Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
       Tensor scores = product(x, columns);
       check_launch(cuda::channel_attention_weigh(a, panel, floats(scores), stream));
@@ -121,24 +121,24 @@ void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const
   const ChannelAttention& a = g.forward;
   nothing_kept(a.kept_rows);
   on_stream(image, [&](void* stream) {
-    const Tensor columns = turned(weight);
+    const Tensor columns = transposed(weight);
     const WeightSum sum(image, a.D, a.D, g.grad_weight, stream);
-    if (g.grad_shift)
-      check_launch(cuda::clear(static_cast<float*>(g.grad_shift), a.B * a.D, stream));
+    if (g.grad_bias_hidden)
+      check_launch(cuda::clear(static_cast<float*>(g.grad_bias_hidden), a.B * a.D, stream));
     Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
       Tensor scores = product(x, columns);
       Tensor direct = torch::stable::new_empty(scores, g.grad_image.data ? sizes(scores) : std::vector<int64_t>{0});
       check_launch(cuda::channel_attention_differentiate(g, panel, floats(scores),
                                                          g.grad_image.data ? floats(direct) : nullptr, stream));
       // Before they are rounded for the products: this sum cancels.
-      if (g.grad_shift)
+      if (g.grad_bias_hidden)
         check_launch(cuda::sum_columns(samples(a), panel.first, panel.rows, floats(scores), a.D,
-                                       static_cast<float*>(g.grad_shift), stream));
-      Tensor upstream = torch::stable::to(scores, image.scalar_type());
-      sum.add(upstream, x);
+                                       static_cast<float*>(g.grad_bias_hidden), stream));
+      Tensor grad_scores = torch::stable::to(scores, image.scalar_type());
+      sum.add(grad_scores, x);
       if (!g.grad_image.data)
         return;
-      Tensor through = product(upstream, weight);
+      Tensor through = product(grad_scores, weight);
       check_launch(cuda::channel_attention_write(g, panel, floats(direct), floats(through), stream));
     });
     sum.write(grad_weight);
@@ -154,10 +154,13 @@ constexpr auto gpu_back = &backward<cuda_backward>;
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
   m.def(MMK_OPERATION
-        "(Tensor image, Tensor shift, Tensor weight, bool need_weights, SymInt kept_rows) -> (Tensor, Tensor, Tensor)");
+        "(Tensor image, Tensor bias_hidden, Tensor weight, bool need_weights, SymInt kept_rows) -> (Tensor, Tensor, "
+        "Tensor)");
   m.def(MMK_OPERATION
-        "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor shift, Tensor weight, Tensor kept, "
-        "bool need_weights, SymInt kept_rows, bool need_image_grad, bool need_shift_grad, bool need_weight_grad) -> "
+        "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor bias_hidden, Tensor weight, Tensor "
+        "kept, "
+        "bool need_weights, SymInt kept_rows, bool need_image_grad, bool need_bias_hidden_grad, bool need_weight_grad) "
+        "-> "
         "(Tensor, Tensor, Tensor)");
 }
 

@@ -128,9 +128,9 @@ class AdditiveAttention(nn.Module):
         bags = None if offsets is None else Bags.of(offsets, image.shape[0])
         hidden = self.image_projection(image)
         if query is not None:
-            shift = self.query_projection(query)
-            check_channels("query_projection", shift, hidden.shape[-1], "like image_projection")
-            hidden = hidden + (shift[:, None] if bags is None else bags.spread(shift))
+            bias_hidden = self.query_projection(query)
+            check_channels("query_projection", bias_hidden, hidden.shape[-1], "like image_projection")
+            hidden = hidden + (bias_hidden[:, None] if bags is None else bags.spread(bias_hidden))
         hidden = ACTIVATIONS[self.activation](hidden)
         if self.gate_projection is not None:
             gate = self.gate_projection(image)

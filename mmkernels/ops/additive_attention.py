@@ -79,12 +79,12 @@ def additive_attention(
     batch = image.shape[0] if offsets is None else offsets.shape[0] - 1
     accumulate = accumulate_dtype(image)
     run = backends.choose("additive_attention", image, backend)
-    shift = cast(bias, accumulate)
+    bias_hidden = cast(bias, accumulate)
     if query is not None:
-        shift = linear(cast(query, accumulate), cast(w_query, accumulate), shift)
+        bias_hidden = linear(cast(query, accumulate), cast(w_query, accumulate), bias_hidden)
     inputs = (
         image,
-        shift if shift is None or shift.dim() == 2 else shift.expand(batch, -1),
+        bias_hidden if bias_hidden is None or bias_hidden.dim() == 2 else bias_hidden.expand(batch, -1),
         w_image,
         v,
         w_gate,
@@ -140,10 +140,9 @@ def _check(given, activation, mask, offsets, combine):
         checks.boolean_mask("mask", mask, "image", image, *grid)
 
 
-# The operation. inputs: shift [B, A], the query's part of the hidden vector and the bias, and shift_gate [A], both
-# float32 (float64);
-# offsets int64. options: activation, an index into ACTIVATIONS, pool, and kept_rows. extra: the first kept_rows rows'
-# products with w_image and w_gate [kept_rows, A or 2 A]. The weights and it are kept.
+# The operation. inputs: bias_hidden [B, A], the query's part of the hidden vector and the bias, and bias_gate [A], both
+# float32 (float64); offsets int64. options: activation, an index into ACTIVATIONS, pool, and kept_rows. extra: the
+# first kept_rows rows' products with w_image and w_gate [kept_rows, A or 2 A]. The weights and it are kept.
 
 
 def kept_columns(w_image, w_gate):
@@ -151,11 +150,11 @@ def kept_columns(w_image, w_gate):
     return w_image.shape[0] * (1 if w_gate is None else 2)
 
 
-def _reference(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool, kept_rows):
-    return attend(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, list(ACTIVATIONS)[activation], pool)
+def _reference(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, kept_rows):
+    return attend(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, list(ACTIVATIONS)[activation], pool)
 
 
-def _fake(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool, kept_rows):
+def _fake(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, kept_rows):
     batch = image.shape[0] if offsets is None else offsets.shape[0] - 1
     maps = v.shape[0]
     channels = image.shape[-1]
@@ -170,11 +169,11 @@ def _fake(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activatio
 
 OPERATION = Operation(
     "additive_attention",
-    "(Tensor image, Tensor? shift, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? shift_gate, Tensor? "
+    "(Tensor image, Tensor? bias_hidden, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? bias_gate, Tensor? "
     "mask, Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor result, Tensor weights, "
     "Tensor kept)",
-    differentiable=("image", "shift", "w_image", "v", "w_gate", "shift_gate"),
-    shared=("w_image", "v", "w_gate", "shift_gate", "offsets"),
+    differentiable=("image", "bias_hidden", "w_image", "v", "w_gate", "bias_gate"),
+    shared=("w_image", "v", "w_gate", "bias_gate", "offsets"),
     extras=("kept",),
     kept=("weights", "kept"),
     keep=lambda inputs, produced: (produced.weights, produced.kept),

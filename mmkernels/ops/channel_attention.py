@@ -52,8 +52,8 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
     run = backends.choose("channel_attention", image, backend)
     # One node of the graph, where slices would be two.
     of_image, of_text = torch.split_with_sizes(weight, [channels, weight.shape[1] - channels], 1)
-    shift = linear(cast(text, accumulate), cast(of_text, accumulate), cast(bias, accumulate))
-    inputs = image if image.dim() == 3 else image[:, None], shift, of_image
+    bias_hidden = linear(cast(text, accumulate), cast(of_text, accumulate), cast(bias, accumulate))
+    inputs = image if image.dim() == 3 else image[:, None], bias_hidden, of_image
     result, weights, _ = run(
         *inputs, need_weights, kept_rows(run, image.numel() // channels, channels, accumulate, *inputs)
     )
@@ -80,33 +80,33 @@ def _check(image, text, weight, bias):
         checks.shape("bias", bias, ("D", channels))
 
 
-# The operation. inputs: image [B, N, D]; shift [B, D], the text's part of the scores and the bias, float32 (float64);
-# weight [D, D].
+# The operation. inputs: image [B, N, D]; bias_hidden [B, D], the text's part of the scores and the bias,
+# float32 (float64); weight [D, D].
 # options: need_weights; without it weights are empty; kept_rows. extra: the first kept_rows rows' weights [kept_rows,
 # D], float32 (float64).
 
 
 @without_autocast
-def _reference(image, shift, weight, need_weights, kept_rows):
+def _reference(image, bias_hidden, weight, need_weights, kept_rows):
     accumulate = accumulate_dtype(image)
     x = image.to(accumulate)
-    weights = (x @ weight.to(accumulate).T + shift[:, None]).softmax(-1)
+    weights = (x @ weight.to(accumulate).T + bias_hidden[:, None]).softmax(-1)
     return (x * weights).to(image.dtype), weights.to(image.dtype) if need_weights else image.new_empty(0)
 
 
-def _fake(image, shift, weight, need_weights, kept_rows):
+def _fake(image, bias_hidden, weight, need_weights, kept_rows):
     return (
         image.new_empty(image.shape),
         image.new_empty(image.shape if need_weights else 0),
-        shift.new_empty(kept_rows, image.shape[2]),
+        bias_hidden.new_empty(kept_rows, image.shape[2]),
     )
 
 
 OPERATION = Operation(
     "channel_attention",
-    "(Tensor image, Tensor shift, Tensor weight, bool need_weights, SymInt kept_rows) -> (Tensor result, "
+    "(Tensor image, Tensor bias_hidden, Tensor weight, bool need_weights, SymInt kept_rows) -> (Tensor result, "
     "Tensor weights, Tensor kept)",
-    differentiable=("image", "shift", "weight"),
+    differentiable=("image", "bias_hidden", "weight"),
     shared=("weight",),
     extras=("kept",),
     kept=("kept",),

@@ -32,17 +32,20 @@ def additive_attention(
         "activation": activation,
         "combine": combine,
     }
-    shift = bias if query is None else linear(query, w_query, bias)
+    bias_hidden = bias if query is None else linear(query, w_query, bias)
     if offsets is None:
         result, weights = _additive(
-            image, None if shift is None else shift if shift.dim() == 1 else shift[:, None], mask, **network
+            image,
+            None if bias_hidden is None else bias_hidden if bias_hidden.dim() == 1 else bias_hidden[:, None],
+            mask,
+            **network,
         )
     else:  # bags: one after another, as most code does
         bounds = offsets.tolist()
         bags = [
             _additive(
                 image[None, start:stop],
-                shift if shift is None or shift.dim() == 1 else shift[i : i + 1, None],
+                bias_hidden if bias_hidden is None or bias_hidden.dim() == 1 else bias_hidden[i : i + 1, None],
                 None if mask is None else mask[None, start:stop],
                 **network,
             )
@@ -58,9 +61,9 @@ def additive_attention(
     return (result, weights) if need_weights else result
 
 
-def _additive(image, shift, mask, *, v, w_image, w_gate, bias_gate, activation, combine):
+def _additive(image, bias_hidden, mask, *, v, w_image, w_gate, bias_gate, activation, combine):
     hidden = linear(image, w_image)
-    hidden = ACTIVATIONS[activation](hidden if shift is None else hidden + shift)
+    hidden = ACTIVATIONS[activation](hidden if bias_hidden is None else hidden + bias_hidden)
     if w_gate is not None:
         hidden = hidden * torch.sigmoid(linear(image, w_gate, bias_gate))
     weights = masked_softmax(linear(hidden, v).mT, None if mask is None else mask[:, None])

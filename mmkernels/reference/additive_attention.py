@@ -32,17 +32,19 @@ def additive_attention(
     query, w_query, bias, bias_gate = (
         None if t is None else t.to(accumulate) for t in (query, w_query, bias, bias_gate)
     )
-    shift = bias if query is None else query @ w_query.T if bias is None else query @ w_query.T + bias
-    if shift is not None:
-        shift = shift.expand(image.shape[0] if offsets is None else offsets.shape[0] - 1, -1)
-    result, weights = attend(image, shift, w_image, v, w_gate, bias_gate, mask, offsets, activation, combine == "pool")
+    bias_hidden = bias if query is None else query @ w_query.T if bias is None else query @ w_query.T + bias
+    if bias_hidden is not None:
+        bias_hidden = bias_hidden.expand(image.shape[0] if offsets is None else offsets.shape[0] - 1, -1)
+    result, weights = attend(
+        image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, combine == "pool"
+    )
     return (result, weights) if need_weights else result
 
 
 @without_autocast
-def attend(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool):
-    """(result, weights), where ``shift`` ``[B, A]`` holds the query's part of the hidden vector and the bias, or is
-    None."""
+def attend(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool):
+    """(result, weights), where ``bias_hidden`` ``[B, A]`` holds the query's part of the hidden vector and the bias, or
+    is None."""
     dtype = image.dtype
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     x, w_image, v, w_gate = (None if t is None else t.to(accumulate) for t in (image, w_image, v, w_gate))
@@ -50,12 +52,12 @@ def attend(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activati
     x = x.where(part[..., None], 0)  # what is masked out may hold NaN: replaced before any arithmetic can spread it
 
     bags = None if offsets is None else Bags.of(offsets, image.shape[0])
-    if shift is not None:
-        shift = shift[:, None] if bags is None else bags.spread(shift)
-    hidden = ACTIVATIONS[activation](x @ w_image.T if shift is None else x @ w_image.T + shift)
+    if bias_hidden is not None:
+        bias_hidden = bias_hidden[:, None] if bags is None else bags.spread(bias_hidden)
+    hidden = ACTIVATIONS[activation](x @ w_image.T if bias_hidden is None else x @ w_image.T + bias_hidden)
     if w_gate is not None:
         gate = x @ w_gate.T
-        hidden = hidden * torch.sigmoid(gate if shift_gate is None else gate + shift_gate)
+        hidden = hidden * torch.sigmoid(gate if bias_gate is None else gate + bias_gate)
     result, weights = _combine(hidden @ v.T, x, part, bags, pool)
     return result.to(dtype), weights
 

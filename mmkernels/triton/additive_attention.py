@@ -28,7 +28,7 @@ from .rows import Rows, WeightGradient, nothing_kept, product, sum_columns
 class Problem:
     """The arguments of one call, checked."""
 
-    def __init__(self, image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool):
+    def __init__(self, image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool):
         if image.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise RuntimeError(f"image must be float32, bfloat16 or float16, got {image.dtype}")
         if (
@@ -50,12 +50,12 @@ class Problem:
             raise RuntimeError("D, A and K must be at least 1, K 1 without pool")
         require(w_image, "w_image", image, (hidden, channels))
         require(v, "v", image, (maps, hidden))
-        if shift_gate is not None and w_gate is None:
-            raise RuntimeError("shift_gate needs w_gate")
+        if bias_gate is not None and w_gate is None:
+            raise RuntimeError("bias_gate needs w_gate")
         for t, name, shape, dtype in (
-            (shift, "shift", (batch, hidden), torch.float32),
+            (bias_hidden, "bias_hidden", (batch, hidden), torch.float32),
             (w_gate, "w_gate", (hidden, channels), None),
-            (shift_gate, "shift_gate", (hidden,), torch.float32),
+            (bias_gate, "bias_gate", (hidden,), torch.float32),
             (mask, "mask", image.shape[:-1], torch.bool),
         ):
             if t is not None:
@@ -70,7 +70,7 @@ class Problem:
         self.channels = channels
         self.hidden = hidden
         self.maps = maps
-        self.shift, self.shift_gate = (None if t is None else t.contiguous() for t in (shift, shift_gate))
+        self.bias_hidden, self.bias_gate = (None if t is None else t.contiguous() for t in (bias_hidden, bias_gate))
         self.mask = None if mask is None else self.rows.mask.view(torch.uint8)
         self.bounds = self.rows.bounds()
         self.packed = packed = offsets is not None
@@ -108,14 +108,14 @@ class Problem:
         launch(
             kernel,
             (triton.cdiv(last - first, block_n), triton.cdiv(self.hidden, block_c)),
-            Panel(u, self.optional(t), self.optional(self.shift), self.optional(self.shift_gate), self.hidden),
+            Panel(u, self.optional(t), self.optional(self.bias_hidden), self.optional(self.bias_gate), self.hidden),
             *others,
             self.rows.sample(first, last),
             last - first,
             F=self.activation,
-            SHIFT=self.shift is not None,
+            BIAS_HIDDEN=self.bias_hidden is not None,
             GATED=t is not None,
-            SHIFT_GATE=self.shift_gate is not None,
+            BIAS_GATE=self.bias_gate is not None,
             **options,
             BLOCK_N=block_n,
             BLOCK_C=block_c,
@@ -126,9 +126,9 @@ class Problem:
 
 
 @without_autocast
-def forward(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them, kept_rows):
+def forward(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool_them, kept_rows):
     nothing_kept(kept_rows)
-    p = Problem(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them)
+    p = Problem(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool_them)
     result = image.new_empty(p.result_shape)
     weights = torch.empty(p.weights_shape, dtype=torch.float32, device=image.device)
     scores = torch.empty((p.rows.count, p.maps), dtype=torch.float32, device=image.device)
@@ -192,11 +192,11 @@ def backward(
     grad_result,
     grad_weights,
     image,
-    shift,
+    bias_hidden,
     w_image,
     v,
     w_gate,
-    shift_gate,
+    bias_gate,
     mask,
     offsets,
     weights,
@@ -205,14 +205,14 @@ def backward(
     pool_them,
     kept_rows,
     need_image_grad,
-    need_shift_grad,
+    need_bias_hidden_grad,
     need_w_image_grad,
     need_v_grad,
     need_w_gate_grad,
-    need_shift_gate_grad,
+    need_bias_gate_grad,
 ):
     nothing_kept(kept_rows)
-    p = Problem(image, shift, w_image, v, w_gate, shift_gate, mask, offsets, activation, pool_them)
+    p = Problem(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool_them)
     require(weights, "weights", image, p.weights_shape, torch.float32)
     for name, grad, shape, dtype in (
         ("grad_result", grad_result, p.result_shape, None),
@@ -220,14 +220,14 @@ def backward(
     ):
         if grad is not None:
             require(grad, name, image, shape, dtype)
-    need_shift_grad = need_shift_grad and shift is not None
-    need_shift_gate_grad = need_shift_gate_grad and shift_gate is not None
+    need_bias_hidden_grad = need_bias_hidden_grad and bias_hidden is not None
+    need_bias_gate_grad = need_bias_gate_grad and bias_gate is not None
     weights = weights.contiguous()
     given = None if grad_weights is None else grad_weights.contiguous()
     zeros = lambda shape, need: torch.zeros(shape if need else 0, dtype=torch.float32, device=image.device)
     grad_image = image.new_empty(image.shape if need_image_grad else 0)
-    grad_shift = zeros((p.batch, p.hidden), need_shift_grad)
-    grad_shift_gate = zeros((1, p.hidden), need_shift_gate_grad)
+    grad_bias_hidden = zeros((p.batch, p.hidden), need_bias_hidden_grad)
+    grad_bias_gate = zeros((1, p.hidden), need_bias_gate_grad)
     grad_v = zeros(v.shape, need_v_grad)
     of_image = WeightGradient(w_image, need_w_image_grad)
     of_gate = WeightGradient(w_image if w_gate is None else w_gate, need_w_gate_grad and w_gate is not None)
@@ -272,10 +272,10 @@ def backward(
             p.elementwise(differentiate, u, t, dh, first=first, last=last)
             if need_v_grad:
                 grad_v.addmm_(ds, dh)
-            if need_shift_grad:  # before they are rounded for the products: these sums cancel
-                sum_columns(grad_shift, u, p.bounds, first, last)
-            if need_shift_gate_grad:
-                sum_columns(grad_shift_gate, t, everything, first, last)
+            if need_bias_hidden_grad:  # before they are rounded for the products: these sums cancel
+                sum_columns(grad_bias_hidden, u, p.bounds, first, last)
+            if need_bias_gate_grad:
+                sum_columns(grad_bias_gate, t, everything, first, last)
             u, t = (None if y is None else y.to(image.dtype) for y in (u, t))
             of_image.add(u, x)
             if t is not None:
@@ -306,11 +306,11 @@ def backward(
                 )
     return (
         grad_image,
-        grad_shift,
+        grad_bias_hidden,
         of_image.result(),
         grad_v.to(v.dtype) if need_v_grad else v.new_empty(0),
         of_gate.result(),
-        grad_shift_gate.view(-1) if need_shift_gate_grad else grad_shift_gate,
+        grad_bias_gate.view(-1) if need_bias_gate_grad else grad_bias_gate,
     )
 
 

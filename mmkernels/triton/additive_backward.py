@@ -14,9 +14,9 @@ def differentiate(
     sample,
     rows,
     F: tl.constexpr,
-    SHIFT: tl.constexpr,
+    BIAS_HIDDEN: tl.constexpr,
     GATED: tl.constexpr,
-    SHIFT_GATE: tl.constexpr,
+    BIAS_GATE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -25,7 +25,7 @@ def differentiate(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = (r < rows)[:, None] & (c < p.A)[None, :]
     b = tl.load(sample + r, mask=r < rows, other=0)
-    y, slope, s = hidden(p, b, r, c, inside, F, SHIFT, GATED, SHIFT_GATE)
+    y, slope, s = hidden(p, b, r, c, inside, F, BIAS_HIDDEN, GATED, BIAS_GATE)
     at = r[:, None] * p.A + c[None, :]
     dh = tl.load(up + at, mask=inside, other=0.0)
     all_have_read()

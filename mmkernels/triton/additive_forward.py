@@ -13,9 +13,9 @@ def activate(
     sample,
     rows,
     F: tl.constexpr,
-    SHIFT: tl.constexpr,
+    BIAS_HIDDEN: tl.constexpr,
     GATED: tl.constexpr,
-    SHIFT_GATE: tl.constexpr,
+    BIAS_GATE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -24,7 +24,7 @@ def activate(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = (r < rows)[:, None] & (c < p.A)[None, :]
     b = tl.load(sample + r, mask=r < rows, other=0)
-    y, _, s = hidden(p, b, r, c, inside, F, SHIFT, GATED, SHIFT_GATE)
+    y, _, s = hidden(p, b, r, c, inside, F, BIAS_HIDDEN, GATED, BIAS_GATE)
     all_have_read()
     tl.store(p.u + r[:, None] * p.A + c[None, :], y * s, mask=inside)
 

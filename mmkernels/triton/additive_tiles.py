@@ -36,12 +36,12 @@ class Weights(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """[rows, A] u and t, and what is added to them: [B, A] shift, [A] shift_gate."""
+    """[rows, A] u and t, and what is added to them: [B, A] bias_hidden, [A] bias_gate."""
 
     u: Any
     t: Any
-    shift: Any
-    shift_gate: Any
+    bias_hidden: Any
+    bias_gate: Any
     A: int
 
 
@@ -64,19 +64,19 @@ def activation(x, F: tl.constexpr):
 
 @triton.jit
 def hidden(
-    p, sample, r, c, inside, F: tl.constexpr, SHIFT: tl.constexpr, GATED: tl.constexpr, SHIFT_GATE: tl.constexpr
+    p, sample, r, c, inside, F: tl.constexpr, BIAS_HIDDEN: tl.constexpr, GATED: tl.constexpr, BIAS_GATE: tl.constexpr
 ):
     """(activation, its derivative, gate) of a panel's tile"""
     at = r[:, None] * p.A + c[None, :]
     x = tl.load(p.u + at, mask=inside, other=0.0)
-    if SHIFT:
-        x += tl.load(p.shift + sample[:, None].to(tl.int64) * p.A + c[None, :], mask=inside, other=0.0)
+    if BIAS_HIDDEN:
+        x += tl.load(p.bias_hidden + sample[:, None].to(tl.int64) * p.A + c[None, :], mask=inside, other=0.0)
     y, slope = activation(x, F)
     s = tl.full(x.shape, 1.0, tl.float32)
     if GATED:
         z = tl.load(p.t + at, mask=inside, other=0.0)
-        if SHIFT_GATE:
-            z += tl.load(p.shift_gate + c, mask=c < p.A, other=0.0)[None, :]
+        if BIAS_GATE:
+            z += tl.load(p.bias_gate + c, mask=c < p.A, other=0.0)[None, :]
         s = 1.0 / (1.0 + tl.exp(-z))
     return y, slope, s
 

@@ -17,21 +17,21 @@ from .rows import Rows, WeightGradient, blocks, nothing_kept, product, sum_colum
 
 
 @triton.jit
-def load_scores(scores, shift, r, sample, c, inside, C):
-    """scores [rows, C] plus the shift of each row's sample; -Inf where there is nothing."""
+def load_scores(scores, bias_hidden, r, sample, c, inside, C):
+    """scores [rows, C] plus the bias of each row's sample; -Inf where there is nothing."""
     x = tl.load(scores + r[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
-    x += tl.load(shift + sample[:, None].to(tl.int64) * C + c[None, :], mask=inside, other=0.0)
+    x += tl.load(bias_hidden + sample[:, None].to(tl.int64) * C + c[None, :], mask=inside, other=0.0)
     return tl.where(inside, x, float("-inf"))
 
 
 @triton.jit
-def statistics(scores, shift, r, sample, rows, C, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+def statistics(scores, bias_hidden, r, sample, rows, C, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
     """Every row's largest score and the sum of exponentials."""
     m = tl.full([BLOCK_N], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_N], tl.float32)
     for c0 in range(0, C, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
-        x = load_scores(scores, shift, r, sample, c, (r < rows)[:, None] & (c < C)[None, :], C)
+        x = load_scores(scores, bias_hidden, r, sample, c, (r < rows)[:, None] & (c < C)[None, :], C)
         now = tl.maximum(m, tl.max(x, 1))
         base = tl.where(now == float("-inf"), 0.0, now)
         total = total * tl.exp(m - base) + tl.sum(tl.exp(x - base[:, None]), 1)
@@ -42,7 +42,7 @@ def statistics(scores, shift, r, sample, rows, C, BLOCK_N: tl.constexpr, BLOCK_C
 @triton.jit
 def weigh(
     scores,
-    shift,
+    bias_hidden,
     sample,
     image,
     image_n,
@@ -55,14 +55,14 @@ def weigh(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A panel: result = image * softmax(scores + shift)."""
+    """A panel: result = image * softmax(scores + bias_hidden)."""
     r = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     b = tl.load(sample + r, mask=r < rows, other=0)
-    m, total = statistics(scores, shift, r, b, rows, C, BLOCK_N, BLOCK_C)
+    m, total = statistics(scores, bias_hidden, r, b, rows, C, BLOCK_N, BLOCK_C)
     for c0 in range(0, C, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
         inside = (r < rows)[:, None] & (c < C)[None, :]
-        p = tl.exp(load_scores(scores, shift, r, b, c, inside, C) - m[:, None]) / total[:, None]
+        p = tl.exp(load_scores(scores, bias_hidden, r, b, c, inside, C) - m[:, None]) / total[:, None]
         x = tl.load(image + r[:, None] * image_n + c[None, :].to(tl.int64) * image_c, mask=inside, other=0.0).to(
             tl.float32
         )
@@ -105,7 +105,7 @@ def arriving(
 @triton.jit
 def differentiate(
     scores,
-    shift,
+    bias_hidden,
     sample,
     image,
     image_n,
@@ -125,12 +125,12 @@ def differentiate(
     them."""
     r = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     b = tl.load(sample + r, mask=r < rows, other=0)
-    m, total = statistics(scores, shift, r, b, rows, C, BLOCK_N, BLOCK_C)
+    m, total = statistics(scores, bias_hidden, r, b, rows, C, BLOCK_N, BLOCK_C)
     mean = tl.zeros([BLOCK_N], tl.float32)
     for c0 in range(0, C, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
         inside = (r < rows)[:, None] & (c < C)[None, :]
-        p = tl.exp(load_scores(scores, shift, r, b, c, inside, C) - m[:, None]) / total[:, None]
+        p = tl.exp(load_scores(scores, bias_hidden, r, b, c, inside, C) - m[:, None]) / total[:, None]
         dp, _ = arriving(
             image, image_n, image_c, grad_result, grad_weights, r, c, inside, C, RESULT, WEIGHTS, BLOCK_N, BLOCK_C
         )
@@ -138,7 +138,7 @@ def differentiate(
     for c0 in range(0, C, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
         inside = (r < rows)[:, None] & (c < C)[None, :]
-        p = tl.exp(load_scores(scores, shift, r, b, c, inside, C) - m[:, None]) / total[:, None]
+        p = tl.exp(load_scores(scores, bias_hidden, r, b, c, inside, C) - m[:, None]) / total[:, None]
         dp, g = arriving(
             image, image_n, image_c, grad_result, grad_weights, r, c, inside, C, RESULT, WEIGHTS, BLOCK_N, BLOCK_C
         )
@@ -149,25 +149,25 @@ def differentiate(
             tl.store(direct + at, (p * g).to(direct.dtype.element_ty), mask=inside)
 
 
-def check(image, shift, weight):
+def check(image, bias_hidden, weight):
     if image.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise RuntimeError(f"image must be float32, bfloat16 or float16, got {image.dtype}")
     if image.dim() != 3 or image.shape[2] < 1:
         raise RuntimeError("image must be [B, N, D] with at least one channel")
     batch, _, channels = image.shape
-    require(shift, "shift", image, (batch, channels), torch.float32)
+    require(bias_hidden, "bias_hidden", image, (batch, channels), torch.float32)
     require(weight, "weight", image, (channels, channels))
 
 
 @without_autocast
-def forward(image, shift, weight, need_weights, kept_rows):
+def forward(image, bias_hidden, weight, need_weights, kept_rows):
     nothing_kept(kept_rows)
-    check(image, shift, weight)
+    check(image, bias_hidden, weight)
     result = image.new_empty(image.shape)
     weights = image.new_empty(image.shape if need_weights else 0)
     rows = Rows(image)
     channels = image.shape[2]
-    shift = shift.contiguous()
+    bias_hidden = bias_hidden.contiguous()
     to = result.view(-1, channels)
     of = weights.view(-1, channels) if need_weights else result.view(-1, channels)
     block_n, block_c, warps = blocks(channels)
@@ -178,7 +178,7 @@ def forward(image, shift, weight, need_weights, kept_rows):
                 weigh,
                 triton.cdiv(last - first, block_n),
                 product(x, weight),
-                shift,
+                bias_hidden,
                 rows.sample(first, last),
                 x,
                 *x.stride(),
@@ -191,7 +191,7 @@ def forward(image, shift, weight, need_weights, kept_rows):
                 BLOCK_C=block_c,
                 num_warps=warps,
             )
-    return result, weights, shift.new_empty(0, channels)
+    return result, weights, bias_hidden.new_empty(0, channels)
 
 
 @without_autocast
@@ -199,27 +199,29 @@ def backward(
     grad_result,
     grad_weights,
     image,
-    shift,
+    bias_hidden,
     weight,
     kept,
     need_weights,
     kept_rows,
     need_image_grad,
-    need_shift_grad,
+    need_bias_hidden_grad,
     need_weight_grad,
 ):
     nothing_kept(kept_rows)
-    check(image, shift, weight)
+    check(image, bias_hidden, weight)
     grad_weights = grad_weights if need_weights else None
     for name, grad in (("grad_result", grad_result), ("grad_weights", grad_weights)):
         if grad is not None:
             require(grad, name, image, image.shape)
     rows = Rows(image)
     channels = image.shape[2]
-    shift = shift.contiguous()
+    bias_hidden = bias_hidden.contiguous()
     ups = [None if grad is None else Rows(grad) for grad in (grad_result, grad_weights)]
     grad_image = image.new_empty(image.shape if need_image_grad else 0)
-    grad_shift = torch.zeros(shift.shape if need_shift_grad else 0, dtype=torch.float32, device=image.device)
+    grad_bias_hidden = torch.zeros(
+        bias_hidden.shape if need_bias_hidden_grad else 0, dtype=torch.float32, device=image.device
+    )
     of_weight = WeightGradient(weight, need_weight_grad)
     bounds = rows.bounds()
     block_n, block_c, warps = blocks(channels, 1024)
@@ -237,7 +239,7 @@ def backward(
                 differentiate,
                 triton.cdiv(last - first, block_n),
                 scores,
-                shift,
+                bias_hidden,
                 rows.sample(first, last),
                 x,
                 *x.stride(),
@@ -252,13 +254,13 @@ def backward(
                 BLOCK_C=block_c,
                 num_warps=warps,
             )
-            if need_shift_grad:  # before they are rounded for the products: this sum cancels
-                sum_columns(grad_shift, scores, bounds, first, last)
+            if need_bias_hidden_grad:  # before they are rounded for the products: this sum cancels
+                sum_columns(grad_bias_hidden, scores, bounds, first, last)
             scores = scores.to(image.dtype)
             of_weight.add(scores, x)
             if need_image_grad:
                 torch.add(direct, product(scores, weight.T), out=grad_image.view(-1, channels)[first:last])
-    return grad_image, grad_shift, of_weight.result()
+    return grad_image, grad_bias_hidden, of_weight.result()
 
 
 define(OPERATION.schema.forward("channel_attention_triton"), forward)

@@ -2,130 +2,22 @@
 // panels of rows, and compares with plain loops in double: check_rows SEED CASES. Plain loops are the library's
 // products, too. Built with ThreadSanitizer and AddressSanitizer, too: every tensor has memory of exactly its size.
 // What takes no part is NaN.
+#include "check_rows.h"
+
 #include <climits>
-#include <cstdio>
-#include <cstdlib>
-#include <memory>
-#include <random>
-#include <vector>
 
 #include "../../csrc/cuda/additive_attention.h"
 #include "../../csrc/cuda/channel_attention.h"
-#include "emulator.h"
-
-using namespace mmk;
 
 namespace {
-
-std::mt19937 engine;
-int pick(int low, int high) {
-  return std::uniform_int_distribution<int>(low, high)(engine);
-}
-bool toss() {
-  return pick(0, 1);
-}
-float normal() {
-  return std::normal_distribution<float>()(engine);
-}
-
-Dtype dtype;
-double worst;
-int panels;
-
-void differ(double expected, double found) {
-  const double off = std::fabs(expected - found) / (1 + std::fabs(expected));
-  if (!(off <= worst))
-    worst = off == off ? off : INFINITY;
-}
-
-struct Floats {
-  std::unique_ptr<float[]> data;
-  explicit Floats(int64_t n, bool random = false) : data(new float[n]) {
-    for (int64_t i = 0; i < n; ++i)
-      data[i] = random ? normal() : NAN;
-  }
-  operator float*() const { return data.get(); }
-};
-
-// [B, N, C] with channels or positions next to each other, aligned to 16 bytes or not.
-struct Rows {
-  int64_t B, N, C, lead;
-  bool turned;
-  std::unique_ptr<float[]> floats;
-  std::unique_ptr<emulator::bf16[]> halves;
-  Rows(int64_t B, int64_t N, int64_t C, bool random) : B(B), N(N), C(C), lead(toss() ? 0 : pick(1, 3)), turned(toss()) {
-    const int64_t all = B * N * C;
-    if (dtype == Dtype::float32)
-      floats.reset(new float[all + lead]);
-    else
-      halves.reset(new emulator::bf16[all + lead]);
-    for (int64_t i = 0; i < all; ++i)
-      put(i, random ? normal() : NAN);
-  }
-  void put(int64_t i, float x) { floats ? floats[lead + i] = x : (halves[lead + i] = emulator::bf16(x), x); }
-  int64_t index(int64_t b, int64_t n, int64_t c) const { return turned ? (b * C + c) * N + n : (b * N + n) * C + c; }
-  double at(int64_t b, int64_t n, int64_t c) const {
-    return floats ? floats[lead + index(b, n, c)] : float(halves[lead + index(b, n, c)]);
-  }
-  void* from(int64_t i) const {
-    return floats ? static_cast<void*>(floats.get() + lead + i) : static_cast<void*>(halves.get() + lead + i);
-  }
-  operator SampleRows() const { return {from(0), N * C, turned ? 1 : C, turned ? N : 1}; }
-};
-
-// a [rows, inner] times b: [inner, columns], or turned, [columns, inner].
-void multiply(float* to, const float* a, const float* b, int64_t rows, int64_t inner, int64_t columns, bool turned) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) {
-      double sum = 0;
-      for (int64_t i = 0; i < inner; ++i)
-        sum += double(a[r * inner + i]) * b[turned ? c * inner + i : i * columns + c];
-      to[r * columns + c] = float(sum);
-    }
-}
-
-// f(panel, its rows in float) -> error.
-template <class F>
-const char* walk(const cuda::SampledRows& samples, const Rows& image, const Mask& mask, F f) {
-  const int64_t D = image.C;
-  const int64_t size = toss() ? pick(1, 9) : pick(1, 90);
-  const bool view = !mask.data && !image.turned && toss();
-  panels += samples.rows > size;
-  for (int64_t first = 0; first < samples.rows; first += size) {
-    const int64_t count = std::min(size, samples.rows - first);
-    cuda::Panel panel = cuda::panel_of(samples, first, count);
-    Rows own(1, count, D, false);
-    own.turned = false;
-    if (view)
-      panel.image = image.from(first * D);
-    else {
-      panel.image = own.from(0);
-      if (const char* error = cuda::gather_rows(dtype, samples, panel, image, mask, D, own.from(0), nullptr))
-        return error;
-    }
-    panel.n = D;
-    panel.c = 1;
-    Floats x(count * D);
-    for (int64_t i = 0; i < count * D; ++i)
-      x[i] = dtype == Dtype::float32 ? static_cast<const float*>(panel.image)[i]
-                                     : float(static_cast<const emulator::bf16*>(panel.image)[i]);
-    if (const char* error = f(panel, x))
-      return error;
-  }
-  return nullptr;
-}
-
-#define TRY(call)                \
-  if (const char* error_ = call) \
-  return error_
 
 const char* channel() {
   const int64_t B = pick(1, 4);
   const int64_t N = pick(1, 50);
   const int64_t D = pick(1, 80);
   Rows image(B, N, D, true), result(B, N, D, false), weights(B, N, D, false), up(B, N, D, true),
-      of_weights(B, N, D, true), grad_image(B, N, D, false);
-  Floats shift(B * D, true), layer(D * D, true), grad_shift(B * D);
+      grad_weights(B, N, D, true), grad_image(B, N, D, false);
+  Floats bias_hidden(B * D, true), layer(D * D, true), grad_bias_hidden(B * D);
   for (int64_t i = 0; i < D * D; ++i)
     layer[i] *= 0.2f;
   ChannelAttention a;
@@ -134,7 +26,7 @@ const char* channel() {
   a.N = N;
   a.D = D;
   a.image = image;
-  a.shift = shift;
+  a.bias_hidden = bias_hidden;
   a.result = result;
   if (toss())
     a.weights = weights;
@@ -151,11 +43,11 @@ const char* channel() {
   if (flows & 1)
     g.grad_result = up;
   if (flows & 2)
-    g.grad_weights = of_weights;
+    g.grad_weights = grad_weights;
   const bool of_image = toss();
   if (of_image)
     g.grad_image = grad_image;
-  TRY(cuda::clear(grad_shift, B * D, nullptr));
+  TRY(cuda::clear(grad_bias_hidden, B * D, nullptr));
   std::vector<double> ds(B * N * D);
   TRY(walk(samples, image, {}, [&](const cuda::Panel& panel, const float* x) -> const char* {
     const int64_t all = panel.rows * D;
@@ -163,7 +55,7 @@ const char* channel() {
     multiply(scores, x, layer, panel.rows, D, D, true);
     TRY(cuda::channel_attention_differentiate(g, panel, scores, of_image ? static_cast<float*>(direct) : nullptr,
                                               nullptr));
-    TRY(cuda::sum_columns(samples, panel.first, panel.rows, scores, D, grad_shift, nullptr));
+    TRY(cuda::sum_columns(samples, panel.first, panel.rows, scores, D, grad_bias_hidden, nullptr));
     for (int64_t i = 0; i < all; ++i)
       ds[panel.first * D + i] = scores[i];
     if (!of_image)
@@ -180,7 +72,7 @@ const char* channel() {
       double total = 0;
       double mean = 0;
       for (int64_t c = 0; c < D; ++c) {
-        w[c] = shift[b * D + c];
+        w[c] = bias_hidden[b * D + c];
         for (int64_t i = 0; i < D; ++i)
           w[c] += image.at(b, n, i) * layer[c * D + i];
         top = std::fmax(top, w[c]);
@@ -192,7 +84,7 @@ const char* channel() {
         differ(w[c] * image.at(b, n, c), result.at(b, n, c));
         if (a.weights.data)
           differ(w[c], weights.at(b, n, c));
-        dw[c] = (flows & 1 ? up.at(b, n, c) * image.at(b, n, c) : 0) + (flows & 2 ? of_weights.at(b, n, c) : 0);
+        dw[c] = (flows & 1 ? up.at(b, n, c) * image.at(b, n, c) : 0) + (flows & 2 ? grad_weights.at(b, n, c) : 0);
         mean += w[c] * dw[c];
       }
       for (int64_t c = 0; c < D; ++c)
@@ -205,7 +97,7 @@ const char* channel() {
       }
     }
     for (int64_t c = 0; c < D; ++c)
-      differ(sum[c], grad_shift[b * D + c]);
+      differ(sum[c], grad_bias_hidden[b * D + c]);
   }
   return nullptr;
 }
@@ -239,9 +131,9 @@ const char* additive() {
   const int64_t N_ = packed ? rows : N;
   Rows image(B_, N_, D, true), grad_image(B_, N_, D, false), result(pool ? B : B_, pool ? K : N_, D, false),
       up(pool ? B : B_, pool ? K : N_, D, true);
-  Floats weights(K * rows), of_weights(K * rows, true), shift(B * A, true), shift_gate(A, true), layer(A * D, true),
-      gate(A * D, true), v(K * A, true);
-  Floats grad_shift(B * A), grad_shift_gate(A), scores(rows * K), grad_scores(K * rows);
+  Floats weights(K * rows), grad_weights(K * rows, true), bias_hidden(B * A, true), bias_gate(A, true),
+      layer(A * D, true), gate(A * D, true), v(K * A, true);
+  Floats grad_bias_hidden(B * A), grad_bias_gate(A), scores(rows * K), grad_scores(K * rows);
   for (int64_t i = 0; i < A * D; ++i)
     layer[i] *= 0.2f, gate[i] *= 0.2f;
   std::unique_ptr<bool[]> mask(new bool[rows]);
@@ -266,12 +158,12 @@ const char* additive() {
   a.image = image;
   if (packed)
     a.offsets = offsets.data();
-  const bool shifted = toss();
-  const bool shifted_gate = gated && toss();
-  if (shifted)
-    a.shift = shift;
-  if (shifted_gate)
-    a.shift_gate = shift_gate;
+  const bool biased = toss();
+  const bool biased_gate = gated && toss();
+  if (biased)
+    a.bias_hidden = bias_hidden;
+  if (biased_gate)
+    a.bias_gate = bias_gate;
   if (masked)
     a.mask = {mask.get(), packed ? 0 : N, 0, 1};
   a.result = result;
@@ -298,13 +190,13 @@ const char* additive() {
   if (flows & 1)
     g.grad_result = up;
   if (flows & 2)
-    g.grad_weights = of_weights;
+    g.grad_weights = grad_weights;
   const bool of_image = toss();
   if (of_image)
     g.grad_image = grad_image;
   TRY(cuda::additive_attention_scores(g, grad_scores, nullptr));
-  TRY(cuda::clear(grad_shift, B * A, nullptr));
-  TRY(cuda::clear(grad_shift_gate, A, nullptr));
+  TRY(cuda::clear(grad_bias_hidden, B * A, nullptr));
+  TRY(cuda::clear(grad_bias_gate, A, nullptr));
   std::vector<double> grad_layer(A * D), grad_gate(A * D), grad_v(K * A);
   TRY(walk(samples, image, a.mask, [&](const cuda::Panel& panel, const float* x) -> const char* {
     const int64_t count = panel.rows;
@@ -315,9 +207,9 @@ const char* additive() {
         ds[r * K + k] = grad_scores[k * samples.rows + panel.first + r];
     multiply(h, ds, v, count, K, A, false);
     TRY(cuda::additive_attention_differentiate(a, panel, u, gates, h, nullptr));
-    TRY(cuda::sum_columns(samples, panel.first, count, u, A, grad_shift, nullptr));
+    TRY(cuda::sum_columns(samples, panel.first, count, u, A, grad_bias_hidden, nullptr));
     if (gated)
-      TRY(cuda::sum_columns(all, panel.first, count, t, A, grad_shift_gate, nullptr));
+      TRY(cuda::sum_columns(all, panel.first, count, t, A, grad_bias_gate, nullptr));
     for (int64_t r = 0; r < count; ++r)
       for (int64_t j = 0; j < A; ++j) {
         for (int64_t k = 0; k < K; ++k)
@@ -340,18 +232,18 @@ const char* additive() {
   if (wrong)
     return nullptr;
 
-  std::vector<double> of_layer(A * D), of_gate(A * D), of_v(K * A), of_shift_gate(A);
+  std::vector<double> of_layer(A * D), of_gate(A * D), of_v(K * A), of_bias_gate(A);
   for (int64_t b = 0; b < B; ++b) {
     const int64_t first = offsets[b];
     const int64_t count = offsets[b + 1] - first;
     auto kept = [&](int64_t n) { return !masked || mask[first + n]; };
     auto at = [&](const Rows& t, int64_t n, int64_t c) { return packed ? t.at(0, first + n, c) : t.at(b, n, c); };
     auto weight_at = [&](int64_t k, int64_t n) { return packed ? k * rows + first + n : (b * K + k) * N + n; };
-    std::vector<double> y(count * A), slope(count * A), s(count * A, 1), w(K * count), ds(K * count), of_shift(A);
+    std::vector<double> y(count * A), slope(count * A), s(count * A, 1), w(K * count), ds(K * count), of_bias_hidden(A);
     for (int64_t n = 0; n < count; ++n)
       for (int64_t j = 0; j < A && kept(n); ++j) {
-        double p = shifted ? shift[b * A + j] : 0;
-        double q = shifted_gate ? shift_gate[j] : 0;
+        double p = biased ? bias_hidden[b * A + j] : 0;
+        double q = biased_gate ? bias_gate[j] : 0;
         for (int64_t c = 0; c < D; ++c)
           p += at(image, n, c) * layer[j * D + c], q += at(image, n, c) * gate[j * D + c];
         y[n * A + j] = activate(a.activation, p, slope[n * A + j]);
@@ -385,7 +277,7 @@ const char* additive() {
             dw[n] += x * (pool ? up.at(b, k, c) : at(up, n, c));
         }
         if (flows & 2)
-          dw[n] += of_weights[weight_at(k, n)];
+          dw[n] += grad_weights[weight_at(k, n)];
         mean += of[n] * dw[n];
       }
       for (int64_t c = 0; pool && c < D; ++c)
@@ -402,8 +294,8 @@ const char* additive() {
           dh += ds[k * count + n] * v[k * A + j], of_v[k * A + j] += ds[k * count + n] * y[i] * s[i];
         const double du = dh * s[i] * slope[i];
         const double dt = gated ? dh * y[i] * s[i] * (1 - s[i]) : 0;
-        of_shift[j] += du;
-        of_shift_gate[j] += dt;
+        of_bias_hidden[j] += du;
+        of_bias_gate[j] += dt;
         for (int64_t c = 0; c < D && kept(n); ++c) {
           grad[c] += du * layer[j * D + c] + dt * gate[j * D + c];
           of_layer[j * D + c] += du * at(image, n, c);
@@ -417,7 +309,7 @@ const char* additive() {
       }
     }
     for (int64_t j = 0; j < A; ++j)
-      differ(of_shift[j], grad_shift[b * A + j]);
+      differ(of_bias_hidden[j], grad_bias_hidden[b * A + j]);
   }
   for (int64_t i = 0; i < A * D; ++i) {
     differ(of_layer[i], grad_layer[i]);
@@ -427,7 +319,7 @@ const char* additive() {
   for (int64_t i = 0; i < K * A; ++i)
     differ(of_v[i], grad_v[i]);
   for (int64_t j = 0; gated && j < A; ++j)
-    differ(of_shift_gate[j], grad_shift_gate[j]);
+    differ(of_bias_gate[j], grad_bias_gate[j]);
   return nullptr;
 }
 

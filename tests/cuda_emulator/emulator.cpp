@@ -1,54 +1,11 @@
-// The scheduler. Compiled without ThreadSanitizer (its own bookkeeping isn't the kernels'), and told of by hand.
+// Launches: blocks one after another, or a cluster's together, and whose turn it is among their threads.
 #include "emulator.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <deque>
 #include <mutex>
 #include <random>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
-#if !defined(__x86_64__)
-#error "the emulator switches fibers on x86-64 only"
-#endif
-
-// Present under a sanitizer, else null.
-extern "C" {
-void* __tsan_get_current_fiber() __attribute__((weak));
-void* __tsan_create_fiber(unsigned) __attribute__((weak));
-void __tsan_switch_to_fiber(void*, unsigned) __attribute__((weak));
-void __tsan_acquire(void*) __attribute__((weak));
-void __tsan_release(void*) __attribute__((weak));
-void __sanitizer_start_switch_fiber(void**, const void*, size_t) __attribute__((weak));
-void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) __attribute__((weak));
-
-// Saves the registers that a call keeps, on the old stack, and takes them from the new one.
-void mmk_switch_stack(void** save, void* load);
-}
-asm(R"(
-.text
-.globl mmk_switch_stack
-.hidden mmk_switch_stack
-mmk_switch_stack:
-  push %rbp
-  push %rbx
-  push %r12
-  push %r13
-  push %r14
-  push %r15
-  mov %rsp, (%rdi)
-  mov %rsi, %rsp
-  pop %r15
-  pop %r14
-  pop %r13
-  pop %r12
-  pop %rbx
-  pop %rbp
-  ret
-)");
+#include "machine.h"
 
 namespace emulator {
 
@@ -56,85 +13,20 @@ Config config;
 Counts counts;
 Thread* current;
 
-void copy_bytes(void* to, const void* from, int bytes);  // copy.cpp: what the sanitizers are to see
-void read_halves(uint16_t* to, const void* const* rows, const int* at, int count);
-
-namespace {
-
-constexpr size_t stack_bytes = 256 << 10, guard_bytes = 4096;
-constexpr int warp_lanes = 32;
-
-struct Place {
-  const char* file = "";
-  int line = 0;
-  bool operator!=(const Place& o) const { return line != o.line || strcmp(file, o.file) != 0; }
-  std::string text() const { return std::string(file) + ":" + std::to_string(line); }
-};
-
-// Where threads meet: all have to come, from the same place. Everything twice, for two generations, since a fast thread
-// may be back before a slow one has left.
-struct Meeting {
-  uint64_t generation = 0;
-  int arrived = 0;
-  unsigned mask = 0;
-  Place place;
-  int sum[2] = {};
-  uint64_t value[2][warp_lanes] = {};
-  Fragments fragments[2][warp_lanes] = {};
-  char order[2] = {};  // what ThreadSanitizer acquires and releases
-};
-
-struct Copy {
-  void* to;
-  const void* from;
-  int bytes;
-  bool keep;
-};
-
-// One of the blocks that run together: a cluster's, or one alone.
-struct Block {
-  Meeting meeting;
-  std::vector<Meeting> warps;
-  char* memory = nullptr;
-  char* dynamic = nullptr;
-  int ended = 0;            // threads that have
-  uint64_t read_until = 0;  // cluster barriers that must have passed before its memory may go
-};
-
-struct Fiber : Thread {
-  void* stack_pointer = nullptr;
-  char* stack = nullptr;
-  void* tsan = nullptr;
-  // in the block; the block's in the cluster
-  int index = 0;
-  int rank = 0;
-  bool done = false;
-  bool arrived = false;            // at the cluster's barrier, and hasn't waited
-  uint64_t ticket = 0;             // for this generation of it
-  const Meeting* waits = nullptr;  // for this meeting's generation to pass
-  uint64_t generation = 0;
-  Place place;
-  std::vector<Copy> open;                // copies that aren't committed
-  std::deque<std::vector<Copy>> groups;  // committed, not waited for
-};
-
-struct Stop {};  // unwinds the fibers after an error
-
-std::deque<Fiber> fibers;
+int threads;
 std::vector<Block> blocks;
 Meeting cluster_meeting;
 Fiber* running;
-int threads;
-void (*kernel_body)(void*);
-void* kernel_context;
 std::string error;
 
-void* main_stack_pointer;
-void* main_tsan;
-void* main_fake_stack;
-const void* main_stack;
-size_t main_stack_bytes;
-char start_order, end_order;
+namespace {
+
+std::deque<Fiber> fibers;
+void (*kernel_body)(void*);
+void* kernel_context;
+char start_order, end_order;  // what ThreadSanitizer acquires and releases
+
+}  // namespace
 
 void fail(const std::string& what) {
   if (error.empty())
@@ -142,33 +34,7 @@ void fail(const std::string& what) {
   throw Stop();
 }
 
-void to_scheduler(bool last) {
-  Fiber* self = running;
-  void* fake = nullptr;
-  if (__tsan_switch_to_fiber)
-    __tsan_switch_to_fiber(main_tsan, 1);  // 1: without synchronising
-  if (__sanitizer_start_switch_fiber)
-    __sanitizer_start_switch_fiber(last ? nullptr : &fake, main_stack, main_stack_bytes);
-  mmk_switch_stack(&self->stack_pointer, main_stack_pointer);
-  if (__sanitizer_finish_switch_fiber)
-    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-}
-
-void to_fiber(Fiber& f) {
-  running = &f;
-  current = &f;
-  if (__tsan_switch_to_fiber)
-    __tsan_switch_to_fiber(f.tsan, 1);
-  if (__sanitizer_start_switch_fiber)
-    __sanitizer_start_switch_fiber(&main_fake_stack, f.stack + guard_bytes, stack_bytes);
-  mmk_switch_stack(&main_stack_pointer, f.stack_pointer);
-  if (__sanitizer_finish_switch_fiber)
-    __sanitizer_finish_switch_fiber(main_fake_stack, nullptr, nullptr);
-}
-
-void enter() {
-  if (__sanitizer_finish_switch_fiber)
-    __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_stack_bytes);
+void run_thread() {
   if (__tsan_acquire)
     __tsan_acquire(&start_order);
   try {
@@ -184,67 +50,15 @@ void enter() {
   } catch (Stop&) {}
   if (__tsan_release)
     __tsan_release(&end_order);
-  running->done = true;
-  to_scheduler(true);
-  __builtin_trap();
 }
 
-// The generation that the caller is of.
-uint64_t arrive(Meeting& m, int expected, unsigned mask, Place place, const char* kind, int add, uint64_t value,
-                int lane, bool orders) {
-  const uint64_t generation = m.generation;
-  const int parity = generation & 1;
-  if (m.arrived == 0) {
-    m.place = place;
-    m.mask = mask;
-    m.sum[parity] = 0;
-  } else if (m.place != place || m.mask != mask) {
-    fail(std::string("divergent ") + kind + ": " + m.place.text() + " and " + place.text());
-  }
-  m.sum[parity] += add;
-  if (lane >= 0)
-    m.value[parity][lane] = value;
-  if (orders && __tsan_release)
-    __tsan_release(&m.order[parity]);
-  if (++m.arrived == expected)
-    m.arrived = 0, ++m.generation;
-  return generation;
-}
-
-void await(Meeting& m, uint64_t generation, Place place, bool orders) {
-  running->waits = &m;
-  running->generation = generation;
-  running->place = place;
-  while (m.generation == generation) {
-    to_scheduler(false);
-    if (!error.empty())
-      throw Stop();
-  }
-  running->waits = nullptr;
-  if (orders && __tsan_acquire)
-    __tsan_acquire(&m.order[generation & 1]);
-}
-
-// Waits until `expected` threads are here. Returns which of the two generations this one was.
-int meet(Meeting& m, int expected, unsigned mask, Place place, const char* kind, int add, uint64_t value, int lane,
-         bool orders) {
-  const uint64_t generation = arrive(m, expected, mask, place, kind, add, value, lane, orders);
-  await(m, generation, place, orders);
-  return generation & 1;
-}
+namespace {
 
 bool runnable(const Fiber& f) {
   return !f.done && (!f.waits || f.waits->generation != f.generation || !error.empty());
 }
 
 void start(Fiber& f, int rank, int index, uint3 block, dim3 grid, dim3 size) {
-  if (!f.stack) {
-    f.stack = static_cast<char*>(mmap(nullptr, guard_bytes + stack_bytes, PROT_READ | PROT_WRITE,
-                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    mprotect(f.stack, guard_bytes, PROT_NONE);
-    if (__tsan_create_fiber)
-      f.tsan = __tsan_create_fiber(0);
-  }
   f.rank = rank;
   f.index = index;
   f.done = f.arrived = false;
@@ -254,10 +68,7 @@ void start(Fiber& f, int rank, int index, uint3 block, dim3 grid, dim3 size) {
   f.block = block;
   f.block_size = size;
   f.grid_size = grid;
-  void** top = reinterpret_cast<void**>(f.stack + guard_bytes + stack_bytes);
-  *--top = nullptr;  // aligns the stack, as a call would
-  *--top = reinterpret_cast<void*>(enter);
-  f.stack_pointer = top - 6;
+  prepare(f);
 }
 
 bool by_warps() {
@@ -328,8 +139,7 @@ const char* run(dim3 grid, unsigned cluster, dim3 block, size_t shared, void (*b
   const int together = int(cluster) * threads;
   while (int(fibers.size()) < together)
     fibers.emplace_back();
-  if (__tsan_get_current_fiber)
-    main_tsan = __tsan_get_current_fiber();
+  become_scheduler();
   ++counts.launches;
   counts.shared = std::max<uint64_t>(counts.shared, shared);
   counts.cluster = std::max<uint64_t>(counts.cluster, cluster);
@@ -369,134 +179,6 @@ const char* run(dim3 grid, unsigned cluster, dim3 block, size_t shared, void (*b
       return error.c_str();
   }
   return nullptr;
-}
-
-void* dynamic_shared() {
-  return blocks[running->rank].dynamic;
-}
-
-void cluster_arrive(const char* file, int line) {
-  const Place place{file, line};
-  if (running->arrived)
-    fail("a thread arrives at a cluster barrier before it waited for the last: " + place.text());
-  running->ticket = arrive(cluster_meeting, int(blocks.size()) * threads, 0, place, "cluster barrier", 0, 0, -1, true);
-  running->arrived = true;
-  running->place = place;
-}
-
-void cluster_wait(const char* file, int line) {
-  const Place place{file, line};
-  if (!running->arrived)
-    fail("a thread waits for a cluster barrier that it didn't arrive at: " + place.text());
-  await(cluster_meeting, running->ticket, place, true);
-  running->arrived = false;
-}
-
-const float* peer(const float* mine, int64_t rank) {
-  if (rank < 0 || rank >= int64_t(blocks.size()))
-    fail("a cluster has no block " + std::to_string(rank));
-  Block& other = blocks[rank];
-  if (other.ended)
-    fail("a thread reads the memory of a peer that may have ended");
-  other.read_until = std::max(
-      other.read_until, (running->arrived ? running->ticket : cluster_meeting.generation) + (running->arrived ? 2 : 1));
-  return reinterpret_cast<const float*>(other.dynamic +
-                                        (reinterpret_cast<const char*>(mine) - blocks[running->rank].dynamic));
-}
-
-int barrier(int value, const char* file, int line) {
-  Meeting& m = blocks[running->rank].meeting;
-  return m.sum[meet(m, threads, 0, {file, line}, "barrier", value, 0, -1, true)];
-}
-
-uint64_t shuffle_xor(unsigned mask, uint64_t value, int lanes, const char* file, int line) {
-  const int lane = running->index % warp_lanes;
-  const int warp = running->index / warp_lanes;
-  const int other = lane ^ lanes;
-  const int size = std::min(warp_lanes, threads - warp * warp_lanes);
-  const unsigned present = size == warp_lanes ? ~0u : (1u << size) - 1;
-  const Place place{file, line};
-  if (mask & ~present || !(mask >> lane & 1))
-    fail("a shuffle's mask names lanes that aren't there, or not its own, at " + place.text());
-  if (!(mask >> other & 1))
-    fail("a shuffle reads a lane outside its mask at " + place.text());
-  Meeting& m = blocks[running->rank].warps[warp];
-  const int parity =
-      meet(m, __builtin_popcount(mask), mask, place, "shuffle", 0, value, lane, false);  // orders no memory
-  return m.value[parity][other];
-}
-
-namespace {
-Meeting& whole_warp(Place place) {
-  if (threads % warp_lanes)
-    fail("an operation of whole warps in a block that isn't made of them, at " + place.text());
-  return blocks[running->rank].warps[running->index / warp_lanes];
-}
-}  // namespace
-
-int lane() {
-  return running->index % warp_lanes;
-}
-
-void warp_barrier(const char* file, int line) {
-  meet(whole_warp({file, line}), warp_lanes, ~0u, {file, line}, "warp barrier", 0, 0, -1, true);
-}
-
-const Fragments* exchange(const Fragments& mine, const char* kind, const char* file, int line) {
-  Meeting& m = whole_warp({file, line});
-  m.fragments[m.generation & 1][lane()] = mine;
-  return m.fragments[meet(m, warp_lanes, ~0u, {file, line}, kind, 0, 0, -1, false)];
-}
-
-void load_matrices(uint32_t* to, const void* row, bool transposed, const char* file, int line) {
-  const Place place{file, line};
-  if (reinterpret_cast<uintptr_t>(row) % 16)
-    fail("a matrix's row isn't aligned at " + place.text());
-  Meeting& m = whole_warp(place);
-  const int parity =
-      meet(m, warp_lanes, ~0u, place, "load of matrices", 0, reinterpret_cast<uintptr_t>(row), lane(), false);
-  const void* rows[8];
-  int at[8];
-  uint16_t found[8];
-  for (int i = 0; i < 8; ++i) {  // matrix i / 2, the lane's first or second element of it
-    const int along = lane() / 4;
-    const int across = 2 * (lane() % 4) + i % 2;
-    rows[i] = reinterpret_cast<const void*>(m.value[parity][i / 2 * 8 + (transposed ? across : along)]);
-    at[i] = transposed ? along : across;
-  }
-  read_halves(found, rows, at, 8);
-  for (int i = 0; i < 4; ++i)
-    to[i] = found[2 * i] | uint32_t(found[2 * i + 1]) << 16;
-}
-
-namespace {
-void finish(const Copy& c) {
-  copy_bytes(c.to, c.keep ? c.from : nullptr, c.bytes);
-}
-}  // namespace
-
-void copy_async(void* to, const void* from, int bytes, bool keep) {
-  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
-    fail("a copy isn't aligned");
-  if (keep)
-    count(counts.loaded, bytes);
-  running->open.push_back({to, from, bytes, keep});
-  if (!config.late_copies)
-    finish(running->open.back());
-}
-
-void copy_commit() {
-  running->groups.push_back(std::move(running->open));
-  running->open.clear();
-}
-
-void copy_wait(int pending) {
-  while (int(running->groups.size()) > pending) {
-    if (config.late_copies)
-      for (const Copy& c : running->groups.front())
-        finish(c);
-    running->groups.pop_front();
-  }
 }
 
 }  // namespace emulator

@@ -42,9 +42,9 @@ static void round(Dtype dtype) {
   Tensor<T> image(like, true, dense), w_image({a.A, a.D}, true), w_gate({a.A, a.D}, true), v({a.K, a.A}, true),
       result(out, false, true), grad(out, true), grad_image(like, false, true), grad_w_image({a.A, a.D}, false, true),
       grad_w_gate({a.A, a.D}, false, true), grad_v({a.K, a.A}, false, true);
-  Tensor<C> shift({a.B, a.A}, true, true), shift_gate({a.A}, true, true), weights({images, a.K, a.N}, false, true),
-      grad_weights({images, a.K, a.N}, true, true), grad_shift({a.B, a.A}, false, true),
-      grad_shift_gate({a.A}, false, true);
+  Tensor<C> bias_hidden({a.B, a.A}, true, true), bias_gate({a.A}, true, true), weights({images, a.K, a.N}, false, true),
+      grad_weights({images, a.K, a.N}, true, true), grad_bias_hidden({a.B, a.A}, false, true),
+      grad_bias_gate({a.A}, false, true);
   auto mask = random_mask(images * a.N);
   a.image = rows(image, true);
   a.w_image = layer(w_image);
@@ -52,12 +52,12 @@ static void round(Dtype dtype) {
   a.result = rows(result, !a.pool);
   a.weights = weights.data();
   if (draw(0, 1))
-    a.shift = shift.data();
+    a.bias_hidden = bias_hidden.data();
   const bool gated = draw(0, 1);
   if (gated)
     a.w_gate = layer(w_gate);
   if (gated && draw(0, 1))
-    a.shift_gate = shift_gate.data();
+    a.bias_gate = bias_gate.data();
   a.kept_rows = draw(0, 1) ? draw(0, images * a.N) : 0;
   Tensor<C> kept({a.kept_rows, gated ? 2 * a.A : a.A}, false, true);
   a.kept = kept.data();
@@ -79,29 +79,29 @@ static void round(Dtype dtype) {
     g.grad_weights = grad_weights.data();
   if (draw(0, 3))
     g.grad_image = rows(grad_image, true);
-  if (a.shift && draw(0, 3))
-    g.grad_shift = grad_shift.data();
+  if (a.bias_hidden && draw(0, 3))
+    g.grad_bias_hidden = grad_bias_hidden.data();
   if (draw(0, 3))
     g.grad_w_image = grad_w_image.data();
   if (draw(0, 3))
     g.grad_v = grad_v.data();
   if (gated && draw(0, 3))
     g.grad_w_gate = grad_w_gate.data();
-  if (a.shift_gate && draw(0, 3))
-    g.grad_shift_gate = grad_shift_gate.data();
+  if (a.bias_gate && draw(0, 3))
+    g.grad_bias_gate = grad_bias_gate.data();
   baseline::additive_attention_backward(g, three);
   if (g.grad_image.data)
     grad_image.check("grad_image");
-  if (g.grad_shift)
-    grad_shift.check("grad_shift");
+  if (g.grad_bias_hidden)
+    grad_bias_hidden.check("grad_bias_hidden");
   if (g.grad_w_image)
     grad_w_image.check("grad_w_image");
   if (g.grad_v)
     grad_v.check("grad_v");
   if (g.grad_w_gate)
     grad_w_gate.check("grad_w_gate");
-  if (g.grad_shift_gate)
-    grad_shift_gate.check("grad_shift_gate");
+  if (g.grad_bias_gate)
+    grad_bias_gate.check("grad_bias_gate");
 }
 
 FUZZ_MAIN

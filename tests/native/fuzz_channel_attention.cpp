@@ -22,9 +22,9 @@ static void round(Dtype dtype) {
   Tensor<T> image(sizes, true, dense), weight({a.D, a.D}, true), result(sizes, false, true),
       weights(sizes, false, true), grad(sizes, true), grad_weights(sizes, true), grad_image(sizes, false, true),
       grad_weight({a.D, a.D}, false, true);
-  Tensor<C> shift({a.B, a.D}, true, true), grad_shift({a.B, a.D}, false, true);
-  a.image = rows(image), a.shift = shift.data(), a.weight = {weight.data(), weight.stride[0], weight.stride[1]},
-  a.result = rows(result);
+  Tensor<C> bias_hidden({a.B, a.D}, true, true), grad_bias_hidden({a.B, a.D}, false, true);
+  a.image = rows(image), a.bias_hidden = bias_hidden.data(),
+  a.weight = {weight.data(), weight.stride[0], weight.stride[1]}, a.result = rows(result);
   if (draw(0, 1))
     a.weights = rows(weights);
   a.kept_rows = draw(0, 1) ? draw(0, a.B * a.N) : 0;
@@ -45,14 +45,14 @@ static void round(Dtype dtype) {
   if (draw(0, 3))
     g.grad_image = rows(grad_image);
   if (draw(0, 3))
-    g.grad_shift = grad_shift.data();
+    g.grad_bias_hidden = grad_bias_hidden.data();
   if (draw(0, 3))
     g.grad_weight = grad_weight.data();
   baseline::channel_attention_backward(g, three);
   if (g.grad_image.data)
     grad_image.check("grad_image");
-  if (g.grad_shift)
-    grad_shift.check("grad_shift");
+  if (g.grad_bias_hidden)
+    grad_bias_hidden.check("grad_bias_hidden");
   if (g.grad_weight)
     grad_weight.check("grad_weight");
 }

@@ -125,7 +125,7 @@ MISTAKES = {
     },
 }
 
-INPUTS = {"shift": "B, A", "w_image": "A, D", "v": "K, A", "w_gate": "A, D", "shift_gate": "A"}
+INPUTS = {"bias_hidden": "B, A", "w_image": "A, D", "v": "K, A", "w_gate": "A, D", "bias_gate": "A"}
 KEPT = {"R": 0}  # no rows' products are kept: kept is empty
 KERNELS = {
     "pool": (
@@ -164,9 +164,9 @@ KERNELS = {
     "kept": (
         Form(
             FORM_SIZES | {"R": 5},
-            {"image": "B, N, D", "shift": "B, A", "w_image": "A, D", "v": "K, A"},
+            {"image": "B, N, D", "bias_hidden": "B, A", "w_image": "A, D", "v": "K, A"},
             w_gate=None,
-            shift_gate=None,
+            bias_gate=None,
             mask=None,
             offsets=None,
             activation=0,
@@ -179,7 +179,7 @@ KERNELS = {
 KERNEL_GIVEN = KERNELS["pool"][0].arguments
 WRONG = {
     "pool": {
-        "shift_gate without w_gate": {"w_gate": None},
+        "bias_gate without w_gate": {"w_gate": None},
         "activation unknown": {"activation": 3},
         "activation negative": {"activation": -1},
         "activation far": {"activation": 2**32},
@@ -188,11 +188,11 @@ WRONG = {
         "no channels": {name: KERNEL_GIVEN[name][..., :0] for name in ("image", "w_image", "w_gate")},
         "no maps": {"v": KERNEL_GIVEN["v"][:0]},
         "no hidden layer": {
-            "shift": KERNEL_GIVEN["shift"][:, :0],
+            "bias_hidden": KERNEL_GIVEN["bias_hidden"][:, :0],
             "w_image": KERNEL_GIVEN["w_image"][:0],
             "v": KERNEL_GIVEN["v"][:, :0],
             "w_gate": KERNEL_GIVEN["w_gate"][:0],
-            "shift_gate": KERNEL_GIVEN["shift_gate"][:0],
+            "bias_gate": KERNEL_GIVEN["bias_gate"][:0],
         },
     },
     "multiply": {"two maps": {"v": torch.randn(2, 7)}, "no maps": {"v": torch.randn(0, 7)}},

@@ -35,7 +35,7 @@ KERNEL = [
     "-Wno-unknown-pragmas",
     f"-I{EMULATOR}",
 ]
-# The scheduler itself is never built with ThreadSanitizer; under AddressSanitizer it stays plain, too.
+# The machine itself is never built with ThreadSanitizer; under AddressSanitizer it stays plain, too.
 MODES = {
     "plain": ["-O2"],
     "tsan": ["-O1", "-g", "-fsanitize=thread"],
@@ -60,8 +60,9 @@ def why_not_here():
 
 
 def emulator_jobs(mode="plain"):
+    machine = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     return [
-        (EMULATOR / "emulator.cpp", ["-std=c++17", "-O2", "-fPIC", f"-I{EMULATOR}"]),
+        *((EMULATOR / f"{part}.cpp", machine) for part in ("emulator", "fiber", "device")),
         (EMULATOR / "copy.cpp", ["-std=c++17", "-fPIC", *MODES[mode]]),
     ]
 

@@ -48,14 +48,15 @@ MUTANTS = (
     Mutant(
         "spatial_attention",
         "wrong stride of the mask",
-        "keep + y * mask.y + x * mask.x",
-        "keep + y * mask.x + x * mask.x",
+        "from + y * mask.y + x * mask.x",
+        "from + y * mask.x + x * mask.x",
     ),
     Mutant(
         "additive_attention",
         "sum not rescaled to the new maximum",
         "total[k] *= factor;",
         "",
+        "test_cuts.py -k 'that_rise and additive and cpu-cpu'",
     ),
     Mutant(
         "additive_attention",
@@ -104,7 +105,7 @@ MUTANTS = (
     Mutant(
         "bidirectional_attention",
         "text attends to masked positions",
-        "[&](int64_t r) { return in.keeps(first + r); }, of_text.top + t",
+        "[&](int64_t r) { return in.valid(first + r); }, of_text.top + t",
         "[](int64_t) { return true; }, of_text.top + t",
     ),
     Mutant(
@@ -142,12 +143,14 @@ MUTANTS = (
         "a gradient that is rounding, where one weight is 1",
         "return share[i] == 1 ? C(1) : C(2);",
         "return C(2);",
+        "test_single_element.py -k cpu-cpu-float32",
     ),
     Mutant(
         "gated_cross_attention",
         "places counted in 32 bits",
         "T* row(int64_t i) const { return data + i * n; }",
         "T* row(int64_t i) const { return data + int(i * n); }",
+        "test_gated_cross_attention.py -k 'far_apart and cpu-cpu-float32'",
     ),
     Mutant(
         "bidirectional_attention",
@@ -170,7 +173,7 @@ MUTANTS = (
     Mutant(
         "spatial_attention",
         "gradients of masked positions not written",
-        "if (!keep) return Base::clear(out, count, a.D);",
-        "if (!keep) return;",
+        "if (!valid) return Base::clear(out, count, a.D);",
+        "if (!valid) return;",
     ),
 )

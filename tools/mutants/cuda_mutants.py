@@ -121,7 +121,7 @@ MUTANTS = (
     Mutant(
         "channel_attention",
         "maximum and sum without the text",
-        "own.add(load(scores + c) + load(shift + c));",
+        "own.add(load(scores + c) + load(bias_hidden + c));",
         "own.add(load(scores + c));",
     ),
     Mutant(
@@ -161,6 +161,7 @@ MUTANTS = (
         "sums as wide as the image's numbers",
         "total += sum; } store(t.partial",
         "total = to_float(from_float<T>(total + sum)); } store(t.partial",
+        "test_cuts.py -k 'long_sums and additive and cuda-emulated'",
     ),
     Mutant(
         "additive_attention",
@@ -173,5 +174,12 @@ MUTANTS = (
         "only as many channels as a warp has lanes",
         "for (int64_t c = row.lane; c < a.D; c += 32) store(to +",
         "for (int64_t c = row.lane; c < least<int64_t>(a.D, 32); c += 32) store(to +",
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "a tile read before its copies have arrived",
+        "tiles.wait(); mma<J, false, false>(s, query",
+        "mma<J, false, false>(s, query",
+        HEADS_WARPS,
     ),
 )

@@ -96,13 +96,14 @@ MUTANTS = (
         "mean of the last channels only",
         "mean += tl.sum(p * dp, 1)",
         "mean = tl.sum(p * dp, 1)",
+        "test_triton_rows.py -k wide_channels",
     ),
     Mutant(
         "additive_attention",
         "sum not rescaled to the new maximum",
         "total = total * tl.exp(m - base) + tl.sum(tl.exp(x - base), 0)",
         "total = total + tl.sum(tl.exp(x - base), 0)",
-        "test_cuts.py -k 'panel and triton'",
+        "test_cuts.py -k 'that_rise and additive and triton'",
     ),
     Mutant(
         "additive_attention",
@@ -140,12 +141,14 @@ MUTANTS = (
         "places counted in 32 bits",
         "n.to(tl.int64)[:, None] * x.n",
         "n[:, None] * x.n",
+        "test_gated_cross_attention.py -k 'far_apart and triton'",
     ),
     Mutant(
         "gated_cross_attention",
         "sums as wide as the image's numbers",
         "acc = tl.dot(p.to(DOT), v, acc * fade[:, None],",
         "acc = tl.dot(p.to(DOT), v, (acc * fade[:, None]).to(DOT).to(tl.float32),",
+        "test_cuts.py -k 'long_sums and gated and triton'",
     ),
     Mutant(
         "bidirectional_attention",
@@ -161,8 +164,15 @@ MUTANTS = (
     ),
     Mutant(
         "channel_attention",
-        "shift of the first sample",
-        "shift + sample[:, None].to(tl.int64) * C",
-        "shift + 0 * sample[:, None].to(tl.int64) * C",
+        "bias of the first sample",
+        "bias_hidden + sample[:, None].to(tl.int64) * C",
+        "bias_hidden + 0 * sample[:, None].to(tl.int64) * C",
+    ),
+    Mutant(
+        "channel_attention",
+        "scores overwritten before all have read them",
+        "all_have_read() tl.store(scores + at,",
+        "tl.store(scores + at,",
+        "test_triton_races.py -k channel_attention",
     ),
 )

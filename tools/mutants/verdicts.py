@@ -13,20 +13,27 @@ import sys
 
 from tree import run
 
-LIMIT = 600  # seconds of one run of tests
+LIMIT = 900  # seconds of one run of tests
 NAMES = {"cpu": "cpu-cpu-float32", "cuda": "cuda-emulated", "triton": "triton"}  # as tests' names have them
 PYTEST = [sys.executable, "-m", "pytest", "-vv", "--no-header", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
+FILES = {  # of a backend's own tests
+    "cpu": [],
+    "cuda": ["test_cuda.py"],
+    "triton": ["test_triton.py", "test_triton_attention.py", "test_triton_rows.py"],
+}
 CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL, -signal.SIGTRAP}
 
 
 def judge(tree, backend, mutant):
-    """(verdict, test, message) of the tests that are named, then of the operation's and those of cuts."""
+    """(verdict, test, message) of the tests that are named, then the operation's, those of cuts, the backend's."""
     name = NAMES[backend]
     steps = [shlex.split(mutant.tests)] if mutant.tests else []
     steps += [
         [f"test_{mutant.operation}.py", "-k", name],
         ["test_cuts.py", "-k", "test" if backend == "cuda" else name],
     ]
+    if FILES[backend]:
+        steps.append([*FILES[backend], "-m", "not slow"])
     for tests in steps:
         try:
             done = pytest(tree, backend, "-x", *tests)
