@@ -150,6 +150,24 @@ def test_attention_in_many_parts(operation, positions, tokens):
         assert_right(operation, case, torch.float32, *reversed(EMULATED))
 
 
+@pytest.mark.parametrize(
+    "operation, backend, device, dtype",
+    [
+        pytest.param(operation, *each.values, id=f"{operation}-{each.id}")
+        for operation in ("gated_cross_attention", "bidirectional_attention")
+        for each in runnable(operation)
+        if each.values[0] != "reference"
+    ],
+)
+@pytest.mark.parametrize("positions, tokens", [(3, 300), (300, 3)])
+def test_parts_of_several_heads(positions, tokens, operation, backend, device, dtype, monkeypatch):
+    """Every head's parts are its own, where both sides are cut."""
+    if backend == "triton":
+        monkeypatch.setattr(importlib.import_module("mmkernels.triton.heads"), "processors", lambda tensor: 100)
+    case = heads(operation, 2, 2, positions, tokens, 4, 6)
+    assert_right_on(operation, case, dtype, device, backend, **emulated.H100)
+
+
 def equal_weights(operation):
     """Sums of one number, again and again: weights are exactly 1 / count. A total in bfloat16 would be off by more than
     1.7%, whether the number is added alone, or 8 to 128 at a time, in one part or four."""
@@ -164,10 +182,11 @@ def equal_weights(operation):
             return {"image": values(1, 8192, 2), "query": None, **weights}
         if operation == "absorbed_attention":
             return {"image": values(1, 1024, 2), "key": zeros(1, 1, 1, 2), "value": zeros(1, 1, 1, 2) + 1}
-        one, many, value = zeros(1, 1, 1, 2), zeros(1, 1, 1024, 2), values(1, 1, 1024, 2)
+        one = zeros(1, 1, 1, 2)
         if operation == "gated_cross_attention":
-            return {"query": one, "key": many, "value": value, "gate": one + 1}
-        return {"image_query": many, "text_key": one, "image_value": value, "text_value": one + 1}
+            return {"query": one, "key": zeros(1, 1, 4096, 2), "value": values(1, 1, 4096, 2), "gate": one + 1}
+        image = {"image_query": zeros(1, 1, 1024, 2), "image_value": values(1, 1, 1024, 2)}
+        return {"text_key": one, "text_value": one + 1, **image}
 
     return cases.Case("equal weights", "cut", build, True)
 

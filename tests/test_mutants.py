@@ -3,6 +3,7 @@ plants every one, which takes long.)"""
 
 import collections
 import importlib
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from mmkernels import functional
 
 sys.path.append(str(ROOT / "tools" / "mutants"))
 mutant = importlib.import_module("mutant")
+table = importlib.import_module("table")
 verdicts = importlib.import_module("verdicts")
 ALL = [(backend, each) for backend in mutant.SOURCES for each in mutant.mutants(backend)]
 
@@ -79,8 +81,16 @@ def test_only_a_test_that_fails_by_its_assertion_catches(end, monkeypatch):
     assert verdicts.judge(None, "cpu", each)[:2] == (verdict, test)
 
 
-def test_what_fails_without_the_mutant_catches_nothing(monkeypatch):
-    answering(monkeypatch, (1, "test_a.py::test_b[1] PASSED [50%]\ntest_a.py::test_c FAILED [100%]"))
-    rows = [{"backend": "cpu", "verdict": "caught", "test": f"test_a.py::{name}"} for name in ("test_b[1]", "test_c")]
+def test_what_fails_without_the_mutant_or_is_gone_catches_nothing(monkeypatch):
+    listed = (0, "tests/test_a.py::test_b[1]\ntests/test_a.py::test_c")
+    answering(monkeypatch, listed, (1, "test_a.py::test_b[1] PASSED [50%]\ntest_a.py::test_c FAILED [100%]"))
+    names = ("test_b[1]", "test_c", "test_gone[x]")
+    rows = [{"backend": "cpu", "verdict": "caught", "test": f"test_a.py::{name}"} for name in names]
     verdicts.confirm(None, rows)
-    assert [row["verdict"] for row in rows] == ["caught", "broken"]
+    assert [row["verdict"] for row in rows] == ["caught", "broken", "broken"]
+
+
+def test_the_page_has_all_of_them():
+    """A mutant that was added, or has another name, is to be planted: `make mutants RESUME=1` writes the page."""
+    rows = re.findall(r"^\| (\w+_attention) \| (.*?) \| ", table.PAGE.read_text(), re.M)
+    assert rows == [(each.operation, each.name) for _, each in ALL]

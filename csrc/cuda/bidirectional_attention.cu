@@ -123,20 +123,16 @@ struct Forwards {
   }
 };
 
-struct Backwards {
+struct Backwards : BackwardSides<true> {
   DeltaTask image_delta = {}, text_delta = {};
-  BackwardTask image = {}, text = {};
-  BackwardPlan image_plan = {-1, 0, 0}, text_plan = {-1, 0, 0};
   int64_t floats;
-  bool fits = true;
   Backwards(const BidirectionalAttentionBackward& g, float* memory) {
     const BidirectionalAttention& a = g.forward;
-    const Device device = current_device();
     const int64_t heads = a.B * a.H;
     const float* image_softmax = static_cast<const float*>(a.image_softmax);
     const float* text_softmax = static_cast<const float*>(a.text_softmax);
-    float* of_image = memory;
-    float* of_text = memory + heads * a.N;
+    float* image_deltas = memory;
+    float* text_deltas = memory + heads * a.N;
     floats = heads * (a.N + a.T);
     for (DeltaTask* t : {&image_delta, &text_delta}) {
       t->heads = a.H;
@@ -147,12 +143,12 @@ struct Backwards {
     image_delta.grad = g.grad_image_out;
     image_delta.result = a.image_out;
     image_delta.softmax = image_softmax;
-    image_delta.delta = of_image;
+    image_delta.delta = image_deltas;
     text_delta.rows = a.T;
     text_delta.grad = g.grad_text_out;
     text_delta.result = a.text_out;
     text_delta.softmax = text_softmax;
-    text_delta.delta = of_text;
+    text_delta.delta = text_deltas;
 
     for (BackwardTask* t : {&image, &text}) {
       t->heads = a.H;
@@ -170,9 +166,9 @@ struct Backwards {
     image.column_grad = g.grad_text_out;
     image.row_value = a.image_value;
     image.softmax = image_softmax;
-    image.delta = of_image;
+    image.delta = image_deltas;
     image.column_softmax = text_softmax;
-    image.column_delta = of_text;
+    image.column_delta = text_deltas;
     image.row_mask = a.image_mask;
     image.column_mask = a.text_mask;
     image.grad_query = g.grad_image_query;
@@ -186,49 +182,28 @@ struct Backwards {
     text.column_grad = g.grad_image_out;
     text.row_value = a.text_value;
     text.softmax = text_softmax;
-    text.delta = of_text;
+    text.delta = text_deltas;
     text.column_softmax = image_softmax;
-    text.column_delta = of_image;
+    text.column_delta = image_deltas;
     text.row_mask = a.text_mask;
     text.column_mask = a.image_mask;
     text.grad_query = g.grad_text_key;
     text.grad_row_value = g.grad_text_value;
 
-    text_plan = backward_plan<true, true>(text, a.dtype, device, true);
-    if (text_plan.index >= 0) {
+    const bool of_image = image.grad_query.data || image.grad_row_value.data;
+    const bool of_text = text.grad_query.data || text.grad_row_value.data;
+    if (plan(a.dtype, of_image, of_text)) {
       text.grad_key = g.grad_image_query;
       text.grad_value = g.grad_image_value;
-    } else {
-      const bool text_wanted = text.grad_query.data || text.grad_row_value.data;
-      const bool image_wanted = image.grad_query.data || image.grad_row_value.data;
-      if (text_wanted) {
-        text_plan = backward_plan<true, true>(text, a.dtype, device, false);
-        fits = text_plan.index >= 0;
-      }
-      if (image_wanted) {
-        image_plan = backward_plan<true, true>(image, a.dtype, device, false);
-        fits = fits && image_plan.index >= 0;
-      }
     }
-    if (text_plan.index >= 0)
-      floats += backward_scratch(text, memory + floats);
-    if (image_plan.index >= 0)
-      floats += backward_scratch(image, memory + floats);
+    floats += scratch(memory + floats);
   }
 };
 
-#define MMK_COLUMNS(name, suffix)                                                               \
-  {bidirectional_attention_##name##_64_##suffix, bidirectional_attention_##name##_128_##suffix, \
-   bidirectional_attention_##name##_256_##suffix}
-#define MMK_NARROW(name) {bidirectional_attention_##name##_64_f32, bidirectional_attention_##name##_128_f32, nullptr}
-#define MMK_DTYPES(name) \
-  {bidirectional_attention_##name##_f32, bidirectional_attention_##name##_bf16, bidirectional_attention_##name##_f16}
-constexpr AttendKernel forwards[3][classes] = {MMK_NARROW(forward), MMK_COLUMNS(forward, bf16),
-                                               MMK_COLUMNS(forward, f16)};
-constexpr BackwardKernel backwards[3][classes] = {MMK_NARROW(backward), MMK_COLUMNS(backward, bf16),
-                                                  MMK_COLUMNS(backward, f16)};
-constexpr BackwardKernel backward_merges[3] = MMK_DTYPES(backward_merge);
-constexpr DeltaKernel deltas[3] = MMK_DTYPES(delta);
+constexpr AttendKernel forwards[3][classes] = MMK_BY_CLASS(bidirectional_attention_forward);
+constexpr BackwardKernel backwards[3][classes] = MMK_BY_CLASS(bidirectional_attention_backward);
+constexpr BackwardKernel backward_merges[3] = MMK_BY_DTYPE(bidirectional_attention_backward_merge);
+constexpr DeltaKernel deltas[3] = MMK_BY_DTYPE(bidirectional_attention_delta);
 
 }  // namespace
 
@@ -265,12 +240,7 @@ const char* bidirectional_attention_backward(const BidirectionalAttentionBackwar
   const char* error = delta_launch(all.image_delta, deltas[dtype], on);
   if (!error)
     error = delta_launch(all.text_delta, deltas[dtype], on);
-  if (!error && all.text_plan.index >= 0)
-    error = backward_launch(all.text, all.text_plan, backwards[dtype][all.text_plan.index], backward_merges[dtype], on);
-  if (!error && all.image_plan.index >= 0)
-    error =
-        backward_launch(all.image, all.image_plan, backwards[dtype][all.image_plan.index], backward_merges[dtype], on);
-  return error;
+  return error ? error : all.launch(backwards[dtype], backwards[dtype], backward_merges[dtype], on);
 }
 
 }  // namespace mmk::cuda

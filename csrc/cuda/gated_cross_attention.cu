@@ -140,16 +140,14 @@ BackwardTask text_task(const GatedCrossAttentionBackward& g) {
   return t;
 }
 
-// One launch where all of the text is one tile of rows, else one a side; before them the deltas.
-struct Backwards {
+// The deltas come before the launches.
+struct Backwards : BackwardSides<false> {
   DeltaTask delta = {};
-  BackwardTask image, text;
-  BackwardPlan image_plan = {-1, 0, 0}, text_plan = {-1, 0, 0};
   int64_t floats = 0;
-  bool fits = true;
-  Backwards(const GatedCrossAttentionBackward& g, float* memory) : image(image_task(g)), text(text_task(g)) {
+  Backwards(const GatedCrossAttentionBackward& g, float* memory) {
     const GatedCrossAttention& a = g.forward;
-    const Device device = current_device();
+    image = image_task(g);
+    text = text_task(g);
     delta.heads = a.H;
     delta.count = a.B * a.H;
     delta.rows = a.N;
@@ -164,46 +162,22 @@ struct Backwards {
     image.delta = text.column_delta = memory;
     const bool of_image = g.grad_query.data || g.grad_bias;
     const bool of_text = g.grad_key.data || g.grad_value.data;
-    if (of_text || of_image) {
-      text_plan = backward_plan<false, true>(text, a.dtype, device, true);
-      if (text_plan.index >= 0) {
-        text.grad_key = g.grad_query;
-        text.grad_bias = image.grad_bias;
-        text.grad_bias_row = 1;
-        text.grad_bias_column = a.T;
-      } else {
-        if (of_text) {
-          text_plan = backward_plan<false, true>(text, a.dtype, device, false);
-          fits = text_plan.index >= 0;
-        }
-        if (of_image) {
-          image_plan = backward_plan<true, false>(image, a.dtype, device, false);
-          fits = fits && image_plan.index >= 0;
-        }
-      }
+    if ((of_image || of_text) && plan(a.dtype, of_image, of_text)) {
+      text.grad_key = g.grad_query;
+      text.grad_bias = image.grad_bias;
+      text.grad_bias_row = 1;
+      text.grad_bias_column = a.T;
     }
-    if (text_plan.index >= 0)
-      floats += backward_scratch(text, memory + floats);
-    if (image_plan.index >= 0)
-      floats += backward_scratch(image, memory + floats);
+    floats += scratch(memory + floats);
   }
 };
 
-#define MMK_COLUMNS(name, suffix)                                                           \
-  {gated_cross_attention_##name##_64_##suffix, gated_cross_attention_##name##_128_##suffix, \
-   gated_cross_attention_##name##_256_##suffix}
-#define MMK_DTYPES(name) \
-  {gated_cross_attention_##name##_f32, gated_cross_attention_##name##_bf16, gated_cross_attention_##name##_f16}
-#define MMK_NARROW(name) {gated_cross_attention_##name##_64_f32, gated_cross_attention_##name##_128_f32, nullptr}
-constexpr AttendKernel forwards[3][classes] = {MMK_NARROW(forward), MMK_COLUMNS(forward, bf16),
-                                               MMK_COLUMNS(forward, f16)};
-constexpr AttendKernel merges[3] = MMK_DTYPES(merge);
-constexpr BackwardKernel of_image[3][classes] = {MMK_NARROW(backward_image), MMK_COLUMNS(backward_image, bf16),
-                                                 MMK_COLUMNS(backward_image, f16)};
-constexpr BackwardKernel of_text[3][classes] = {MMK_NARROW(backward_text), MMK_COLUMNS(backward_text, bf16),
-                                                MMK_COLUMNS(backward_text, f16)};
-constexpr BackwardKernel backward_merges[3] = MMK_DTYPES(backward_merge);
-constexpr DeltaKernel deltas[3] = MMK_DTYPES(delta);
+constexpr AttendKernel forwards[3][classes] = MMK_BY_CLASS(gated_cross_attention_forward);
+constexpr AttendKernel merges[3] = MMK_BY_DTYPE(gated_cross_attention_merge);
+constexpr BackwardKernel of_image[3][classes] = MMK_BY_CLASS(gated_cross_attention_backward_image);
+constexpr BackwardKernel of_text[3][classes] = MMK_BY_CLASS(gated_cross_attention_backward_text);
+constexpr BackwardKernel backward_merges[3] = MMK_BY_DTYPE(gated_cross_attention_backward_merge);
+constexpr DeltaKernel deltas[3] = MMK_BY_DTYPE(gated_cross_attention_delta);
 
 }  // namespace
 
@@ -242,12 +216,7 @@ const char* gated_cross_attention_backward(const GatedCrossAttentionBackward& g,
     return too_little;
   const Stream on = static_cast<Stream>(stream);
   const char* error = delta_launch(all.delta, deltas[dtype], on);
-  if (!error && all.text_plan.index >= 0)
-    error = backward_launch(all.text, all.text_plan, of_text[dtype][all.text_plan.index], backward_merges[dtype], on);
-  if (!error && all.image_plan.index >= 0)
-    error =
-        backward_launch(all.image, all.image_plan, of_image[dtype][all.image_plan.index], backward_merges[dtype], on);
-  return error;
+  return error ? error : all.launch(of_image[dtype], of_text[dtype], backward_merges[dtype], on);
 }
 
 }  // namespace mmk::cuda

@@ -21,6 +21,12 @@ constexpr const char* too_little = "a block has too little shared memory for the
 constexpr int classes = 3;
 constexpr int class_channels[classes] = {64, 128, 256};
 
+// Tables of the kernels KERNEL_TYPE, by Dtype, and of KERNEL_CLASS_TYPE, by Dtype and class: float32 has no widest one.
+#define MMK_BY_DTYPE(kernel) {kernel##_f32, kernel##_bf16, kernel##_f16}
+#define MMK_CLASSES_OF(kernel, type) {kernel##_64_##type, kernel##_128_##type, kernel##_256_##type}
+#define MMK_BY_CLASS(kernel) \
+  {{kernel##_64_f32, kernel##_128_f32, nullptr}, MMK_CLASSES_OF(kernel, bf16), MMK_CLASSES_OF(kernel, f16)}
+
 constexpr int tile_rows = 64;  // rows of a block's own side
 
 // Rows of the columns' side that come at once: what shared memory has room for.

@@ -75,4 +75,46 @@ inline const char* backward_launch(const BackwardTask& t, const BackwardPlan& pl
   return error || t.splits == 1 ? error : launch(merge, merging, 1, 1, 128, 0, stream, t);
 }
 
+// A call's launches: one where all of the text is one tile of rows, else one a side. Both: either side attends to the
+// other; else the image to the text.
+template <bool Both>
+struct BackwardSides {
+  BackwardTask image = {}, text = {};
+  BackwardPlan image_plan = {-1, 0, 0}, text_plan = {-1, 0, 0};
+  bool fits = true;
+
+  // True where the text's launch is the only one. Else the sides that are wanted have one each.
+  bool plan(Dtype dtype, bool of_image, bool of_text) {
+    const Device device = current_device();
+    text_plan = backward_plan<Both, true>(text, dtype, device, true);
+    if (text_plan.index >= 0)
+      return true;
+    if (of_text) {
+      text_plan = backward_plan<Both, true>(text, dtype, device, false);
+      fits = text_plan.index >= 0;
+    }
+    if (of_image) {
+      image_plan = backward_plan<true, Both>(image, dtype, device, false);
+      fits = fits && image_plan.index >= 0;
+    }
+    return false;
+  }
+
+  // Cuts `memory` into partial sums. Returns floats.
+  int64_t scratch(float* memory) {
+    const int64_t floats = text_plan.index >= 0 ? backward_scratch(text, memory) : 0;
+    return floats + (image_plan.index >= 0 ? backward_scratch(image, memory + floats) : 0);
+  }
+
+  const char* launch(const BackwardKernel (&of_image)[classes], const BackwardKernel (&of_text)[classes],
+                     BackwardKernel merge, Stream stream) const {
+    const char* error = nullptr;
+    if (text_plan.index >= 0)
+      error = backward_launch(text, text_plan, of_text[text_plan.index], merge, stream);
+    if (!error && image_plan.index >= 0)
+      error = backward_launch(image, image_plan, of_image[image_plan.index], merge, stream);
+    return error;
+  }
+};
+
 }  // namespace mmk::cuda

@@ -126,9 +126,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   anchor.check(weights, "weights", accumulate, all.weights_shape);
   Tensor products = torch::stable::contiguous(kept);
   anchor.check(kept, "kept", accumulate, all.kept_shape);
-  Optional of_weights = contiguous_if(grad_weights);
+  Optional all_grad_weights = contiguous_if(grad_weights);
   if (grad_weights)
-    anchor.check(*grad_weights, "grad_weights", accumulate, all.weights_shape), g.grad_weights = of_weights->data_ptr();
+    anchor.check(*grad_weights, "grad_weights", accumulate, all.weights_shape),
+        g.grad_weights = all_grad_weights->data_ptr();
   all.a.weights = all_weights.mutable_data_ptr();
   all.a.kept = products.mutable_data_ptr();
   g.forward = all.a;
@@ -172,8 +173,8 @@ constexpr auto cpu_back = &backward<cpu_backward>;
 // f(panel, rows, u, t) of every panel; t is absent without a gate.
 template <class F>
 void each_panel(const AdditiveAttention& a, const Operands& operands, void* stream, F f) {
-  const Tensor columns = turned(operands.w_image);
-  const Optional gates = operands.w_gate ? Optional(turned(*operands.w_gate)) : std::nullopt;
+  const Tensor columns = transposed(operands.w_image);
+  const Optional gates = operands.w_gate ? Optional(transposed(*operands.w_gate)) : std::nullopt;
   Panels(operands.image, a.dtype, cuda::sampled_rows(a), a.mask, stream)
       .each(gates ? 2 * a.A : a.A, [&](const cuda::Panel& panel, const Tensor& x) {
         Tensor u = product(x, columns);
@@ -193,7 +194,7 @@ void cuda_forward(const AdditiveAttention& a, const Operands& operands) {
   on_stream(operands.image, [&](void* stream) {
     const int64_t rows = cuda::sampled_rows(a).rows;
     Tensor scores = torch::stable::new_empty(operands.image, {rows, a.K}, ScalarType::Float),
-           v = turned(in_float(operands.v));
+           v = transposed(in_float(operands.v));
     each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor&, Tensor& u, Optional& t) {
       check_launch(cuda::additive_attention_activate(a, panel, floats(u), t ? floats(*t) : nullptr, stream));
       Tensor own = torch::stable::narrow(scores, 0, panel.first, panel.rows);
@@ -222,7 +223,7 @@ void cuda_backward(const AdditiveAttentionBackward& g, const Operands& operands,
            v = in_float(operands.v);
     check_launch(cuda::additive_attention_scores(g, floats(grad_scores), stream));
     each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor& x, Tensor& u, Optional& t) {
-      Tensor ds = turned(torch::stable::narrow(grad_scores, 1, panel.first, panel.rows));  // [rows, K]
+      Tensor ds = transposed(torch::stable::narrow(grad_scores, 1, panel.first, panel.rows));  // [rows, K]
       Tensor up = product(ds, v);
       check_launch(
           cuda::additive_attention_differentiate(a, panel, floats(u), t ? floats(*t) : nullptr, floats(up), stream));

@@ -118,31 +118,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional& grad_image_o
 }
 
 #ifndef MMK_EMULATED
-void cpu_forward(const BidirectionalAttention& a, const Tensor&) {
-  bidirectional_attention_forward(a, torch_threads());
-}
-void cpu_backward(const BidirectionalAttentionBackward& g, const Tensor&) {
-  bidirectional_attention_backward(g, torch_threads());
-}
-
-constexpr auto cpu = &forward<cpu_forward>;
-constexpr auto cpu_back = &backward<cpu_backward>;
+constexpr auto cpu = &forward<on_cpu<BidirectionalAttention, bidirectional_attention_forward>>;
+constexpr auto cpu_back = &backward<on_cpu<BidirectionalAttentionBackward, bidirectional_attention_backward>>;
 #endif
 
 #if defined(MMK_CUDA) || defined(MMK_EMULATED)
-void cuda_forward(const BidirectionalAttention& a, const Tensor& like) {
-  on_current_stream(
-      like, [&] { return cuda::bidirectional_attention_scratch(a); },
-      [&](float* scratch, void* stream) { return cuda::bidirectional_attention_forward(a, scratch, stream); });
-}
-void cuda_backward(const BidirectionalAttentionBackward& g, const Tensor& like) {
-  on_current_stream(
-      like, [&] { return cuda::bidirectional_attention_scratch(g); },
-      [&](float* scratch, void* stream) { return cuda::bidirectional_attention_backward(g, scratch, stream); });
-}
-
-constexpr auto gpu = &forward<cuda_forward>;
-constexpr auto gpu_back = &backward<cuda_backward>;
+constexpr auto gpu = &forward<
+    on_gpu<BidirectionalAttention, cuda::bidirectional_attention_scratch, cuda::bidirectional_attention_forward>>;
+constexpr auto gpu_back = &backward<on_gpu<BidirectionalAttentionBackward, cuda::bidirectional_attention_scratch,
+                                           cuda::bidirectional_attention_backward>>;
 #endif
 
 }  // namespace

@@ -109,7 +109,7 @@ cuda::SampledRows samples(const ChannelAttention& a) {
 void cuda_forward(const ChannelAttention& a, const Tensor& image, const Tensor& weight) {
   nothing_kept(a.kept_rows);
   on_stream(image, [&](void* stream) {
-    const Tensor columns = turned(weight);
+    const Tensor columns = transposed(weight);
     Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
       Tensor scores = product(x, columns);
       check_launch(cuda::channel_attention_weigh(a, panel, floats(scores), stream));
@@ -121,7 +121,7 @@ void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const
   const ChannelAttention& a = g.forward;
   nothing_kept(a.kept_rows);
   on_stream(image, [&](void* stream) {
-    const Tensor columns = turned(weight);
+    const Tensor columns = transposed(weight);
     const WeightSum sum(image, a.D, a.D, g.grad_weight, stream);
     if (g.grad_bias_hidden)
       check_launch(cuda::clear(static_cast<float*>(g.grad_bias_hidden), a.B * a.D, stream));
@@ -134,11 +134,11 @@ void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const
       if (g.grad_bias_hidden)
         check_launch(cuda::sum_columns(samples(a), panel.first, panel.rows, floats(scores), a.D,
                                        static_cast<float*>(g.grad_bias_hidden), stream));
-      Tensor upstream = torch::stable::to(scores, image.scalar_type());
-      sum.add(upstream, x);
+      Tensor grad_scores = torch::stable::to(scores, image.scalar_type());
+      sum.add(grad_scores, x);
       if (!g.grad_image.data)
         return;
-      Tensor through = product(upstream, weight);
+      Tensor through = product(grad_scores, weight);
       check_launch(cuda::channel_attention_write(g, panel, floats(direct), floats(through), stream));
     });
     sum.write(grad_weight);

@@ -119,6 +119,12 @@ inline Parallel torch_threads() {
           }};
 }
 
+// What `forward` and `backward` of a binding launch: a kernel of the CPU with torch's threads.
+template <class Arguments, void (*kernel)(const Arguments&, const Parallel&)>
+void on_cpu(const Arguments& arguments, const Tensor&) {
+  kernel(arguments, torch_threads());
+}
+
 }  // namespace mmk::binding
 
 // Implements MMK_OPERATION with a suffix ("_backward"), one line a function; nothing where the build has no such

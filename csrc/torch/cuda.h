@@ -38,4 +38,13 @@ void on_current_stream(const Tensor& like, Floats floats, Run run) {
   });
 }
 
+// What `forward` and `backward` of a binding launch: kernels of the GPU with the scratch that they ask for.
+template <class Arguments, int64_t (*floats)(const Arguments&),
+          const char* (*start)(const Arguments&, float* scratch, void* stream)>
+void on_gpu(const Arguments& arguments, const Tensor& like) {
+  on_current_stream(
+      like, [&] { return floats(arguments); },
+      [&](float* scratch, void* stream) { return start(arguments, scratch, stream); });
+}
+
 }  // namespace mmk::binding

@@ -110,31 +110,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 }
 
 #ifndef MMK_EMULATED
-void cpu_forward(const GatedCrossAttention& a, const Tensor&) {
-  gated_cross_attention_forward(a, torch_threads());
-}
-void cpu_backward(const GatedCrossAttentionBackward& g, const Tensor&) {
-  gated_cross_attention_backward(g, torch_threads());
-}
-
-constexpr auto cpu = &forward<cpu_forward>;
-constexpr auto cpu_back = &backward<cpu_backward>;
+constexpr auto cpu = &forward<on_cpu<GatedCrossAttention, gated_cross_attention_forward>>;
+constexpr auto cpu_back = &backward<on_cpu<GatedCrossAttentionBackward, gated_cross_attention_backward>>;
 #endif
 
 #if defined(MMK_CUDA) || defined(MMK_EMULATED)
-void cuda_forward(const GatedCrossAttention& a, const Tensor& like) {
-  on_current_stream(
-      like, [&] { return cuda::gated_cross_attention_scratch(a); },
-      [&](float* scratch, void* stream) { return cuda::gated_cross_attention_forward(a, scratch, stream); });
-}
-void cuda_backward(const GatedCrossAttentionBackward& g, const Tensor& like) {
-  on_current_stream(
-      like, [&] { return cuda::gated_cross_attention_scratch(g); },
-      [&](float* scratch, void* stream) { return cuda::gated_cross_attention_backward(g, scratch, stream); });
-}
-
-constexpr auto gpu = &forward<cuda_forward>;
-constexpr auto gpu_back = &backward<cuda_backward>;
+constexpr auto gpu =
+    &forward<on_gpu<GatedCrossAttention, cuda::gated_cross_attention_scratch, cuda::gated_cross_attention_forward>>;
+constexpr auto gpu_back = &backward<
+    on_gpu<GatedCrossAttentionBackward, cuda::gated_cross_attention_scratch, cuda::gated_cross_attention_backward>>;
 #endif
 
 }  // namespace

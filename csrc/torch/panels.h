@@ -11,7 +11,7 @@ inline void nothing_kept(int64_t kept_rows) {
   STD_TORCH_CHECK(kept_rows == 0, "kept_rows must be 0: only the CPU keeps rows");
 }
 
-inline Tensor turned(const Tensor& t) {
+inline Tensor transposed(const Tensor& t) {
   return torch::stable::transpose(t, 0, 1);
 }
 
@@ -83,7 +83,7 @@ struct Panels {
   }
 };
 
-// sum over panels of upstream^T rows in float, then the weight's gradient in its dtype.
+// sum over panels of grad_output^T rows in float, then the weight's gradient in its dtype.
 struct WeightSum {
   Tensor sum;
   void* stream;
@@ -96,11 +96,11 @@ struct WeightSum {
     if (wanted)
       check_launch(cuda::clear(floats(sum), out * in, stream));
   }
-  void add(const Tensor& upstream, const Tensor& x) const {
+  void add(const Tensor& grad_output, const Tensor& x) const {
     if (!wanted)
       return;
-    Tensor part = product(turned(upstream), x);
-    check_launch(cuda::accumulate(floats(sum), floats(part), sum.numel(), stream));
+    Tensor partial = product(transposed(grad_output), x);
+    check_launch(cuda::accumulate(floats(sum), floats(partial), sum.numel(), stream));
   }
   void write(Tensor& to) const {
     if (wanted)

@@ -196,33 +196,18 @@ std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& grad_result, co
 }
 
 #ifndef MMK_EMULATED
-void cpu_forward(const SpatialAttention& a, const Tensor&) {
-  spatial_attention_forward(a, torch_threads());
-}
-void cpu_backward(const SpatialAttentionBackward& g, const Tensor&) {
-  spatial_attention_backward(g, torch_threads());
-}
-
-constexpr auto cpu = &forward<cpu_forward>;
-constexpr auto cpu_out = &forward_out<cpu_forward>;
-constexpr auto cpu_back = &backward<cpu_backward>;
+constexpr auto cpu = &forward<on_cpu<SpatialAttention, spatial_attention_forward>>;
+constexpr auto cpu_out = &forward_out<on_cpu<SpatialAttention, spatial_attention_forward>>;
+constexpr auto cpu_back = &backward<on_cpu<SpatialAttentionBackward, spatial_attention_backward>>;
 #endif
 
 #if defined(MMK_CUDA) || defined(MMK_EMULATED)
-void cuda_forward(const SpatialAttention& a, const Tensor& like) {
-  on_current_stream(
-      like, [&] { return cuda::spatial_attention_scratch(a); },
-      [&](float* scratch, void* stream) { return cuda::spatial_attention_forward(a, scratch, stream); });
-}
-void cuda_backward(const SpatialAttentionBackward& g, const Tensor& like) {
-  on_current_stream(
-      like, [&] { return cuda::spatial_attention_scratch(g); },
-      [&](float* scratch, void* stream) { return cuda::spatial_attention_backward(g, scratch, stream); });
-}
-
-constexpr auto gpu = &forward<cuda_forward>;
-constexpr auto gpu_out = &forward_out<cuda_forward>;
-constexpr auto gpu_back = &backward<cuda_backward>;
+constexpr auto gpu =
+    &forward<on_gpu<SpatialAttention, cuda::spatial_attention_scratch, cuda::spatial_attention_forward>>;
+constexpr auto gpu_out =
+    &forward_out<on_gpu<SpatialAttention, cuda::spatial_attention_scratch, cuda::spatial_attention_forward>>;
+constexpr auto gpu_back =
+    &backward<on_gpu<SpatialAttentionBackward, cuda::spatial_attention_scratch, cuda::spatial_attention_backward>>;
 #endif
 
 }  // namespace

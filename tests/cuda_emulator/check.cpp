@@ -97,14 +97,14 @@ bool check(int number) {
     return printf("case %d: forward: %s\n", number, error), false;
 
   SpatialAttentionBackward g;
-  Memory upstream(pool ? B * D : rows * D, true, lead), of_weights(rows * H, true), scores(rows * H),
+  Memory grad_output(pool ? B * D : rows * D, true, lead), grad_weights(rows * H, true), scores(rows * H),
       grad_image(rows * D, false, toss() ? lead : 0), grad_text(B * D);
   g.forward = a;
   const int flows = pick(1, 3);  // bit 0: a gradient of the result, bit 1: of the weights
   if (flows & 1)
-    pool ? void(g.grad_pooled = {upstream, D, 1}) : void(g.grad_result = features(upstream));
+    pool ? void(g.grad_pooled = {grad_output, D, 1}) : void(g.grad_result = features(grad_output));
   if (flows & 2)
-    g.grad_weights = of_weights;
+    g.grad_weights = grad_weights;
   g.grad_scores = scores;
   const int wanted = pick(1, 3);
   if (wanted & 1)
@@ -175,10 +175,10 @@ bool check(int number) {
           if (!pool)
             differ(w[n] * at(image, n, d), float(at(result, n, d)));
           if (flows & 1)
-            dw[n] += at(image, n, d) * (pool ? upstream[b * D + d] : at(upstream, n, d));
+            dw[n] += at(image, n, d) * (pool ? grad_output[b * D + d] : at(grad_output, n, d));
         }
         if (flows & 2)
-          dw[n] += of_weights[weight_at(n)];
+          dw[n] += grad_weights[weight_at(n)];
         mean += w[n] * dw[n];
         mass += w[n];
       }
@@ -188,7 +188,7 @@ bool check(int number) {
         const double ds = w[n] * (dw[n] - mean);
         for (int64_t d = h * W; d < (h + 1) * W; ++d) {
           dtext[b * D + d] += a.scale * ds * at(image, n, d);
-          const double up = !(flows & 1) ? 0 : pool ? upstream[b * D + d] : at(upstream, n, d);
+          const double up = !(flows & 1) ? 0 : pool ? grad_output[b * D + d] : at(grad_output, n, d);
           if (wanted & 1)
             differ((w[n] * up + a.scale * ds * text[b * D + d]) / (1 + mass), float(at(grad_image, n, d) / (1 + mass)));
         }

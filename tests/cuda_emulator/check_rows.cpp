@@ -16,7 +16,7 @@ const char* channel() {
   const int64_t N = pick(1, 50);
   const int64_t D = pick(1, 80);
   Rows image(B, N, D, true), result(B, N, D, false), weights(B, N, D, false), up(B, N, D, true),
-      of_weights(B, N, D, true), grad_image(B, N, D, false);
+      grad_weights(B, N, D, true), grad_image(B, N, D, false);
   Floats bias_hidden(B * D, true), layer(D * D, true), grad_bias_hidden(B * D);
   for (int64_t i = 0; i < D * D; ++i)
     layer[i] *= 0.2f;
@@ -43,7 +43,7 @@ const char* channel() {
   if (flows & 1)
     g.grad_result = up;
   if (flows & 2)
-    g.grad_weights = of_weights;
+    g.grad_weights = grad_weights;
   const bool of_image = toss();
   if (of_image)
     g.grad_image = grad_image;
@@ -84,7 +84,7 @@ const char* channel() {
         differ(w[c] * image.at(b, n, c), result.at(b, n, c));
         if (a.weights.data)
           differ(w[c], weights.at(b, n, c));
-        dw[c] = (flows & 1 ? up.at(b, n, c) * image.at(b, n, c) : 0) + (flows & 2 ? of_weights.at(b, n, c) : 0);
+        dw[c] = (flows & 1 ? up.at(b, n, c) * image.at(b, n, c) : 0) + (flows & 2 ? grad_weights.at(b, n, c) : 0);
         mean += w[c] * dw[c];
       }
       for (int64_t c = 0; c < D; ++c)
@@ -131,7 +131,7 @@ const char* additive() {
   const int64_t N_ = packed ? rows : N;
   Rows image(B_, N_, D, true), grad_image(B_, N_, D, false), result(pool ? B : B_, pool ? K : N_, D, false),
       up(pool ? B : B_, pool ? K : N_, D, true);
-  Floats weights(K * rows), of_weights(K * rows, true), bias_hidden(B * A, true), bias_gate(A, true),
+  Floats weights(K * rows), grad_weights(K * rows, true), bias_hidden(B * A, true), bias_gate(A, true),
       layer(A * D, true), gate(A * D, true), v(K * A, true);
   Floats grad_bias_hidden(B * A), grad_bias_gate(A), scores(rows * K), grad_scores(K * rows);
   for (int64_t i = 0; i < A * D; ++i)
@@ -190,7 +190,7 @@ const char* additive() {
   if (flows & 1)
     g.grad_result = up;
   if (flows & 2)
-    g.grad_weights = of_weights;
+    g.grad_weights = grad_weights;
   const bool of_image = toss();
   if (of_image)
     g.grad_image = grad_image;
@@ -277,7 +277,7 @@ const char* additive() {
             dw[n] += x * (pool ? up.at(b, k, c) : at(up, n, c));
         }
         if (flows & 2)
-          dw[n] += of_weights[weight_at(k, n)];
+          dw[n] += grad_weights[weight_at(k, n)];
         mean += of[n] * dw[n];
       }
       for (int64_t c = 0; pool && c < D; ++c)

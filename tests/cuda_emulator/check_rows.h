@@ -48,10 +48,11 @@ struct Floats {
 // [B, N, C] with channels or positions next to each other, aligned to 16 bytes or not.
 struct Rows {
   int64_t B, N, C, lead;
-  bool turned;
+  bool transposed;
   std::unique_ptr<float[]> floats;
   std::unique_ptr<emulator::bf16[]> halves;
-  Rows(int64_t B, int64_t N, int64_t C, bool random) : B(B), N(N), C(C), lead(toss() ? 0 : pick(1, 3)), turned(toss()) {
+  Rows(int64_t B, int64_t N, int64_t C, bool random)
+      : B(B), N(N), C(C), lead(toss() ? 0 : pick(1, 3)), transposed(toss()) {
     const int64_t all = B * N * C;
     if (dtype == Dtype::float32)
       floats.reset(new float[all + lead]);
@@ -61,23 +62,26 @@ struct Rows {
       put(i, random ? normal() : NAN);
   }
   void put(int64_t i, float x) { floats ? floats[lead + i] = x : (halves[lead + i] = emulator::bf16(x), x); }
-  int64_t index(int64_t b, int64_t n, int64_t c) const { return turned ? (b * C + c) * N + n : (b * N + n) * C + c; }
+  int64_t index(int64_t b, int64_t n, int64_t c) const {
+    return transposed ? (b * C + c) * N + n : (b * N + n) * C + c;
+  }
   double at(int64_t b, int64_t n, int64_t c) const {
     return floats ? floats[lead + index(b, n, c)] : float(halves[lead + index(b, n, c)]);
   }
   void* from(int64_t i) const {
     return floats ? static_cast<void*>(floats.get() + lead + i) : static_cast<void*>(halves.get() + lead + i);
   }
-  operator SampleRows() const { return {from(0), N * C, turned ? 1 : C, turned ? N : 1}; }
+  operator SampleRows() const { return {from(0), N * C, transposed ? 1 : C, transposed ? N : 1}; }
 };
 
-// a [rows, inner] times b: [inner, columns], or turned, [columns, inner].
-void multiply(float* to, const float* a, const float* b, int64_t rows, int64_t inner, int64_t columns, bool turned) {
+// a [rows, inner] times b: [inner, columns], or transposed, [columns, inner].
+void multiply(float* to, const float* a, const float* b, int64_t rows, int64_t inner, int64_t columns,
+              bool transposed) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c) {
       double sum = 0;
       for (int64_t i = 0; i < inner; ++i)
-        sum += double(a[r * inner + i]) * b[turned ? c * inner + i : i * columns + c];
+        sum += double(a[r * inner + i]) * b[transposed ? c * inner + i : i * columns + c];
       to[r * columns + c] = float(sum);
     }
 }
@@ -87,13 +91,13 @@ template <class F>
 const char* walk(const cuda::SampledRows& samples, const Rows& image, const Mask& mask, F f) {
   const int64_t D = image.C;
   const int64_t size = toss() ? pick(1, 9) : pick(1, 90);
-  const bool view = !mask.data && !image.turned && toss();
+  const bool view = !mask.data && !image.transposed && toss();
   panels += samples.rows > size;
   for (int64_t first = 0; first < samples.rows; first += size) {
     const int64_t count = std::min(size, samples.rows - first);
     cuda::Panel panel = cuda::panel_of(samples, first, count);
     Rows own(1, count, D, false);
-    own.turned = false;
+    own.transposed = false;
     if (view)
       panel.image = image.from(first * D);
     else {

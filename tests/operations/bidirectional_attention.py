@@ -17,7 +17,7 @@ make = functools.partial(
     "bidirectional_attention",
     SHAPES,
     sizes={"B": 2, "H": 2, "N": 4, "T": 3, "d": 5, "dv": 6},
-    tiny={"N": 3, "d": 2, "dv": 2},
+    tiny={"d": 3, "dv": 2},
     large={"H": 3, "N": 13, "T": 11, "d": 24, "dv": 18},
 )
 

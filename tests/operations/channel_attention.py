@@ -10,7 +10,7 @@ make = functools.partial(
     Variant,
     "channel_attention",
     sizes={"B": 2, "N": 4, "D": 6, "E": 3, "DE": 9},
-    tiny={"D": 3, "E": 2, "DE": 5},
+    tiny={"N": 3, "D": 4, "E": 2, "DE": 6},
     large={"B": 3, "N": 29, "D": 20, "E": 7, "DE": 27},
 )
 

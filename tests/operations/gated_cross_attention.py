@@ -10,7 +10,7 @@ from . import Variant, no_second, of_tokens, some
 SHAPES = {"query": "B H N d", "key": "B H T d", "value": "B H T dv"}
 GATED = SHAPES | {"gate": "B H N dv"}
 SIZES = {"B": 2, "H": 2, "N": 4, "T": 3, "d": 5, "dv": 6, "one": 1}
-TINY = {"N": 3, "d": 2, "dv": 2}
+TINY = {"d": 3, "dv": 2}
 LARGE = {"H": 3, "N": 13, "T": 11, "d": 24, "dv": 18}
 make = functools.partial(Variant, "gated_cross_attention", sizes=SIZES, tiny=TINY, large=LARGE)
 HIDDEN = {"key": ("attn_mask", of_tokens), "value": ("attn_mask", of_tokens)}

@@ -13,10 +13,10 @@ PACKED = {"image": "N D", "text": "bags D"}
 SIZES = {"B": 2, "N": 4, "D": 6, "Y": 2, "X": 3, "bags": 3}
 LARGE = {"B": 3, "N": 30, "D": 24, "Y": 5, "X": 6}
 
-make = functools.partial(Variant, "spatial_attention", sizes=SIZES, tiny={"D": 4, "X": 2}, large=LARGE)
+make = functools.partial(Variant, "spatial_attention", sizes=SIZES, tiny={"N": 5}, large=LARGE)
 rows = functools.partial(make, ROWS, hidden={"image": ("mask", of_rows)})
 planes = functools.partial(make, PLANES, hidden={"image": ("mask", of_planes)})
-packed = functools.partial(make, PACKED, sizes=SIZES | {"N": 8}, hidden={"image": ("mask", of_rows)})
+packed = functools.partial(make, PACKED, sizes=SIZES | {"N": 8}, tiny={"N": 10}, hidden={"image": ("mask", of_rows)})
 
 
 def bags(s):

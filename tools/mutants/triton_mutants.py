@@ -148,7 +148,7 @@ MUTANTS = (
         "gated_cross_attention",
         "sums as wide as the image's numbers",
         "acc = tl.dot(p.to(DOT), v, acc * fade[:, None], input_precision=PRECISION) m = new if partial",
-        "acc = tl.dot(p.to(DOT), v, (acc * fade[:, None]).to(DOT).to(tl.float32), input_precision=PRECISION)\n"
+        "acc = tl.dot(p.to(DOT), v, (acc * fade[:, None]).to(cols.value.data.dtype.element_ty).to(tl.float32), input_precision=PRECISION)\n"
         "        m = new\n    if partial",
         "test_cuts.py -k 'long_sums and gated and triton'",
     ),
@@ -157,12 +157,14 @@ MUTANTS = (
         "parts' sums where one head alone would have them",
         "((head * splits + split) * size + n)[:, None] * C",
         "((head + split) * size + n)[:, None] * C",
+        "test_cuts.py -k 'several_heads and bidirectional and triton'",
     ),
     Mutant(
         "spatial_attention",
         "the last bag's last row forgotten",
         "tl.minimum(tl.load(a.offsets + b + 1), a.s.N), first)",
         "tl.minimum(tl.load(a.offsets + b + 1), a.s.N - 1), first)",
+        BAGS,
     ),
     Mutant(
         "channel_attention",
