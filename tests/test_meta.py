@@ -45,7 +45,7 @@ def moved(values, move):
 
 def computed(function, arguments):
     """The results, and the gradients of their sum."""
-    results = tree_leaves(function(**arguments))
+    results = [r for r in tree_leaves(function(**arguments)) if r is not None]
     leaves = [t for t in arguments.values() if isinstance(t, torch.Tensor) and t.requires_grad]
     return results, torch.autograd.grad([r.sum() for r in results], leaves, allow_unused=True)
 

@@ -5,6 +5,14 @@
 namespace mmk {
 namespace {
 
+// What is masked out and holds NaN or Inf counted as 0: there it has no gradient.
+template <class U>
+inline void clear_replaced(const U* x, int64_t step, U* grad, int64_t grad_step, int64_t channels) {
+  for (int64_t c = 0; c < channels; ++c)
+    if (const acc_t<U> value = to_acc(x[c * step]); value - value != 0)
+      grad[c * grad_step] = from_acc<U>(0);
+}
+
 template <class T>
 struct AbsorbedBackward {
   using C = acc_t<T>;
@@ -228,10 +236,8 @@ struct AbsorbedBackward {
       write_row<T>(written ? sums.data + r * key_width : nullptr, a.D, C(1), row, to.c);
       if (in.keeps(first + r))
         continue;
-      const T* x = static_cast<const T*>(from.data) + in.sample * from.b + (first + r) * from.n;
-      for (int64_t c = 0; c < a.D; ++c)  // what counted as 0 whatever it held
-        if (const C value = to_acc(x[c * from.c]); value - value != 0)
-          row[c * to.c] = from_acc<T>(C(0));
+      clear_replaced(static_cast<const T*>(from.data) + in.sample * from.b + (first + r) * from.n, from.c, row, to.c,
+                     a.D);
     }
   }
 };
@@ -268,6 +274,9 @@ void write_gradients(const AbsorbedAttentionBackward& g, int64_t index, const C*
         // What a product may have left behind the last column that takes part is no sum.
         write_all(h, t, takes_part || g.grad_text_out.data ? sums + j * key_width : nullptr,
                   takes_part ? value_sums + j * value_width : nullptr, bias_sums[j]);
+        if (!takes_part && g.grad_key.data)
+          clear_replaced(in.template row<U>(a.key, index, h, t), a.key.c, in.template row<U>(g.grad_key, index, h, t),
+                         g.grad_key.c, a.D);
       });
   });
 }

@@ -233,8 +233,7 @@ void backward_by_tokens(const GatedCrossAttentionBackward& g, const Parallel& pa
     return;
   shares.merge([&](int64_t index, C** share, int64_t count) {
     for (int64_t k = 1; k < count; ++k)
-      for (int64_t i = 0; i < size; ++i)
-        share[0][i] += share[k][i];
+      add_scaled(share[0], share[k], size, C(1));
     write(index, share[0]);
   });
 }

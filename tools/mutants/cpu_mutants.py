@@ -123,8 +123,8 @@ MUTANTS = (
     Mutant(
         "gated_cross_attention",
         "sums of the head before not cleared",
-        "memset(tokens.data, 0, size(a) * sizeof(C)); } void tile(int64_t first, int64_t count) { // A query",
-        "} void tile(int64_t first, int64_t count) { // A query",
+        "memset(tokens.data, 0, size(a) * sizeof(C)); } void tile(int64_t first, int64_t count) { read_rows",
+        "} void tile(int64_t first, int64_t count) { read_rows",
     ),
     Mutant(
         "gated_cross_attention",
@@ -175,5 +175,23 @@ MUTANTS = (
         "gradients of masked positions not written",
         "if (!valid) return Base::clear(out, count, a.D);",
         "if (!valid) return;",
+    ),
+    Mutant(
+        "absorbed_attention",
+        "result of the last group of heads only",
+        "sums.data, value_width, written); written = true;",
+        "sums.data, value_width, false); written = true;",
+    ),
+    Mutant(
+        "absorbed_attention",
+        "pooled features not brought to the new maximum",
+        "if (factor != 1) multiply(pooled.features + (j + c) * key_width, key_width, factor);",
+        "",
+    ),
+    Mutant(
+        "absorbed_attention",
+        "sums behind the last valid token read as gradients",
+        "takes_part || g.grad_text_out.data ? sums + j * key_width : nullptr",
+        "sums + j * key_width",
     ),
 )

@@ -108,8 +108,8 @@ MUTANTS = (
     Mutant(
         "bidirectional_attention",
         "gradients of the last part of the stream only",
-        "sum[e] += x[e];",
-        "sum[e] = x[e];",
+        "sum[e] += x[e]; } if (values)",
+        "sum[e] = x[e]; } if (values)",
         "test_cuts.py -k many_parts",
     ),
     Mutant(
@@ -134,8 +134,8 @@ MUTANTS = (
     Mutant(
         "additive_attention",
         "a sample's last part not merged",
-        "for (int64_t $split = 0; $split < t.splits; ++$split) total +=",
-        "for (int64_t $split = 0; $split + 1 < t.splits; ++$split) total +=",
+        "for (int64_t $split = 0; $split < t.splits; ++$split) total += load(t.partial",
+        "for (int64_t $split = 0; $split + 1 < t.splits; ++$split) total += load(t.partial",
     ),
     Mutant(
         "additive_attention",
@@ -181,5 +181,17 @@ MUTANTS = (
         "tiles.wait(); mma<J, false, false>(s, query",
         "mma<J, false, false>(s, query",
         HEADS_WARPS,
+    ),
+    Mutant(
+        "absorbed_attention",
+        "gradients of the last part only",
+        "sum[e] += x[e]; } change(sum, c);",
+        "sum[e] = x[e]; } change(sum, c);",
+    ),
+    Mutant(
+        "absorbed_attention",
+        "delta of the text dropped",
+        "w.ds = w.q == 1 ? 0.f : w.q * (dq - column.delta);",
+        "w.ds = w.q == 1 ? 0.f : w.q * dq;",
     ),
 )

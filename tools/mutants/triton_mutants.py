@@ -148,7 +148,8 @@ MUTANTS = (
         "gated_cross_attention",
         "sums as wide as the image's numbers",
         "acc = tl.dot(p.to(DOT), v, acc * fade[:, None], input_precision=PRECISION) m = new if partial",
-        "acc = tl.dot(p.to(DOT), v, (acc * fade[:, None]).to(cols.value.data.dtype.element_ty).to(tl.float32), input_precision=PRECISION)\n"
+        "acc = tl.dot(p.to(DOT), v, (acc * fade[:, None]).to(cols.value.data.dtype.element_ty).to(tl.float32), "
+        "input_precision=PRECISION)\n"
         "        m = new\n    if partial",
         "test_cuts.py -k 'long_sums and gated and triton'",
     ),
