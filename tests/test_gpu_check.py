@@ -53,7 +53,8 @@ def test_it_goes_on_after_a_failure(check, tmp_path, capsys):
     assert (
         found["wrong"]["commands"][0]["exit_code"] == 3 and "what went wrong" in found["wrong"]["commands"][0]["tail"]
     )
-    assert found["right"]["commands"][0]["results"] == {"found": "NaN"} and found["right"]["commands"][0]["seconds"] > 0
+    right = found["right"]["commands"][0]
+    assert right["results"] == {"found": "NaN"} and right["seconds"] >= 0  # told to a tenth, and Python starts faster
     assert found["without"]["reason"] == "there is no GPU that torch can use"
     said = capsys.readouterr().out
     assert "what went wrong" in said and "1 failed: wrong; 1 skipped: without" in said
