@@ -150,6 +150,24 @@ def test_attention_in_many_parts(operation, positions, tokens):
         assert_right(operation, case, torch.float32, *reversed(EMULATED))
 
 
+@needs_emulator
+def test_absorbed_attention_in_parts():
+    """Positions of a GPU with many processors are split over blocks, whose sums are merged."""
+
+    def build(draw):
+        return {
+            "image": draw.normal(1, 2100, 20),
+            "key": draw.normal(1, 2, 3, 20) * 0.3,
+            "value": draw.normal(1, 2, 3, 12),
+            "key_bias": draw.normal(1, 2, 3),
+            "image_mask": draw.mask(1, 2100),
+        }
+
+    case = cases.Case("absorbed in parts", "cut", build, True)
+    with emulated.configured(**emulated.H100):
+        assert_right("absorbed_attention", case, torch.float32, *reversed(EMULATED))
+
+
 @pytest.mark.parametrize(
     "operation, backend, device, dtype",
     [

@@ -187,6 +187,7 @@ MUTANTS = (
         "gradients of the last part only",
         "sum[e] += x[e]; } change(sum, c);",
         "sum[e] = x[e]; } change(sum, c);",
+        "test_cuts.py -k absorbed_attention_in_parts",
     ),
     Mutant(
         "absorbed_attention",
