@@ -1,6 +1,7 @@
 """Modules with their projections of the image absorbed compute what they compute with them, or say why they can't."""
 
 import copy
+import pickle
 import functools
 
 import pytest
@@ -138,6 +139,7 @@ def test_hard_projections(extension, kind, dtype, change):
     assert_same(module.to(dtype), [t.to(dtype) for t in tensors], leave, **KINDS[kind][2])
 
 
+@pytest.mark.property("the module's projections", operation=["absorbed_attention"])
 @on_every_kind
 def test_chosen(extension, kind):
     """As asked for; a projection with a hook is called, unless that was forbidden."""
@@ -164,6 +166,7 @@ def test_absorb_pays():
         mmk.absorb_pays(4, 4, 4, 4, 1, pool=False, attend=False)
 
 
+@pytest.mark.property("copies of the module", operation=["absorbed_attention"])
 @on_every_kind
 def test_compiled_mapped_and_copied(extension, kind):
     """One graph, with gradients; torch.func; a module with the other's state, and a copy."""
@@ -174,7 +177,7 @@ def test_compiled_mapped_and_copied(extension, kind):
     assert_rule(list(compiled.values()), [t.double() for t in expected.values()], list(expected.values()))
     other = made(kind, absorb=True)
     other.load_state_dict(made(kind, absorb=False).state_dict())
-    for same in (other, copy.deepcopy(module)):
+    for same in (other, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert all(torch.equal(a, b) for a, b in zip(computed(same, tensors).values(), expected.values()))
     mapped = torch.func.vmap(module)(*(torch.stack([t, t]) for t in tensors))
     mapped = mapped if isinstance(mapped, tuple) else (mapped,)
