@@ -1,8 +1,8 @@
 """Modules with their projections of the image absorbed compute what they compute with them, or say why they can't."""
 
 import copy
-import pickle
 import functools
+import pickle
 
 import pytest
 import torch
