@@ -287,7 +287,7 @@ def backward(
             require(grad_text_out, "grad_text_out", image, (B, H, T, D))
     need_bias = need_key_bias_grad and key_bias is not None
     need_value = need_value_grad and value is not None
-    absent = image.new_empty(0)
+    # Each gradient that isn't wanted is a tensor of its own: forward mode gives every result its tangent.
     if H > 1 and grad_image_out is None and grad_text_out is not None:
         grad_image, grad_key, _, _ = backward(
             None,
@@ -299,7 +299,7 @@ def backward(
             image_mask,
             folded_mask(text_mask, H),
             folded(text_out),
-            absent,
+            image.new_empty(0),
             text_softmax.transpose(1, 2).reshape(B, 1, 2, H * T),
             True,
             need_image_grad,
@@ -309,14 +309,16 @@ def backward(
         )
         return (
             grad_image,
-            empty_heads(key, D).copy_(grad_key.view(key.shape)) if need_key_grad else absent,
-            torch.zeros_like(key_bias, memory_format=torch.contiguous_format) if need_bias else absent,
-            empty_heads(value, problem.V).zero_() if need_value else absent,
+            empty_heads(key, D).copy_(grad_key.view(key.shape)) if need_key_grad else image.new_empty(0),
+            torch.zeros_like(key_bias, memory_format=torch.contiguous_format) if need_bias else image.new_empty(0),
+            empty_heads(value, problem.V).zero_() if need_value else image.new_empty(0),
         )
-    grad_image = torch.empty((B, N, D), dtype=image.dtype, device=image.device) if need_image_grad else absent
-    grad_key = empty_heads(key, D) if need_key_grad else absent
-    grad_bias = torch.zeros_like(key_bias, memory_format=torch.contiguous_format) if need_bias else absent
-    grad_value = empty_heads(value, problem.V) if need_value else absent
+    grad_image = (
+        torch.empty((B, N, D), dtype=image.dtype, device=image.device) if need_image_grad else image.new_empty(0)
+    )
+    grad_key = empty_heads(key, D) if need_key_grad else image.new_empty(0)
+    grad_bias = torch.zeros_like(key_bias, memory_format=torch.contiguous_format) if need_bias else image.new_empty(0)
+    grad_value = empty_heads(value, problem.V) if need_value else image.new_empty(0)
     to_key = head_rows(grad_key) if need_key_grad else None
     to_value = head_rows(grad_value) if need_value else None
     to_bias = grad_bias if need_bias else None
