@@ -37,10 +37,10 @@ def folded_mask(mask, heads):
     return None if mask is None else mask.repeat(1, heads)
 
 
-# In float32 smaller blocks than heads.py has, as there are more sums in a program: these spill nowhere.
+# Smaller blocks than heads.py has, as there are more sums in a program, and a bias: these spill nowhere.
 OWN_FORWARD = {
     torch.float32: (Configuration(32, 16, 32, 64, 4, 1), Configuration(64, 16, 32, 64, 8, 1)),
-    torch.bfloat16: FORWARD[torch.bfloat16],
+    torch.bfloat16: (Configuration(64, 32, 64, 64, 4, 2), *FORWARD[torch.bfloat16][1:]),
 }
 OWN_BACKWARD = {
     torch.float32: (Configuration(16, 16, 32, 32, 4, 1),),
