@@ -10,6 +10,7 @@ from .ops.absorbed_attention import AbsorbedAttentionFunction
 from .ops.additive_attention import AdditiveAttentionFunction
 from .ops.bidirectional_attention import BidirectionalAttentionFunction
 from .ops.channel_attention import ChannelAttentionFunction
+from .ops.deformable_attention import DeformableAttentionFunction
 from .ops.gated_cross_attention import GatedCrossAttentionFunction
 from .ops.spatial_attention import SpatialAttentionFunction
 
@@ -20,6 +21,7 @@ __all__ = [
     "BackendError",
     "BidirectionalAttentionFunction",
     "ChannelAttentionFunction",
+    "DeformableAttentionFunction",
     "GatedCrossAttentionFunction",
     "SpatialAttentionFunction",
     "absorb_pays",

@@ -1,0 +1,374 @@
+// What both passes of deformable attention share: where a query's and head's points lie in the value map, and how rows
+// of its channels are walked.
+#pragma once
+#include "../deformable_attention.h"
+#include "dispatch.h"
+#include "scratch.h"
+#include "softmax.h"
+
+namespace mmk {
+namespace {
+
+// Integers that vectors have as many of as of C: positions fit.
+template <class C>
+using index_t = std::conditional_t<sizeof(C) == 8, int64_t, int32_t>;
+
+template <class C>
+constexpr int64_t whole_vectors(int64_t count) {
+  return (count + lanes<C> - 1) / lanes<C> * lanes<C>;
+}
+
+// Channels are walked in packs: vectors; where a row is shorter, vectors of 16 bytes; where it is still shorter, single
+// channels.
+template <class C>
+struct Wide {
+  using type = vec<C>;
+  static constexpr int64_t count = lanes<C>;
+  template <class T>
+  static MMK_INLINE type load(const T* p) {
+    return mmk::load(p);
+  }
+  template <class T>
+  static MMK_INLINE void store(T* p, type v) {
+    mmk::store(p, v);
+  }
+  static MMK_INLINE void sum4(const type (&v)[4], C (&sums)[4]) { mmk::sum4<C>(v, sums); }
+};
+template <class C>
+struct Narrow {
+  typedef C type __attribute__((vector_size(16)));
+  static constexpr int64_t count = 16 / sizeof(C);
+  template <class T>
+  static MMK_INLINE type load(const T* p) {
+    type v;
+    if constexpr (std::is_same<T, C>::value)
+      memcpy(&v, p, sizeof v);
+    else
+      for (int64_t i = 0; i < count; ++i)
+        v[i] = to_acc(p[i]);
+    return v;
+  }
+  template <class T>
+  static MMK_INLINE void store(T* p, type v) {
+    if constexpr (std::is_same<T, C>::value)
+      memcpy(p, &v, sizeof v);
+    else
+      for (int64_t i = 0; i < count; ++i)
+        p[i] = from_acc<T>(v[i]);
+  }
+  static MMK_INLINE void sum4(const type (&v)[4], C (&sums)[4]) {
+    for (int i = 0; i < 4; ++i) {
+      sums[i] = v[i][0] + v[i][1];
+      if constexpr (count == 4)
+        sums[i] += v[i][2] + v[i][3];
+    }
+  }
+};
+template <class C>
+struct Single {
+  using type = C;
+  static constexpr int64_t count = 1;
+  template <class T>
+  static MMK_INLINE type load(const T* p) {
+    return to_acc(*p);
+  }
+  template <class T>
+  static MMK_INLINE void store(T* p, type v) {
+    *p = from_acc<T>(v);
+  }
+  static MMK_INLINE void sum4(const type (&v)[4], C (&sums)[4]) {
+    for (int i = 0; i < 4; ++i)
+      sums[i] = v[i];
+  }
+};
+
+// f(Pack, constant number of packs, first channel, first channel of the last pack) for blocks that cover `channels`:
+// the last pack ends with them, and overlaps the one before where they aren't whole packs.
+template <class C, class F>
+MMK_INLINE void each_block(int64_t channels, F f) {
+  auto blocks = [&](auto pack) {
+    constexpr int64_t width = decltype(pack)::count;
+    const int64_t packs = (channels + width - 1) / width;
+    for (int64_t first = 0; first < packs; first += 4) {
+      const int64_t last = first + 4 < packs ? (first + 3) * width : channels - width;
+      switch (packs - first) {
+        case 1:
+          f(pack, std::integral_constant<int, 1>{}, first * width, last);
+          break;
+        case 2:
+          f(pack, std::integral_constant<int, 2>{}, first * width, last);
+          break;
+        case 3:
+          f(pack, std::integral_constant<int, 3>{}, first * width, last);
+          break;
+        default:
+          f(pack, std::integral_constant<int, 4>{}, first * width, last);
+      }
+    }
+  };
+  if (channels >= lanes<C>)
+    blocks(Wide<C>{});
+  else if (channels >= Narrow<C>::count)
+    blocks(Narrow<C>{});
+  else
+    blocks(Single<C>{});
+}
+// Where pack v of a block begins.
+template <class Pack, int Packs>
+MMK_INLINE int64_t channel_of(int v, int64_t first, int64_t last) {
+  return v == Packs - 1 ? last : first + v * Pack::count;
+}
+
+// Of each of the K points its level's size, and the level's first position; the same for all queries. The rest of the
+// last vector has a level without positions.
+template <class C>
+struct Points {
+  using I = index_t<C>;
+  const int64_t count, padded;
+  Scratch<C> width, height;
+  Scratch<I> begin;
+
+  explicit Points(const DeformableAttention& a)
+      : count(a.K), padded(whole_vectors<C>(a.K)), width(padded), height(padded), begin(padded) {
+    int64_t k = 0;
+    int64_t from = 0;
+    for (int64_t l = 0; l < a.L; ++l) {
+      for (int64_t end = k + a.points[l]; k < end; ++k) {
+        height.data[k] = C(a.shapes[2 * l]);
+        width.data[k] = C(a.shapes[2 * l + 1]);
+        begin.data[k] = I(from);
+      }
+      from += a.shapes[2 * l] * a.shapes[2 * l + 1];
+    }
+    for (; k < padded; ++k) {
+      height.data[k] = 0;
+      width.data[k] = 0;
+      begin.data[k] = 0;
+    }
+  }
+};
+
+// to = numbers of type T or, where they are wide, C.
+template <class T, class C>
+MMK_INLINE void read_numbers(const void* from, bool wide, int64_t offset, int64_t count, C* to) {
+  auto copy = [&](auto* source) {
+    int64_t i = 0;
+    for (; i + lanes<C> <= count; i += lanes<C>)
+      store(to + i, load(source + offset + i));
+    for (; i < count; ++i)
+      to[i] = to_acc(source[offset + i]);
+  };
+  if (std::is_same<T, C>::value || wide)
+    copy(static_cast<const C*>(from));
+  else
+    copy(static_cast<const T*>(from));
+}
+template <class T, class C>
+MMK_INLINE void write_numbers(void* to, bool wide, int64_t offset, int64_t count, const C* from) {
+  auto copy = [&](auto* target) {
+    int64_t i = 0;
+    for (; i + lanes<C> <= count; i += lanes<C>)
+      store(target + offset + i, load(from + i));
+    for (; i < count; ++i)
+      target[offset + i] = from_acc<std::remove_reference_t<decltype(*target)>>(from[i]);
+  };
+  if (std::is_same<T, C>::value || wide)
+    copy(static_cast<C*>(to));
+  else
+    copy(static_cast<T*>(to));
+}
+
+template <class V, size_t... I>
+MMK_INLINE V every_second(V a, V b, int, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, int(2 * I)...);
+}
+template <class V, size_t... I>
+MMK_INLINE V every_other(V a, V b, int, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, int(2 * I + 1)...);
+}
+
+// A query's and head's points: the four positions around each, -1 where there is none, and the shares of its sample
+// that those have, times its weight.
+template <class T>
+struct Sampling {
+  using C = acc_t<T>;
+  using I = index_t<C>;
+  typedef I ivec __attribute__((vector_size(MMK_VECTOR_BYTES)));
+  static constexpr int corners = 4;  // left and right, then those below
+
+  const DeformableAttention& a;
+  const Points<C>& points;
+  const int64_t padded;
+  int64_t lowest = 0;  // positions that count; they are told from the lowest
+  int64_t highest;
+  Scratch<C> location, weight, fraction_x, fraction_y, share;
+  Scratch<I> position;
+
+  Sampling(const DeformableAttention& a, const Points<C>& points)
+      : a(a),
+        points(points),
+        padded(points.padded),
+        highest(a.S),
+        location(2 * padded),
+        weight(padded),
+        fraction_x(padded),
+        fraction_y(padded),
+        share(corners * padded),
+        position(corners * padded) {
+    for (int64_t k = 0; k < 2 * padded; ++k)
+      location.data[k] = 0;
+  }
+
+  C* softmax_row(int64_t b, int64_t q, int64_t h) const {
+    return static_cast<C*>(a.softmax_rows) + ((b * a.Q + q) * a.H + h) * 2;
+  }
+  void read_scores(int64_t b, int64_t q, int64_t h) {
+    const QueryRows& from = a.scores;
+    read_numbers<T>(from.data, a.wide_scores, b * from.b + q * from.q + h * from.h, a.K, weight.data);
+  }
+  void clear_rest() {
+    for (int64_t k = a.K; k < padded; ++k)
+      weight.data[k] = 0;
+  }
+  // Weights, and where they are a softmax, what they can be computed from again.
+  void weights(int64_t b, int64_t q, int64_t h) {
+    read_scores(b, q, h);
+    if (a.softmax) {
+      const C top = max_of(weight.data, a.K);
+      const C total = exp_sum(weight.data, a.K, top == -infinity<C> ? C(0) : top);
+      const C inverse = total != 0 ? 1 / total : C(0);
+      multiply(weight.data, a.K, inverse);
+      C* row = softmax_row(b, q, h);
+      row[0] = top;
+      row[1] = inverse;
+    }
+    clear_rest();
+  }
+  void weights_again(int64_t b, int64_t q, int64_t h) {
+    read_scores(b, q, h);
+    if (a.softmax) {
+      const C* row = softmax_row(b, q, h);
+      const C top = row[0] == -infinity<C> ? C(0) : row[0];
+      for (int64_t k = 0; k < padded; k += lanes<C>)
+        store(weight.data + k, exp_below(load(weight.data + k) - top) * row[1]);
+    }
+    clear_rest();
+  }
+
+  // From locations and weights to positions and shares.
+  void locate(int64_t b, int64_t q, int64_t h) {
+    const QueryRows& from = a.locations;
+    read_numbers<T>(from.data, a.wide_locations, b * from.b + q * from.q + h * from.h, 2 * a.K, location.data);
+    constexpr auto all = std::make_index_sequence<lanes<C>>{};
+    for (int64_t k = 0; k < padded; k += lanes<C>) {
+      const vec<C> low = load(location.data + 2 * k);
+      const vec<C> high = load(location.data + 2 * k + lanes<C>);
+      const vec<C> width = load(points.width.data + k);
+      const vec<C> height = load(points.height.data + k);
+      vec<C> x = every_second(low, high, 0, all) * width - C(0.5);
+      vec<C> y = every_other(low, high, 0, all) * height - C(0.5);
+      const ivec near = (x >= C(-1)) & (x < width) & (y >= C(-1)) & (y < height);  // not where it is NaN
+      x = near ? x : vec<C>{};
+      y = near ? y : vec<C>{};
+      ivec column = __builtin_convertvector(x, ivec);
+      ivec row = __builtin_convertvector(y, ivec);
+      column += x < __builtin_convertvector(column, vec<C>);  // rounded down; a comparison that holds is -1
+      row += y < __builtin_convertvector(row, vec<C>);
+      x -= __builtin_convertvector(column, vec<C>);
+      y -= __builtin_convertvector(row, vec<C>);
+      store(fraction_x.data + k, x);
+      store(fraction_y.data + k, y);
+
+      const ivec columns = __builtin_convertvector(width, ivec);
+      const ivec rows = __builtin_convertvector(height, ivec);
+      const ivec left = column >= 0;
+      const ivec right = column + 1 < columns;
+      const ivec above = near & (row >= 0);
+      const ivec below = near & (row + 1 < rows);
+      ivec begin;
+      memcpy(&begin, points.begin.data + k, sizeof begin);
+      const ivec at = begin + row * columns + column;
+      put_position(0, k, left & above, at);
+      put_position(1, k, right & above, at + 1);
+      put_position(2, k, left & below, at + columns);
+      put_position(3, k, right & below, at + columns + 1);
+
+      const vec<C> w = load(weight.data + k);
+      const vec<C> lower = w * y;
+      const vec<C> upper = w - lower;
+      store(share.data + 0 * padded + k, upper - upper * x);
+      store(share.data + 1 * padded + k, upper * x);
+      store(share.data + 2 * padded + k, lower - lower * x);
+      store(share.data + 3 * padded + k, lower * x);
+    }
+    if (a.mask.data)
+      hide(b);
+  }
+
+ private:
+  MMK_INLINE void put_position(int corner, int64_t k, ivec inside, ivec at) {
+    at = inside & (at >= I(lowest)) & (at < I(highest)) ? at - I(lowest) : ivec{} - 1;
+    memcpy(position.data + corner * padded + k, &at, sizeof at);
+  }
+  void hide(int64_t b) {
+    const bool* mask = a.mask.data + b * a.mask.b;
+    for (int64_t i = 0; i < corners * padded; ++i) {
+      I& at = position.data[i];
+      if (at >= 0 && !mask[(lowest + at) * a.mask.t])
+        at = -1;
+    }
+  }
+};
+
+// Rows of a head's value map, and what stands for those that aren't there.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t step;
+  T* absent;
+  template <class I>
+  MMK_INLINE T* operator[](I position) const {
+    return position < 0 ? absent : data + int64_t(position) * step;
+  }
+};
+
+// Threads share out the queries of all heads, a head's after the other: neighbours sample near each other, and what
+// they need of one head's map stays in the second-level cache. f(b, h, first query, last query) within part(s).
+struct QueryParts {
+  const DeformableAttention& a;
+  int64_t parts;
+
+  QueryParts(const DeformableAttention& a, int64_t flops_per_query, const Parallel& parallel) : a(a) {
+    const int64_t all = a.B * a.H * a.Q;
+    parts = parallel.threads < all ? parallel.threads : all;
+    if (all * flops_per_query < 1 << 18)
+      parts = parts < 1 ? parts : 1;  // not worth waking another thread
+  }
+  template <class F>
+  void of_part(int64_t part, F f) const {
+    if (a.Q == 0)
+      return;
+    const int64_t all = a.B * a.H * a.Q;
+    const int64_t end = all * (part + 1) / parts;
+    for (int64_t i = all * part / parts; i < end;) {
+      const int64_t index = i / a.Q;
+      const int64_t first = i % a.Q;
+      const int64_t last = first + end - i < a.Q ? first + end - i : a.Q;
+      f(index / a.H, index % a.H, first, last);
+      i += last - first;
+    }
+  }
+};
+
+// f(part) on a thread for every part.
+template <class F>
+inline void each_part(const Parallel& parallel, int64_t parts, F f) {
+  const Parallel limited{int(parts), parallel.run};
+  parallel_for(limited, parts, [&](int64_t first, int64_t last) {
+    for (int64_t p = first; p < last; ++p)
+      f(p);
+  });
+}
+
+}  // namespace
+}  // namespace mmk

@@ -1,0 +1,264 @@
+// Backward, in two passes. Queries by threads: the products of the result's gradient with the four rows around each
+// point give the gradients of scores and locations. The value's gradient is a sum over queries: threads own heads, or
+// some of their channels and positions where heads are too few, and go through all queries in their order; so the same
+// bits come from any number of threads.
+#pragma once
+#include "deformable.h"
+
+namespace mmk {
+namespace {
+
+// A query's gradient in C, a row of whole packs: where the last one overlaps that before it, its first lanes are 0, so
+// that nothing counts twice.
+template <class Pack, int Packs, class T, class C>
+MMK_INLINE void load_once(const T* from, int64_t first, int64_t last, typename Pack::type (&to)[Packs]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < Packs; ++v)
+    to[v] = Pack::load(from + channel_of<Pack, Packs>(v, first, last));
+  if constexpr (Pack::count > 1) {
+    const int64_t twice = first + (Packs - 1) * Pack::count - last;
+    if (twice > 0)
+      for (int64_t i = 0; i < Pack::count; ++i)
+        to[Packs - 1][i] = i < twice ? C(0) : to[Packs - 1][i];
+  }
+}
+
+// dots[corner][k] (+)= grad . row, for a block of packs.
+template <class Pack, int Packs, class T>
+MMK_INLINE void dot_rows(const Sampling<T>& sampling, Rows<const T> rows, const T* grad, int64_t first, int64_t last,
+                         acc_t<T>* dots) {
+  using C = acc_t<T>;
+  typename Pack::type g[Packs];
+  load_once<Pack, Packs, T, C>(grad, first, last, g);
+  for (int64_t k = 0; k < sampling.a.K; ++k) {
+    typename Pack::type total[4] = {};
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const T* row = rows[sampling.position.data[c * sampling.padded + k]];
+#pragma GCC unroll 4
+      for (int v = 0; v < Packs; ++v)
+        total[c] += Pack::load(row + channel_of<Pack, Packs>(v, first, last)) * g[v];
+    }
+    C sums[4];
+    Pack::sum4(total, sums);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c)
+      dots[c * sampling.padded + k] = first ? dots[c * sampling.padded + k] + sums[c] : sums[c];
+  }
+}
+
+template <class T>
+struct QueryGradients {
+  using C = acc_t<T>;
+  const DeformableAttentionBackward& g;
+  const DeformableAttention& a;
+  const Points<C>& points;
+  const T* zeros;
+  Sampling<T> sampling;
+  const int64_t padded;
+  Scratch<C> dots, of_weight, of_location;
+
+  QueryGradients(const DeformableAttentionBackward& g, const Points<C>& points, const T* zeros)
+      : g(g),
+        a(g.forward),
+        points(points),
+        zeros(zeros),
+        sampling(a, points),
+        padded(points.padded),
+        dots(4 * padded),
+        of_weight(padded),
+        of_location(2 * padded) {
+    for (int64_t i = 0; i < 4 * padded; ++i)
+      dots.data[i] = 0;
+  }
+
+  void run(int64_t b, int64_t h, int64_t first, int64_t last) {
+    const T* value = static_cast<const T*>(a.value.data) + b * a.value.b + h * a.value.h;
+    const Rows<const T> rows{value, a.value.n, zeros};
+    const T* upstream = static_cast<const T*>(g.grad_result.data) + b * g.grad_result.b + h * g.grad_result.h;
+    for (int64_t q = first; q < last; ++q) {
+      sampling.weights_again(b, q, h);
+      sampling.locate(b, q, h);
+      each_block<C>(a.d, [&](auto pack, auto packs, int64_t begin, int64_t end) {
+        dot_rows<decltype(pack), packs.value>(sampling, rows, upstream + q * g.grad_result.q, begin, end, dots.data);
+      });
+      combine();
+      if (g.grad_scores.data)
+        write_scores(b, q, h);
+      if (g.grad_locations.data)
+        write_numbers<T>(g.grad_locations.data, a.wide_locations,
+                         b * g.grad_locations.b + q * g.grad_locations.q + h * g.grad_locations.h, 2 * a.K,
+                         of_location.data);
+    }
+  }
+
+ private:
+  // A sample is s = (1 - y) ((1 - x) s0 + x s1) + y ((1 - x) s2 + x s3), x and y in pixels.
+  void combine() {
+    const C* dot = dots.data;
+    for (int64_t k = 0; k < padded; k += lanes<C>) {
+      const vec<C> x = load(sampling.fraction_x.data + k);
+      const vec<C> y = load(sampling.fraction_y.data + k);
+      const vec<C> weight = load(sampling.weight.data + k);
+      const vec<C> d0 = load(dot + k);
+      const vec<C> d1 = load(dot + padded + k);
+      const vec<C> d2 = load(dot + 2 * padded + k);
+      const vec<C> d3 = load(dot + 3 * padded + k);
+      const vec<C> above = d0 + x * (d1 - d0);
+      const vec<C> below = d2 + x * (d3 - d2);
+      store(of_weight.data + k, above + y * (below - above));
+      const vec<C> along_x = (d1 - d0) + y * ((d3 - d2) - (d1 - d0));
+      const vec<C> of_x = weight * load(points.width.data + k) * along_x;
+      const vec<C> of_y = weight * load(points.height.data + k) * (below - above);
+      interleave(of_x, of_y, of_location.data + 2 * k, std::make_index_sequence<lanes<C>>{});
+    }
+  }
+  template <size_t... I>
+  static MMK_INLINE void interleave(vec<C> x, vec<C> y, C* to, std::index_sequence<I...>) {
+    constexpr int n = lanes<C>;
+    store(to, __builtin_shufflevector(x, y, int(I % 2 ? n + I / 2 : I / 2)...));
+    store(to + n, __builtin_shufflevector(x, y, int((I % 2 ? n + I / 2 : I / 2) + n / 2)...));
+  }
+  void write_scores(int64_t b, int64_t q, int64_t h) {
+    C* grad = of_weight.data;
+    if (a.softmax) {
+      C mean = 0;
+      for (int64_t k = 0; k < a.K; ++k)
+        mean += sampling.weight.data[k] * grad[k];
+      for (int64_t k = 0; k < padded; k += lanes<C>)
+        store(grad + k, load(sampling.weight.data + k) * (load(grad + k) - mean));
+    }
+    write_numbers<T>(g.grad_scores.data, a.wide_scores, b * g.grad_scores.b + q * g.grad_scores.q + h * g.grad_scores.h,
+                     a.K, grad);
+  }
+};
+
+// rows[corner] += share * grad, for a block of packs.
+template <class Pack, int Packs, class T, class C>
+MMK_INLINE void add_rows(const Sampling<T>& sampling, Rows<C> rows, const T* grad, int64_t first, int64_t last) {
+  typename Pack::type g[Packs];
+  load_once<Pack, Packs, T, C>(grad, first, last, g);
+  for (int64_t k = 0; k < sampling.a.K; ++k) {
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      C* row = rows[sampling.position.data[c * sampling.padded + k]];
+      const C share = sampling.share.data[c * sampling.padded + k];
+#pragma GCC unroll 4
+      for (int v = 0; v < Packs; ++v) {
+        C* to = row + channel_of<Pack, Packs>(v, first, last);
+        Pack::store(to, Pack::load(to) + g[v] * share);
+      }
+    }
+  }
+}
+
+// How the value's gradient is shared out: heads, cut into channels of whole cache lines and into positions where heads
+// alone leave threads without work. Cuts of positions go through all points once more.
+template <class C>
+struct ValueParts {
+  int64_t heads, channels, positions;  // parts of each
+  int64_t width, height;               // of a part
+
+  ValueParts(const DeformableAttention& a, const Parallel& parallel) : heads(a.B * a.H), channels(1), positions(1) {
+    const int64_t line = 64 / sizeof(C);
+    const int64_t most = (a.d + line - 1) / line;
+    const int64_t wanted = heads % parallel.threads == 0 ? heads : 2 * parallel.threads;
+    while (heads * channels < wanted && 2 * channels <= most)
+      channels *= 2;
+    while (heads * channels * positions < parallel.threads && positions < 8)
+      positions *= 2;
+    width = (most + channels - 1) / channels * line;
+    height = (a.S + positions - 1) / positions;
+  }
+  int64_t count() const { return heads * channels * positions; }
+};
+
+template <class T>
+struct ValueGradient {
+  using C = acc_t<T>;
+  static constexpr bool direct = std::is_same<T, C>::value;  // else sums are rounded at the end
+  const DeformableAttentionBackward& g;
+  const DeformableAttention& a;
+  const ValueParts<C>& parts;
+  Sampling<T> sampling;
+  Scratch<C> absent, sums;
+
+  ValueGradient(const DeformableAttentionBackward& g, const Points<C>& points, const ValueParts<C>& parts)
+      : g(g),
+        a(g.forward),
+        parts(parts),
+        sampling(a, points),
+        absent(parts.width),
+        sums(direct ? 0 : parts.height * parts.width) {
+    memset(absent.data, 0, parts.width * sizeof(C));
+  }
+
+  void run(int64_t part) {
+    const int64_t index = part / (parts.channels * parts.positions);
+    const int64_t b = index / a.H;
+    const int64_t h = index % a.H;
+    const int64_t channel = part / parts.positions % parts.channels * parts.width;
+    const int64_t position = part % parts.positions * parts.height;
+    const int64_t channels = a.d - channel < parts.width ? a.d - channel : parts.width;
+    const int64_t positions = a.S - position < parts.height ? a.S - position : parts.height;
+    if (channels <= 0 || positions <= 0)
+      return;
+    T* to = static_cast<T*>(g.grad_value.data) + b * g.grad_value.b + h * g.grad_value.h + channel;
+    to += position * g.grad_value.n;
+    Rows<C> rows{sums.data, parts.width, absent.data};
+    if constexpr (direct)
+      rows = {to, g.grad_value.n, absent.data};
+    for (int64_t s = 0; s < positions; ++s)
+      memset(rows.data + s * rows.step, 0, channels * sizeof(C));
+    sampling.lowest = position;
+    sampling.highest = position + positions;
+    const T* upstream = static_cast<const T*>(g.grad_result.data) + b * g.grad_result.b + h * g.grad_result.h + channel;
+    for (int64_t q = 0; q < a.Q; ++q) {
+      sampling.weights_again(b, q, h);
+      sampling.locate(b, q, h);
+      each_block<C>(channels, [&](auto pack, auto packs, int64_t begin, int64_t end) {
+        add_rows<decltype(pack), packs.value>(sampling, rows, upstream + q * g.grad_result.q, begin, end);
+      });
+    }
+    if constexpr (!direct)
+      for (int64_t s = 0; s < positions; ++s)
+        round(rows[s], channels, to + s * g.grad_value.n);
+  }
+
+ private:
+  static void round(const C* from, int64_t count, T* to) {
+    int64_t c = 0;
+    for (; c + lanes<C> <= count; c += lanes<C>)
+      store(to + c, load(from + c));
+    for (; c < count; ++c)
+      to[c] = from_acc<T>(from[c]);
+  }
+};
+
+template <class T>
+void deformable_backward(const DeformableAttentionBackward& g, const Parallel& parallel) {
+  using C = acc_t<T>;
+  const DeformableAttention& a = g.forward;
+  const Points<C> points(a);
+  if (g.grad_scores.data || g.grad_locations.data) {
+    Scratch<T> zeros(a.d);
+    memset(static_cast<void*>(zeros.data), 0, a.d * sizeof(T));
+    const QueryParts parts(a, 8 * a.K * a.d, parallel);
+    each_part(parallel, parts.parts, [&](int64_t part) {
+      QueryGradients<T> work(g, points, zeros.data);
+      parts.of_part(part, [&](int64_t b, int64_t h, int64_t first, int64_t last) { work.run(b, h, first, last); });
+    });
+  }
+  if (g.grad_value.data) {
+    const ValueParts<C> parts(a, parallel);
+    const int64_t threads = parts.count() < parallel.threads ? parts.count() : parallel.threads;
+    each_part(parallel, threads, [&](int64_t thread) {
+      ValueGradient<T> work(g, points, parts);
+      for (int64_t part = parts.count() * thread / threads; part < parts.count() * (thread + 1) / threads; ++part)
+        work.run(part);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace mmk
