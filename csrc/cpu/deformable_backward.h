@@ -1,7 +1,7 @@
-// Backward, in two passes. Queries by threads: the products of the result's gradient with the four rows around each
-// point give the gradients of scores and locations. The value's gradient is a sum over queries: threads own heads, or
-// some of their channels and positions where heads are too few, and go through all queries in their order; so the same
-// bits come from any number of threads.
+// Backward, in two passes. Threads share out queries: the products of the result's gradient with the four rows around
+// each point give the gradients of scores and locations. The value's gradient is a sum over queries: threads own heads,
+// or some of their channels and positions where heads are too few, and go through all queries in their order; so the
+// same bits come from any number of threads.
 #pragma once
 #include "deformable.h"
 
@@ -24,8 +24,8 @@ MMK_INLINE void load_once(const T* from, int64_t first, int64_t last, typename P
 }
 
 // dots[corner][k] (+)= grad . row, for a block of packs.
-template <class Pack, int Packs, class T>
-MMK_INLINE void dot_rows(const Sampling<T>& sampling, Rows<const T> rows, const T* grad, int64_t first, int64_t last,
+template <class Pack, int Packs, class T, class R>
+MMK_INLINE void dot_rows(const Sampling<T>& sampling, R rows, const T* grad, int64_t first, int64_t last,
                          acc_t<T>* dots) {
   using C = acc_t<T>;
   typename Pack::type g[Packs];
@@ -34,7 +34,7 @@ MMK_INLINE void dot_rows(const Sampling<T>& sampling, Rows<const T> rows, const 
     typename Pack::type total[4] = {};
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
-      const T* row = rows[sampling.position.data[c * sampling.padded + k]];
+      const auto* row = rows[sampling.position.data[c * sampling.padded + k]];
 #pragma GCC unroll 4
       for (int v = 0; v < Packs; ++v)
         total[c] += Pack::load(row + channel_of<Pack, Packs>(v, first, last)) * g[v];
@@ -53,16 +53,14 @@ struct QueryGradients {
   const DeformableAttentionBackward& g;
   const DeformableAttention& a;
   const Points<C>& points;
-  const T* zeros;
   Sampling<T> sampling;
   const int64_t padded;
   Scratch<C> dots, of_weight, of_location;
 
-  QueryGradients(const DeformableAttentionBackward& g, const Points<C>& points, const T* zeros)
+  QueryGradients(const DeformableAttentionBackward& g, const Points<C>& points)
       : g(g),
         a(g.forward),
         points(points),
-        zeros(zeros),
         sampling(a, points),
         padded(points.padded),
         dots(4 * padded),
@@ -72,9 +70,8 @@ struct QueryGradients {
       dots.data[i] = 0;
   }
 
-  void run(int64_t b, int64_t h, int64_t first, int64_t last) {
-    const T* value = static_cast<const T*>(a.value.data) + b * a.value.b + h * a.value.h;
-    const Rows<const T> rows{value, a.value.n, zeros};
+  template <class R>
+  void run(R rows, int64_t b, int64_t h, int64_t first, int64_t last) {
     const T* upstream = static_cast<const T*>(g.grad_result.data) + b * g.grad_result.b + h * g.grad_result.h;
     for (int64_t q = first; q < last; ++q) {
       sampling.weights_again(b, q, h);
@@ -134,8 +131,9 @@ struct QueryGradients {
 };
 
 // rows[corner] += share * grad, for a block of packs.
-template <class Pack, int Packs, class T, class C>
-MMK_INLINE void add_rows(const Sampling<T>& sampling, Rows<C> rows, const T* grad, int64_t first, int64_t last) {
+template <class Pack, int Packs, class T, class R>
+MMK_INLINE void add_rows(const Sampling<T>& sampling, R rows, const T* grad, int64_t first, int64_t last) {
+  using C = acc_t<T>;
   typename Pack::type g[Packs];
   load_once<Pack, Packs, T, C>(grad, first, last, g);
   for (int64_t k = 0; k < sampling.a.K; ++k) {
@@ -176,22 +174,20 @@ struct ValueParts {
 template <class T>
 struct ValueGradient {
   using C = acc_t<T>;
-  static constexpr bool direct = std::is_same<T, C>::value;  // else sums are rounded at the end
   const DeformableAttentionBackward& g;
   const DeformableAttention& a;
   const ValueParts<C>& parts;
+  const bool in_place;  // sums go where they belong; else they are formed apart, and written at the end
   Sampling<T> sampling;
-  Scratch<C> absent, sums;
+  DenseMap<C> sums;
 
   ValueGradient(const DeformableAttentionBackward& g, const Points<C>& points, const ValueParts<C>& parts)
       : g(g),
         a(g.forward),
         parts(parts),
+        in_place(std::is_same<T, C>::value && !copy_pays(a)),
         sampling(a, points),
-        absent(parts.width),
-        sums(direct ? 0 : parts.height * parts.width) {
-    memset(absent.data, 0, parts.width * sizeof(C));
-  }
+        sums(in_place ? 0 : parts.height, parts.width) {}
 
   void run(int64_t part) {
     const int64_t index = part / (parts.channels * parts.positions);
@@ -203,15 +199,23 @@ struct ValueGradient {
     const int64_t positions = a.S - position < parts.height ? a.S - position : parts.height;
     if (channels <= 0 || positions <= 0)
       return;
-    T* to = static_cast<T*>(g.grad_value.data) + b * g.grad_value.b + h * g.grad_value.h + channel;
-    to += position * g.grad_value.n;
-    Rows<C> rows{sums.data, parts.width, absent.data};
-    if constexpr (direct)
-      rows = {to, g.grad_value.n, absent.data};
-    for (int64_t s = 0; s < positions; ++s)
-      memset(rows.data + s * rows.step, 0, channels * sizeof(C));
     sampling.lowest = position;
     sampling.highest = position + positions;
+    const int64_t step = g.grad_value.n;
+    T* to = static_cast<T*>(g.grad_value.data) + b * g.grad_value.b + h * g.grad_value.h + channel + position * step;
+    if constexpr (std::is_same<T, C>::value)
+      if (in_place)
+        return add(Rows<C>{to, step, sums.memory.data}, b, h, channel, channels, positions);
+    add(sums.rows, b, h, channel, channels, positions);
+    for (int64_t s = 0; s < positions; ++s)
+      write_numbers<T>(to, false, s * step, channels, sums.rows[s]);
+  }
+
+ private:
+  template <class R>
+  void add(R rows, int64_t b, int64_t h, int64_t channel, int64_t channels, int64_t positions) {
+    for (int64_t s = 0; s < positions; ++s)
+      memset(rows[s], 0, channels * sizeof(C));
     const T* upstream = static_cast<const T*>(g.grad_result.data) + b * g.grad_result.b + h * g.grad_result.h + channel;
     for (int64_t q = 0; q < a.Q; ++q) {
       sampling.weights_again(b, q, h);
@@ -220,18 +224,6 @@ struct ValueGradient {
         add_rows<decltype(pack), packs.value>(sampling, rows, upstream + q * g.grad_result.q, begin, end);
       });
     }
-    if constexpr (!direct)
-      for (int64_t s = 0; s < positions; ++s)
-        round(rows[s], channels, to + s * g.grad_value.n);
-  }
-
- private:
-  static void round(const C* from, int64_t count, T* to) {
-    int64_t c = 0;
-    for (; c + lanes<C> <= count; c += lanes<C>)
-      store(to + c, load(from + c));
-    for (; c < count; ++c)
-      to[c] = from_acc<T>(from[c]);
   }
 };
 
@@ -241,13 +233,8 @@ void deformable_backward(const DeformableAttentionBackward& g, const Parallel& p
   const DeformableAttention& a = g.forward;
   const Points<C> points(a);
   if (g.grad_scores.data || g.grad_locations.data) {
-    Scratch<T> zeros(a.d);
-    memset(static_cast<void*>(zeros.data), 0, a.d * sizeof(T));
-    const QueryParts parts(a, 8 * a.K * a.d, parallel);
-    each_part(parallel, parts.parts, [&](int64_t part) {
-      QueryGradients<T> work(g, points, zeros.data);
-      parts.of_part(part, [&](int64_t b, int64_t h, int64_t first, int64_t last) { work.run(b, h, first, last); });
-    });
+    const QueryParts parts{a, parallel, 8 * a.K * a.d};
+    parts.run<T>([&] { return QueryGradients<T>(g, points); });
   }
   if (g.grad_value.data) {
     const ValueParts<C> parts(a, parallel);
