@@ -55,7 +55,8 @@ def deformable_attention(
         points = (locations.shape[4],) * locations.shape[3]
         locations, scores = locations.flatten(3, 4), scores.flatten(3, 4)
     run = backends.choose("deformable_attention", value, backend)
-    return run(value, locations, scores, mask, shapes, points, softmax)[0]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return run(value, locations, scores, mask, shapes, points, softmax, deterministic)[0]
 
 
 _passed = checks.Passed()
@@ -136,18 +137,18 @@ def _check_dtype(name, tensor, value):
     checks.same_device(name, tensor, "value", value)
 
 
-# The operation. options: spatial_shapes (Y, X of each level in turn), points of each, softmax. extra: softmax_rows, of
-# each query and head the largest score, in the kernels' own unit, and one over the sum of exponentials; empty without
-# softmax.
+# The operation. options: spatial_shapes (Y, X of each level in turn), points of each, softmax, and deterministic: whether
+# backward gives the same bits every time, also where that is slower. extra: softmax_rows, of each query and head the
+# largest score, in the kernels' own unit, and one over the sum of exponentials; empty without softmax.
 
 
-def _reference(value, locations, scores, mask, spatial_shapes, points, softmax):
+def _reference(value, locations, scores, mask, spatial_shapes, points, softmax, deterministic):
     shapes = tuple(zip(spatial_shapes[::2], spatial_shapes[1::2]))
     result = reference.deformable_attention(value, shapes, locations, scores, points=points, mask=mask, softmax=softmax)
     return (result,)
 
 
-def _fake(value, locations, scores, mask, spatial_shapes, points, softmax):
+def _fake(value, locations, scores, mask, spatial_shapes, points, softmax, deterministic):
     batch, queries, heads = scores.shape[:3]
     rows = (batch, queries, heads, 2) if softmax else 0
     return (
@@ -162,8 +163,8 @@ def _fake_grad(name, tensor):
 
 OPERATION = Operation(
     "deformable_attention",
-    "(Tensor value, Tensor locations, Tensor scores, Tensor? mask, int[] spatial_shapes, int[] points, bool softmax) "
-    "-> (Tensor result, Tensor softmax_rows)",
+    "(Tensor value, Tensor locations, Tensor scores, Tensor? mask, int[] spatial_shapes, int[] points, bool softmax, "
+    "bool deterministic) -> (Tensor result, Tensor softmax_rows)",
     differentiable=("value", "locations", "scores"),
     extras=("softmax_rows",),
     kept=("softmax_rows",),
