@@ -99,7 +99,7 @@ MMK_DEVICE void absorbed_pack(const AbsorbedTask& t) {
     for (int64_t c = threadIdx.x % 32 * 8; c < t.D; c += 256) {
       float x[8], y[8];
       get_channels<T>(x, t.grad_text_out, at, c, t.D, gathers);
-      get_channels<T>(y, t.text_out, at, c, t.D, gathers);
+      get_channels<float>(y, t.unrounded, at, c, t.D, gathers);
 #pragma unroll
       for (int e = 0; e < 8; ++e)
         sum += x[e] * y[e];
@@ -136,6 +136,7 @@ MMK_DEVICE void absorbed_merge(const AbsorbedTask& t) {
   if (threadIdx.x % 32 == 0)
     store_softmax(t.text_softmax, at.b * t.H + at.h, t.T, at.token, top, total);
   T* to = head_of<T>(t.text_out, at.b, at.h) + at.token * t.text_out.n;
+  float* exact = head_of<float>(t.unrounded, at.b, at.h) + at.token * t.unrounded.n;
   for (int64_t c = threadIdx.x % 32 * 8; c < t.D; c += 256) {
     float sum[8] = {};
     for (int64_t s = 0; s < t.splits; ++s) {
@@ -149,7 +150,10 @@ MMK_DEVICE void absorbed_merge(const AbsorbedTask& t) {
     }
     for (int e = 0; e < 8; ++e)
       sum[e] = total == 0 ? 0.f : sum[e] / total;
-    put<8>(to + c * t.text_out.c, sum, t.text_out.c, int(least<int64_t>(8, t.D - c)));
+    const int count = int(least<int64_t>(8, t.D - c));
+    put<8>(to + c * t.text_out.c, sum, t.text_out.c, count);
+    if (t.unrounded.data)
+      put<8>(exact + c * t.unrounded.c, sum, t.unrounded.c, count);
   }
 }
 

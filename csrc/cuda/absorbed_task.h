@@ -54,16 +54,16 @@ struct AbsorbedTask {
   HeadRows image, key, value;                                                // 27 data, b, h, n, c each
   Bias key_bias;                                                             // 42
   TokenMask image_mask, text_mask;                                           // 47
-  HeadRows image_out, text_out;                                              // 55
-  float *image_softmax, *text_softmax;                                       // 65
-  HeadRows grad_image_out, grad_text_out, grad_image, grad_key, grad_value;  // 67
-  float* grad_key_bias;                                                      // 92
+  HeadRows image_out, text_out, unrounded;                                   // 55
+  float *image_softmax, *text_softmax;                                       // 70
+  HeadRows grad_image_out, grad_text_out, grad_image, grad_key, grad_value;  // 72
+  float* grad_key_bias;                                                      // 97
   // Scratch. keys [b, part, column, D padded], values likewise, features (grad_text_out) [b, column, D padded].
-  void *keys, *values, *features;  // 93
-  Column* columns;                 // 96 [b, column]
-  float* delta;                    // 97 [b, h, n]: over tokens, the weights times their gradients
-  float *partial, *stats;  // 98 [b, tile, split, 64, D padded]; [.., 64, 2]: maximum, sum (backward: of the bias)
-  float* partial_value;    // 100 backward: [b, tile, split, 64, Dv padded]
+  void *keys, *values, *features;  // 98
+  Column* columns;                 // 101 [b, column]
+  float* delta;                    // 102 [b, h, n]: over tokens, the weights times their gradients
+  float *partial, *stats;  // 103 [b, tile, split, 64, D padded]; [.., 64, 2]: maximum, sum (backward: of the bias)
+  float* partial_value;    // 105 backward: [b, tile, split, 64, Dv padded]
 
   MMK_HOST_DEVICE int64_t all_tiles() const { return groups * tiles; }
   MMK_HOST_DEVICE int64_t all_columns() const { return all_tiles() * tile; }
@@ -74,7 +74,7 @@ struct AbsorbedTask {
     return ((b * all_tiles() + of_tile) * splits + split) * tile;
   }
 };
-static_assert(sizeof(AbsorbedTask) == 101 * 8, "every field has 8 bytes");
+static_assert(sizeof(AbsorbedTask) == 106 * 8, "every field has 8 bytes");
 
 inline HeadRows rows_of(const SampleRows& r) {
   return {r.data, r.b, 0, r.n, r.c};

@@ -234,6 +234,9 @@ def forward(image, key, key_bias, value, image_mask, text_mask, pool):
     text_out = empty(pool, B, H, T, D)
     image_softmax = empty(attended, B, H, 2, N, dtype=torch.float32)
     text_softmax = empty(pool, B, 2, H, T, dtype=torch.float32)
+    # Backward takes the means again, with weights as it has them; the other backends take them from this.
+    unrounded = empty(pool and image.dtype != torch.float32, B, H, T, D, dtype=torch.float32)
+    pooled = unrounded if image.dtype != torch.float32 else text_out
     of_image = problem.image._replace(softmax=image_softmax)
     if pool:
         mask = folded_mask(text_mask, H)
@@ -244,12 +247,16 @@ def forward(image, key, key_bias, value, image_mask, text_mask, pool):
         if attended:
             problem.attend(configuration, of_image, problem.text, as_rows(image_out))
         if pool:
-            to_text = head_rows(folded(text_out))
+            to_text = head_rows(folded(pooled))
             pooling.heads.attend(configuration, of_text, pooling.image, to_text, bias=pooling.bias)
 
     with on_device(key):
         run(tuned(("absorbed forward", *problem.key), OWN_FORWARD[problem.heads.dtype], key, run))
-    return image_out, text_out, image_softmax, text_softmax.transpose(1, 2).contiguous() if pool else text_softmax
+    if pool:
+        text_softmax = text_softmax.transpose(1, 2).contiguous()
+    if pooled is unrounded:
+        text_out.copy_(unrounded)
+    return image_out, text_out, image_softmax, text_softmax, unrounded
 
 
 def backward(
@@ -261,7 +268,7 @@ def backward(
     value,
     image_mask,
     text_mask,
-    text_out,
+    unrounded,
     image_softmax,
     text_softmax,
     pool,
@@ -281,7 +288,7 @@ def backward(
     if not pool:
         grad_text_out = None
     else:
-        require(text_out, "text_out", image, (B, H, T, D))
+        require(unrounded, "unrounded", image, (B, H, T, D), torch.float32)
         require(text_softmax, "text_softmax", image, softmax_shape(key), torch.float32)
         if grad_text_out is not None:
             require(grad_text_out, "grad_text_out", image, (B, H, T, D))
@@ -298,7 +305,7 @@ def backward(
             None,
             image_mask,
             folded_mask(text_mask, H),
-            folded(text_out),
+            folded(unrounded),
             image.new_empty(0),
             text_softmax.transpose(1, 2).reshape(B, 1, 2, H * T),
             True,
