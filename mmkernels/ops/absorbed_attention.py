@@ -96,7 +96,8 @@ def _check_text(name, tensor, image):
 
 
 # The operation. input: key_bias in float32 (float64). option: pool. extras: image_softmax and text_softmax, what the
-# weights are recomputed from, and `unrounded`: text_out in float32 where it has 16 bits. A result that isn't wanted is an empty tensor.
+# weights are recomputed from, and `unrounded`: text_out in float32 where it has 16 bits. A result that isn't wanted is
+# an empty tensor.
 
 
 def _reference(image, key, key_bias, value, image_mask, text_mask, pool):
