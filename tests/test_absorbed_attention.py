@@ -91,7 +91,7 @@ def test_opcheck_of_triton():
     image, key, value = inputs(shape=(1, 2, 5, 3, 4, 6))
     arguments = image, key, draw(1, 2, 3), value, draw(1, 5) > -1, draw(1, 3) > -1
     torch.library.opcheck(operations.absorbed_attention_triton.default, (*arguments, True))
-    image_out, text_out, *softmax = operations.absorbed_attention_triton(*arguments, True)
+    image_out, text_out, *softmax, _ = operations.absorbed_attention_triton(*arguments, True)
     torch.library.opcheck(
         operations.absorbed_attention_triton_backward.default,
         (image_out, text_out, *arguments, text_out, *softmax, True, *(True,) * 4),
