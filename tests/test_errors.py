@@ -96,11 +96,10 @@ def test_forced_backend_that_cannot_run(operation, backend):
 
 @pytest.mark.property("a forced backend is never replaced")
 @on_every_operation
-def test_a_backend_that_refuses_is_never_replaced(operation, monkeypatch):
+def test_a_backend_that_refuses_is_never_replaced(operation, own_backends):
     """A forced backend raises, and does not run another one, even where others can run."""
     arguments = next(iter(OPERATIONS[operation].FORMS.values())).arguments
-    monkeypatch.setitem(backends._reasons, "cpu", lambda device_type, dtype: "it is switched off by this test")
-    monkeypatch.setattr(backends, "_chosen", {})
+    backends.register("cpu", lambda device_type, dtype: "it is switched off by this test")
     with pytest.raises(mmk.BackendError, match="cpu: it is switched off by this test"):
         getattr(mmk, operation)(**arguments, backend="cpu")
     getattr(mmk, operation)(**arguments)

@@ -26,8 +26,8 @@ from .heads_tiles import (
 
 @triton.jit
 def positions(size, C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr):
-    """A program's sample, its block of positions, and which BLOCK_C of the C channels of what it writes are its own; all
-    heads are. Those of the same positions follow each other, so that they find the image in the cache."""
+    """A program's sample, its block of positions, and which BLOCK_C of the C channels of what it writes are its own;
+    all heads are. Those of the same positions follow each other, so that they find the image in the cache."""
     blocks = tl.cdiv(size, BLOCK_N)
     parts = tl.cdiv(C, BLOCK_C)
     pid = tl.program_id(0)

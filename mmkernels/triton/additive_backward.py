@@ -143,7 +143,7 @@ def combine(
     if GRAD:
         at = r if PACKED else b * weights.b + r - begin  # 64 bits, from map to map
         up = grad.data + b[:, None] * grad.b + (r if PACKED else r - begin)[:, None] * grad.n + c[None, :] * grad.c
-        for k in range(K):
+        for _ in range(K):
             w = tl.load(weights.data + at, mask=r < rows, other=0.0)
             total += w[:, None] * tl.load(up, mask=inside_kept & (w != 0)[:, None], other=0.0).to(tl.float32)
             at += weights.k

@@ -1,4 +1,6 @@
-"""Bidirectional attention in Triton: two softmaxes of one score matrix; the kernels are in heads_forward.py and heads_backward.py.
+"""Bidirectional attention in Triton: two softmaxes of one score matrix.
+
+The kernels are in heads_forward.py and heads_backward.py.
 
 Forward: positions attend to tokens, and tokens, in chunks of positions, to positions: where the text is longer than a
 tile, the sums of one side alone fill a program's registers. Backward: positions as rows, then tokens as rows; a tile's

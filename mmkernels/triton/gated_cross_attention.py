@@ -1,4 +1,6 @@
-"""Gated cross-attention in Triton: queries are the rows, tokens the columns; the kernels are in heads_forward.py and heads_backward.py.
+"""Gated cross-attention in Triton: queries are the rows, tokens the columns.
+
+The kernels are in heads_forward.py and heads_backward.py.
 
 Forward: one pass; the gate is multiplied where the result still lies in registers. Backward: the gate's gradient and
 delta, then the queries' gradient (and the bias's) with tokens as columns, then keys' and values' with queries as
