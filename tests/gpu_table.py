@@ -303,8 +303,9 @@ the rows' deltas (and a merge where the stream is split); else one launch a side
 
 Absorbed attention (B, H, N, T, D, Dv; Dv 0: pooled only) packs its keys and values first, which are read again with every tile of
 positions. Up to 256 channels (float32: 128) a block holds its tile of the image from the scores to what they gather; above, each chunk of
-so many channels has blocks of its own, which read the whole image for the scores and their chunk of it once more: D / 256 + 1 times.
-The last rows, pooling heads, show what that costs; their keys fill a sixteenth to a half of a tile's 64 columns, but zeros are read, too.
+so many channels has blocks of its own, which read the whole image for the scores and their chunk of it once more: D / 256 + 1 times,
+and beside each tile of 64 positions 64 packed keys, which are as large. The last rows, pooling heads, show what that costs; their keys
+fill a quarter to all of the 64 columns, but zeros are read, too.
 
 | operation | B, H, N, T, d, dv | dtype | pass | least, MB | counted, MB | ratio | launches | blocks | shared, KiB | A100, µs | H100, µs |
 |---|---|---|---|---|---|---|---|---|---|---|---|
@@ -379,7 +380,8 @@ them, in MB. A panel is read and written there: twice forward by channel attenti
 
 def attention_resources(found):
     return f"""Of the attention kernels, blocks of 128 threads forward and 256 backward; the number in a name is the class, the columns that it
-is made for. Absorbed attention's have 256 threads in both passes; those that pack and merge 128. Nothing is spilled, no static shared memory. float32 runs in full float32.
+is made for. Absorbed attention's have 256 threads in both passes; those that pack and merge 128. Nothing is spilled, no static
+shared memory. float32 runs in full float32.
 
 | kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
 |---|{"---|" * len(ARCHITECTURES)}
