@@ -26,9 +26,9 @@ struct alignas(16) Column {
   float share, delta;
   float bias;  // times log4e
   int head;
-  int slot;          // the head's place in its group
-  int token, takes;  // takes: part in the softmax over tokens
-  float key_scale, value_scale;
+  int slot;                      // the head's place in its group
+  int token, takes;              // takes: part in the softmax over tokens
+  float key_scale, value_scale;  // of its packed rows
   int unused[1];
 };
 static_assert(sizeof(Column) == 48);
