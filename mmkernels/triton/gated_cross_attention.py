@@ -14,7 +14,7 @@ from ..ops.common import empty_heads, empty_softmax, softmax_shape
 from ..ops.gated_cross_attention import OPERATION
 from .common import define, on_device, require, tuned
 from .heads import BACKWARD, FORWARD, Heads
-from .heads_tiles import Side, head_rows, swapped, tokens
+from .heads_tiles import Side, head_rows, swapped, token_mask
 
 
 class Problem:
@@ -46,7 +46,7 @@ class Problem:
                 require(t, name, query, shape, dtype)
         self.heads = Heads(query, dv, float(scale), both=False)
         self.queries = Side(N, head_rows(query), None, None, None, None, None)
-        self.tokens = Side(T, head_rows(key), head_rows(value), tokens(mask), None, None, None)
+        self.tokens = Side(T, head_rows(key), head_rows(value), token_mask(mask), None, None, None)
         self.pairs = {"pairs": None if pairs is None else head_rows(pairs.view(torch.uint8)), "bias": head_rows(bias)}
         self.key = (
             *self.heads.key,
