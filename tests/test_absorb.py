@@ -162,6 +162,37 @@ def test_chosen(extension, kind):
         assert calls
 
 
+@on_every_kind
+def test_set_to_something_else(extension, kind):
+    module = made(kind)
+    for wrong in ("x", 1):
+        module.absorb = wrong
+        with pytest.raises(
+            TypeError, match=f"absorb must be None, True or False, got {type(wrong).__name__} {wrong!r}"
+        ):
+            module(*inputs(kind))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("gated")])
+def test_what_absorbing_excludes(extension, kind):
+    """Weights, and masks but of tokens: an error where absorbing is demanded, else they go the plain way."""
+    module, tensors = made(kind), inputs(kind)
+    for options, message in (
+        ({"need_weights": True}, "need_weights must be False with absorb=True, got True"),
+        (
+            {"mask": torch.zeros(B, T)},
+            r"mask must be None or bool \[B, T\] = \[3, 5\] with absorb=True, got torch.float32 \[3, 5\]",
+        ),
+        ({"mask": TEXT_MASK[:, None, None]}, r"mask .* with absorb=True, got torch.bool \[3, 1, 1, 5\]"),
+        ({"mask": TEXT_MASK[0]}, r"mask .* with absorb=True, got torch.bool \[5\]"),
+    ):
+        module.absorb = None
+        assert kernels_of(lambda: module(*tensors, **options)) == ["mmkernels::gated_cross_attention"]
+        module.absorb = True
+        with pytest.raises(ValueError, match=message):
+            module(*tensors, **options)
+
+
 def test_absorb_pays():
     assert mmk.absorb_pays(17_821, 16, 256, 1024, 4) and mmk.absorb_pays(729, 1, 1152, 1152, 16, attend=False)
     assert not mmk.absorb_pays(4096, 77, 320, 320, 8)

@@ -2,7 +2,8 @@
 //
 // The tokens of all heads are columns. They come in tiles of 64: several whole heads, a group, where a head's tokens
 // fit a tile; else a head is a group of several tiles. Keys and values are packed once into scratch, tile by tile: rows
-// of whole slabs, zeros where there is nothing, and in two parts where they have more bits than the image.
+// of whole slabs, zeros where there is nothing, and in two parts where they have more bits than the image. A float row
+// that is beyond float16 is packed over a power of two, its scale.
 #pragma once
 #include "heads.h"
 
@@ -25,9 +26,10 @@ struct alignas(16) Column {
   float share, delta;
   float bias;  // times log4e
   int head;
-  int slot;          // the head's place in its group
-  int token, takes;  // takes: part in the softmax over tokens
-  int unused[3];
+  int slot;                      // the head's place in its group
+  int token, takes;              // takes: part in the softmax over tokens
+  float key_scale, value_scale;  // of its packed rows
+  int unused[1];
 };
 static_assert(sizeof(Column) == 48);
 

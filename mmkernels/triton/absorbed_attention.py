@@ -19,7 +19,7 @@ from ..ops.common import empty_heads, softmax_shape
 from .absorbed_kernels import attend_heads, differentiate_image, differentiate_text, mean_gradients, merge_text
 from .common import define, launch, on_device, require, tuned
 from .heads import BACKWARD_BOTH, FORWARD, MERGE, Configuration, Heads, block, compiler_options
-from .heads_tiles import HeadRows, Side, head_rows, tokens
+from .heads_tiles import HeadRows, Side, head_rows, token_mask
 
 
 def as_rows(t):
@@ -85,8 +85,8 @@ class Problem:
             self.heads.dots["DOT"] = tl.float32
             self.heads.dtype = torch.float32  # of the configurations
         features = as_rows(image)
-        self.image = Side(N, features, features, tokens(image_mask), None, None, None)
-        self.text = Side(T, head_rows(key), head_rows(value), tokens(text_mask), None, None, None)
+        self.image = Side(N, features, features, token_mask(image_mask), None, None, None)
+        self.text = Side(T, head_rows(key), head_rows(value), token_mask(text_mask), None, None, None)
         strides = (0, 0, 0) if key_bias is None else key_bias.stride()
         # Seen from a token, and from a position.
         self.bias = None if key_bias is None else HeadRows(key_bias, *strides, 0)
