@@ -80,7 +80,7 @@ def of_constructor(name):
                     f"absorb {value!r}",
                     {"absorb": value},
                     TypeError,
-                    [f"absorb must be a bool, got {type(value).__name__}"],
+                    [f"absorb must be None, True or False, got {type(value).__name__} {value!r}"],
                 )
         if argument not in (*DIMENSIONS, "num_heads"):
             continue
@@ -125,6 +125,39 @@ CALLS = {
 def module(kind):
     name, options, _ = CALLS[kind]
     return getattr(mmk, name)(**MADE_OF[name] | options)
+
+
+def of_projections(kind):
+    """What doesn't fit a plain projection: PyTorch's errors would name neither the argument nor the projection.
+    SpatialAttention's image is given to none, ChannelAttention's projection to image and text together."""
+    name, _, given = CALLS[kind]
+    for argument, tensor in given.items():
+        if name != "ChannelAttention" and argument != "offsets" and (name, argument) != ("SpatialAttention", "image"):
+            yield from of_projection(name, argument, tensor)
+
+
+def of_projection(name, argument, tensor):
+    weight = "projection.weight's "
+    yield (
+        f"{argument} in float64",
+        {argument: tensor.double()},
+        ValueError,
+        [f"{argument} must have ", f"{weight}dtype torch.float32, got torch.float64"],
+    )
+    yield (
+        f"{argument} elsewhere",
+        {argument: tensor.to("meta")},
+        ValueError,
+        [f"{argument} must be on ", f"{weight}device cpu, got meta"],
+    )
+    if (name, argument) == ("AdditiveAttention", "image"):
+        return  # told below
+    yield (
+        f"{argument} of too few channels",
+        {argument: tensor[..., 1:]},
+        ValueError,
+        [f"{argument} must have ", " channels for ", f"got shape {list(tensor[..., 1:].shape)}"],
+    )
 
 
 def of_call(kind):
@@ -181,6 +214,15 @@ def of_call(kind):
             ValueError,
             ["image must have shape", "8", "got"],
         )
+    if kind == "gated":
+        yield "mask a list", {"mask": [True]}, TypeError, ["mask must be a torch.Tensor, got list"]
+        mask = torch.ones(3, 4, dtype=torch.bool)
+        for what, wrong, message in (
+            ("of other tokens", mask[:, 1:], "mask must have shape [B, T] = [3, 4] or broadcast to"),
+            ("of integers", mask.long(), "got torch.int64: mask.bool() makes zeros and ones a mask"),
+            ("elsewhere", mask.to("meta"), "mask must be on image's device cpu, got meta"),
+        ):
+            yield f"mask {what}", {"mask": wrong}, ValueError, [message]
     if kind in ("additive", "pooling"):
         yield "query for nothing", {"query": TEXT}, ValueError, ["query must be None with query_dim=None, got Tensor"]
     elif name in ("AdditiveAttention", "AttentionPooling"):

@@ -52,8 +52,8 @@ MUTANTS = (
     Mutant(
         "spatial_attention",
         "mask not looked at",
-        "keep = keep & (tl.load(rows(a, a.mask, b, n), keep, 0) != 0)",
-        "keep = keep",
+        "valid = valid & (tl.load(rows(a, a.mask, b, n), valid, 0) != 0)",
+        "valid = valid",
         CHUNKS,
     ),
     Mutant(
