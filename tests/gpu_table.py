@@ -133,13 +133,14 @@ def absorbed_moved(which, batch, heads, positions, tokens, d, dv, dtype):
     value = torch.randn(batch, heads, tokens, dv).to(dtype) if dv else None
     inputs = (image, key, None, value, None, None)
     emulated.counts()
-    image_out, text_out, *softmax = torch.ops.mmkernels.absorbed_attention_emulated(*inputs, True)
+    image_out, text_out, *softmax, unrounded = torch.ops.mmkernels.absorbed_attention_emulated(*inputs, True)
     if which == "forward":
         return emulated.counts()
     grads = (torch.ones_like(image_out) if dv else None, torch.ones_like(text_out))
+    exact = text_out if dtype == torch.float32 else unrounded
     needs = (True, True, False, bool(dv))
     emulated.counts()
-    torch.ops.mmkernels.absorbed_attention_emulated_backward(*grads, *inputs, text_out, *softmax, True, *needs)
+    torch.ops.mmkernels.absorbed_attention_emulated_backward(*grads, *inputs, exact, *softmax, True, *needs)
     return emulated.counts()
 
 
