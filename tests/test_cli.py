@@ -272,6 +272,7 @@ TINY = {
     "bidirectional_attention": (2, 2, 12, 5, 16, 3),
     "channel_attention": (2, 12, 16, 8),
     "additive_attention": (1, 40, 16, 8),
+    "deformable_attention": (1, 10, 2, 8, 2, "one"),
 }
 
 

@@ -61,7 +61,7 @@ def generate():
             arguments = {
                 "value": make(draw, batch, positions, heads, channels),
                 "spatial_shapes": torch.tensor(levels, device=draw.device) if as_tensor else levels,
-                "locations": _locations(draws["locations" in wide], shape, points, locate),
+                "locations": locations(draws["locations" in wide], shape, points, locate),
                 "scores": (scores * gain).to(scores.dtype) if gain != 1 else scores,
                 **options,
             }
@@ -156,7 +156,8 @@ def _clear(pixel, sizes):
     return (low + 0.05 + 0.9 * (pixel - low) + 0.5) / sizes
 
 
-def _locations(draw, shape, points, locate):
+def locations(draw, shape, points=None, locate=within):
+    """Of a shape as in SIZES; `points` as the operation takes them."""
     batch, heads, _, queries, of_level, levels = shape
     counts = [of_level] * len(levels) if points is None else points
     sizes = torch.tensor(levels, dtype=torch.float64).flip(-1).repeat_interleave(torch.tensor(counts), 0)

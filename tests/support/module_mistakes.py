@@ -16,8 +16,19 @@ MADE_OF = {
     "ChannelAttention": {"image_dim": 8, "text_dim": 5},
     "AdditiveAttention": {"image_dim": 8, "hidden_dim": 7},
     "AttentionPooling": {"image_dim": 8, "num_heads": 2},
+    "DeformableAttention": {"embed_dim": 8, "num_heads": 2, "num_levels": 2, "num_points": 3},
 }
-DIMENSIONS = ("image_dim", "text_dim", "embed_dim", "value_dim", "hidden_dim", "query_dim", "num_queries", "out_dim")
+DIMENSIONS = (
+    "image_dim",
+    "text_dim",
+    "embed_dim",
+    "value_dim",
+    "hidden_dim",
+    "query_dim",
+    "num_queries",
+    "out_dim",
+    "num_levels",
+)
 # PyTorch tells mistakes in these.
 ELSEWHERE = {"device", "dtype"}
 
@@ -57,6 +68,17 @@ FURTHER = {
             ValueError,
             "combine must be one of 'pool', 'multiply', got 'sum'",
         ),
+    },
+    "DeformableAttention": {
+        "num_heads 3": ({"num_heads": 3}, ValueError, "num_heads must be at least 1 and divide embed_dim = 8, got 3"),
+        "num_points 0": ({"num_points": 0}, ValueError, "num_points must be at least 1, got 0"),
+        "num_points a float": ({"num_points": 2.0}, TypeError, "num_points must be an int, got float"),
+        "num_points of one level": (
+            {"num_points": [3]},
+            ValueError,
+            "num_points must have a number for each of 2 levels, got [3]",
+        ),
+        "num_points of no point": ({"num_points": (3, 0)}, ValueError, "num_points[1] must be at least 1, got 0"),
     },
     "AttentionPooling": {
         "num_heads 3": ({"num_heads": 3}, ValueError, "num_heads must be at least 1 and divide embed_dim = 8, got 3"),
@@ -117,6 +139,16 @@ CALLS = {
     "additive": ("AdditiveAttention", {}, {"image": IMAGE}),
     "additive of a query": ("AdditiveAttention", {"query_dim": 5}, {"image": IMAGE, "query": TEXT}),
     "pooling": ("AttentionPooling", {}, {"image": IMAGE}),
+    "deformable": (
+        "DeformableAttention",
+        {},
+        {
+            "query": torch.randn(3, 4, 8),
+            "image": IMAGE,
+            "reference_points": torch.rand(3, 4, 2, 2),
+            "spatial_shapes": ((2, 2), (1, 2)),
+        },
+    ),
     "pooling of a query": ("AttentionPooling", {"query_dim": 5}, {"image": IMAGE, "query": TOKENS}),
     "additive packed": ("AdditiveAttention", {"query_dim": 5}, {"image": IMAGE[0], "query": TEXT, "offsets": OFFSETS}),
 }
@@ -132,7 +164,8 @@ def of_projections(kind):
     SpatialAttention's image is given to none, ChannelAttention's projection to image and text together."""
     name, _, given = CALLS[kind]
     for argument, tensor in given.items():
-        if name != "ChannelAttention" and argument != "offsets" and (name, argument) != ("SpatialAttention", "image"):
+        unprojected = argument in ("offsets", "reference_points", "spatial_shapes")
+        if name != "ChannelAttention" and not unprojected and (name, argument) != ("SpatialAttention", "image"):
             yield from of_projection(name, argument, tensor)
 
 
@@ -163,7 +196,7 @@ def of_projection(name, argument, tensor):
 def of_call(kind):
     name, _, given = CALLS[kind]
     for argument, tensor in given.items():
-        if argument == "offsets":
+        if argument in ("offsets", "spatial_shapes"):
             continue
         for value in (None, [[1.0]]):
             if value is not None or argument != "query":
