@@ -175,7 +175,7 @@ def numpy_deformable_attention(value, spatial_shapes, locations, scores, points=
             share = np.outer(np.maximum(0, 1 - abs(y - rows)), np.maximum(0, 1 - abs(x - columns)))
             plane = value[b, begins[level[k]] : begins[level[k] + 1], h]
             result[b, q, h] += weight * (share.reshape(-1) @ plane)
-    return result.reshape(batch, queries, -1)
+    return result.reshape(batch, queries, heads * value.shape[3])
 
 
 def numpy_channel_attention(image, text, weight, bias=None, need_weights=False):
