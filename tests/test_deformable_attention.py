@@ -52,6 +52,7 @@ def test_function_vmap_and_twice(backend, device, dtype):
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert_gradients(first, call, OPERATION, tensors)
     flat, points = sum(LEVELS, ()), (3, 3)
     apply = lambda v, xy, s: mmk.DeformableAttentionFunction.apply(
         v, xy.flatten(3, 4), s.flatten(3), None, flat, points, True, False, backend

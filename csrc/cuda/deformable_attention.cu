@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(32) deformable_attention_levels(con
   extern "C" __global__ void __launch_bounds__(256, 4) deformable_attention_forward_##suffix(const Task task) { \
     deformable::forward<T, V>(task);                                                                            \
   }                                                                                                             \
-  extern "C" __global__ void __launch_bounds__(128, 6) deformable_attention_points_##suffix(const Task task) {  \
+  extern "C" __global__ void __launch_bounds__(128, 5) deformable_attention_points_##suffix(const Task task) {  \
     deformable::differentiate<T, V>(task);                                                                      \
   }
 MMK_KERNELS(float, 4, packs_f32)
@@ -67,7 +67,7 @@ MMK_KERNELS(f16, 1, singles_f16)
   extern "C" __global__ void __launch_bounds__(256, 4) deformable_attention_scatter_##suffix(const Task task) { \
     deformable::scatter<T>(task);                                                                               \
   }                                                                                                             \
-  extern "C" __global__ void __launch_bounds__(128, 6) deformable_attention_ordered_##suffix(const Task task) { \
+  extern "C" __global__ void __launch_bounds__(128, 5) deformable_attention_ordered_##suffix(const Task task) { \
     deformable::add_in_order<T>(task);                                                                          \
   }
 MMK_KERNELS(float, f32)

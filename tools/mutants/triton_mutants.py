@@ -208,4 +208,23 @@ MUTANTS = (
         "dp - 0 * col_delta[None, :]) * spread(col_share)[None, :]\n                db",
         ABSORBED,
     ),
+    Mutant(
+        "deformable_attention",
+        "a position's cells above taken from another row",
+        "cell - below * (width + 1) - right",
+        "cell - below * width - right",
+        "test_deformable_attention.py -k 'twice and triton'",
+    ),
+    Mutant(
+        "deformable_attention",
+        "what is left of the first column isn't near",
+        "near = (x >= -1.0) &",
+        "near = (x >= 0.0) &",
+    ),
+    Mutant(
+        "deformable_attention",
+        "mean of the last block of points only",
+        "mean += tl.sum(weight * of_weight, 1)[:, None]",
+        "mean = tl.sum(weight * of_weight, 1)[:, None]",
+    ),
 )
