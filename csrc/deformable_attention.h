@@ -41,7 +41,7 @@ struct DeformableAttention {
 
 struct DeformableAttentionBackward {
   DeformableAttention forward;
-  QueryRows grad_result;     // [B, Q, H, d]
+  QueryRows grad_result;  // [B, Q, H, d]
   // Contiguous, as their inputs lie: [B, S, H, d], [B, Q, H, K, 2], [B, Q, H, K]; data null = not wanted.
   HeadRows grad_value;
   QueryRows grad_locations;
