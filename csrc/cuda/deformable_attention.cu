@@ -6,12 +6,12 @@
 // warps own bands of it (deformable_ordered.h) and each band's level is searched for the points that touch it.
 #include "deformable_attention.h"
 
-#include <algorithm>
-
 #include "deformable_backward.h"
 #include "deformable_forward.h"
 #include "deformable_ordered.h"
 #include "rows.h"
+
+#include <initializer_list>
 
 namespace mmk::cuda {
 namespace {
@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(32) deformable_attention_levels(con
   extern "C" __global__ void __launch_bounds__(256, 4) deformable_attention_forward_##suffix(const Task task) { \
     deformable::forward<T, V>(task);                                                                            \
   }                                                                                                             \
-  extern "C" __global__ void __launch_bounds__(128, 6) deformable_attention_points_##suffix(const Task task) {  \
+  extern "C" __global__ void __launch_bounds__(128, 5) deformable_attention_points_##suffix(const Task task) {  \
     deformable::differentiate<T, V>(task);                                                                      \
   }
 MMK_KERNELS(float, 4, packs_f32)
@@ -67,7 +67,7 @@ MMK_KERNELS(f16, 1, singles_f16)
   extern "C" __global__ void __launch_bounds__(256, 4) deformable_attention_scatter_##suffix(const Task task) { \
     deformable::scatter<T>(task);                                                                               \
   }                                                                                                             \
-  extern "C" __global__ void __launch_bounds__(128, 6) deformable_attention_ordered_##suffix(const Task task) { \
+  extern "C" __global__ void __launch_bounds__(128, 5) deformable_attention_ordered_##suffix(const Task task) { \
     deformable::add_in_order<T>(task);                                                                          \
   }
 MMK_KERNELS(float, f32)
@@ -97,11 +97,18 @@ struct Packed {
   bool all;
   Packed(const DeformableAttention& a)
       : size(a.dtype == Dtype::float32 ? 4 : 2), channels(16 / size), all(a.d % channels == 0) {
-    see({a.value.data, a.value.b, a.value.n, a.value.h});
+    see(a.value.data, {a.value.b, a.value.h, a.value.n});
   }
-  void see(const QueryRows& rows) {
-    all = all && reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
-    all = all && rows.b % channels == 0 && rows.q % channels == 0 && rows.h % channels == 0;
+  void see(const QueryRows& rows) { see(rows.data, {rows.b, rows.q, rows.h}); }
+
+ private:
+  struct Strides {
+    int64_t a, b, c;
+  };
+  void see(const void* data, Strides s) {
+    all = all && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+    for (int64_t stride : {s.a, s.b, s.c})
+      all = all && stride % channels == 0;
   }
 };
 
