@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(32) deformable_attention_levels(con
 }
 // packs: 16 bytes of channels a load; singles: one channel.
 #define MMK_KERNELS(T, V, suffix)                                                                               \
-  extern "C" __global__ void __launch_bounds__(256, 4) deformable_attention_forward_##suffix(const Task task) { \
+  extern "C" __global__ void __launch_bounds__(256, 3) deformable_attention_forward_##suffix(const Task task) { \
     deformable::forward<T, V>(task);                                                                            \
   }                                                                                                             \
   extern "C" __global__ void __launch_bounds__(128, 5) deformable_attention_points_##suffix(const Task task) {  \
