@@ -214,4 +214,11 @@ MUTANTS = (
         "if (load(&(t.table[middle].*begin)) < at)",
         "test_cuda_deformable.py -k many_levels",
     ),
+    Mutant(
+        "deformable_attention",
+        "the last point alone counts for a position",
+        "sums[own.row[from].at[c] * 32 + lane] +=",
+        "sums[own.row[from].at[c] * 32 + lane] =",
+        "test_cuda_deformable.py -k many_levels",
+    ),
 )
