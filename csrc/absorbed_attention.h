@@ -27,7 +27,9 @@ struct AbsorbedAttention {
                          // Where masked out: a value is never read; image, key and key_bias that are NaN or Inf count
                          // as 0
   SampleRows image_out;  // [B, N, Dv]; forward writes
-  HeadRows text_out;     // [B, H, T, D]; forward writes, backward reads
+  HeadRows text_out;     // [B, H, T, D]; forward writes
+  HeadRows unrounded;    // text_out in float (double): backward's means are differences of large numbers where features
+                         // have much in common. Forward writes it where text_out has 16 bits, else null
   void* image_softmax = nullptr;  // [B, H, 2, N] contiguous float (double): of the softmax over tokens the largest
                                   // score and one over the sum of exponentials; null without value
   void* text_softmax = nullptr;   // [B, H, 2, T], of that over positions; null without pool. 0 where nothing takes part

@@ -41,10 +41,12 @@ struct DeformableAttention {
 
 struct DeformableAttentionBackward {
   DeformableAttention forward;
-  QueryRows grad_result;     // [B, Q, H, d]
-  HeadRows grad_value;       // like value; data null = not wanted
-  QueryRows grad_locations;  // like their inputs, contiguous
+  QueryRows grad_result;  // [B, Q, H, d]
+  // Contiguous, as their inputs lie: [B, S, H, d], [B, Q, H, K, 2], [B, Q, H, K]; data null = not wanted.
+  HeadRows grad_value;
+  QueryRows grad_locations;
   QueryRows grad_scores;
+  bool deterministic = false;  // the same bits every time; the CPU's kernels always have it so
 };
 
 void deformable_attention_forward(const DeformableAttention&, const Parallel&);

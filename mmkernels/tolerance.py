@@ -173,11 +173,12 @@ def half_an_epsilon_off(value):
     return value.double() * (1 + half * (2 * up.to(value.device, torch.float64) - 1))
 
 
-def compare(name, actual, truth, peer, narrow=None, samples=False):
+def compare(name, actual, truth, peer, narrow=None, samples=False, rounded=None):
     """The verdict on one tensor that belongs to no case.
 
     `truth` is float64, `peer` what plain PyTorch gives in actual's precision, `narrow` what it gives in float32 where
-    actual is float64. With `samples` every entry along dimension 0 is judged on its own, else the tensor as a whole.
+    actual is float64, `rounded` the truth of inputs that are :func:`half_an_epsilon_off`. With `samples` every entry
+    along dimension 0 is judged on its own, else the tensor as a whole.
     """
     problem = _problem(actual, truth, peer.dtype)
     if problem:
@@ -189,7 +190,8 @@ def compare(name, actual, truth, peer, narrow=None, samples=False):
         pairs = zip(found.double(), truth) if samples else [(found.double(), truth)]
         return _largest_and_rms([(part, true, 1.0) for part, true in pairs], actual.dtype)
 
-    return _verdict(name, actual.dtype, errors(actual), errors(peer), errors(narrow))
+    limits = errors(peer), errors(narrow), *([] if rounded is None else [errors(rounded)])
+    return _verdict(name, actual.dtype, errors(actual), *limits)
 
 
 def _problem(actual, truth, dtype):

@@ -49,6 +49,14 @@ def threads(request):
 
 
 @pytest.fixture
+def own_backends(monkeypatch):
+    """Backends that a test adds, refuses or takes away are gone after it, and what was chosen before isn't kept."""
+    monkeypatch.setattr(backends, "_reasons", dict(backends._reasons))
+    monkeypatch.setattr(backends, "_operations", dict(backends._operations))
+    monkeypatch.setattr(backends, "_chosen", {})
+
+
+@pytest.fixture
 def extension():
     """The compiled extension; without it a test fails, unless MMKERNELS_TEST_ALLOW_UNBUILT=1."""
     if backends.extension is None:

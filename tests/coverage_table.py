@@ -75,6 +75,7 @@ PROPERTIES = {
 
 SLOW = ("cuda-emulated", "triton")
 HEADS = ("gated_cross_attention", "bidirectional_attention", "absorbed_attention")
+SAMPLED = "deformable_attention"
 ANY = "*"
 # property, operations, backends, why not. Patterns as in fnmatch; the first that fits counts.
 NOT_APPLICABLE = (
@@ -92,10 +93,10 @@ NOT_APPLICABLE = (
         "it is the truth: it is compared in float32 alone, with itself in float64",
     ),
     (("masks", "masked values reach nothing", "nothing takes part"), "channel_attention", ANY, "it has no mask"),
-    ("packed bags", ("channel_attention", *HEADS), ANY, "it has no offsets"),
-    ("strided offsets", ("channel_attention", *HEADS), ANY, "it has no offsets"),
-    ("weights", ("bidirectional_attention", "absorbed_attention"), ANY, "it has no need_weights"),
-    ("out=", ("channel_attention", "additive_attention", *HEADS), ANY, "it has no out"),
+    ("packed bags", ("channel_attention", SAMPLED, *HEADS), ANY, "it has no offsets"),
+    ("strided offsets", ("channel_attention", SAMPLED, *HEADS), ANY, "it has no offsets"),
+    ("weights", ("bidirectional_attention", "absorbed_attention", SAMPLED), ANY, "it has no need_weights"),
+    ("out=", ("channel_attention", "additive_attention", SAMPLED, *HEADS), ANY, "it has no out"),
     (("opcheck*", "mistakes of a kernel's caller"), ANY, "reference", "it is no registered operation"),
     (
         ("same bits for any number of threads", "bounded memory"),
@@ -105,7 +106,7 @@ NOT_APPLICABLE = (
     ),
     (
         "NaN and Inf come out",
-        ("channel_attention", "additive_attention", *HEADS),
+        ("channel_attention", "additive_attention", SAMPLED, *HEADS),
         "reference",
         "it is what the others are compared with",
     ),

@@ -37,6 +37,16 @@ ATTENTION_SHAPES = [
     (1, 4, 1024, 77, 40, 40, torch.bfloat16),
     (1, 4, 576, 32, 64, 64, torch.float32),
 ]
+# (B, H, N, T, D, Dv, dtype), Dv 0: pooled only. Grounding DINO's fusion, cut down; SigLIP's and CLIP's pooling heads.
+ABSORBED_SHAPES = [
+    (1, 4, 1024, 16, 256, 256, torch.bfloat16),
+    (1, 4, 1024, 64, 256, 256, torch.bfloat16),
+    (1, 4, 512, 256, 256, 256, torch.bfloat16),
+    (1, 4, 512, 16, 256, 256, torch.float32),
+    (1, 12, 257, 8, 1408, 0, torch.bfloat16),
+    (1, 16, 729, 1, 1152, 0, torch.bfloat16),
+    (2, 32, 50, 1, 2048, 0, torch.bfloat16),
+]
 # operation, pass, shape, launches, and how often the least may move.
 _SHORT = (4, 8, 1024, 32, 64, 64, torch.bfloat16)
 _LONG = (1, 4, 512, 200, 64, 64, torch.bfloat16)
@@ -47,6 +57,11 @@ ATTENTION_LIMITS = [
     ("bidirectional_attention", "backward", _SHORT, 4, 1.55),
     ("gated_cross_attention", "forward", _LONG, 1, 2.5),
     ("gated_cross_attention", "backward", _LONG, 4, 5.5),
+    ("absorbed_attention", "forward", (1, 4, 1024, 16, 64, 64, torch.bfloat16), 3, 2.3),
+    ("absorbed_attention", "backward", (1, 4, 1024, 16, 64, 64, torch.bfloat16), 4, 5.9),
+    ("absorbed_attention", "forward", (1, 4, 320, 100, 64, 64, torch.bfloat16), 4, 10.6),
+    ("absorbed_attention", "backward", (1, 4, 320, 100, 64, 64, torch.bfloat16), 5, 15.8),
+    ("absorbed_attention", "forward", (1, 16, 300, 1, 640, 0, torch.bfloat16), 3, 7.7),
 ]
 
 
@@ -84,6 +99,8 @@ def moved(batch, positions, channels, dtype, which):
 def attention_least(operation, which, batch, heads, positions, tokens, d, dv, dtype):
     """Bytes that must move: queries, keys, values and gate once, results once, 8 bytes a row for its softmax; gradients
     likewise."""
+    if operation == "absorbed_attention":
+        return absorbed_least(which, batch, heads, positions, tokens, d, dv, dtype)
     rows = batch * heads
     image, text = rows * positions, rows * tokens
     inputs = (image + text) * d + text * dv + image * dv  # the last: the gate, or the image's values
@@ -96,8 +113,41 @@ def attention_least(operation, which, batch, heads, positions, tokens, d, dv, dt
     return (2 * inputs + 2 * results) * dtype.itemsize + softmax  # results: before the gate, and their gradient
 
 
+def absorbed_least(which, batch, heads, positions, tokens, d, dv, dtype):
+    """Bytes that must move: image, keys and values once, results once, 8 bytes a row for its softmax; gradients
+    likewise."""
+    image = batch * positions
+    text = batch * heads * tokens
+    softmax = 8 * text + (8 * heads * image if dv else 0)
+    if which == "forward":
+        return (image * (d + dv) + text * (2 * d + dv)) * dtype.itemsize + softmax
+    return (image * (2 * d + dv) + text * (4 * d + 2 * dv)) * dtype.itemsize + softmax
+
+
+def absorbed_moved(which, batch, heads, positions, tokens, d, dv, dtype):
+    """What the emulator counts for one call, all gradients."""
+    from support import emulated
+
+    image = torch.randn(batch, positions, d).to(dtype)
+    key = (torch.randn(batch, heads, tokens, d) * d**-0.5).to(dtype)
+    value = torch.randn(batch, heads, tokens, dv).to(dtype) if dv else None
+    inputs = (image, key, None, value, None, None)
+    emulated.counts()
+    image_out, text_out, *softmax, unrounded = torch.ops.mmkernels.absorbed_attention_emulated(*inputs, True)
+    if which == "forward":
+        return emulated.counts()
+    grads = (torch.ones_like(image_out) if dv else None, torch.ones_like(text_out))
+    exact = text_out if dtype == torch.float32 else unrounded
+    needs = (True, True, False, bool(dv))
+    emulated.counts()
+    torch.ops.mmkernels.absorbed_attention_emulated_backward(*grads, *inputs, exact, *softmax, True, *needs)
+    return emulated.counts()
+
+
 def attention_moved(operation, which, batch, heads, positions, tokens, d, dv, dtype):
     """What the emulator counts for one call. Backward: all gradients, the result before the gate was kept."""
+    if operation == "absorbed_attention":
+        return absorbed_moved(which, batch, heads, positions, tokens, d, dv, dtype)
     from support import emulated
 
     make = lambda rows, channels: torch.randn(batch, heads, rows, channels).to(dtype)
@@ -138,8 +188,13 @@ def attention_moved(operation, which, batch, heads, positions, tokens, d, dv, dt
 
 def attention_rows():
     rows = []
-    for operation in ("gated_cross_attention", "bidirectional_attention"):
-        for shape in ATTENTION_SHAPES:
+    shapes = {
+        "gated_cross_attention": ATTENTION_SHAPES,
+        "bidirectional_attention": ATTENTION_SHAPES,
+        "absorbed_attention": ABSORBED_SHAPES,
+    }
+    for operation in shapes:
+        for shape in shapes[operation]:
             for which in ("forward", "backward"):
                 found = attention_moved(operation, which, *shape)
                 minimum = attention_least(operation, which, *shape)
@@ -247,6 +302,12 @@ GPU (keys and values in each block of 64 rows; the longer the text, the more), a
 threads read together. Backward is one launch over the image where the text has up to 64 tokens and channels fit a class, beside
 the rows' deltas (and a merge where the stream is split); else one launch a side, each of which takes the scores again.
 
+Absorbed attention (B, H, N, T, D, Dv; Dv 0: pooled only) packs its keys and values first, which are read again with every tile of
+positions. Up to 256 channels (float32: 128) a block holds its tile of the image from the scores to what they gather; above, each chunk of
+so many channels has blocks of its own, which read the whole image for the scores and their chunk of it once more: D / 256 + 1 times,
+and beside each tile of 64 positions 64 packed keys, which are as large. The last rows, pooling heads, show what that costs; their keys
+fill a quarter to all of the 64 columns, but zeros are read, too.
+
 | operation | B, H, N, T, d, dv | dtype | pass | least, MB | counted, MB | ratio | launches | blocks | shared, KiB | A100, µs | H100, µs |
 |---|---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(attention_rows())}
@@ -320,7 +381,8 @@ them, in MB. A panel is read and written there: twice forward by channel attenti
 
 def attention_resources(found):
     return f"""Of the attention kernels, blocks of 128 threads forward and 256 backward; the number in a name is the class, the columns that it
-is made for. Nothing is spilled, no static shared memory. float32 runs in full float32.
+is made for. Absorbed attention's have 256 threads in both passes; those that pack and merge 128. Nothing is spilled, no static
+shared memory. float32 runs in full float32.
 
 | kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
 |---|{"---|" * len(ARCHITECTURES)}
@@ -334,6 +396,7 @@ def main():
         attention = {
             architecture: resources(architecture, "gated_cross_attention")
             | resources(architecture, "bidirectional_attention")
+            | resources(architecture, "absorbed_attention")
             for architecture in ARCHITECTURES
         }
         rows = {

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.attention_tests import (
     assert_gradients,
+    assert_meets,
     assert_module,
     assert_right,
     assert_strides_may_be_huge,
@@ -13,6 +14,7 @@ from support.attention_tests import (
     call,
     draw,
     gradients,
+    standard_of,
 )
 from support.runnable import runnable, runnable_cases
 
@@ -33,6 +35,31 @@ def inputs(dtype=torch.float32, device="cpu", shape=(2, 3, 13, 11, 8, 6)):
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
     assert_right(OPERATION, case, dtype, device, backend)
+
+
+def beyond_float16(dtype, what, tokens):
+    """Text in float32 with numbers that float16 hasn't, and results that it has: a channel of keys where the image is
+    small, or values of tokens that hardly count."""
+    image, key, value = inputs(shape=(2, 3, 40, tokens, 24, 16))
+    bias = draw(2, 3, tokens, seed=5)
+    key *= 0.2
+    if what == "keys":
+        image *= 2**-3
+        image[..., 0] *= 2**-13
+        key[:, 0, 1, 0] = 2**17
+        value *= 2**-6
+    else:
+        value[:, :, 0] *= 2**18
+        bias[:, :, 0] -= 6
+    return {"image": image.to(dtype), "key": key, "value": value, "key_bias": bias}
+
+
+@pytest.mark.parametrize("tokens", [11, 70])
+@pytest.mark.parametrize("what", ["keys", "values"])
+@pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, (torch.float16,)))
+def test_text_beyond_float16(backend, device, dtype, what, tokens):
+    arguments = {name: t.to(device) for name, t in beyond_float16(dtype, what, tokens).items()}
+    assert_meets(standard_of(OPERATION, arguments), OPERATION, backend)
 
 
 @pytest.mark.property("the autograd Function", "vmap", "same bits twice")
@@ -91,7 +118,7 @@ def test_opcheck_of_triton():
     image, key, value = inputs(shape=(1, 2, 5, 3, 4, 6))
     arguments = image, key, draw(1, 2, 3), value, draw(1, 5) > -1, draw(1, 3) > -1
     torch.library.opcheck(operations.absorbed_attention_triton.default, (*arguments, True))
-    image_out, text_out, *softmax = operations.absorbed_attention_triton(*arguments, True)
+    image_out, text_out, *softmax, _ = operations.absorbed_attention_triton(*arguments, True)
     torch.library.opcheck(
         operations.absorbed_attention_triton_backward.default,
         (image_out, text_out, *arguments, text_out, *softmax, True, *(True,) * 4),

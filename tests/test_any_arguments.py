@@ -7,6 +7,7 @@ from support.runnable import runnable
 
 import mmkernels as mmk
 from mmkernels import cases, functional, tolerance
+from mmkernels.cases import deformable_attention as sampled
 
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis isn't installed: it draws these tests' arguments")
 from hypothesis import strategies as st  # noqa: E402
@@ -171,6 +172,43 @@ def absorbed_attention(draw_from):
         )
 
     return cases.Case(f"{shapes} {masked} {attend} {bias} {wide} {pool}", "any", make, True)
+
+
+@st.composite
+def deformable_attention(draw_from):
+    """As public models have it: up to 5 levels, 300 channels and 9 points."""
+    batch = draw_from(st.integers(1, 3))
+    heads = draw_from(st.integers(1, 4))
+    queries = draw_from(st.integers(1, 20))
+    channels = draw_from(st.one_of(widths, st.integers(1, 300)))
+    levels = draw_from(st.lists(st.tuples(sizes, sizes), min_size=1, max_size=5))
+    counts = st.integers(0, 9)
+    points = draw_from(st.one_of(st.none(), st.lists(counts, min_size=len(levels), max_size=len(levels))))
+    of_level = draw_from(st.integers(1, 9))
+    shape = batch, heads, channels, queries, of_level, levels
+    positions = sum(y * x for y, x in levels)
+    layout = draw_from(layouts(4))
+    share = draw_from(shares)
+    softmax, wide = draw_from(st.booleans()), draw_from(st.booleans())
+    locate = draw_from(st.sampled_from([sampled.within, sampled.around, sampled.on_edges, sampled.not_finite]))
+
+    def make(draw):
+        of_points = (len(levels), of_level) if points is None else (sum(points),)
+        arguments = {
+            "value": layout(draw, (batch, positions, heads, channels)),
+            "spatial_shapes": levels,
+            "locations": sampled.locations(draw, shape, points, locate),
+            "scores": draw.normal(batch, queries, heads, *of_points),
+            "points": points,
+            "softmax": softmax,
+        }
+        if wide and draw.dtype in (torch.bfloat16, torch.float16):
+            arguments |= {name: arguments[name].float() for name in ("locations", "scores")}
+        if share is not None:
+            arguments["mask"] = draw.mask(batch, positions, share=1 - share)
+        return arguments
+
+    return cases.Case(f"{shape} {points} {share} {softmax} {locate.__name__}", "any", make, True)
 
 
 @st.composite

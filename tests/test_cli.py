@@ -26,17 +26,14 @@ def call(*arguments):
 
 
 @pytest.fixture
-def planted():
-    """`planted(function)` registers a backend "planted" that runs it; it is gone after the test."""
+def planted(own_backends):
+    """`planted(function)` registers a backend "planted" that runs it."""
 
     def plant(function):
         backends.register("planted", lambda device_type, dtype: None)
         backends.implement("planted", "spatial_attention", function)
 
-    yield plant
-    backends._reasons.pop("planted", None)
-    backends._operations.pop("planted", None)
-    backends._chosen.clear()
+    return plant
 
 
 def right(image, text, mask, offsets, scale, num_heads, pool, rescale):
@@ -113,9 +110,8 @@ def test_info_of_the_extension(extension, tmp_path):
     assert built["cuda_architectures"] or built["cuda_reason"]
 
 
-def test_info_without_the_extension(monkeypatch, tmp_path):
+def test_info_without_the_extension(own_backends, monkeypatch, tmp_path):
     monkeypatch.setattr(backends, "extension", None)
-    monkeypatch.setattr(backends, "_chosen", {})
     monkeypatch.setattr(backends, "extension_error", "the compiled extension was taken away by this test")
     result = call("info", "--json", tmp_path / "info.json")
     assert result.exit_code == 0
@@ -276,6 +272,7 @@ TINY = {
     "bidirectional_attention": (2, 2, 12, 5, 16, 3),
     "channel_attention": (2, 12, 16, 8),
     "additive_attention": (1, 40, 16, 8),
+    "deformable_attention": (1, 10, 2, 8, 2, "one"),
 }
 
 

@@ -440,7 +440,13 @@ def test_resources(architecture):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
 @pytest.mark.parametrize(
-    "operation, kernels", [("gated_cross_attention", 33), ("bidirectional_attention", 22), ("absorbed_attention", 24)]
+    "operation, kernels",
+    [
+        ("gated_cross_attention", 33),
+        ("bidirectional_attention", 22),
+        ("absorbed_attention", 24),
+        ("deformable_attention", 21),
+    ],
 )
 def test_attention_resources(architecture, operation, kernels):
     """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward (of

@@ -96,11 +96,10 @@ def test_forced_backend_that_cannot_run(operation, backend):
 
 @pytest.mark.property("a forced backend is never replaced")
 @on_every_operation
-def test_a_backend_that_refuses_is_never_replaced(operation, monkeypatch):
+def test_a_backend_that_refuses_is_never_replaced(operation, own_backends):
     """A forced backend raises, and does not run another one, even where others can run."""
     arguments = next(iter(OPERATIONS[operation].FORMS.values())).arguments
-    monkeypatch.setitem(backends._reasons, "cpu", lambda device_type, dtype: "it is switched off by this test")
-    monkeypatch.setattr(backends, "_chosen", {})
+    backends.register("cpu", lambda device_type, dtype: "it is switched off by this test")
     with pytest.raises(mmk.BackendError, match="cpu: it is switched off by this test"):
         getattr(mmk, operation)(**arguments, backend="cpu")
     getattr(mmk, operation)(**arguments)
@@ -137,16 +136,16 @@ def test_every_argument_of_a_constructor_has_its_mistakes(name):
     assert mistaken | modules.ELSEWHERE == set(inspect.signature(getattr(mmk, name)).parameters)
 
 
-@pytest.mark.parametrize("called", [False, True], ids=["read", "called"])
 @pytest.mark.parametrize(
-    "kind, changes, exception, parts",
+    "kind, called, changes, exception, parts",
     [
-        pytest.param(kind, *mistake, id=f"{kind}-{what}")
+        pytest.param(kind, called, *mistake, id=f"{kind}-{what}-{'called' if called else 'read'}")
         for kind in modules.CALLS
-        for what, *mistake in modules.of_call(kind)
+        for called, mistakes in ((False, modules.of_call), (True, modules.of_call), (False, modules.of_projections))
+        for what, *mistake in mistakes(kind)
     ],
 )
-def test_message_of_a_module(kind, changes, exception, parts, called):
+def test_message_of_a_module(kind, called, changes, exception, parts):
     module = modules.module(kind)
     arguments = modules.CALLS[kind][2]
     if called:

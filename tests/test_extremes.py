@@ -54,6 +54,7 @@ SOME = {
     "gated_cross_attention": ("masks: BT", "masks: BHNT, no gate", "masks: float -inf", "sizes: 1x1x3x113x17x7"),
     "bidirectional_attention": ("masks: both random", "sizes: 1x1x50x77x40x24"),
     "absorbed_attention": ("masks: both random", "results: both"),
+    "deformable_attention": ("sizes: 2x3x7x5x4x5,6x3,3x1,1", "masks: random"),
     "channel_attention": ("options: small scores", "sizes: 1x3x113x7"),
     "additive_attention": (
         "masks: random pool",

@@ -57,27 +57,36 @@ def with_gradients(arguments):
     }
 
 
+@functools.cache
+def computed_on_all(operation, backend, device, dtype):
+    """(case, kind of what is computed) of every small case there is: all options, masks, layouts, packed bags, nothing
+    at all."""
+    function = functools.partial(getattr(mmk, operation), backend=backend)
+    return [
+        (case, kind(computed(function, with_gradients(case.build(dtype, device)))))
+        for case in cases.selected(operation, small=True)
+    ]
+
+
 @pytest.mark.property("meta and fake")
+@pytest.mark.parametrize("where", ["meta", "fake"])  # one after the other, of the same results
 @on_every_backend
-@pytest.mark.parametrize("where", ["meta", "fake"])
 def test_operations(operation, backend, device, dtype, where):
-    """Every small case there is: all options, masks, layouts, packed bags, nothing at all."""
     if where == "meta" and backends.why_not(backend, operation, "meta", dtype) is not None:
         pytest.skip("not on meta tensors")
     function = functools.partial(getattr(mmk, operation), backend=backend)
     mode = FakeTensorMode()
     wrong = []
-    for case in cases.selected(operation, small=True):
+    for case, expected in computed_on_all(operation, backend, device, dtype):
         arguments = with_gradients(case.build(dtype, device))
-        expected = computed(function, arguments)
         if where == "meta":
             found = computed(function, moved(arguments, lambda t: t.to("meta")))
         else:
             arguments = moved(arguments, mode.from_tensor)
             with mode:
                 found = computed(function, arguments)
-        if kind(found) != kind(expected):
-            wrong.append((case.name, kind(found), kind(expected)))
+        if kind(found) != expected:
+            wrong.append((case.name, kind(found), expected))
     assert not wrong, wrong[0]
 
 

@@ -46,11 +46,10 @@ def test_the_oldest_torch_stands_everywhere_alike():
 
 
 @pytest.fixture
-def without_extension(monkeypatch):
+def without_extension(own_backends, monkeypatch):
     monkeypatch.setattr(backends, "extension", None)
     monkeypatch.setattr(backends, "extension_error", "undefined symbol: aoti_torch_something")
     monkeypatch.setattr(backends, "_warned", False)
-    monkeypatch.setattr(backends, "_chosen", {})
 
 
 @pytest.mark.parametrize("compiled", [False, True])

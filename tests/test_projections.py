@@ -62,6 +62,12 @@ def bidirectional(module, image, tokens, dtype):
     return module.image_out_projection(_joined(image_out, image)), module.text_out_projection(_joined(text_out, image))
 
 
+def pooling(module, image, query, dtype):
+    projected = module.query_projection(query), module.key_projection(image), module.value_projection(image)
+    result = reference.gated_cross_attention(*(_heads(t, dtype) for t in projected))
+    return module.out_projection(_joined(result, image))
+
+
 def channel(module, image, vector, dtype):
     both = torch.cat([image, vector[:, None].expand(-1, N, -1)], -1)
     return image.to(dtype) * module.score_projection(both).to(dtype).softmax(-1)
@@ -110,6 +116,12 @@ KINDS = {
     "gated": Kind("gated_cross_attention", lambda: mmk.GatedCrossAttention(D, E, 2), (T, E), gated),
     "bidirectional": Kind(
         "bidirectional_attention", lambda: mmk.BidirectionalAttention(D, E, 12, 2), (T, E), bidirectional
+    ),
+    "gated, absorbed": Kind(
+        "gated_cross_attention", lambda: mmk.GatedCrossAttention(D, E, 2, embed_dim=40), (T, E), gated
+    ),
+    "pooling, absorbed": Kind(
+        "absorbed_attention", lambda: mmk.AttentionPooling(D, 2, query_dim=E, embed_dim=12), (T, E), pooling
     ),
     "channel": Kind("channel_attention", lambda: mmk.ChannelAttention(D, E), (E,), channel),
     "additive": Kind(

@@ -147,6 +147,37 @@ def numpy_absorbed_attention(image, key, value=None, key_bias=None, image_mask=N
     return tuple(r for r in (None if value is None else image_out.sum(1), text_out if pool else None) if r is not None)
 
 
+def numpy_weights(scores):
+    return softmax(scores, np.ones(len(scores), dtype=bool))
+
+
+def numpy_deformable_attention(value, spatial_shapes, locations, scores, points=None, mask=None, softmax=True):
+    """Sample by sample, from the hat function: a position's share is (1 - |x - its column|) (1 - |y - its row|)."""
+    value = value if mask is None else np.where(mask[:, :, None, None], value, 0)
+    shapes = [tuple(int(n) for n in shape) for shape in spatial_shapes]
+    if points is None:
+        points = [locations.shape[4]] * len(shapes)
+        locations = locations.reshape(*locations.shape[:3], sum(points), 2)
+        scores = scores.reshape(*scores.shape[:3], sum(points))
+    begins = np.cumsum([0, *(y * x for y, x in shapes)])
+    level = np.repeat(np.arange(len(shapes)), points)
+    batch, queries, heads = scores.shape[:3]
+    result = np.zeros((batch, queries, heads, value.shape[3]))
+    for b, q, h in np.ndindex(batch, queries, heads):
+        given = scores[b, q, h]
+        weights = numpy_weights(given) if softmax else given
+        for k, weight in enumerate(weights):
+            height, width = shapes[level[k]]
+            x, y = locations[b, q, h, k] * (width, height) - 0.5
+            if not np.isfinite([x, y]).all():
+                continue
+            rows, columns = np.arange(height), np.arange(width)
+            share = np.outer(np.maximum(0, 1 - abs(y - rows)), np.maximum(0, 1 - abs(x - columns)))
+            plane = value[b, begins[level[k]] : begins[level[k] + 1], h]
+            result[b, q, h] += weight * (share.reshape(-1) @ plane)
+    return result.reshape(batch, queries, heads * value.shape[3])
+
+
 def numpy_channel_attention(image, text, weight, bias=None, need_weights=False):
     """Position by position: softmax(W [x, y] + b), over channels."""
     weights = np.zeros(image.shape)

@@ -149,6 +149,20 @@ def absorbed_attention():
     )
 
 
+def deformable_attention():
+    levels = ((6, 5), (3, 3))
+    tensors = draw(1, 39, 2, 40), draw(1, 30, 2, 2, 3, 2), draw(1, 30, 2, 2, 3)
+    call = lambda value, locations, scores, **options: mmk.deformable_attention(
+        value, levels, locations, scores, mask=torch.arange(39)[None] > 2, **options
+    )
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            train(call, tensors)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
 def channel_attention():
     for channels in (7, 2050):
         train(

@@ -301,7 +301,7 @@ def test_many_weights():
     assert_formula(lambda scores, image: scores.softmax(0).T @ image, [scores, image], partial[0, 0])
     found = torch.empty(3, 5)
     launch(
-        additive_attention.of_weights,
+        additive_attention.differentiate_weights,
         (1, 3),
         placed,
         features,

@@ -95,10 +95,6 @@ struct AbsorbedBackward {
         const int64_t j = k * groups.stride + column;
         C* to = features.data + j * key_width;
         const SoftmaxRows<C> softmax(a.text_softmax, in.sample * a.H + h, a.T);
-        auto read = [&](const HeadRows& from, C* out) {
-          read_rows<T>(
-              1, a.D, [&](int64_t) { return in.template row<const T>(from, in.sample, h, t); }, from.c, out, key_width);
-        };
         text_base.data[j] = softmax.base(t);
         text_certain.data[j] = softmax.certain(t);
         if (softmax.share[t] == 0) {
@@ -106,9 +102,14 @@ struct AbsorbedBackward {
           text_mean.data[j] = 0;
           return;
         }
-        read(g.grad_text_out, to);
+        const HeadRows& grad = g.grad_text_out;
+        read_rows<T>(
+            1, a.D, [&](int64_t) { return in.template row<const T>(grad, in.sample, h, t); }, grad.c, to, key_width);
         multiply(to, key_width, softmax.share[t]);
-        read(a.text_out, result.data);
+        const HeadRows& exact = a.unrounded;
+        read_rows<C>(
+            1, a.D, [&](int64_t) { return in.template row<const C>(exact, in.sample, h, t); }, exact.c, result.data,
+            key_width);
         vec<C> sum = {};
         for (int64_t c = 0; c < key_width; c += lanes<C>)
           sum += load(to + c) * load(result.data + c);

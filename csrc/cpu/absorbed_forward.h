@@ -49,8 +49,10 @@ struct Pooled {
         const SoftmaxRows<C> softmax(a.text_softmax, in.sample * a.H + h, a.T);
         softmax.write(t, 1, top + j, total + j);
         const C share = softmax.share[t];
-        write_row<T>(share != 0 ? features + j * width : nullptr, a.D, share,
-                     in.template row<T>(a.text_out, in.sample, h, t), a.text_out.c);
+        const C* sums = share != 0 ? features + j * width : nullptr;
+        write_row<T>(sums, a.D, share, in.template row<T>(a.text_out, in.sample, h, t), a.text_out.c);
+        if (a.unrounded.data)
+          write_row<C>(sums, a.D, share, in.template row<C>(a.unrounded, in.sample, h, t), a.unrounded.c);
       });
   }
 };

@@ -18,6 +18,31 @@ constexpr int64_t whole_vectors(int64_t count) {
   return (count + lanes<C> - 1) / lanes<C> * lanes<C>;
 }
 
+// The first `count` elements; nothing behind them is read, and the rest is 0.
+template <class T>
+MMK_INLINE vec<acc_t<T>> load_first(const T* p, int64_t count) {
+  constexpr int64_t n = lanes<acc_t<T>>;
+#if defined(__AVX512BW__) && defined(__AVX512VL__) && MMK_VECTOR_BYTES == 64
+  const uint32_t some = (uint32_t(1) << count) - 1;
+  if constexpr (std::is_same<T, float>::value)
+    return bit_cast<vec<float>>(_mm512_maskz_loadu_ps(__mmask16(some), p));
+  else if constexpr (sizeof(T) == 2) {
+    T all[n];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(all), _mm256_maskz_loadu_epi16(__mmask16(some), p));
+    return mmk::load(static_cast<const T*>(all));
+  }
+#elif defined(__AVX2__) && MMK_VECTOR_BYTES == 32
+  if constexpr (std::is_same<T, float>::value) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return bit_cast<vec<float>>(_mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), lane)));
+  }
+#endif
+  T all[n] = {};
+  for (int64_t i = 0; i < n && i < count; ++i)
+    all[i] = p[i];
+  return mmk::load(static_cast<const T*>(all));
+}
+
 // Channels are walked in packs: vectors; where a row is shorter, vectors of 16 bytes; where it is still shorter, single
 // channels.
 template <class C>
@@ -119,17 +144,14 @@ MMK_INLINE int64_t channel_of(int v, int64_t first, int64_t last) {
   return v == Packs - 1 ? last : first + v * Pack::count;
 }
 
-// Of each of the K points its level's size, and the level's first position; the same for all queries. The rest of the
-// last vector has a level without positions.
+// Of each of the K points its level's size, and the level's first position; the same for all queries.
 template <class C>
 struct Points {
   using I = index_t<C>;
-  const int64_t count, padded;
   Scratch<C> width, height;
   Scratch<I> begin;
 
-  explicit Points(const DeformableAttention& a)
-      : count(a.K), padded(whole_vectors<C>(a.K)), width(padded), height(padded), begin(padded) {
+  explicit Points(const DeformableAttention& a) : width(a.K), height(a.K), begin(a.K) {
     int64_t k = 0;
     int64_t from = 0;
     for (int64_t l = 0; l < a.L; ++l) {
@@ -139,11 +161,6 @@ struct Points {
         begin.data[k] = I(from);
       }
       from += a.shapes[2 * l] * a.shapes[2 * l + 1];
-    }
-    for (; k < padded; ++k) {
-      height.data[k] = 0;
-      width.data[k] = 0;
-      begin.data[k] = 0;
     }
   }
 };
@@ -178,141 +195,193 @@ MMK_INLINE void write_numbers(void* to, bool wide, int64_t offset, int64_t count
     copy(static_cast<T*>(to));
 }
 
-template <class V, size_t... I>
-MMK_INLINE V every_second(V a, V b, int, std::index_sequence<I...>) {
-  return __builtin_shufflevector(a, b, int(2 * I)...);
-}
-template <class V, size_t... I>
-MMK_INLINE V every_other(V a, V b, int, std::index_sequence<I...>) {
-  return __builtin_shufflevector(a, b, int(2 * I + 1)...);
+// f(data) of numbers of type T or, where they are wide, C.
+template <class T, class F>
+MMK_INLINE void with_width(bool wide, const QueryRows& rows, int64_t offset, F f) {
+  if (std::is_same<T, acc_t<T>>::value || wide)
+    f(static_cast<acc_t<T>*>(rows.data) + offset);
+  else
+    f(static_cast<T*>(rows.data) + offset);
 }
 
-// A query's and head's points: the four positions around each, -1 where there is none, and the shares of its sample
-// that those have, times its weight.
+// The points of as many queries of a head as a vector has lanes, one a lane: the four positions around each point, -1
+// where there is none, and the shares of its sample that those have, times its weight. Number k of all queries is at k
+// * block, of one query behind its lane.
 template <class T>
 struct Sampling {
   using C = acc_t<T>;
   using I = index_t<C>;
   typedef I ivec __attribute__((vector_size(MMK_VECTOR_BYTES)));
-  static constexpr int corners = 4;  // left and right, then those below
+  static constexpr int64_t block = lanes<C>;
 
   const DeformableAttention& a;
   const Points<C>& points;
-  const int64_t padded;
   int64_t lowest = 0;  // positions that count; they are told from the lowest
   int64_t highest;
+  bool masked;                 // else nothing is hidden
+  int64_t b, h, first, count;  // the queries
   Scratch<C> location, weight, fraction_x, fraction_y, share;
   Scratch<I> position;
 
   Sampling(const DeformableAttention& a, const Points<C>& points)
       : a(a),
         points(points),
-        padded(points.padded),
         highest(a.S),
-        location(2 * padded),
-        weight(padded),
-        fraction_x(padded),
-        fraction_y(padded),
-        share(corners * padded),
-        position(corners * padded) {
-    for (int64_t k = 0; k < 2 * padded; ++k)
-      location.data[k] = 0;
+        masked(a.mask.data),
+        location(block * whole_vectors<C>(2 * a.K)),
+        weight(block * whole_vectors<C>(a.K)),
+        fraction_x(block * a.K),
+        fraction_y(block * a.K),
+        share(4 * block * a.K),
+        position(4 * block * a.K) {}
+
+  // Corner 0 is above and left, 1 right of it, 2 and 3 below.
+  MMK_INLINE I position_of(int corner, int64_t k, int64_t lane) const {
+    return position.data[(corner * a.K + k) * block + lane];
+  }
+  MMK_INLINE C share_of(int corner, int64_t k, int64_t lane) const {
+    return share.data[(corner * a.K + k) * block + lane];
   }
 
-  C* softmax_row(int64_t b, int64_t q, int64_t h) const {
-    return static_cast<C*>(a.softmax_rows) + ((b * a.Q + q) * a.H + h) * 2;
-  }
-  void read_scores(int64_t b, int64_t q, int64_t h) {
-    const QueryRows& from = a.scores;
-    read_numbers<T>(from.data, a.wide_scores, b * from.b + q * from.q + h * from.h, a.K, weight.data);
-  }
-  void clear_rest() {
-    for (int64_t k = a.K; k < padded; ++k)
-      weight.data[k] = 0;
+  // Up to a block of queries from `from` on.
+  void set(int64_t sample, int64_t head, int64_t from, int64_t end) {
+    b = sample;
+    h = head;
+    first = from;
+    count = end - from < block ? end - from : block;
   }
   // Weights, and where they are a softmax, what they can be computed from again.
-  void weights(int64_t b, int64_t q, int64_t h) {
-    read_scores(b, q, h);
-    if (a.softmax) {
-      const C top = max_of(weight.data, a.K);
-      const C total = exp_sum(weight.data, a.K, top == -infinity<C> ? C(0) : top);
-      const C inverse = total != 0 ? 1 / total : C(0);
-      multiply(weight.data, a.K, inverse);
-      C* row = softmax_row(b, q, h);
-      row[0] = top;
-      row[1] = inverse;
+  void weights() {
+    read(a.scores, a.wide_scores, a.K, weight.data);
+    if (!a.softmax)
+      return;
+    vec<C> top = splat(-infinity<C>);
+    for (int64_t k = 0; k < a.K; ++k)
+      top = maximum<C>(top, load(weight.data + k * block));
+    const vec<C> base = top == -infinity<C> ? vec<C>{} : top;
+    vec<C> total = {};
+    for (int64_t k = 0; k < a.K; ++k) {
+      const vec<C> e = exp_below(load(weight.data + k * block) - base);
+      store(weight.data + k * block, e);
+      total += e;
     }
-    clear_rest();
+    const vec<C> inverse = total != C(0) ? C(1) / total : vec<C>{};
+    multiply(weight.data, inverse);
+    for (int64_t lane = 0; lane < count; ++lane) {
+      C* row = softmax_row(lane);
+      row[0] = top[lane];
+      row[1] = inverse[lane];
+    }
   }
-  void weights_again(int64_t b, int64_t q, int64_t h) {
-    read_scores(b, q, h);
-    if (a.softmax) {
-      const C* row = softmax_row(b, q, h);
-      const C top = row[0] == -infinity<C> ? C(0) : row[0];
-      for (int64_t k = 0; k < padded; k += lanes<C>)
-        store(weight.data + k, exp_below(load(weight.data + k) - top) * row[1]);
+  void weights_again() {
+    read(a.scores, a.wide_scores, a.K, weight.data);
+    if (!a.softmax)
+      return;
+    vec<C> top = {};
+    vec<C> inverse = {};
+    for (int64_t lane = 0; lane < count; ++lane) {
+      top[lane] = softmax_row(lane)[0];
+      inverse[lane] = softmax_row(lane)[1];
     }
-    clear_rest();
+    const vec<C> base = top == -infinity<C> ? vec<C>{} : top;
+    for (int64_t k = 0; k < a.K; ++k)
+      store(weight.data + k * block, exp_below(load(weight.data + k * block) - base) * inverse);
   }
 
   // From locations and weights to positions and shares.
-  void locate(int64_t b, int64_t q, int64_t h) {
-    const QueryRows& from = a.locations;
-    read_numbers<T>(from.data, a.wide_locations, b * from.b + q * from.q + h * from.h, 2 * a.K, location.data);
-    constexpr auto all = std::make_index_sequence<lanes<C>>{};
-    for (int64_t k = 0; k < padded; k += lanes<C>) {
-      const vec<C> low = load(location.data + 2 * k);
-      const vec<C> high = load(location.data + 2 * k + lanes<C>);
-      const vec<C> width = load(points.width.data + k);
-      const vec<C> height = load(points.height.data + k);
-      vec<C> x = every_second(low, high, 0, all) * width - C(0.5);
-      vec<C> y = every_other(low, high, 0, all) * height - C(0.5);
+  void locate() {
+    read(a.locations, a.wide_locations, 2 * a.K, location.data);
+    for (int64_t k = 0; k < a.K; ++k) {
+      const C width = points.width.data[k];
+      const C height = points.height.data[k];
+      vec<C> x = load(location.data + 2 * k * block) * width - C(0.5);
+      vec<C> y = load(location.data + (2 * k + 1) * block) * height - C(0.5);
       const ivec near = (x >= C(-1)) & (x < width) & (y >= C(-1)) & (y < height);  // not where it is NaN
       x = near ? x : vec<C>{};
       y = near ? y : vec<C>{};
       ivec column = __builtin_convertvector(x, ivec);
       ivec row = __builtin_convertvector(y, ivec);
-      column += x < __builtin_convertvector(column, vec<C>);  // rounded down; a comparison that holds is -1
+      column += x < __builtin_convertvector(column, vec<C>);  // rounded down: a comparison that holds is -1
       row += y < __builtin_convertvector(row, vec<C>);
       x -= __builtin_convertvector(column, vec<C>);
       y -= __builtin_convertvector(row, vec<C>);
-      store(fraction_x.data + k, x);
-      store(fraction_y.data + k, y);
+      store(fraction_x.data + k * block, x);
+      store(fraction_y.data + k * block, y);
 
-      const ivec columns = __builtin_convertvector(width, ivec);
-      const ivec rows = __builtin_convertvector(height, ivec);
       const ivec left = column >= 0;
-      const ivec right = column + 1 < columns;
+      const ivec right = column < I(width) - 1;
       const ivec above = near & (row >= 0);
-      const ivec below = near & (row + 1 < rows);
-      ivec begin;
-      memcpy(&begin, points.begin.data + k, sizeof begin);
-      const ivec at = begin + row * columns + column;
+      const ivec below = near & (row < I(height) - 1);
+      const ivec at = row * I(width) + column + (points.begin.data[k] - I(lowest));
       put_position(0, k, left & above, at);
       put_position(1, k, right & above, at + 1);
-      put_position(2, k, left & below, at + columns);
-      put_position(3, k, right & below, at + columns + 1);
+      put_position(2, k, left & below, at + I(width));
+      put_position(3, k, right & below, at + (I(width) + 1));
 
-      const vec<C> w = load(weight.data + k);
+      const vec<C> w = load(weight.data + k * block);
       const vec<C> lower = w * y;
       const vec<C> upper = w - lower;
-      store(share.data + 0 * padded + k, upper - upper * x);
-      store(share.data + 1 * padded + k, upper * x);
-      store(share.data + 2 * padded + k, lower - lower * x);
-      store(share.data + 3 * padded + k, lower * x);
+      put_share(0, k, upper - upper * x);
+      put_share(1, k, upper * x);
+      put_share(2, k, lower - lower * x);
+      put_share(3, k, lower * x);
     }
-    if (a.mask.data)
-      hide(b);
+    if (masked)
+      hide();
+  }
+
+  // to = what is laid out like weights or locations, a row a query.
+  void write(const C* numbers, int64_t columns, const QueryRows& to, bool wide) const {
+    for (int64_t k = 0; k < columns; k += block) {
+      vec<C> square[block];
+      for (int64_t i = 0; i < block; ++i)
+        square[i] = load(numbers + (k + i) * block);
+      transpose<C>(square);
+      for (int64_t lane = 0; lane < count; ++lane)
+        with_width<T>(wide, to, offset(to, lane) + k, [&](auto* row) {
+          using To = std::remove_reference_t<decltype(*row)>;
+          if (k + block <= columns)
+            return store(row, square[lane]);
+          for (int64_t i = 0; i < columns - k; ++i)
+            row[i] = from_acc<To>(square[lane][i]);
+        });
+    }
   }
 
  private:
-  MMK_INLINE void put_position(int corner, int64_t k, ivec inside, ivec at) {
-    at = inside & (at >= I(lowest)) & (at < I(highest)) ? at - I(lowest) : ivec{} - 1;
-    memcpy(position.data + corner * padded + k, &at, sizeof at);
+  int64_t offset(const QueryRows& rows, int64_t lane) const {
+    return b * rows.b + (first + lane) * rows.q + h * rows.h;
   }
-  void hide(int64_t b) {
+  C* softmax_row(int64_t lane) const {
+    return static_cast<C*>(a.softmax_rows) + ((b * a.Q + first + lane) * a.H + h) * 2;
+  }
+  // Rows of the block's queries, transposed: whole squares.
+  void read(const QueryRows& from, bool wide, int64_t columns, C* to) const {
+    for (int64_t k = 0; k < columns; k += block) {
+      vec<C> square[block];
+      for (int64_t lane = 0; lane < block; ++lane)
+        with_width<T>(wide, from, offset(from, lane < count ? lane : 0) + k, [&](const auto* row) {
+          square[lane] = k + block <= columns ? load(row) : load_first(row, columns - k);
+        });
+      transpose<C>(square);
+      for (int64_t i = 0; i < block; ++i)
+        store(to + (k + i) * block, square[i]);
+    }
+  }
+  void multiply(C* numbers, vec<C> factor) const {
+    for (int64_t k = 0; k < a.K; ++k)
+      store(numbers + k * block, load(numbers + k * block) * factor);
+  }
+  MMK_INLINE void put_position(int corner, int64_t k, ivec inside, ivec at) {
+    at = inside & (at >= 0) & (at < I(highest - lowest)) ? at : ivec{} - 1;
+    memcpy(position.data + (corner * a.K + k) * block, &at, sizeof at);
+  }
+  MMK_INLINE void put_share(int corner, int64_t k, vec<C> value) {
+    store(share.data + (corner * a.K + k) * block, value);
+  }
+  void hide() {
     const bool* mask = a.mask.data + b * a.mask.b;
-    for (int64_t i = 0; i < corners * padded; ++i) {
+    for (int64_t i = 0; i < 4 * a.K * block; ++i) {
       I& at = position.data[i];
       if (at >= 0 && !mask[(lowest + at) * a.mask.t])
         at = -1;
@@ -320,7 +389,7 @@ struct Sampling {
   }
 };
 
-// Rows of a head's value map, and what stands for those that aren't there.
+// Rows of a head's value map where they lie, and what stands for those that aren't there.
 template <class T>
 struct Rows {
   T* data;
@@ -332,33 +401,48 @@ struct Rows {
   }
 };
 
-// Threads share out the queries of all heads, a head's after the other: neighbours sample near each other, and what
-// they need of one head's map stays in the second-level cache. f(b, h, first query, last query) within part(s).
-struct QueryParts {
-  const DeformableAttention& a;
-  int64_t parts;
-
-  QueryParts(const DeformableAttention& a, int64_t flops_per_query, const Parallel& parallel) : a(a) {
-    const int64_t all = a.B * a.H * a.Q;
-    parts = parallel.threads < all ? parallel.threads : all;
-    if (all * flops_per_query < 1 << 18)
-      parts = parts < 1 ? parts : 1;  // not worth waking another thread
-  }
-  template <class F>
-  void of_part(int64_t part, F f) const {
-    if (a.Q == 0)
-      return;
-    const int64_t all = a.B * a.H * a.Q;
-    const int64_t end = all * (part + 1) / parts;
-    for (int64_t i = all * part / parts; i < end;) {
-      const int64_t index = i / a.Q;
-      const int64_t first = i % a.Q;
-      const int64_t last = first + end - i < a.Q ? first + end - i : a.Q;
-      f(index / a.H, index % a.H, first, last);
-      i += last - first;
-    }
+// A head's rows side by side; the one before the first stands for those that aren't there. Where heads lie side by
+// side, the rows of one are so far apart that they share a few sets of each cache, which then holds a fraction of
+// what it could.
+template <class C>
+struct DenseRows {
+  C* data;
+  int64_t step;
+  template <class I>
+  MMK_INLINE C* operator[](I position) const {
+    return data + int64_t(position) * step;
   }
 };
+template <class C>
+struct DenseMap {
+  Scratch<C> memory;
+  DenseRows<C> rows;
+  DenseMap(int64_t positions, int64_t channels)
+      : memory((positions + 1) * channels), rows{memory.data + channels, channels} {
+    memset(memory.data, 0, channels * sizeof(C));
+  }
+};
+
+// Whether so many rows are read of a head's map that a copy of it pays.
+inline bool copy_pays(const DeformableAttention& a) {
+  return a.Q * a.K >= 2 * a.S;
+}
+
+// Positions `first` to `last` of a head's map; what is masked out is 0.
+template <class T>
+inline void copy_rows(const DeformableAttention& a, int64_t b, int64_t h, int64_t first, int64_t last,
+                      DenseRows<acc_t<T>> to) {
+  using C = acc_t<T>;
+  const T* value = static_cast<const T*>(a.value.data) + b * a.value.b + h * a.value.h;
+  const bool* mask = a.mask.data ? a.mask.data + b * a.mask.b : nullptr;
+  for (int64_t s = first; s < last; ++s) {
+    C* row = to[s];
+    if (mask && !mask[s * a.mask.t])
+      memset(row, 0, a.d * sizeof(C));
+    else
+      read_numbers<T>(value, false, s * a.value.n, a.d, row);
+  }
+}
 
 // f(part) on a thread for every part.
 template <class F>
@@ -369,6 +453,69 @@ inline void each_part(const Parallel& parallel, int64_t parts, F f) {
       f(p);
   });
 }
+
+// Threads share out the queries of all heads, a head's after the other: neighbours sample near each other, and what
+// they need of one head's map stays in the second-level cache. Heads that are copied are taken one by one, by all
+// threads, so that there is one copy.
+struct QueryParts {
+  const DeformableAttention& a;
+  const Parallel& parallel;
+  const int64_t flops_per_query;
+
+  // work(thread) makes what a thread needs; its run(rows, b, h, first query, last query) does the work.
+  template <class T, class Work>
+  void run(Work work) const {
+    if (copy_pays(a))
+      dense<T>(work);
+    else
+      in_place<T>(work);
+  }
+
+ private:
+  // Of `queries`, so many that it is worth waking another thread.
+  int64_t parts(int64_t queries) const {
+    const int64_t worth = queries * flops_per_query >> 17;
+    const int64_t most = parallel.threads < queries ? parallel.threads : queries;
+    return worth < 1 ? 1 : worth < most ? worth : most;
+  }
+  template <class T, class Work>
+  void in_place(Work work) const {
+    const int64_t all = a.B * a.H * a.Q;
+    const int64_t count = parts(all);
+    Scratch<T> zeros(a.d);
+    memset(static_cast<void*>(zeros.data), 0, a.d * sizeof(T));
+    each_part(parallel, all ? count : 0, [&](int64_t part) {
+      auto own = work();
+      const int64_t end = all * (part + 1) / count;
+      for (int64_t i = all * part / count; i < end;) {
+        const int64_t b = i / a.Q / a.H;
+        const int64_t h = i / a.Q % a.H;
+        const int64_t first = i % a.Q;
+        const int64_t last = first + end - i < a.Q ? first + end - i : a.Q;
+        const T* value = static_cast<const T*>(a.value.data) + b * a.value.b + h * a.value.h;
+        own.run(Rows<const T>{value, a.value.n, zeros.data}, b, h, first, last);
+        i += last - first;
+      }
+    });
+  }
+  template <class T, class Work>
+  void dense(Work work) const {
+    using C = acc_t<T>;
+    DenseMap<C> map(a.S, a.d);
+    const int64_t count = parts(a.Q);
+    for (int64_t index = 0; index < a.B * a.H; ++index) {
+      const int64_t b = index / a.H;
+      const int64_t h = index % a.H;
+      each_part(parallel, count,
+                [&](int64_t part) { copy_rows<T>(a, b, h, a.S * part / count, a.S * (part + 1) / count, map.rows); });
+      each_part(parallel, count, [&](int64_t part) {
+        auto own = work();
+        own.sampling.masked = false;
+        own.run(DenseRows<const C>{map.rows.data, map.rows.step}, b, h, a.Q * part / count, a.Q * (part + 1) / count);
+      });
+    }
+  }
+};
 
 }  // namespace
 }  // namespace mmk

@@ -1,7 +1,7 @@
-// Backward, in two passes. Queries by threads: the products of the result's gradient with the four rows around each
-// point give the gradients of scores and locations. The value's gradient is a sum over queries: threads own heads, or
-// some of their channels and positions where heads are too few, and go through all queries in their order; so the same
-// bits come from any number of threads.
+// Backward, in two passes. Threads share out queries: the products of the result's gradient with the four rows around
+// each point give the gradients of scores and locations. The value's gradient is a sum over queries: threads own heads,
+// or some of their channels and positions where heads are too few, and go through all queries in their order; so the
+// same bits come from any number of threads.
 #pragma once
 #include "deformable.h"
 
@@ -24,8 +24,8 @@ MMK_INLINE void load_once(const T* from, int64_t first, int64_t last, typename P
 }
 
 // dots[corner][k] (+)= grad . row, for a block of packs.
-template <class Pack, int Packs, class T>
-MMK_INLINE void dot_rows(const Sampling<T>& sampling, Rows<const T> rows, const T* grad, int64_t first, int64_t last,
+template <class Pack, int Packs, class T, class R>
+MMK_INLINE void dot_rows(const Sampling<T>& sampling, int64_t lane, R rows, const T* grad, int64_t first, int64_t last,
                          acc_t<T>* dots) {
   using C = acc_t<T>;
   typename Pack::type g[Packs];
@@ -34,7 +34,7 @@ MMK_INLINE void dot_rows(const Sampling<T>& sampling, Rows<const T> rows, const 
     typename Pack::type total[4] = {};
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
-      const T* row = rows[sampling.position.data[c * sampling.padded + k]];
+      const auto* row = rows[sampling.position_of(c, k, lane)];
 #pragma GCC unroll 4
       for (int v = 0; v < Packs; ++v)
         total[c] += Pack::load(row + channel_of<Pack, Packs>(v, first, last)) * g[v];
@@ -42,107 +42,99 @@ MMK_INLINE void dot_rows(const Sampling<T>& sampling, Rows<const T> rows, const 
     C sums[4];
     Pack::sum4(total, sums);
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c)
-      dots[c * sampling.padded + k] = first ? dots[c * sampling.padded + k] + sums[c] : sums[c];
+    for (int c = 0; c < 4; ++c) {
+      C& dot = dots[(c * sampling.a.K + k) * sampling.block + lane];
+      dot = first ? dot + sums[c] : sums[c];
+    }
   }
 }
 
 template <class T>
 struct QueryGradients {
   using C = acc_t<T>;
+  static constexpr int64_t block = Sampling<T>::block;
   const DeformableAttentionBackward& g;
   const DeformableAttention& a;
   const Points<C>& points;
-  const T* zeros;
   Sampling<T> sampling;
-  const int64_t padded;
   Scratch<C> dots, of_weight, of_location;
 
-  QueryGradients(const DeformableAttentionBackward& g, const Points<C>& points, const T* zeros)
+  QueryGradients(const DeformableAttentionBackward& g, const Points<C>& points)
       : g(g),
         a(g.forward),
         points(points),
-        zeros(zeros),
         sampling(a, points),
-        padded(points.padded),
-        dots(4 * padded),
-        of_weight(padded),
-        of_location(2 * padded) {
-    for (int64_t i = 0; i < 4 * padded; ++i)
+        dots(4 * block * a.K),
+        of_weight(block * whole_vectors<C>(a.K)),
+        of_location(block * whole_vectors<C>(2 * a.K)) {
+    for (int64_t i = 0; i < 4 * block * a.K; ++i)
       dots.data[i] = 0;
+    memset(of_weight.data, 0, block * whole_vectors<C>(a.K) * sizeof(C));
+    memset(of_location.data, 0, block * whole_vectors<C>(2 * a.K) * sizeof(C));
   }
 
-  void run(int64_t b, int64_t h, int64_t first, int64_t last) {
-    const T* value = static_cast<const T*>(a.value.data) + b * a.value.b + h * a.value.h;
-    const Rows<const T> rows{value, a.value.n, zeros};
+  template <class R>
+  void run(R rows, int64_t b, int64_t h, int64_t first, int64_t last) {
     const T* upstream = static_cast<const T*>(g.grad_result.data) + b * g.grad_result.b + h * g.grad_result.h;
-    for (int64_t q = first; q < last; ++q) {
-      sampling.weights_again(b, q, h);
-      sampling.locate(b, q, h);
-      each_block<C>(a.d, [&](auto pack, auto packs, int64_t begin, int64_t end) {
-        dot_rows<decltype(pack), packs.value>(sampling, rows, upstream + q * g.grad_result.q, begin, end, dots.data);
-      });
+    for (int64_t q = first; q < last; q += block) {
+      sampling.set(b, h, q, last);
+      sampling.weights_again();
+      sampling.locate();
+      for (int64_t lane = 0; lane < sampling.count; ++lane) {
+        const T* grad = upstream + (q + lane) * g.grad_result.q;
+        each_block<C>(a.d, [&](auto pack, auto packs, int64_t begin, int64_t end) {
+          dot_rows<decltype(pack), packs.value>(sampling, lane, rows, grad, begin, end, dots.data);
+        });
+      }
       combine();
       if (g.grad_scores.data)
-        write_scores(b, q, h);
+        sampling.write(of_weight.data, a.K, g.grad_scores, a.wide_scores);
       if (g.grad_locations.data)
-        write_numbers<T>(g.grad_locations.data, a.wide_locations,
-                         b * g.grad_locations.b + q * g.grad_locations.q + h * g.grad_locations.h, 2 * a.K,
-                         of_location.data);
+        sampling.write(of_location.data, 2 * a.K, g.grad_locations, a.wide_locations);
     }
   }
 
  private:
   // A sample is s = (1 - y) ((1 - x) s0 + x s1) + y ((1 - x) s2 + x s3), x and y in pixels.
   void combine() {
-    const C* dot = dots.data;
-    for (int64_t k = 0; k < padded; k += lanes<C>) {
-      const vec<C> x = load(sampling.fraction_x.data + k);
-      const vec<C> y = load(sampling.fraction_y.data + k);
-      const vec<C> weight = load(sampling.weight.data + k);
-      const vec<C> d0 = load(dot + k);
-      const vec<C> d1 = load(dot + padded + k);
-      const vec<C> d2 = load(dot + 2 * padded + k);
-      const vec<C> d3 = load(dot + 3 * padded + k);
+    vec<C> mean = {};
+    for (int64_t k = 0; k < a.K; ++k) {
+      const vec<C> x = load(sampling.fraction_x.data + k * block);
+      const vec<C> y = load(sampling.fraction_y.data + k * block);
+      const vec<C> weight = load(sampling.weight.data + k * block);
+      const vec<C> d0 = load(dots.data + k * block);
+      const vec<C> d1 = load(dots.data + (a.K + k) * block);
+      const vec<C> d2 = load(dots.data + (2 * a.K + k) * block);
+      const vec<C> d3 = load(dots.data + (3 * a.K + k) * block);
       const vec<C> above = d0 + x * (d1 - d0);
       const vec<C> below = d2 + x * (d3 - d2);
-      store(of_weight.data + k, above + y * (below - above));
+      const vec<C> sample = above + y * (below - above);
+      store(of_weight.data + k * block, sample);
+      mean += weight * sample;
       const vec<C> along_x = (d1 - d0) + y * ((d3 - d2) - (d1 - d0));
-      const vec<C> of_x = weight * load(points.width.data + k) * along_x;
-      const vec<C> of_y = weight * load(points.height.data + k) * (below - above);
-      interleave(of_x, of_y, of_location.data + 2 * k, std::make_index_sequence<lanes<C>>{});
+      store(of_location.data + 2 * k * block, weight * points.width.data[k] * along_x);
+      store(of_location.data + (2 * k + 1) * block, weight * points.height.data[k] * (below - above));
     }
-  }
-  template <size_t... I>
-  static MMK_INLINE void interleave(vec<C> x, vec<C> y, C* to, std::index_sequence<I...>) {
-    constexpr int n = lanes<C>;
-    store(to, __builtin_shufflevector(x, y, int(I % 2 ? n + I / 2 : I / 2)...));
-    store(to + n, __builtin_shufflevector(x, y, int((I % 2 ? n + I / 2 : I / 2) + n / 2)...));
-  }
-  void write_scores(int64_t b, int64_t q, int64_t h) {
-    C* grad = of_weight.data;
-    if (a.softmax) {
-      C mean = 0;
-      for (int64_t k = 0; k < a.K; ++k)
-        mean += sampling.weight.data[k] * grad[k];
-      for (int64_t k = 0; k < padded; k += lanes<C>)
-        store(grad + k, load(sampling.weight.data + k) * (load(grad + k) - mean));
-    }
-    write_numbers<T>(g.grad_scores.data, a.wide_scores, b * g.grad_scores.b + q * g.grad_scores.q + h * g.grad_scores.h,
-                     a.K, grad);
+    if (a.softmax)
+      for (int64_t k = 0; k < a.K; ++k) {
+        C* grad = of_weight.data + k * block;
+        store(grad, load(sampling.weight.data + k * block) * (load(grad) - mean));
+      }
   }
 };
 
 // rows[corner] += share * grad, for a block of packs.
-template <class Pack, int Packs, class T, class C>
-MMK_INLINE void add_rows(const Sampling<T>& sampling, Rows<C> rows, const T* grad, int64_t first, int64_t last) {
+template <class Pack, int Packs, class T, class R>
+MMK_INLINE void add_rows(const Sampling<T>& sampling, int64_t lane, R rows, const T* grad, int64_t first,
+                         int64_t last) {
+  using C = acc_t<T>;
   typename Pack::type g[Packs];
   load_once<Pack, Packs, T, C>(grad, first, last, g);
   for (int64_t k = 0; k < sampling.a.K; ++k) {
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
-      C* row = rows[sampling.position.data[c * sampling.padded + k]];
-      const C share = sampling.share.data[c * sampling.padded + k];
+      C* row = rows[sampling.position_of(c, k, lane)];
+      const C share = sampling.share_of(c, k, lane);
 #pragma GCC unroll 4
       for (int v = 0; v < Packs; ++v) {
         C* to = row + channel_of<Pack, Packs>(v, first, last);
@@ -176,22 +168,14 @@ struct ValueParts {
 template <class T>
 struct ValueGradient {
   using C = acc_t<T>;
-  static constexpr bool direct = std::is_same<T, C>::value;  // else sums are rounded at the end
   const DeformableAttentionBackward& g;
   const DeformableAttention& a;
   const ValueParts<C>& parts;
   Sampling<T> sampling;
-  Scratch<C> absent, sums;
+  DenseMap<C> sums;
 
   ValueGradient(const DeformableAttentionBackward& g, const Points<C>& points, const ValueParts<C>& parts)
-      : g(g),
-        a(g.forward),
-        parts(parts),
-        sampling(a, points),
-        absent(parts.width),
-        sums(direct ? 0 : parts.height * parts.width) {
-    memset(absent.data, 0, parts.width * sizeof(C));
-  }
+      : g(g), a(g.forward), parts(parts), sampling(a, points), sums(parts.height, parts.width) {}
 
   void run(int64_t part) {
     const int64_t index = part / (parts.channels * parts.positions);
@@ -203,35 +187,43 @@ struct ValueGradient {
     const int64_t positions = a.S - position < parts.height ? a.S - position : parts.height;
     if (channels <= 0 || positions <= 0)
       return;
-    T* to = static_cast<T*>(g.grad_value.data) + b * g.grad_value.b + h * g.grad_value.h + channel;
-    to += position * g.grad_value.n;
-    Rows<C> rows{sums.data, parts.width, absent.data};
-    if constexpr (direct)
-      rows = {to, g.grad_value.n, absent.data};
-    for (int64_t s = 0; s < positions; ++s)
-      memset(rows.data + s * rows.step, 0, channels * sizeof(C));
     sampling.lowest = position;
     sampling.highest = position + positions;
-    const T* upstream = static_cast<const T*>(g.grad_result.data) + b * g.grad_result.b + h * g.grad_result.h + channel;
-    for (int64_t q = 0; q < a.Q; ++q) {
-      sampling.weights_again(b, q, h);
-      sampling.locate(b, q, h);
-      each_block<C>(channels, [&](auto pack, auto packs, int64_t begin, int64_t end) {
-        add_rows<decltype(pack), packs.value>(sampling, rows, upstream + q * g.grad_result.q, begin, end);
-      });
-    }
-    if constexpr (!direct)
-      for (int64_t s = 0; s < positions; ++s)
-        round(rows[s], channels, to + s * g.grad_value.n);
+    const int64_t step = g.grad_value.n;
+    T* to = static_cast<T*>(g.grad_value.data) + b * g.grad_value.b + h * g.grad_value.h + channel + position * step;
+    add(b, h, channel, channels, positions);
+    write(to, step, channels, positions);
   }
 
  private:
-  static void round(const C* from, int64_t count, T* to) {
-    int64_t c = 0;
-    for (; c + lanes<C> <= count; c += lanes<C>)
-      store(to + c, load(from + c));
-    for (; c < count; ++c)
-      to[c] = from_acc<T>(from[c]);
+  void add(int64_t b, int64_t h, int64_t channel, int64_t channels, int64_t positions) {
+    memset(sums.rows[0], 0, positions * sums.rows.step * sizeof(C));
+    const T* upstream = static_cast<const T*>(g.grad_result.data) + b * g.grad_result.b + h * g.grad_result.h + channel;
+    for (int64_t q = 0; q < a.Q; q += sampling.block) {
+      sampling.set(b, h, q, a.Q);
+      sampling.weights_again();
+      sampling.locate();
+      for (int64_t lane = 0; lane < sampling.count; ++lane) {
+        const T* grad = upstream + (q + lane) * g.grad_result.q;
+        each_block<C>(channels, [&](auto pack, auto packs, int64_t begin, int64_t end) {
+          add_rows<decltype(pack), packs.value>(sampling, lane, sums.rows, grad, begin, end);
+        });
+      }
+    }
+  }
+  // Past the cache where that can't hold them all until somebody reads them.
+  void write(T* to, int64_t step, int64_t channels, int64_t positions) const {
+    constexpr int64_t bytes = lanes<C> * sizeof(T);
+    const bool large = a.B * a.S * a.H * a.d * int64_t(sizeof(T)) > 8 << 20;
+    const bool aligned = (reinterpret_cast<uintptr_t>(to) | uintptr_t(step) * sizeof(T)) % bytes == 0;
+    const bool nontemporal = large && aligned && channels % lanes<C> == 0;
+    for (int64_t s = 0; s < positions; ++s, to += step)
+      if (nontemporal)
+        for (int64_t c = 0; c < channels; c += lanes<C>)
+          stream(to + c, load(static_cast<const C*>(sums.rows[s]) + c));
+      else
+        write_numbers<T>(to, false, 0, channels, sums.rows[s]);
+    fence();
   }
 };
 
@@ -241,13 +233,8 @@ void deformable_backward(const DeformableAttentionBackward& g, const Parallel& p
   const DeformableAttention& a = g.forward;
   const Points<C> points(a);
   if (g.grad_scores.data || g.grad_locations.data) {
-    Scratch<T> zeros(a.d);
-    memset(static_cast<void*>(zeros.data), 0, a.d * sizeof(T));
-    const QueryParts parts(a, 8 * a.K * a.d, parallel);
-    each_part(parallel, parts.parts, [&](int64_t part) {
-      QueryGradients<T> work(g, points, zeros.data);
-      parts.of_part(part, [&](int64_t b, int64_t h, int64_t first, int64_t last) { work.run(b, h, first, last); });
-    });
+    const QueryParts parts{a, parallel, 8 * a.K * a.d};
+    parts.run<T>([&] { return QueryGradients<T>(g, points); });
   }
   if (g.grad_value.data) {
     const ValueParts<C> parts(a, parallel);

@@ -7,17 +7,16 @@ namespace {
 
 // out = sum over points and corners of share * row, for a block of packs. Corners have sums of their own where
 // registers allow: additions needn't wait for each other.
-template <class Pack, int Packs, class T>
-MMK_INLINE void weighted_rows(const Sampling<T>& sampling, Rows<const T> rows, int64_t points, int64_t first,
-                              int64_t last, T* out) {
+template <class Pack, int Packs, class T, class R>
+MMK_INLINE void weighted_rows(const Sampling<T>& sampling, int64_t lane, R rows, int64_t first, int64_t last, T* out) {
   using C = acc_t<T>;
   constexpr int sums = Packs <= 2 ? 4 : 2;
   typename Pack::type total[sums][Packs] = {};
-  for (int64_t k = 0; k < points; ++k) {
+  for (int64_t k = 0; k < sampling.a.K; ++k) {
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
-      const T* row = rows[sampling.position.data[c * sampling.padded + k]];
-      const C share = sampling.share.data[c * sampling.padded + k];
+      const auto* row = rows[sampling.position_of(c, k, lane)];
+      const C share = sampling.share_of(c, k, lane);
 #pragma GCC unroll 4
       for (int v = 0; v < Packs; ++v)
         total[c % sums][v] += Pack::load(row + channel_of<Pack, Packs>(v, first, last)) * share;
@@ -33,28 +32,33 @@ MMK_INLINE void weighted_rows(const Sampling<T>& sampling, Rows<const T> rows, i
 }
 
 template <class T>
-void deformable_forward(const DeformableAttention& a, const Parallel& parallel) {
+struct DeformableForward {
   using C = acc_t<T>;
-  const Points<C> points(a);
-  Scratch<T> zeros(a.d);
-  memset(static_cast<void*>(zeros.data), 0, a.d * sizeof(T));
-  const QueryParts parts(a, 8 * a.K * a.d, parallel);
-  each_part(parallel, parts.parts, [&](int64_t part) {
-    Sampling<T> sampling(a, points);
-    parts.of_part(part, [&](int64_t b, int64_t h, int64_t first, int64_t last) {
-      const T* value = static_cast<const T*>(a.value.data) + b * a.value.b + h * a.value.h;
-      const Rows<const T> rows{value, a.value.n, zeros.data};
-      T* result = static_cast<T*>(a.result.data) + b * a.result.b + h * a.result.h;
-      for (int64_t q = first; q < last; ++q) {
-        sampling.weights(b, q, h);
-        sampling.locate(b, q, h);
-        T* out = result + q * a.result.q;
+  const DeformableAttention& a;
+  Sampling<T> sampling;
+
+  template <class R>
+  void run(R rows, int64_t b, int64_t h, int64_t first, int64_t last) {
+    T* result = static_cast<T*>(a.result.data) + b * a.result.b + h * a.result.h;
+    for (int64_t q = first; q < last; q += sampling.block) {
+      sampling.set(b, h, q, last);
+      sampling.weights();
+      sampling.locate();
+      for (int64_t lane = 0; lane < sampling.count; ++lane) {
+        T* out = result + (q + lane) * a.result.q;
         each_block<C>(a.d, [&](auto pack, auto packs, int64_t begin, int64_t end) {
-          weighted_rows<decltype(pack), packs.value>(sampling, rows, a.K, begin, end, out);
+          weighted_rows<decltype(pack), packs.value>(sampling, lane, rows, begin, end, out);
         });
       }
-    });
-  });
+    }
+  }
+};
+
+template <class T>
+void deformable_forward(const DeformableAttention& a, const Parallel& parallel) {
+  const Points<acc_t<T>> points(a);
+  const QueryParts parts{a, parallel, 8 * a.K * a.d};
+  parts.run<T>([&] { return DeformableForward<T>{a, {a, points}}; });
 }
 
 }  // namespace

@@ -97,6 +97,7 @@ struct Call {
     t.text_mask = a.text_mask;
     t.image_out = rows_of(a.image_out);
     t.text_out = a.text_out;
+    t.unrounded = a.unrounded;
     t.image_softmax = static_cast<float*>(a.image_softmax);
     t.text_softmax = static_cast<float*>(a.text_softmax);
     t.pool = a.pool;

@@ -8,7 +8,8 @@
 //
 // AbsorbedBackwardImage: a block has a tile of positions and goes through the columns; AbsorbedBackwardText: the other
 // way round, for the merge. delta[position, head] = sum over tokens of p <G, value>: AbsorbedBackwardImage finds it
-// where a tile has whole heads, else AbsorbedDelta.
+// where a tile has whole heads, else AbsorbedDelta. ds is as large as the values: what is rounded to 16 bits is ds over
+// their largest scale.
 #pragma once
 #include "absorbed_block.h"
 
@@ -26,6 +27,7 @@ struct AbsorbedBackward : AbsorbedBlock<T> {
     clear(dp);
     if (t.of_image_out)
       this->product(dp, rows, {this->values_of(of_tile), t.value_width(), int(t.parts), nullptr});
+    this->each([&](int j, int i, int, int c) { dp[j][i] *= this->value_scale(c); });
   }
   // <image, F>
   MMK_DEVICE void gathered_gradients(Tile& dq, const typename Base::Rows& rows, int64_t of_tile) const {
@@ -127,7 +129,10 @@ struct AbsorbedBackwardImage : AbsorbedBackward<T> {
     end = int(t.N);
   }
 
-  MMK_DEVICE void put_gradient(int r, int64_t channel, float (&x)[8]) const {
+  MMK_DEVICE void put_gradient(int r, int64_t channel, float scale, float (&x)[8]) const {
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+      x[e] *= scale;
     if (n + r >= end || channel >= t.D)
       return;
     const int count = int(least<int64_t>(8, t.D - channel));
@@ -146,6 +151,9 @@ struct AbsorbedBackwardImage : AbsorbedBackward<T> {
   MMK_DEVICE void run() const {
     Chunk sum;
     Base::clear_chunk(sum);
+    const auto scales = this->largest_scales();
+    const float scale = scales.key * scales.value;
+    const float share = 1 / scale;
     this->take_positions(n, end);
     const bool own_deltas = t.of_image_out && t.tiles == 1;  // whole heads: their deltas are found here
     for (int64_t of_tile = 0; of_tile < t.all_tiles(); ++of_tile) {
@@ -165,8 +173,8 @@ struct AbsorbedBackwardImage : AbsorbedBackward<T> {
       this->gathered_gradients(dq, this->image_rows(n, false, this->held_image(0)), of_tile);
       this->each([&](int j, int i, int r, int c) {
         const auto w = this->weigh(s[j][i], dp[j][i], dq[j][i], r, c);
-        first[r * Layout::weights + c] = from_float<T>(w.ds);
-        second[r * Layout::weights + c] = from_float<T>(w.q);
+        first[r * Layout::weights + c] = from_float<T>(w.ds * (this->key_scale(c) * share));
+        second[r * Layout::weights + c] = from_float<T>(w.q * share);
       });
       this->template stream<absorbed_slabs>(
           Base::slabs_of_chunk(t.D, chunk),
@@ -184,7 +192,8 @@ struct AbsorbedBackwardImage : AbsorbedBackward<T> {
           });
     }
     __syncthreads();
-    this->emit_chunk(sum, chunk, t.D, [&](int r, int64_t channel, float (&x)[8]) { put_gradient(r, channel, x); });
+    this->emit_chunk(sum, chunk, t.D,
+                     [&](int r, int64_t channel, float (&x)[8]) { put_gradient(r, channel, scale, x); });
   }
 };
 
@@ -233,6 +242,8 @@ struct AbsorbedBackwardText : AbsorbedBackward<T> {
     Chunk sum;
     Base::clear_chunk(sum);
     float bias[Base::J][2] = {};
+    const float scale = of_key ? this->largest_scales().value : 1;
+    const float share = 1 / scale;
     this->take_columns(of_tile);
     const bool flows = of_key || t.of_image_out;  // else the sums stay 0
     for (int n = begin; flows && n < end; n += tile) {
@@ -252,7 +263,7 @@ struct AbsorbedBackwardText : AbsorbedBackward<T> {
       this->each([&](int j, int i, int r, int c) {
         const auto w = this->weigh(s[j][i], dp[j][i], dq[j][i], r, c);
         bias[j][i % 2] += w.through_tokens;
-        first[r * Layout::weights + c] = from_float<T>(of_key ? w.ds : w.p);
+        first[r * Layout::weights + c] = from_float<T>(of_key ? w.ds * share : w.p);
       });
       if (of_key)
         this->to_columns(sum, first, nullptr, this->image_rows(n, false, held), chunk, false);
@@ -264,9 +275,9 @@ struct AbsorbedBackwardText : AbsorbedBackward<T> {
     if (chunk == 0 && t.grad_key_bias)
       leave_bias(bias, to);
     if (of_key)
-      this->leave(sum, t.partial + to * t.width(), t.width(), chunk);
+      this->leave(sum, t.partial + to * t.width(), t.width(), chunk, scale);
     else
-      this->leave(sum, t.partial_value + to * t.value_width(), t.value_width(), chunk - int(t.chunks));
+      this->leave(sum, t.partial_value + to * t.value_width(), t.value_width(), chunk - int(t.chunks), 1);
   }
 };
 

@@ -13,8 +13,9 @@ struct AbsorbedBlock {
   static constexpr int K = Layout::K;
   static constexpr int pitch = Layout::pitch;
   static constexpr int panel = tile * pitch;
-  static constexpr int J = tile / 16;  // a warp's 8 columns of a tile
-  static constexpr int W = K / 16;     // of a slab
+  static constexpr bool scaled = std::is_same_v<T, f16>;  // packed rows have scales
+  static constexpr int J = tile / 16;                     // a warp's 8 columns of a tile
+  static constexpr int W = K / 16;                        // of a slab
   using Tile = float[J][4];
   using Chunk = float[absorbed_slabs][W][4];
 
@@ -188,7 +189,7 @@ struct AbsorbedBlock {
   MMK_DEVICE void score(Tile& s, const Rows& rows, const Columns& of_keys) const {
     clear(s);
     product(s, rows, of_keys);
-    each([&](int j, int i, int, int c) { s[j][i] = fmaf(s[j][i], log4e, columns[c].bias); });
+    each([&](int j, int i, int, int c) { s[j][i] = fmaf(s[j][i] * key_scale(c), log4e, columns[c].bias); });
   }
 
   // ---- tiles
@@ -249,6 +250,40 @@ struct AbsorbedBlock {
   MMK_DEVICE void take_columns(int64_t of_tile) const {
     for (int c = threadIdx.x; c < tile; c += absorbed_threads)
       columns[c] = load(t.columns + b * t.all_columns() + of_tile * tile + c);
+  }
+  MMK_DEVICE float key_scale(int c) const { return scaled ? columns[c].key_scale : 1.f; }
+  MMK_DEVICE float value_scale(int c) const { return scaled ? columns[c].value_scale : 1.f; }
+  // The largest scales of a sample's keys and values: sums of products with packed rows are to be multiplied by them.
+  struct Scales {
+    float key = 1;
+    float value = 1;
+    // Of sums with weights, which are at most 1: what they are rounded to may be larger, and keeps more of their bits.
+    MMK_DEVICE float with_weights() const { return value > 1 ? value * 0x1p-15f : 1.f; }
+  };
+  MMK_DEVICE Scales largest_scales() const {
+    Scales found;
+    if constexpr (scaled) {
+      if (!t.bits)
+        return found;
+      for (int64_t c = threadIdx.x; c < t.all_columns(); c += absorbed_threads) {
+        const Column* column = t.columns + b * t.all_columns() + c;
+        found.key = fmaxf(found.key, load(&column->key_scale));
+        found.value = fmaxf(found.value, load(&column->value_scale));
+      }
+      found.key = over_lanes(found.key, 32, Max());
+      found.value = over_lanes(found.value, 32, Max());
+      if (threadIdx.x % 32 == 0) {
+        scratch[2 * warp] = found.key;
+        scratch[2 * warp + 1] = found.value;
+      }
+      __syncthreads();
+      for (int i = 0; i < absorbed_threads / 32; ++i) {
+        found.key = fmaxf(found.key, scratch[2 * i]);
+        found.value = fmaxf(found.value, scratch[2 * i + 1]);
+      }
+      __syncthreads();
+    }
+    return found;
   }
   // Columns of a head in a tile, its k-th of the group.
   MMK_DEVICE int tokens_of(int k) const { return int(least<int64_t>(t.T - k * tile, t.tiles > 1 ? tile : t.T)); }
@@ -323,10 +358,14 @@ struct AbsorbedBlock {
       stream<absorbed_slabs>(count, [&](int i, T* to) { bring_slab(to, rows, chunk * absorbed_slabs + i); }, use);
     }
   }
-  // What columns have gathered, to where the merge finds it.
-  MMK_DEVICE void leave(const Chunk& sum, float* to, int64_t width, int chunk) const {
-    emit_chunk(sum, chunk, width,
-               [&](int c, int64_t channel, float (&x)[8]) { put<8>(to + c * width + channel, x, 1, 8); });
+  // What columns have gathered, times `scale`, to where the merge finds it.
+  MMK_DEVICE void leave(const Chunk& sum, float* to, int64_t width, int chunk, float scale) const {
+    emit_chunk(sum, chunk, width, [&](int c, int64_t channel, float (&x)[8]) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        x[e] *= scale;
+      put<8>(to + c * width + channel, x, 1, 8);
+    });
   }
 };
 

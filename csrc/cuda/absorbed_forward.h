@@ -56,11 +56,14 @@ struct AbsorbedForward : AbsorbedBlock<T> {
       side.share = side.share == 0 ? 0.f : 1 / side.share;
     }
   }
-  // score(j, i, r, c) of an element of the tile.
+  // score(j, i, r, c) of an element of the tile. Values are packed: their products' sums are to be multiplied by
+  // `scale`.
   template <class Score>
-  MMK_DEVICE void weigh_tokens(T* weights, Score score) const {
+  MMK_DEVICE void weigh_tokens(T* weights, float scale, Score score) const {
+    const float share = 1 / scale;
     this->each([&](int j, int i, int r, int c) {
-      weights[r * Layout::weights + c] = from_float<T>(this->weight(score(j, i, r, c), r, c));
+      const float w = this->weight(score(j, i, r, c), r, c);
+      weights[r * Layout::weights + c] = from_float<T>(w * (this->value_scale(c) * share));
     });
   }
   // Slab i of a tile's values, in all parts.
@@ -75,8 +78,11 @@ struct AbsorbedForward : AbsorbedBlock<T> {
       mma<Base::W, false, true>(sum, weights + 16 * this->group * Layout::weights, Layout::weights,
                                 from + part * step + half * (Base::K / 2), pitch, tile);
   }
-  MMK_DEVICE void put_image(int n, int end, int r, int64_t channel, const float (&x)[8]) const {
+  MMK_DEVICE void put_image(int n, int end, int r, int64_t channel, float scale, float (&x)[8]) const {
     const HeadRows& to = t.image_out;
+#pragma unroll
+    for (int e = 0; e < 8; ++e)
+      x[e] *= scale;
     if (n + r < end && channel < t.Dv)
       put<8>(static_cast<T*>(to.data) + b * to.b + (n + r) * to.n + channel * to.c, x, to.c,
              int(least<int64_t>(8, t.Dv - channel)));
@@ -130,13 +136,13 @@ struct AbsorbedPool : AbsorbedForward<T> {
     });
   }
   // The image's result of these positions, with all columns.
-  MMK_DEVICE void image_side(int n, const T* values) const {
+  MMK_DEVICE void image_side(int n, const T* values, float scale) const {
     auto use = [&](int i, const T* from, int step) {
       float sum[Base::W][4];
       clear(sum);
       this->times_values(sum, second, from, step);
       this->emit_slab(sum, i * Base::K,
-                      [&](int r, int64_t channel, float (&x)[8]) { this->put_image(n, end, r, channel, x); });
+                      [&](int r, int64_t channel, float (&x)[8]) { this->put_image(n, end, r, channel, scale, x); });
     };
     const int count = Base::slabs(t.Dv);
     if (values) {
@@ -167,6 +173,7 @@ struct AbsorbedPool : AbsorbedForward<T> {
       total[c] = 0;
     }
     const bool both = t.whole && chunk == 0;
+    const float scale = both ? this->largest_scales().with_weights() : 1;
     typename Base::Columns keys = this->keys(of_tile);
     T* values = nullptr;
     if (t.resident) {
@@ -209,8 +216,8 @@ struct AbsorbedPool : AbsorbedForward<T> {
       if (t.resident && t.buffers == 1)
         prefetch(n + tile, 0);
       if (both) {
-        this->weigh_tokens(second, [&](int, int, int r, int c) { return this->kept(r, c); });
-        image_side(n, values);
+        this->weigh_tokens(second, scale, [&](int, int, int r, int c) { return this->kept(r, c); });
+        image_side(n, values, scale);
       }
       if (t.buffers == 2)
         buffer = 1 - buffer;
@@ -218,7 +225,7 @@ struct AbsorbedPool : AbsorbedForward<T> {
     copy_wait<0>();
     __syncthreads();
     const int64_t to = t.left_at(this->b, of_tile, split);
-    this->leave(sum, t.partial + to * t.width(), t.width(), chunk);
+    this->leave(sum, t.partial + to * t.width(), t.width(), chunk, 1);
     for (int c = threadIdx.x; c < tile && chunk == 0; c += absorbed_threads) {
       store(t.stats + 2 * (to + c), top[c]);
       store(t.stats + 2 * (to + c) + 1, total[c]);
@@ -244,6 +251,7 @@ struct AbsorbedAttend : AbsorbedForward<T> {
   MMK_DEVICE void run() const {
     Chunk sum;
     Base::clear_chunk(sum);
+    const float scale = this->largest_scales().with_weights();
     this->take_positions(n, end);
     for (int64_t g = 0; g < t.groups; ++g) {
       this->forget_sides();
@@ -267,7 +275,7 @@ struct AbsorbedAttend : AbsorbedForward<T> {
           }
           if (pass + 1 < passes)
             continue;
-          this->weigh_tokens(first, [&](int j, int i, int, int) { return s[j][i]; });
+          this->weigh_tokens(first, scale, [&](int j, int i, int, int) { return s[j][i]; });
           this->template stream<absorbed_slabs>(
               Base::slabs_of_chunk(t.Dv, chunk),
               [&](int i, T* to) { this->bring_values(to, of_tile, chunk * absorbed_slabs + i); },
@@ -281,7 +289,7 @@ struct AbsorbedAttend : AbsorbedForward<T> {
       }
     }
     this->emit_chunk(sum, chunk, t.Dv,
-                     [&](int r, int64_t channel, float (&x)[8]) { this->put_image(n, end, r, channel, x); });
+                     [&](int r, int64_t channel, float (&x)[8]) { this->put_image(n, end, r, channel, scale, x); });
   }
 };
 

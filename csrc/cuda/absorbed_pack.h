@@ -38,16 +38,43 @@ MMK_DEVICE void get_channels(float (&x)[8], const HeadRows& f, const ColumnPlace
     get<8>(x, head_of<U>(f, at.b, at.h) + at.token * f.n + c * f.c, f.c, int(least<int64_t>(8, channels - c)));
 }
 
+// The power of two that float rows for float16 are packed over: 1, but for those beyond its range. Of these the largest
+// is below 256, so that room is left for sums of their products. Both scales' product is finite.
+template <class T, class U, class Clean>
+MMK_DEVICE float scale_of_row(const AbsorbedTask& t, const ColumnPlace& at, const HeadRows& f, int64_t channels,
+                              bool there, Clean clean) {
+  float scale = 1;
+  if constexpr (std::is_same_v<T, f16> && std::is_same_v<U, float>) {
+    float largest = 0;
+    for (int64_t c = threadIdx.x % 32 * 8; c < channels; c += 256) {
+      float x[8];
+      get_channels<U>(x, f, at, c, channels, there);
+#pragma unroll
+      for (int e = 0; e < 8; ++e)
+        largest = fmaxf(largest, fabsf(clean(x[e])));
+    }
+    largest = over_lanes(largest, 32, Max());
+    if (largest > 65504.f && largest < INFINITY)
+      scale = ldexpf(1.f, least(ilogbf(largest) - 7, 60));
+  }
+  return scale;
+}
+
+// Returns the row's scale.
 template <class T, class U>
-MMK_DEVICE void pack_row(const AbsorbedTask& t, const ColumnPlace& at, const HeadRows& f, void* packed,
-                         int64_t channels, Row how, int parts) {
+MMK_DEVICE float pack_row(const AbsorbedTask& t, const ColumnPlace& at, const HeadRows& f, void* packed,
+                          int64_t channels, Row how, int parts) {
   const int64_t width = round_up(channels, padded_channels);
+  const bool there = how != Row::zeros;
+  auto clean = [&](float x) { return how != Row::finite || fabsf(x) < INFINITY ? x : 0.f; };
+  const float scale = scale_of_row<T, U>(t, at, f, channels, there, clean);
+  const float share = 1 / scale;
   for (int64_t c = threadIdx.x % 32 * 8; c < width; c += 256) {
     float x[8];
-    get_channels<U>(x, f, at, c, channels, how != Row::zeros);
+    get_channels<U>(x, f, at, c, channels, there);
 #pragma unroll
     for (int e = 0; e < 8; ++e)
-      x[e] = how != Row::finite || fabsf(x[e]) < INFINITY ? x[e] : 0.f;
+      x[e] = clean(x[e]) * share;
     for (int part = 0; part < 2; ++part) {  // at most
       if (part == parts)
         break;
@@ -59,14 +86,20 @@ MMK_DEVICE void pack_row(const AbsorbedTask& t, const ColumnPlace& at, const Hea
       }
     }
   }
+  return scale;
 }
 
 template <class T, class U>
-MMK_DEVICE void pack_text(const AbsorbedTask& t, const ColumnPlace& at, bool takes) {
+MMK_DEVICE void pack_text(const AbsorbedTask& t, const ColumnPlace& at, bool takes, Column& column) {
   const int parts = int(t.parts);
-  pack_row<T, U>(t, at, t.key, t.keys, t.D, !at.there ? Row::zeros : takes ? Row::whole : Row::finite, parts);
+  column.key_scale = pack_row<T, U>(t, at, t.key, t.keys, t.D,
+                                    !at.there ? Row::zeros
+                                    : takes   ? Row::whole
+                                              : Row::finite,
+                                    parts);
+  column.value_scale = 1;
   if (t.values)
-    pack_row<T, U>(t, at, t.value, t.values, t.Dv, takes ? Row::whole : Row::zeros, parts);
+    column.value_scale = pack_row<T, U>(t, at, t.value, t.values, t.Dv, takes ? Row::whole : Row::zeros, parts);
 }
 
 // Grid (columns of all samples / 4), block 128.
@@ -76,11 +109,11 @@ MMK_DEVICE void absorbed_pack(const AbsorbedTask& t) {
   if (at.b >= t.B)
     return;
   const bool takes = at.there && token_takes(t, at.b, at.token);
-  if (t.bits)
-    pack_text<T, float>(t, at, takes);
-  else
-    pack_text<T, T>(t, at, takes);
   Column column = {};
+  if (t.bits)
+    pack_text<T, float>(t, at, takes, column);
+  else
+    pack_text<T, T>(t, at, takes, column);
   column.power = Exponential(0.f);
   column.head = at.there ? int(at.h) : -1;
   column.slot = int(least(at.slot, t.heads - 1));
@@ -99,7 +132,7 @@ MMK_DEVICE void absorbed_pack(const AbsorbedTask& t) {
     for (int64_t c = threadIdx.x % 32 * 8; c < t.D; c += 256) {
       float x[8], y[8];
       get_channels<T>(x, t.grad_text_out, at, c, t.D, gathers);
-      get_channels<T>(y, t.text_out, at, c, t.D, gathers);
+      get_channels<float>(y, t.unrounded, at, c, t.D, gathers);
 #pragma unroll
       for (int e = 0; e < 8; ++e)
         sum += x[e] * y[e];
@@ -136,6 +169,7 @@ MMK_DEVICE void absorbed_merge(const AbsorbedTask& t) {
   if (threadIdx.x % 32 == 0)
     store_softmax(t.text_softmax, at.b * t.H + at.h, t.T, at.token, top, total);
   T* to = head_of<T>(t.text_out, at.b, at.h) + at.token * t.text_out.n;
+  float* exact = head_of<float>(t.unrounded, at.b, at.h) + at.token * t.unrounded.n;
   for (int64_t c = threadIdx.x % 32 * 8; c < t.D; c += 256) {
     float sum[8] = {};
     for (int64_t s = 0; s < t.splits; ++s) {
@@ -149,7 +183,10 @@ MMK_DEVICE void absorbed_merge(const AbsorbedTask& t) {
     }
     for (int e = 0; e < 8; ++e)
       sum[e] = total == 0 ? 0.f : sum[e] / total;
-    put<8>(to + c * t.text_out.c, sum, t.text_out.c, int(least<int64_t>(8, t.D - c)));
+    const int count = int(least<int64_t>(8, t.D - c));
+    put<8>(to + c * t.text_out.c, sum, t.text_out.c, count);
+    if (t.unrounded.data)
+      put<8>(exact + c * t.unrounded.c, sum, t.unrounded.c, count);
   }
 }
 

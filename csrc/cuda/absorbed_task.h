@@ -2,7 +2,8 @@
 //
 // The tokens of all heads are columns. They come in tiles of 64: several whole heads, a group, where a head's tokens
 // fit a tile; else a head is a group of several tiles. Keys and values are packed once into scratch, tile by tile: rows
-// of whole slabs, zeros where there is nothing, and in two parts where they have more bits than the image.
+// of whole slabs, zeros where there is nothing, and in two parts where they have more bits than the image. A float row
+// that is beyond float16 is packed over a power of two, its scale.
 #pragma once
 #include "heads.h"
 
@@ -25,9 +26,10 @@ struct alignas(16) Column {
   float share, delta;
   float bias;  // times log4e
   int head;
-  int slot;          // the head's place in its group
-  int token, takes;  // takes: part in the softmax over tokens
-  int unused[3];
+  int slot;                      // the head's place in its group
+  int token, takes;              // takes: part in the softmax over tokens
+  float key_scale, value_scale;  // of its packed rows
+  int unused[1];
 };
 static_assert(sizeof(Column) == 48);
 
@@ -54,16 +56,16 @@ struct AbsorbedTask {
   HeadRows image, key, value;                                                // 27 data, b, h, n, c each
   Bias key_bias;                                                             // 42
   TokenMask image_mask, text_mask;                                           // 47
-  HeadRows image_out, text_out;                                              // 55
-  float *image_softmax, *text_softmax;                                       // 65
-  HeadRows grad_image_out, grad_text_out, grad_image, grad_key, grad_value;  // 67
-  float* grad_key_bias;                                                      // 92
+  HeadRows image_out, text_out, unrounded;                                   // 55
+  float *image_softmax, *text_softmax;                                       // 70
+  HeadRows grad_image_out, grad_text_out, grad_image, grad_key, grad_value;  // 72
+  float* grad_key_bias;                                                      // 97
   // Scratch. keys [b, part, column, D padded], values likewise, features (grad_text_out) [b, column, D padded].
-  void *keys, *values, *features;  // 93
-  Column* columns;                 // 96 [b, column]
-  float* delta;                    // 97 [b, h, n]: over tokens, the weights times their gradients
-  float *partial, *stats;  // 98 [b, tile, split, 64, D padded]; [.., 64, 2]: maximum, sum (backward: of the bias)
-  float* partial_value;    // 100 backward: [b, tile, split, 64, Dv padded]
+  void *keys, *values, *features;  // 98
+  Column* columns;                 // 101 [b, column]
+  float* delta;                    // 102 [b, h, n]: over tokens, the weights times their gradients
+  float *partial, *stats;  // 103 [b, tile, split, 64, D padded]; [.., 64, 2]: maximum, sum (backward: of the bias)
+  float* partial_value;    // 105 backward: [b, tile, split, 64, Dv padded]
 
   MMK_HOST_DEVICE int64_t all_tiles() const { return groups * tiles; }
   MMK_HOST_DEVICE int64_t all_columns() const { return all_tiles() * tile; }
@@ -74,7 +76,7 @@ struct AbsorbedTask {
     return ((b * all_tiles() + of_tile) * splits + split) * tile;
   }
 };
-static_assert(sizeof(AbsorbedTask) == 101 * 8, "every field has 8 bytes");
+static_assert(sizeof(AbsorbedTask) == 106 * 8, "every field has 8 bytes");
 
 inline HeadRows rows_of(const SampleRows& r) {
   return {r.data, r.b, 0, r.n, r.c};

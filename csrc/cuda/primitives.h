@@ -1,6 +1,6 @@
 // The only place with inline PTX and dynamic shared memory: what CUDA kernels are made of, real under nvcc, emulated
-// under g++ with -DMMK_EMULATED (tests/cuda_emulator). Kernels reach global memory through load, store and copy_async
-// alone, so that the emulator can count bytes.
+// under g++ with -DMMK_EMULATED (tests/cuda_emulator). Kernels reach global memory through load, store,
+// add_atomically and copy_async alone, so that the emulator can count bytes.
 #pragma once
 #include <cstdint>
 
@@ -36,6 +36,9 @@ inline T load(const T* from) {
 template <class T>
 inline void store(T* to, T value) {
   emulator::counted_store(to, value);
+}
+inline void add_atomically(float* to, float value) {
+  emulator::counted_add(to, value);
 }
 inline void copy_async(void* shared, const void* global, bool valid) {
   emulator::copy_async(shared, global, 16, valid);
@@ -120,6 +123,11 @@ MMK_DEVICE void store(T* to, T value) {
     __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&value));
   else
     *to = value;
+}
+
+// In whatever order threads come to it: other bits every time.
+MMK_DEVICE void add_atomically(float* to, float value) {
+  atomicAdd(to, value);
 }
 
 // 16 bytes from global to shared memory, both aligned to 16; zeros where not valid (then nothing is read).

@@ -68,9 +68,10 @@ AbsorbedAttention arguments(const Tensor& image, const Tensor& key, const Option
 }
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image, const Tensor& key, const Optional& key_bias,
-                                                   const Optional& value, const Optional& image_mask,
-                                                   const Optional& text_mask, bool pool) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image, const Tensor& key,
+                                                           const Optional& key_bias, const Optional& value,
+                                                           const Optional& image_mask, const Optional& text_mask,
+                                                           bool pool) {
   AbsorbedAttention a = arguments(image, key, key_bias, value, image_mask, text_mask, pool);
   const ScalarType accumulate = accumulate_type(a.dtype);
   auto empty = [&](bool wanted, std::vector<int64_t> sizes, ScalarType type) {
@@ -81,6 +82,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image, const Te
   Tensor text_out = empty(pool, {a.B, a.H, a.T, a.D}, image.scalar_type());
   Tensor image_softmax = empty(attend, {a.B, a.H, 2, a.N}, accumulate);
   Tensor text_softmax = empty(pool, {a.B, a.H, 2, a.T}, accumulate);
+  // Where text_out has 16 bits.
+  Tensor unrounded = empty(pool && image.scalar_type() != accumulate, {a.B, a.H, a.T, a.D}, accumulate);
   advise_huge_pages(image_out);
   if (attend) {
     a.image_out = sample_rows(image_out);
@@ -89,16 +92,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image, const Te
   if (pool) {
     a.text_out = head_rows(text_out);
     a.text_softmax = text_softmax.mutable_data_ptr();
+    if (image.scalar_type() != accumulate)
+      a.unrounded = head_rows(unrounded);
   }
   Launch(a, image);
-  return {image_out, text_out, image_softmax, text_softmax};
+  return {image_out, text_out, image_softmax, text_softmax, unrounded};
 }
 
 template <auto Launch>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional& grad_image_out, const Optional& grad_text_out,
                                                     const Tensor& image, const Tensor& key, const Optional& key_bias,
                                                     const Optional& value, const Optional& image_mask,
-                                                    const Optional& text_mask, const Tensor& text_out,
+                                                    const Optional& text_mask, const Tensor& unrounded,
                                                     const Tensor& image_softmax, const Tensor& text_softmax, bool pool,
                                                     bool need_image_grad, bool need_key_grad, bool need_key_bias_grad,
                                                     bool need_value_grad) {
@@ -114,9 +119,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional& grad_image_o
     a.image_softmax = image_rows.mutable_data_ptr();
   }
   if (pool) {
-    anchor.check(text_out, "text_out", anchor.type, {a.B, a.H, a.T, a.D});
+    anchor.check(unrounded, "unrounded", accumulate, {a.B, a.H, a.T, a.D});
     anchor.check(text_softmax, "text_softmax", accumulate, {a.B, a.H, 2, a.T});
-    a.text_out = head_rows(text_out);
+    a.unrounded = head_rows(unrounded);
     a.text_softmax = text_rows.mutable_data_ptr();
   }
   if (grad_image_out && value) {
@@ -181,10 +186,10 @@ constexpr auto gpu_back = &backward<cuda_backward>;
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
   m.def(MMK_OPERATION
         "(Tensor image, Tensor key, Tensor? key_bias, Tensor? value, Tensor? image_mask, Tensor? text_mask, bool pool) "
-        "-> (Tensor, Tensor, Tensor, Tensor)");
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(MMK_OPERATION
         "_backward(Tensor? grad_image_out, Tensor? grad_text_out, Tensor image, Tensor key, Tensor? key_bias, Tensor? "
-        "value, Tensor? image_mask, Tensor? text_mask, Tensor text_out, Tensor image_softmax, Tensor text_softmax, "
+        "value, Tensor? image_mask, Tensor? text_mask, Tensor unrounded, Tensor image_softmax, Tensor text_softmax, "
         "bool pool, bool need_image_grad, bool need_key_grad, bool need_key_bias_grad, bool need_value_grad) "
         "-> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -101,7 +101,8 @@ Sizes softmax_shape(const DeformableAttention& a) {
 
 template <auto Launch>
 std::tuple<Tensor, Tensor> forward(const Tensor& value, const Tensor& locations, const Tensor& scores,
-                                   const Optional& mask, Sizes spatial_shapes, Sizes points, bool softmax) {
+                                   const Optional& mask, Sizes spatial_shapes, Sizes points, bool softmax,
+                                   bool /*deterministic: the backward call's*/) {
   const Given given(value, locations, scores);
   DeformableAttention a = given.arguments(mask, spatial_shapes, points, softmax);
   Tensor result = torch::stable::new_empty(value, {a.B, a.Q, a.H * a.d});
@@ -117,12 +118,13 @@ std::tuple<Tensor, Tensor> forward(const Tensor& value, const Tensor& locations,
 template <auto Launch>
 std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const Tensor& value, const Tensor& locations,
                                             const Tensor& scores, const Optional& mask, const Tensor& softmax_rows,
-                                            Sizes spatial_shapes, Sizes points, bool softmax, bool need_value_grad,
-                                            bool need_locations_grad, bool need_scores_grad) {
+                                            Sizes spatial_shapes, Sizes points, bool softmax, bool deterministic,
+                                            bool need_value_grad, bool need_locations_grad, bool need_scores_grad) {
   const Given given(value, locations, scores);
   DeformableAttentionBackward g;
   g.forward = given.arguments(mask, spatial_shapes, points, softmax);
   DeformableAttention& a = g.forward;
+  g.deterministic = deterministic;
   const Anchor anchor(value);
   Tensor rows = torch::stable::contiguous(softmax_rows);
   if (softmax) {
@@ -160,19 +162,10 @@ constexpr auto cpu_back = &backward<on_cpu<DeformableAttentionBackward, deformab
 #endif
 
 #if defined(MMK_CUDA) || defined(MMK_EMULATED)
-void cuda_forward(const DeformableAttention& a, const Tensor& like) {
-  on_current_stream(
-      like, [&] { return cuda::deformable_attention_scratch(a); },
-      [&](float* scratch, void* stream) { return cuda::deformable_attention_forward(a, scratch, stream); });
-}
-void cuda_backward(const DeformableAttentionBackward& g, const Tensor& like) {
-  on_current_stream(
-      like, [&] { return cuda::deformable_attention_scratch(g); },
-      [&](float* scratch, void* stream) { return cuda::deformable_attention_backward(g, scratch, stream); });
-}
-
-constexpr auto gpu = &forward<cuda_forward>;
-constexpr auto gpu_back = &backward<cuda_backward>;
+constexpr auto gpu =
+    &forward<on_gpu<DeformableAttention, cuda::deformable_attention_scratch, cuda::deformable_attention_forward>>;
+constexpr auto gpu_back = &backward<
+    on_gpu<DeformableAttentionBackward, cuda::deformable_attention_scratch, cuda::deformable_attention_backward>>;
 #endif
 
 }  // namespace
@@ -181,11 +174,11 @@ constexpr auto gpu_back = &backward<cuda_backward>;
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
   m.def(MMK_OPERATION
         "(Tensor value, Tensor locations, Tensor scores, Tensor? mask, int[] spatial_shapes, int[] points, bool "
-        "softmax) -> (Tensor, Tensor)");
+        "softmax, bool deterministic) -> (Tensor, Tensor)");
   m.def(MMK_OPERATION
         "_backward(Tensor? grad_result, Tensor value, Tensor locations, Tensor scores, Tensor? mask, Tensor "
-        "softmax_rows, int[] spatial_shapes, int[] points, bool softmax, bool need_value_grad, bool "
-        "need_locations_grad, bool need_scores_grad) -> (Tensor, Tensor, Tensor)");
+        "softmax_rows, int[] spatial_shapes, int[] points, bool softmax, bool deterministic, bool "
+        "need_value_grad, bool need_locations_grad, bool need_scores_grad) -> (Tensor, Tensor, Tensor)");
 }
 
 MMK_IMPLEMENT_CPU("", cpu)

@@ -1,10 +1,11 @@
 """Sizes, layouts, masks, results, options."""
 
 import copy
+import functools
 
 import torch
 
-from .common import SMALL, Case
+from .common import SMALL, Case, in_common
 from .heads import HEADS
 from .layouts import DENSE, MASKS, contiguous, mask_random, transposed
 
@@ -50,6 +51,7 @@ def generate():
         bias=True,
         wide=False,
         gain=1,
+        change=None,
         **options,
     ):
         def build(draw):
@@ -65,6 +67,8 @@ def generate():
                 "key_bias": of_text.normal(batch, heads, tokens) * gain if bias else None,
                 **options,
             }
+            if change is not None:
+                arguments["image"] = change(draw, arguments["image"])
             if image_mask is not None:
                 arguments["image_mask"] = image_mask(draw, batch, positions)
             if text_mask is not None:
@@ -101,5 +105,12 @@ def generate():
             yield case("results", f"pool only, no bias{ending}", some, attend=False, bias=False, wide=wide, **masks)
             yield case("results", f"image only{ending}", some, pool=False, wide=wide, **masks)
             yield case("results", f"no bias{ending}", some, bias=False, wide=wide, **masks)
+    for words, change in (
+        ("features in common", in_common),
+        ("features in common, ill-conditioned", functools.partial(in_common, share=3, decades=4)),
+    ):
+        for shape in ((2, 2, 21, 5, 16, 12), (1, 2, 40, 60, 24, 16)):
+            yield case("extremes", f"{words}, {shape[3]} tokens", shape, change=change)
+        yield case("extremes", f"{words}, text in float32", shape, change=change, wide=True, text_mask=mask_random)
     yield case("extremes", "large scores", (1, 2, 40, 33, 24, 16), gain=8)
     yield case("extremes", "scores that choose one", (1, 2, 40, 33, 24, 16), gain=200)

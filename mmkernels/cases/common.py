@@ -29,6 +29,14 @@ class Case:
         return self.name
 
 
+def in_common(draw, rows, *, share=10, decades=0):
+    """Rows that have a large part in common, beside which their differences, of channels of very different size, are
+    small."""
+    channels = rows.shape[-1]
+    sizes = torch.logspace(0, -decades, channels, dtype=torch.float64, device=rows.device)
+    return (rows.double() * sizes + share * draw.normal(channels).double()).to(rows.dtype)
+
+
 class Draw:
     """Draws tensors on the CPU, so that they don't depend on the device, and moves them there."""
 

@@ -61,7 +61,7 @@ def generate():
             arguments = {
                 "value": make(draw, batch, positions, heads, channels),
                 "spatial_shapes": torch.tensor(levels, device=draw.device) if as_tensor else levels,
-                "locations": _locations(draws["locations" in wide], shape, points, locate),
+                "locations": locations(draws["locations" in wide], shape, points, locate),
                 "scores": (scores * gain).to(scores.dtype) if gain != 1 else scores,
                 **options,
             }
@@ -92,7 +92,7 @@ def generate():
         yield case("masks", name, SOME, mask=mask)
         yield case("masks", f"{name}, weights given", SOME, mask=mask, softmax=False)
     yield case("masks", "random, large", (2, 4, 32, 203, 4, ((20, 17), (9, 8))), mask=mask_random)
-    for points in ((4, 2), (0, 3), (5, 0), (0, 0), (1, 17)):
+    for points in ((4, 2), (0, 3), (5, 0), (0, 0), (1, 17), (40, 3)):
         yield case("points", ",".join(map(str, points)), SOME, points=points)
         yield case("points", f"{','.join(map(str, points))}, mask", SOME, points=points, mask=mask_random)
     yield case("points", "5 levels", (1, 2, 32, 9, 0, ((4, 4), (3, 3), (2, 2), (2, 1), (1, 1))), points=(1, 2, 3, 4, 5))
@@ -156,7 +156,8 @@ def _clear(pixel, sizes):
     return (low + 0.05 + 0.9 * (pixel - low) + 0.5) / sizes
 
 
-def _locations(draw, shape, points, locate):
+def locations(draw, shape, points=None, locate=within):
+    """Of a shape as in SIZES; `points` as the operation takes them."""
     batch, heads, _, queries, of_level, levels = shape
     counts = [of_level] * len(levels) if points is None else points
     sizes = torch.tensor(levels, dtype=torch.float64).flip(-1).repeat_interleave(torch.tensor(counts), 0)

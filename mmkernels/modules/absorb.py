@@ -10,9 +10,9 @@ import torch
 
 from .. import backends, checks
 from ..ops.common import accumulate_dtype, cast
-from ..reference.precision import autocast_is_on, without_autocast
+from ..reference.precision import without_autocast
 from ..torch_private import known_true
-from .common import is_plain_linear
+from .common import check_absorb, is_plain_linear, meet
 
 
 def absorb_pays(positions, tokens, image_dim, embed_dim, num_heads, *, out_dim=None, pool=True, attend=True):
@@ -76,12 +76,13 @@ def absorbs(module, image, text, counted, **projections):
     Not where a projection has to be called: with ``absorb=True`` that is an error. Nor where something doesn't fit or
     is empty: the plain way says so, or knows the result.
     """
-    if module.absorb is False:
+    absorb = check_absorb(module.absorb)
+    if absorb is False:
         return False
     for name, (projection, _) in projections.items():
         if is_plain_linear(projection):
             continue
-        if module.absorb is None:
+        if absorb is None:
             return False
         raise ValueError(
             f"absorb must be None or False where {name} isn't a plain nn.Linear without hooks (it is "
@@ -91,7 +92,7 @@ def absorbs(module, image, text, counted, **projections):
         return False
     if not all(_fits(image, text, projection.weight, *shape) for projection, shape in projections.values()):
         return False
-    if module.absorb:
+    if absorb:
         return True
     if module.backend is not None:
         if backends.why_not(module.backend, "absorbed_attention", image.device.type, image.dtype) is not None:
@@ -101,9 +102,9 @@ def absorbs(module, image, text, counted, **projections):
 
 
 def _fits(image, text, weight, outputs, inputs):
-    """Whether a projection could be called: autocast brings all to one dtype."""
-    one_dtype = image.dtype == weight.dtype == text.dtype or autocast_is_on(image.device.type)
-    return one_dtype and outputs in (None, weight.shape[0]) and inputs == weight.shape[1]
+    """Whether a projection could be called."""
+    one_kind = meet(image, weight) and meet(image, text)
+    return one_kind and outputs in (None, weight.shape[0]) and inputs == weight.shape[1]
 
 
 # Text is [B, H, T, d], a projection of the image has a weight [H d, D], the result's [C, H d].

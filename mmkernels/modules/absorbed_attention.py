@@ -3,7 +3,7 @@ from torch import nn
 
 from .. import backends, checks, functional
 from .absorb import absorb_heads, absorbs, multiply_adds, project_pooled, scale_of
-from .common import check_absorb, check_features, join_heads, split_heads
+from .common import check_absorb, check_features, join_heads, project_heads
 
 __all__ = ["AttentionPooling"]
 
@@ -95,8 +95,8 @@ class AttentionPooling(nn.Module):
         if image_mask is not None:
             checks.boolean_mask("image_mask", image_mask, "image", image, ("B", image.shape[0]), ("N", image.shape[1]))
         width = self.embed_dim // self.num_heads
-        query = self.query_projection(self.query[None] if query is None else query)
-        query = split_heads("query_projection", query, width)
+        query = self.query[None] if query is None else query
+        query = project_heads(self, "query_projection", "query", query, width)
         attend = self._absorbed if self._absorbs(image, query) else self._projected
         return self.out_projection(join_heads(attend(image, query, image_mask)))
 
@@ -104,8 +104,8 @@ class AttentionPooling(nn.Module):
         width = query.shape[3]
         return functional.gated_cross_attention(
             query.expand(image.shape[0], -1, -1, -1),
-            split_heads("key_projection", self.key_projection(image), width),
-            split_heads("value_projection", self.value_projection(image), width),
+            project_heads(self, "key_projection", "image", image, width),
+            project_heads(self, "value_projection", "image", image, width),
             attn_mask=image_mask,
             scale=self.scale,
             backend=self.backend,

@@ -4,7 +4,7 @@ from .. import backends, checks, functional
 from ..ops.common import autocast
 from ..reference.additive_attention import ACTIVATIONS, combine_positions
 from ..reference.bags import Bags
-from .common import check_channels, check_image, may_be_read
+from .common import check_channels, check_image, check_input, may_be_read
 
 __all__ = ["AdditiveAttention"]
 
@@ -83,6 +83,10 @@ class AdditiveAttention(nn.Module):
         if (query is None) != (self.query_projection is None):
             expected = "a torch.Tensor" if query is None else "None"
             raise ValueError(f"query must be {expected} with query_dim={self.query_dim}, got {type(query).__name__}")
+        check_input("image", image, image_projection=self.image_projection, gate_projection=self.gate_projection)
+        if query is not None:
+            checks.features("query", query)
+            check_input("query", query, query_projection=self.query_projection)
         if not may_be_read(
             "additive_attention",
             self.backend,
@@ -114,8 +118,6 @@ class AdditiveAttention(nn.Module):
 
     def _call_projections(self, image, query, mask, offsets):
         """(result, weights), in plain PyTorch."""
-        if query is not None:
-            checks.features("query", query)
         image, query = autocast(image, query)
         if offsets is not None:
             offsets = checks.bag_offsets(offsets, image)

@@ -12,7 +12,7 @@ from .absorb import (
     with_stand_in,
     without_hidden,
 )
-from .common import check_absorb, check_features, join_heads, split_heads
+from .common import check_absorb, check_features, join_heads, project_heads
 
 __all__ = ["BidirectionalAttention"]
 
@@ -79,16 +79,16 @@ class BidirectionalAttention(nn.Module):
         check_features("image", image, ("B", None), ("N", None), ("D", None))
         check_features("text", text, ("B", image.shape[0]), ("T", None), ("E", None))
         width = self.embed_dim // self.num_heads
-        text_key = split_heads("text_key_projection", self.text_key_projection(text), width)
-        text_value = split_heads("text_value_projection", self.text_value_projection(text), width)
+        text_key = project_heads(self, "text_key_projection", "text", text, width)
+        text_value = project_heads(self, "text_value_projection", "text", text, width)
         attend = self._absorbed if self._absorbs(image, text_key, text_value) else self._projected
         image_out, text_out = attend(image, text_key, text_value, image_mask, text_mask)
         return image_out, self.text_out_projection(join_heads(text_out))
 
     def _projected(self, image, text_key, text_value, image_mask, text_mask):
         width = text_key.shape[3]
-        image_query = split_heads("image_query_projection", self.image_query_projection(image), width)
-        image_value = split_heads("image_value_projection", self.image_value_projection(image), width)
+        image_query = project_heads(self, "image_query_projection", "image", image, width)
+        image_value = project_heads(self, "image_value_projection", "image", image, width)
         image_out, text_out = functional.bidirectional_attention(
             image_query,
             text_key,

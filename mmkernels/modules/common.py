@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from .. import backends, checks
+from ..reference.precision import autocast_is_on
 from ..torch_private import FakeTensor, has_hooks
 
 
@@ -29,9 +30,11 @@ def check_channels(name, tensor, channels, why=""):
 
 
 def check_absorb(absorb):
-    if absorb is None:
-        return None
-    return checks.flag("absorb", absorb)
+    """None, True or False; a module's may be set, later, to anything."""
+    try:
+        return None if absorb is None else checks.flag("absorb", absorb)
+    except TypeError:
+        raise TypeError(f"absorb must be None, True or False, got {type(absorb).__name__} {absorb!r}") from None
 
 
 PLAIN_TENSORS = (nn.Parameter, torch.Tensor, FakeTensor)
@@ -62,6 +65,35 @@ def is_plain_linear(module):
         and (module._parameters["bias"] is None or type(module._parameters["bias"]) in PLAIN_TENSORS)
         and not has_hooks(module)
     )
+
+
+def check_input(name, tensor, **projections):
+    """An argument fits the projections that it is given to: PyTorch's errors name neither. One that isn't plain may
+    take anything."""
+    for projection_name, projection in projections.items():
+        if not is_plain_linear(projection):
+            continue
+        weight = projection.weight
+        if meet(tensor, weight) and tensor.shape[-1] == weight.shape[1]:
+            continue
+        checks.same_device(name, tensor, f"{projection_name}.weight", weight)
+        if tensor.shape[-1] != weight.shape[1]:
+            raise ValueError(
+                f"{name} must have {weight.shape[1]} channels for {projection_name}, got shape {list(tensor.shape)}"
+            )
+        checks.like(name, tensor, f"{projection_name}.weight", weight)
+
+
+def meet(tensor, other):
+    """Whether both are on one device and of one dtype, or autocast brings them to one."""
+    return tensor.device == other.device and (tensor.dtype == other.dtype or autocast_is_on(tensor.device.type))
+
+
+def project_heads(module, projection_name, name, tensor, width):
+    """[B, N, C], an argument, projected: a view [B, H, N, width]"""
+    projection = getattr(module, projection_name)
+    check_input(name, tensor, **{projection_name: projection})
+    return split_heads(projection_name, projection(tensor), width)
 
 
 def split_heads(name, tensor, width):

@@ -5,7 +5,7 @@ from torch import nn
 
 from .. import backends, checks, functional
 from ..ops.common import accumulate_dtype
-from .common import check_channels, check_features
+from .common import check_channels, check_features, check_input
 
 __all__ = ["DeformableAttention"]
 
@@ -86,10 +86,12 @@ class DeformableAttention(nn.Module):
         self.offset_projection.bias.copy_(offsets.flatten())
 
     def forward(self, query, image, reference_points, spatial_shapes, *, query_position=None, mask=None):
-        check_features("query", query, ("B", None), ("Q", None), ("E", self.embed_dim))
-        batch, queries, _ = query.shape
-        check_features("image", image, ("B", batch), ("S", None), ("E", self.embed_dim))
-        check_features(
+        check_features("image", image, ("B", None), ("S", None), ("E", None))
+        batch = image.shape[0]
+        check_features("query", query, ("B", batch), ("Q", None), ("E", None))
+        queries = query.shape[1]
+        checks.features("reference_points", reference_points)
+        checks.shape(
             "reference_points",
             reference_points,
             ("B", batch),
@@ -100,6 +102,8 @@ class DeformableAttention(nn.Module):
         if query_position is not None:
             check_features("query_position", query_position, *zip("BQE", query.shape))
             query = query + query_position
+        check_input("image", image, value_projection=self.value_projection)
+        check_input("query", query, score_projection=self.score_projection, offset_projection=self.offset_projection)
         points = sum(self.num_points)
         value = self.value_projection(image)
         scores = self.score_projection(query)

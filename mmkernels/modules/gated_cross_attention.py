@@ -4,7 +4,15 @@ from torch import nn
 from .. import backends, checks, functional
 from ..ops.common import cast
 from .absorb import absorb_bias, absorb_heads, absorbs, multiply_adds, scale_of, side_by_side, without_hidden
-from .common import check_absorb, check_channels, check_features, join_heads, split_heads
+from .common import (
+    check_absorb,
+    check_channels,
+    check_features,
+    check_input,
+    join_heads,
+    project_heads,
+    split_heads,
+)
 
 __all__ = ["GatedCrossAttention"]
 
@@ -89,8 +97,12 @@ class GatedCrossAttention(nn.Module):
     def forward(self, image, text, *, mask=None, need_weights=False):
         check_features("image", image, ("B", None), ("N", None), ("D", None))
         check_features("text", text, ("B", image.shape[0]), ("T", None), ("E", None))
-        key = split_heads("key_projection", self.key_projection(text), self.embed_dim // self.num_heads)
-        value = split_heads("value_projection", self.value_projection(text), self.value_dim // self.num_heads)
+        key = project_heads(self, "key_projection", "text", text, self.embed_dim // self.num_heads)
+        value = project_heads(self, "value_projection", "text", text, self.value_dim // self.num_heads)
+        if mask is not None:
+            batch, heads, tokens, _ = key.shape
+            checks.attention_mask("mask", mask, "image", image, batch, heads, image.shape[1], tokens)
+        check_input("image", image, gate_projection=self.gate_projection)
         gate = self.gate_activation(self.gate_projection(image))
         if absorbed := self._absorbs(image, key, value, mask, need_weights):
             result, weights = self._absorbed(image, key, value, mask), None
@@ -109,7 +121,7 @@ class GatedCrossAttention(nn.Module):
     def _projected(self, image, key, value, gate, mask, need_weights):
         """The gate is fused, unless the norm is before it."""
         found = functional.gated_cross_attention(
-            split_heads("query_projection", self.query_projection(image), key.shape[3]),
+            project_heads(self, "query_projection", "image", image, key.shape[3]),
             key,
             value,
             split_heads("gate_projection", gate, value.shape[3]) if self.norm is None else None,
@@ -123,11 +135,16 @@ class GatedCrossAttention(nn.Module):
 
     def _absorbs(self, image, key, value, mask, need_weights):
         batch, heads, tokens, width = key.shape
-        tokens_masked = isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and mask.shape == (batch, tokens)
-        if need_weights and self.absorb:
-            raise ValueError("need_weights must be False with absorb=True, got True")
-        if self.absorb is None and (need_weights or not (mask is None or tokens_masked)):
-            return False
+        tokens_masked = mask is not None and mask.dtype == torch.bool and mask.shape == (batch, tokens)
+        if need_weights or not (mask is None or tokens_masked):
+            if not check_absorb(self.absorb):
+                return False
+            if checks.flag("need_weights", need_weights):
+                raise ValueError("need_weights must be False with absorb=True, got True")
+            raise ValueError(
+                f"mask must be None or bool [B, T] = {[batch, tokens]} with absorb=True, "
+                f"got {mask.dtype} {list(mask.shape)}"
+            )
         _, positions, channels = image.shape
         projected, absorbed = multiply_adds(positions, tokens, channels, heads * width, heads, None, False)
         products = positions * tokens * heads * value.shape[3]
@@ -141,8 +158,6 @@ class GatedCrossAttention(nn.Module):
 
     def _absorbed(self, image, key, value, mask):
         """The image's results of all heads add up there: each head's values stand in channels of their own."""
-        if mask is not None:
-            checks.boolean_mask("mask", mask, "image", image, ("B", key.shape[0]), ("T", key.shape[2]))
         key, value = without_hidden(key, value, mask)
         scale = scale_of(self.scale, key.shape[3])
         weight, bias = self.query_projection.weight, self.query_projection.bias

@@ -1,7 +1,7 @@
 from torch import nn
 
 from .. import backends, checks, functional
-from .common import check_features, check_image
+from .common import check_features, check_image, check_input
 
 __all__ = ["SpatialAttention"]
 
@@ -56,6 +56,7 @@ class SpatialAttention(nn.Module):
     def forward(self, image, text, *, mask=None, offsets=None, need_weights=False):
         check_image(image, self.image_dim, offsets, self.layout)
         check_features("text", text, ("B", None), ("E", None))
+        check_input("text", text, text_projection=self.text_projection)
         return functional.spatial_attention(
             image,
             self.text_projection(text),

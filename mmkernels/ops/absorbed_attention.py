@@ -96,7 +96,8 @@ def _check_text(name, tensor, image):
 
 
 # The operation. input: key_bias in float32 (float64). option: pool. extras: image_softmax and text_softmax, what the
-# weights are recomputed from. A result that isn't wanted is an empty tensor.
+# weights are recomputed from, and `unrounded`: text_out in float32 where it has 16 bits. A result that isn't wanted is
+# an empty tensor.
 
 
 def _reference(image, key, key_bias, value, image_mask, text_mask, pool):
@@ -120,7 +121,14 @@ def _fake(image, key, key_bias, value, image_mask, text_mask, pool):
         empty(pool, batch, heads, tokens, channels),
         empty(attend, batch, heads, 2, positions, dtype=accumulate),
         empty(pool, *softmax_shape(key), dtype=accumulate),
+        empty(pool and image.dtype != accumulate, batch, heads, tokens, channels, dtype=accumulate),
     )
+
+
+def _keep(inputs, produced):
+    image = inputs.image
+    exact = produced.text_out if image.dtype == accumulate_dtype(image) else produced.unrounded
+    return exact, produced.image_softmax, produced.text_softmax
 
 
 def _fake_grad(name, tensor):
@@ -130,11 +138,12 @@ def _fake_grad(name, tensor):
 OPERATION = Operation(
     "absorbed_attention",
     "(Tensor image, Tensor key, Tensor? key_bias, Tensor? value, Tensor? image_mask, Tensor? text_mask, bool pool) -> "
-    "(Tensor image_out, Tensor text_out, Tensor image_softmax, Tensor text_softmax)",
+    "(Tensor image_out, Tensor text_out, Tensor image_softmax, Tensor text_softmax, "
+    "Tensor unrounded)",
     differentiable=("image", "key", "key_bias", "value"),
-    extras=("image_softmax", "text_softmax"),
-    kept=("text_out", "image_softmax", "text_softmax"),
-    keep=lambda inputs, produced: (produced.text_out, produced.image_softmax, produced.text_softmax),
+    extras=("image_softmax", "text_softmax", "unrounded"),
+    kept=("unrounded", "image_softmax", "text_softmax"),
+    keep=_keep,
     reference=_reference,
     fake=_fake,
     fake_grad=_fake_grad,

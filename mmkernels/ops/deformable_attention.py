@@ -27,7 +27,8 @@ def deformable_attention(
         scores: ``[B, Q, H, L, P]``, or ``[B, Q, H, K]`` with ``points``; value's dtype, or float32.
         points: how many points each level has, where that differs: K in all, level by level.
         mask: bool ``[B, S]``, True = takes part; else the value counts as 0, whatever it holds.
-        softmax: over all of a query's and head's points together. False: ``scores`` are the weights.
+        softmax: over all of a query's and head's points together. False: ``scores`` are the weights. (Of weights that
+            are Inf, Inf or NaN comes.)
         backend: None picks the fastest that can run; ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"`` force one.
 
     Returns:
@@ -55,7 +56,8 @@ def deformable_attention(
         points = (locations.shape[4],) * locations.shape[3]
         locations, scores = locations.flatten(3, 4), scores.flatten(3, 4)
     run = backends.choose("deformable_attention", value, backend)
-    return run(value, locations, scores, mask, shapes, points, softmax)[0]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return run(value, locations, scores, mask, shapes, points, softmax, deterministic)[0]
 
 
 _passed = checks.Passed()
@@ -96,19 +98,18 @@ def _brief(value):
 
 
 def _check(value, shapes, locations, scores, points, mask):
-    checks.shape("value", value, ("B", None), ("S", None), ("H", None), ("d", None))
-    batch, positions, heads, channels = value.shape
-    if channels == 0:
-        raise ValueError(f"value must have at least one channel (d), got shape {list(value.shape)}")
     levels = list(zip(shapes[::2], shapes[1::2]))
+    if not levels:
+        raise ValueError("spatial_shapes must hold at least one level, got none")
     for i, (y, x) in enumerate(levels):
         if y < 1 or x < 1:
             raise ValueError(f"spatial_shapes[{i}] must be sizes of at least 1, got {(y, x)}")
-    if sum(y * x for y, x in levels) != positions:
-        raise ValueError(
-            f"spatial_shapes must add up to value's S = {positions} positions, got {levels}: "
-            f"{sum(y * x for y, x in levels)}"
-        )
+    positions = sum(y * x for y, x in levels)
+    hint = f": S is the sum of Y X over spatial_shapes {levels}"
+    checks.shape("value", value, ("B", None), ("S", positions), ("H", None), ("d", None), hint=hint)
+    batch, _, heads, channels = value.shape
+    if channels == 0:
+        raise ValueError(f"value must have at least one channel (d), got shape {list(value.shape)}")
     if points is None:
         of_points = ("L", len(levels)), ("P", None)
     else:
@@ -120,9 +121,8 @@ def _check(value, shapes, locations, scores, points, mask):
     for name, tensor in (("locations", locations), ("scores", scores)):
         _check_dtype(name, tensor, value)
     checks.shape("locations", locations, ("B", batch), ("Q", None), ("H", heads), *of_points, ("2", 2))
-    *_, of_points = zip(of_points, locations.shape[3:-1]), None
-    expected = zip(("B", "Q", "H", *(("L", "P") if points is None else ("K",))), locations.shape[:-1])
-    checks.shape("scores", scores, *expected)
+    names = "BQHLP" if points is None else "BQHK"
+    checks.shape("scores", scores, *zip(names, locations.shape[:-1]))
     if mask is not None:
         checks.boolean_mask("mask", mask, "value", value, ("B", batch), ("S", positions))
 
@@ -136,18 +136,18 @@ def _check_dtype(name, tensor, value):
     checks.same_device(name, tensor, "value", value)
 
 
-# The operation. options: spatial_shapes (Y, X of each level in turn), points of each, softmax. extra: softmax_rows, of
-# each query and head the largest score, in the kernels' own unit, and one over the sum of exponentials; empty without
-# softmax.
+# The operation. options: spatial_shapes (Y, X of each level in turn), points of each, softmax, deterministic: whether
+# backward gives the same bits every time, also where that is slower. extra: softmax_rows, of each query and head the
+# largest score, in the kernels' own unit, and one over the sum of exponentials; empty without softmax.
 
 
-def _reference(value, locations, scores, mask, spatial_shapes, points, softmax):
+def _reference(value, locations, scores, mask, spatial_shapes, points, softmax, deterministic):
     shapes = tuple(zip(spatial_shapes[::2], spatial_shapes[1::2]))
     result = reference.deformable_attention(value, shapes, locations, scores, points=points, mask=mask, softmax=softmax)
     return (result,)
 
 
-def _fake(value, locations, scores, mask, spatial_shapes, points, softmax):
+def _fake(value, locations, scores, mask, spatial_shapes, points, softmax, deterministic):
     batch, queries, heads = scores.shape[:3]
     rows = (batch, queries, heads, 2) if softmax else 0
     return (
@@ -162,8 +162,8 @@ def _fake_grad(name, tensor):
 
 OPERATION = Operation(
     "deformable_attention",
-    "(Tensor value, Tensor locations, Tensor scores, Tensor? mask, int[] spatial_shapes, int[] points, bool softmax) "
-    "-> (Tensor result, Tensor softmax_rows)",
+    "(Tensor value, Tensor locations, Tensor scores, Tensor? mask, int[] spatial_shapes, int[] points, bool softmax, "
+    "bool deterministic) -> (Tensor result, Tensor softmax_rows)",
     differentiable=("value", "locations", "scores"),
     extras=("softmax_rows",),
     kept=("softmax_rows",),

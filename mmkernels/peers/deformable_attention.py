@@ -18,11 +18,12 @@ def deformable_attention(value, spatial_shapes, locations, scores, *, points=Non
         value = value.masked_fill(~mask[:, :, None, None], 0)
     weights = (scores.softmax(-1) if softmax else scores).to(value.dtype)
     sampling = torch.promote_types(value.dtype, torch.float32)
-    grids = (2 * locations.to(sampling) - 1).split(list(points), 3)
+    locations = locations.to(sampling).nan_to_num(-1, -1, -1)  # outside, where PyTorch would sample NaN
+    grids = (2 * locations - 1).split(list(points), 3)
     samples = []
-    for level, (y, x), grid in zip(
-        value.split([y * x for y, x in _sizes(spatial_shapes)], 1), _sizes(spatial_shapes), grids
-    ):
+    shapes = spatial_shapes.tolist() if isinstance(spatial_shapes, torch.Tensor) else spatial_shapes
+    levels = value.split([y * x for y, x in shapes], 1)
+    for level, (y, x), grid in zip(levels, shapes, grids):
         plane = level.to(sampling).permute(0, 2, 3, 1).reshape(batch * heads, channels, y, x)
         grid = grid.transpose(1, 2).flatten(0, 1)
         if grid.shape[2]:
@@ -31,7 +32,3 @@ def deformable_attention(value, spatial_shapes, locations, scores, *, points=Non
     stacked = torch.cat(samples, -1) if samples else value.new_zeros(batch * heads, channels, queries, 0)
     weights = weights.transpose(1, 2).flatten(0, 1)[:, None]
     return (stacked * weights).sum(-1).view(batch, heads * channels, queries).mT.contiguous()
-
-
-def _sizes(spatial_shapes):
-    return spatial_shapes.tolist() if isinstance(spatial_shapes, torch.Tensor) else spatial_shapes

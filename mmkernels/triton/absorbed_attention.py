@@ -19,7 +19,7 @@ from ..ops.common import empty_heads, softmax_shape
 from .absorbed_kernels import attend_heads, differentiate_image, differentiate_text, mean_gradients, merge_text
 from .common import define, launch, on_device, require, tuned
 from .heads import BACKWARD_BOTH, FORWARD, MERGE, Configuration, Heads, block, compiler_options
-from .heads_tiles import HeadRows, Side, head_rows, tokens
+from .heads_tiles import HeadRows, Side, head_rows, token_mask
 
 
 def as_rows(t):
@@ -85,8 +85,8 @@ class Problem:
             self.heads.dots["DOT"] = tl.float32
             self.heads.dtype = torch.float32  # of the configurations
         features = as_rows(image)
-        self.image = Side(N, features, features, tokens(image_mask), None, None, None)
-        self.text = Side(T, head_rows(key), head_rows(value), tokens(text_mask), None, None, None)
+        self.image = Side(N, features, features, token_mask(image_mask), None, None, None)
+        self.text = Side(T, head_rows(key), head_rows(value), token_mask(text_mask), None, None, None)
         strides = (0, 0, 0) if key_bias is None else key_bias.stride()
         # Seen from a token, and from a position.
         self.bias = None if key_bias is None else HeadRows(key_bias, *strides, 0)
@@ -234,6 +234,9 @@ def forward(image, key, key_bias, value, image_mask, text_mask, pool):
     text_out = empty(pool, B, H, T, D)
     image_softmax = empty(attended, B, H, 2, N, dtype=torch.float32)
     text_softmax = empty(pool, B, 2, H, T, dtype=torch.float32)
+    # Backward takes the means again, with weights as it has them; the other backends take them from this.
+    unrounded = empty(pool and image.dtype != torch.float32, B, H, T, D, dtype=torch.float32)
+    pooled = unrounded if image.dtype != torch.float32 else text_out
     of_image = problem.image._replace(softmax=image_softmax)
     if pool:
         mask = folded_mask(text_mask, H)
@@ -244,12 +247,16 @@ def forward(image, key, key_bias, value, image_mask, text_mask, pool):
         if attended:
             problem.attend(configuration, of_image, problem.text, as_rows(image_out))
         if pool:
-            to_text = head_rows(folded(text_out))
+            to_text = head_rows(folded(pooled))
             pooling.heads.attend(configuration, of_text, pooling.image, to_text, bias=pooling.bias)
 
     with on_device(key):
         run(tuned(("absorbed forward", *problem.key), OWN_FORWARD[problem.heads.dtype], key, run))
-    return image_out, text_out, image_softmax, text_softmax.transpose(1, 2).contiguous() if pool else text_softmax
+    if pool:
+        text_softmax = text_softmax.transpose(1, 2).contiguous()
+    if pooled is unrounded:
+        text_out.copy_(unrounded)
+    return image_out, text_out, image_softmax, text_softmax, unrounded
 
 
 def backward(
@@ -261,7 +268,7 @@ def backward(
     value,
     image_mask,
     text_mask,
-    text_out,
+    unrounded,
     image_softmax,
     text_softmax,
     pool,
@@ -281,7 +288,7 @@ def backward(
     if not pool:
         grad_text_out = None
     else:
-        require(text_out, "text_out", image, (B, H, T, D))
+        require(unrounded, "unrounded", image, (B, H, T, D), torch.float32)
         require(text_softmax, "text_softmax", image, softmax_shape(key), torch.float32)
         if grad_text_out is not None:
             require(grad_text_out, "grad_text_out", image, (B, H, T, D))
@@ -298,7 +305,7 @@ def backward(
             None,
             image_mask,
             folded_mask(text_mask, H),
-            folded(text_out),
+            folded(unrounded),
             image.new_empty(0),
             text_softmax.transpose(1, 2).reshape(B, 1, 2, H * T),
             True,

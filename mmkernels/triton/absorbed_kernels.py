@@ -8,11 +8,21 @@ features as values. The image's result and its gradient are sums over heads: the
 import triton
 import triton.language as tl
 
-from .heads_backward import add_up, exponential, load_softmax, spread, write_gradients
+from .heads_backward import (
+    add_up,
+    exponential,
+    load_softmax,
+    spread,
+    write_query_gradient,
+    write_value_gradient,
+)
 from .heads_tiles import (
+    Place,
     Side,
+    adjust,
     arange,
     finite,
+    inside,
     last_one,
     load_queries,
     load_tile,
@@ -26,8 +36,8 @@ from .heads_tiles import (
 
 @triton.jit
 def positions(size, C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr):
-    """A program's sample, its block of positions, and which BLOCK_C of the C channels of what it writes are its own; all
-    heads are. Those of the same positions follow each other, so that they find the image in the cache."""
+    """A program's sample, its block of positions, and which BLOCK_C of the C channels of what it writes are its own;
+    all heads are. Those of the same positions follow each other, so that they find the image in the cache."""
     blocks = tl.cdiv(size, BLOCK_N)
     parts = tl.cdiv(C, BLOCK_C)
     pid = tl.program_id(0)
@@ -36,27 +46,12 @@ def positions(size, C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexp
 
 
 @triton.jit
-def products(
-    x,
-    y,
-    b,
-    h,
-    n,
-    t,
-    row_keep,
-    col_keep,
-    C: tl.constexpr,
-    BLOCK: tl.constexpr,
-    DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def products(x, y, row, col, C: tl.constexpr, BLOCK: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """x y^T of two sides' rows, over their C channels."""
-    s = tl.zeros([n.shape[0], t.shape[0]], tl.float32)
+    s = tl.zeros([row.n.shape[0], col.n.shape[0]], tl.float32)
     for start in range(0, C, BLOCK):
         c = arange(start, BLOCK)
-        s = product(
-            s, load_tile(x, b, h, n, c, row_keep, C, DOT), load_tile(y, b, h, t, c, col_keep, C, DOT), PRECISION
-        )
+        s = product(s, load_tile(x, row, c, C, DOT), load_tile(y, col, c, C, DOT), PRECISION)
     return s
 
 
@@ -83,11 +78,11 @@ def attend_heads(
     b, n, part = positions(rows.size, V, BLOCK_V, BLOCK_N)
     c = arange(part * BLOCK_V, BLOCK_V)
     d = arange(0, BLOCK_D)
-    inside = n < rows.size
-    row_keep = taking_part(rows, b, 0 * b, n)
+    row = Place(b, 0 * b, n, taking_part(rows, b, 0 * b, n))
+    exist = inside(rows, row)
     q = None
     if D <= BLOCK_D:
-        q = load_queries(rows, b, 0 * b, n, d, row_keep, D, True, DOT)
+        q = load_queries(rows, row, d, D, True, DOT)
     end = last_one(cols, b, 0 * b, 0, cols.size)
     out = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
     for head in range(H):
@@ -97,26 +92,27 @@ def attend_heads(
         acc = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
         for start in range(0, end, BLOCK_T):
             t = arange(start, BLOCK_T)
-            keep = taking_part(cols, b, h, t)
+            col = Place(b, h, t, taking_part(cols, b, h, t))
             k = None
             if D <= BLOCK_D:
-                k = load_tile(cols.query, b, h, t, d, keep, D, DOT)
-            s = scores(rows, cols, q, k, b, h, n, t, row_keep, keep, 1.0, None, bias, D, True, BLOCK_D, DOT, PRECISION)
-            s = tl.where(keep[None, :], s, float("-inf"))
+                k = load_tile(cols.query, col, d, D, DOT)
+            s = scores(rows, cols, q, k, row, col, D, True, BLOCK_D, DOT, PRECISION)
+            s = adjust(s, rows, cols, Place(b, h, n, row.valid), col, None, bias)
+            s = tl.where(col.valid[None, :], s, float("-inf"))
             new = tl.maximum(m, tl.max(s, 1))
             p = tl.exp(s - finite(new)[:, None])
             fade = tl.exp(m - finite(new))
             total = total * fade + tl.sum(p, 1)
-            v = load_tile(cols.value, b, h, t, c, keep, V, DOT)
+            v = load_tile(cols.value, col, c, V, DOT)
             acc = tl.dot(p.to(DOT), v, acc * fade[:, None], input_precision=PRECISION)
             m = new
         share = tl.where(total != 0, 1.0 / tl.where(total != 0, total, 1.0), 0.0)
         out += tl.where((total != 0)[:, None], acc * share[:, None], 0.0)
         if part == 0:
             at = rows.softmax + 2 * (b * H + h) * rows.size + n
-            tl.store(at, finite(m), inside)
-            tl.store(at + rows.size, share, inside)
-    store_tile(result, out, b, 0 * b, n, c, inside, V)
+            tl.store(at, finite(m), exist.valid)
+            tl.store(at + rows.size, share, exist.valid)
+    store_tile(result, out, exist, c, V)
 
 
 @triton.jit
@@ -144,29 +140,31 @@ def mean_gradients(
     cols = Side(*cols)
     b, h, head, split, n = program(H, rows.size, splits, BLOCK_N)
     d = arange(0, BLOCK_D)
-    inside = n < rows.size
-    row_keep = taking_part(rows, b, h, n)
+    exist = n < rows.size
+    row = Place(b, h, n, taking_part(rows, b, h, n))
     top, share = load_softmax(rows, head, n)
     q = None
     if D <= BLOCK_D:
-        q = load_queries(rows, b, h, n, d, row_keep, D, True, DOT)
+        q = load_queries(rows, row, d, D, True, DOT)
     total = tl.zeros([BLOCK_N], tl.float32)
     weighted = tl.zeros([BLOCK_N], tl.float32)
     begin = split * chunk
     for start in range(begin, last_one(cols, b, h, begin, tl.minimum(begin + chunk, cols.size)), BLOCK_T):
         t = arange(start, BLOCK_T)
-        keep = taking_part(cols, b, h, t)
+        col = Place(b, h, t, taking_part(cols, b, h, t))
         k = None
         if D <= BLOCK_D:
-            k = load_queries(cols, b, h, t, d, keep, D, True, DOT)
-        s = scores(rows, cols, q, k, b, h, n, t, row_keep, keep, 1.0, None, bias, D, True, BLOCK_D, DOT, PRECISION)
-        p = exponential(tl.where(keep[None, :], s, float("-inf")), top[:, None])
-        dp = products(rows.grad, cols.value, b, h, n, t, share != 0, keep, V, BLOCK_V, DOT, PRECISION)
+            k = load_queries(cols, col, d, D, True, DOT)
+        s = scores(rows, cols, q, k, row, col, D, True, BLOCK_D, DOT, PRECISION)
+        s = adjust(s, rows, cols, row, col, None, bias)
+        p = exponential(tl.where(col.valid[None, :], s, float("-inf")), top[:, None])
+        live_row = Place(b, h, n, share != 0)
+        dp = products(rows.grad, cols.value, live_row, col, V, BLOCK_V, DOT, PRECISION)
         total += tl.sum(p, 1)
         weighted += tl.sum(p * dp, 1)
     at = sums + 2 * ((head * splits + split) * rows.size + n)
-    tl.store(at, total, inside)
-    tl.store(at + 1, weighted, inside)
+    tl.store(at, total, exist)
+    tl.store(at + 1, weighted, exist)
 
 
 @triton.jit
@@ -203,7 +201,7 @@ def differentiate_text(
     out_d = arange(part * OUT_D, OUT_D)
     out_v = arange(part * OUT_V, OUT_V)
     d = arange(0, BLOCK_D)
-    row_keep = taking_part(rows, b, h, n)
+    row = Place(b, h, n, taking_part(rows, b, h, n))
     row_live = n < rows.size
     if rows.grad is not None:
         row_top, row_share = load_softmax(rows, head, n)
@@ -211,54 +209,57 @@ def differentiate_text(
         row_delta = tl.load(rows.delta + head * rows.size + n, row_live, 0)
     q = None
     if D <= BLOCK_D:
-        q = load_queries(rows, b, h, n, d, row_keep, D, True, DOT)
+        q = load_queries(rows, row, d, D, True, DOT)
     dk = tl.zeros([BLOCK_N, OUT_D], tl.float32)
     dv = tl.zeros([BLOCK_N, OUT_V], tl.float32)
     db = tl.zeros([BLOCK_N], tl.float32)
     for start in range(split * chunk, tl.minimum(split * chunk + chunk, cols.size), BLOCK_T):
         t = arange(start, BLOCK_T)
-        col_keep = taking_part(cols, b, h, t)
+        col = Place(b, h, t, taking_part(cols, b, h, t))
         k = None
         if D <= BLOCK_D:
-            k = load_queries(cols, b, h, t, d, col_keep, D, True, DOT)
-        s = scores(rows, cols, q, k, b, h, n, t, row_keep, col_keep, 1.0, None, bias, D, True, BLOCK_D, DOT, PRECISION)
+            k = load_queries(cols, col, d, D, True, DOT)
+        s = scores(rows, cols, q, k, row, col, D, True, BLOCK_D, DOT, PRECISION)
+        s = adjust(s, rows, cols, row, col, None, bias)
         ds = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
         if cols.grad is not None:
             col_top, col_share = load_softmax(cols, head, t)
-            col_live = col_share != 0
-            p = exponential(tl.where(row_keep[:, None], s, float("-inf")), col_top[None, :])
+            live_col = Place(b, h, t, col_share != 0)
+            p = exponential(tl.where(row.valid[:, None], s, float("-inf")), col_top[None, :])
             if (to_key is not None) | (to_bias is not None):
-                dp = products(rows.value, cols.grad, b, h, n, t, row_keep, col_live, V, BLOCK_V, DOT, PRECISION)
-                col_delta = tl.load(cols.delta + head * cols.size + t, col_live, 0)
+                dp = products(rows.value, cols.grad, row, live_col, V, BLOCK_V, DOT, PRECISION)
+                col_delta = tl.load(cols.delta + head * cols.size + t, live_col.valid, 0)
                 ds += p * (dp - col_delta[None, :]) * spread(col_share)[None, :]
                 db += tl.sum(ds, 1)
             if to_value is not None:
-                g = load_tile(cols.grad, b, h, t, out_v, col_live, V, DOT, False)
+                g = load_tile(cols.grad, live_col, out_v, V, DOT, False)
                 dv = tl.dot((p * col_share[None, :]).to(DOT), g, dv, input_precision=PRECISION)
         if to_key is not None:
             if rows.grad is not None:
-                p = exponential(tl.where(col_keep[None, :], s, float("-inf")), row_top[:, None])
-                dp = products(rows.grad, cols.query, b, h, n, t, row_live, col_keep, D, BLOCK_D, DOT, PRECISION)
+                p = exponential(tl.where(col.valid[None, :], s, float("-inf")), row_top[:, None])
+                live_row = Place(b, h, n, row_live)
+                dp = products(rows.grad, cols.query, live_row, col, D, BLOCK_D, DOT, PRECISION)
                 ds += p * (dp - row_delta[:, None]) * spread(row_share)[:, None]
-            x = load_queries(cols, b, h, t, out_d, col_keep, D, True, DOT, False)
+            x = load_queries(cols, col, out_d, D, True, DOT, False)
             dk = tl.dot(ds.to(DOT), x, dk, input_precision=PRECISION)
     if splits == 1:
-        write_gradients(
-            rows, to_key, to_value, dk, dv, 1.0, b, h, n, row_keep, row_live, part, D, V, True, OUT_D, OUT_V
-        )
+        if to_key is not None:
+            write_query_gradient(rows, to_key, dk, 1.0, row, row_live, out_d, D, True)
+        if to_value is not None:
+            write_value_gradient(rows, to_value, dv, row, out_v, V)
         if to_bias is not None:
             if part == 0:
                 tl.store(to_bias + head * rows.size + n, db, n < rows.size)
     else:
         at = (head * splits + split) * rows.size + n
-        inside = n < rows.size
+        exist = n < rows.size
         if to_key is not None:
-            tl.store(partial_key + at[:, None] * D + out_d[None, :], dk, inside[:, None] & (out_d < D)[None, :])
+            tl.store(partial_key + at[:, None] * D + out_d[None, :], dk, exist[:, None] & (out_d < D)[None, :])
         if to_value is not None:
-            tl.store(partial_value + at[:, None] * V + out_v[None, :], dv, inside[:, None] & (out_v < V)[None, :])
+            tl.store(partial_value + at[:, None] * V + out_v[None, :], dv, exist[:, None] & (out_v < V)[None, :])
         if to_bias is not None:
             if part == 0:
-                tl.store(partial_bias + at, db, inside)
+                tl.store(partial_bias + at, db, exist)
 
 
 @triton.jit
@@ -283,13 +284,18 @@ def merge_text(
     rows = Side(*rows)
     b, h, head, _, n = program(H, rows.size, 1, BLOCK_N)
     part = tl.program_id(1)
-    keep = taking_part(rows, b, h, n)
+    row = Place(b, h, n, taking_part(rows, b, h, n))
+    out_d = arange(part * OUT_D, OUT_D)
+    out_v = arange(part * OUT_V, OUT_V)
     dk, dv = None, None
     if to_key is not None:
-        dk = add_up(partial_key, head, splits, rows.size, n, arange(part * OUT_D, OUT_D), D)
+        dk = add_up(partial_key, head, splits, rows.size, n, out_d, D)
     if to_value is not None:
-        dv = add_up(partial_value, head, splits, rows.size, n, arange(part * OUT_V, OUT_V), V)
-    write_gradients(rows, to_key, to_value, dk, dv, 1.0, b, h, n, keep, keep, part, D, V, True, OUT_D, OUT_V)
+        dv = add_up(partial_value, head, splits, rows.size, n, out_v, V)
+    if to_key is not None:
+        write_query_gradient(rows, to_key, dk, 1.0, row, row.valid, out_d, D, True)
+    if to_value is not None:
+        write_value_gradient(rows, to_value, dv, row, out_v, V)
     if to_bias is not None:
         if part == 0:
             db = tl.zeros([BLOCK_N], tl.float32)
@@ -321,10 +327,10 @@ def differentiate_image(
     b, n, part = positions(rows.size, D, OUT_D, BLOCK_N)
     out_d = arange(part * OUT_D, OUT_D)
     d = arange(0, BLOCK_D)
-    row_keep = taking_part(rows, b, 0 * b, n)
+    row = Place(b, 0 * b, n, taking_part(rows, b, 0 * b, n))
     q = None
     if D <= BLOCK_D:
-        q = load_queries(rows, b, 0 * b, n, d, row_keep, D, True, DOT)
+        q = load_queries(rows, row, d, D, True, DOT)
     dx = tl.zeros([BLOCK_N, OUT_D], tl.float32)
     for index in range(H):
         h = 0 * b + index
@@ -334,31 +340,27 @@ def differentiate_image(
             row_delta = tl.load(rows.delta + head * rows.size + n, row_share != 0, 0)
         for start in range(0, cols.size, BLOCK_T):
             t = arange(start, BLOCK_T)
-            col_keep = taking_part(cols, b, h, t)
+            col = Place(b, h, t, taking_part(cols, b, h, t))
             k = None
             if D <= BLOCK_D:
-                k = load_queries(cols, b, h, t, d, col_keep, D, True, DOT)
-            s = scores(
-                rows, cols, q, k, b, h, n, t, row_keep, col_keep, 1.0, None, bias, D, True, BLOCK_D, DOT, PRECISION
-            )
+                k = load_queries(cols, col, d, D, True, DOT)
+            s = scores(rows, cols, q, k, row, col, D, True, BLOCK_D, DOT, PRECISION)
+            s = adjust(s, rows, cols, Place(b, h, n, row.valid), col, None, bias)
             ds = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
             if rows.grad is not None:
-                p = exponential(tl.where(col_keep[None, :], s, float("-inf")), row_top[:, None])
-                dp = products(rows.grad, cols.value, b, h, n, t, row_share != 0, col_keep, V, BLOCK_V, DOT, PRECISION)
+                p = exponential(tl.where(col.valid[None, :], s, float("-inf")), row_top[:, None])
+                live_row = Place(b, h, n, row_share != 0)
+                dp = products(rows.grad, cols.value, live_row, col, V, BLOCK_V, DOT, PRECISION)
                 ds += p * (dp - row_delta[:, None]) * spread(row_share)[:, None]
             if cols.grad is not None:
                 col_top, col_share = load_softmax(cols, head, t)
-                col_live = col_share != 0
-                col_delta = tl.load(cols.delta + head * cols.size + t, col_live, 0)
-                p = exponential(tl.where(row_keep[:, None], s, float("-inf")), col_top[None, :])
-                dp = products(rows.query, cols.grad, b, h, n, t, row_keep, col_live, D, BLOCK_D, DOT, PRECISION)
+                live_col = Place(b, h, t, col_share != 0)
+                col_delta = tl.load(cols.delta + head * cols.size + t, live_col.valid, 0)
+                p = exponential(tl.where(row.valid[:, None], s, float("-inf")), col_top[None, :])
+                dp = products(rows.query, cols.grad, row, live_col, D, BLOCK_D, DOT, PRECISION)
                 ds += p * (dp - col_delta[None, :]) * spread(col_share)[None, :]
-                g = load_tile(cols.grad, b, h, t, out_d, col_live, D, DOT, False)
+                g = load_tile(cols.grad, live_col, out_d, D, DOT, False)
                 dx = tl.dot((p * col_share[None, :]).to(DOT), g, dx, input_precision=PRECISION)
-            k = load_queries(cols, b, h, t, out_d, col_keep, D, True, DOT, False)
+            k = load_queries(cols, col, out_d, D, True, DOT, False)
             dx = tl.dot(ds.to(DOT), k, dx, input_precision=PRECISION)
-    inside = n < rows.size
-    if rows.mask is not None:  # what counted as 0 whatever it held
-        x = load_tile(rows.query, b, 0 * b, n, out_d, inside, D, tl.float32, False)
-        dx = tl.where(row_keep[:, None] | (tl.abs(x) < float("inf")), dx, 0.0)
-    store_tile(to_image, dx, b, 0 * b, n, out_d, inside, D, False)
+    write_query_gradient(rows, to_image, dx, 1.0, row, row.valid, out_d, D, True)

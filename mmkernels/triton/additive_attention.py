@@ -5,8 +5,8 @@ and gradients.
     normalise        scores -> weights, a program a sample and map: two passes over its scores
     pool, merge      weighted sums: a sample is split over programs, their sums are merged in order
     spread           weights times image
-    of_weights       backward: the weights' gradient, <grad_result, image> and what arrived
-    of_scores        -> the scores' gradient, a program a sample and map
+    differentiate_weights       backward: the weights' gradient, <grad_result, image> and what arrived
+    differentiate_scores        -> the scores' gradient, a program a sample and map
     differentiate    a panel: u, t and h's gradient -> those of u and t in place, and h
     combine          the image's gradient: what comes through the scores, plus the weights times grad_result
 Every sum has a fixed order: no atomics. Offsets are looked at by the kernels alone; every access stays within the rows
@@ -18,7 +18,7 @@ import triton
 
 from ..ops.additive_attention import OPERATION, kept_columns
 from ..reference.precision import without_autocast
-from .additive_backward import combine, differentiate, of_scores, of_weights
+from .additive_backward import combine, differentiate, differentiate_scores, differentiate_weights
 from .additive_forward import activate, normalise, pool, spread
 from .additive_tiles import Image, Panel, ResultGrad, Weights
 from .common import define, launch, on_device, processors, require
@@ -238,7 +238,7 @@ def backward(
     )  # made there: nothing waits, and a CUDA graph can have it
     with on_device(image):
         launch(
-            of_weights,
+            differentiate_weights,
             (p.batch * p.splits, p.maps),
             p.weights(weights),
             p.features,
@@ -257,7 +257,7 @@ def backward(
             BLOCK_C=p.block_c,
         )
         launch(
-            of_scores,
+            differentiate_scores,
             (p.batch, p.maps),
             p.weights(weights),
             found,

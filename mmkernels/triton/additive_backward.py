@@ -36,7 +36,7 @@ def differentiate(
 
 
 @triton.jit
-def of_weights(
+def differentiate_weights(
     weights,
     image,
     grad,
@@ -62,18 +62,18 @@ def of_weights(
     for n in range(first, last, BLOCK_N):
         r = n + tl.arange(0, BLOCK_N).to(tl.int64)
         at = b * weights.b + k * weights.k + (r if PACKED else r - begin)
-        keep = tl.load(weights.data + at, mask=r < last, other=0.0) != 0
+        valid = tl.load(weights.data + at, mask=r < last, other=0.0) != 0
         total = tl.zeros([BLOCK_N], tl.float32)
         if GRAD:
             row = image.data + (r if PACKED else r - begin)[:, None] * image.n + b * image.b
             up = grad.data + b * grad.b + k * grad.k + (r if PACKED else r - begin)[:, None] * grad.n
             for c0 in range(0, C, BLOCK_C):
                 c = c0 + tl.arange(0, BLOCK_C).to(tl.int64)
-                inside = keep[:, None] & (c < C)[None, :]
+                inside = valid[:, None] & (c < C)[None, :]
                 x = tl.load(row + c[None, :] * image.c, mask=inside, other=0.0).to(tl.float32)
                 total += tl.sum(x * tl.load(up + c[None, :] * grad.c, mask=inside, other=0.0).to(tl.float32), 1)
         if GIVEN:
-            total += tl.load(given + at, mask=keep, other=0.0)
+            total += tl.load(given + at, mask=valid, other=0.0)
         tl.store(found + k * rows + r, total, mask=r < last)
 
 
@@ -91,7 +91,7 @@ def mean_of(weights, found, begin, end, base, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def of_scores(weights, found, bounds, rows, PACKED: tl.constexpr, BLOCK: tl.constexpr):
+def differentiate_scores(weights, found, bounds, rows, PACKED: tl.constexpr, BLOCK: tl.constexpr):
     """found [K, rows]: the weights' gradient -> the scores'. The mean is found twice: what all have in common has to
     cancel."""
     b = tl.program_id(0).to(tl.int64)
@@ -136,16 +136,16 @@ def combine(
     begin = tl.load(bounds + b)
     inside = (r < rows)[:, None] & (c < C)[None, :]
     if MASKED:
-        inside_kept = inside & (tl.load(mask + r, mask=r < rows, other=0) != 0)[:, None]
+        inside_valid = inside & (tl.load(mask + r, mask=r < rows, other=0) != 0)[:, None]
     else:
-        inside_kept = inside
-    total = tl.load(through + n[:, None] * C + c[None, :], mask=inside_kept, other=0.0).to(tl.float32)
+        inside_valid = inside
+    total = tl.load(through + n[:, None] * C + c[None, :], mask=inside_valid, other=0.0).to(tl.float32)
     if GRAD:
         at = r if PACKED else b * weights.b + r - begin  # 64 bits, from map to map
         up = grad.data + b[:, None] * grad.b + (r if PACKED else r - begin)[:, None] * grad.n + c[None, :] * grad.c
-        for k in range(K):
+        for _ in range(K):
             w = tl.load(weights.data + at, mask=r < rows, other=0.0)
-            total += w[:, None] * tl.load(up, mask=inside_kept & (w != 0)[:, None], other=0.0).to(tl.float32)
+            total += w[:, None] * tl.load(up, mask=inside_valid & (w != 0)[:, None], other=0.0).to(tl.float32)
             at += weights.k
             up += grad.k
     tl.store(result + r[:, None] * C + c[None, :], total.to(result.dtype.element_ty), mask=inside)

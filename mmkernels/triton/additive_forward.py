@@ -40,14 +40,14 @@ def normalise(scores, weights, mask, bounds, rows, K, PACKED: tl.constexpr, MASK
     count = tl.full([], 0, tl.int32)
     for n in range(begin, end, BLOCK):
         r = n + tl.arange(0, BLOCK).to(tl.int64)
-        keep = r < end
+        valid = r < end
         if MASKED:
-            keep = keep & (tl.load(mask + r, mask=keep, other=0) != 0)
-        x = tl.load(scores + r * K + k, mask=keep, other=float("-inf")).to(tl.float32)
+            valid = valid & (tl.load(mask + r, mask=valid, other=0) != 0)
+        x = tl.load(scores + r * K + k, mask=valid, other=float("-inf")).to(tl.float32)
         now = tl.maximum(m, tl.max(x, 0))
         base = tl.where(now == float("-inf"), 0.0, now)
         total = total * tl.exp(m - base) + tl.sum(tl.exp(x - base), 0)
-        count += tl.sum(keep.to(tl.int32), 0)
+        count += tl.sum(valid.to(tl.int32), 0)
         m = now
     base = tl.where(m == float("-inf"), 0.0, m)
     share = tl.where(
@@ -57,11 +57,11 @@ def normalise(scores, weights, mask, bounds, rows, K, PACKED: tl.constexpr, MASK
     for n in range(begin, end, BLOCK):
         r = n + tl.arange(0, BLOCK).to(tl.int64)
         inside = r < end
-        keep = inside
+        valid = inside
         if MASKED:
-            keep = keep & (tl.load(mask + r, mask=inside, other=0) != 0)
-        x = tl.load(scores + r * K + k, mask=keep, other=float("-inf")).to(tl.float32)
-        tl.store(to + (r if PACKED else r - begin), tl.where(keep, tl.exp(x - base) * share, 0.0), mask=inside)
+            valid = valid & (tl.load(mask + r, mask=inside, other=0) != 0)
+        x = tl.load(scores + r * K + k, mask=valid, other=float("-inf")).to(tl.float32)
+        tl.store(to + (r if PACKED else r - begin), tl.where(valid, tl.exp(x - base) * share, 0.0), mask=inside)
 
 
 @triton.jit

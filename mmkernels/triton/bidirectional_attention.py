@@ -1,4 +1,6 @@
-"""Bidirectional attention in Triton: two softmaxes of one score matrix; the kernels are in heads_forward.py and heads_backward.py.
+"""Bidirectional attention in Triton: two softmaxes of one score matrix.
+
+The kernels are in heads_forward.py and heads_backward.py.
 
 Forward: positions attend to tokens, and tokens, in chunks of positions, to positions: where the text is longer than a
 tile, the sums of one side alone fill a program's registers. Backward: positions as rows, then tokens as rows; a tile's
@@ -12,7 +14,7 @@ from ..ops.bidirectional_attention import OPERATION
 from ..ops.common import empty_heads, empty_softmax, softmax_shape
 from .common import define, on_device, require, tuned
 from .heads import BACKWARD_BOTH, FORWARD, Heads
-from .heads_tiles import Side, head_rows, tokens
+from .heads_tiles import Side, head_rows, token_mask
 
 
 class Problem:
@@ -38,8 +40,8 @@ class Problem:
             if mask is not None:
                 require(mask, name, image_query, (B, size), torch.bool)
         self.heads = Heads(image_query, dv, float(scale), both=True)
-        self.image = Side(N, head_rows(image_query), head_rows(image_value), tokens(image_mask), None, None, None)
-        self.text = Side(T, head_rows(text_key), head_rows(text_value), tokens(text_mask), None, None, None)
+        self.image = Side(N, head_rows(image_query), head_rows(image_value), token_mask(image_mask), None, None, None)
+        self.text = Side(T, head_rows(text_key), head_rows(text_value), token_mask(text_mask), None, None, None)
         self.key = (
             *self.heads.key,
             triton.next_power_of_2(max(N, 1)),

@@ -73,30 +73,13 @@ def weigh(
 
 
 @triton.jit
-def arriving(
-    image,
-    image_n,
-    image_c,
-    grad_result,
-    grad_weights,
-    r,
-    c,
-    inside,
-    C,
-    RESULT: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """(the weights' gradient, the result's)"""
-    at = r[:, None] * C + c[None, :]
-    dp = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
-    g = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
+def arriving(x, grad_result, grad_weights, at, inside, RESULT: tl.constexpr, WEIGHTS: tl.constexpr):
+    """(the weights' gradient, the result's) of the image at `x`; both gradients at `at`."""
+    dp = tl.zeros(inside.shape, tl.float32)
+    g = tl.zeros(inside.shape, tl.float32)
     if RESULT:
         g = tl.load(grad_result + at, mask=inside, other=0.0).to(tl.float32)
-        dp = g * tl.load(image + r[:, None] * image_n + c[None, :].to(tl.int64) * image_c, mask=inside, other=0.0).to(
-            tl.float32
-        )
+        dp = g * tl.load(x, mask=inside, other=0.0).to(tl.float32)
     if WEIGHTS:
         dp += tl.load(grad_weights + at, mask=inside, other=0.0).to(tl.float32)
     return dp, g
@@ -131,18 +114,17 @@ def differentiate(
         c = c0 + tl.arange(0, BLOCK_C)
         inside = (r < rows)[:, None] & (c < C)[None, :]
         p = tl.exp(load_scores(scores, bias_hidden, r, b, c, inside, C) - m[:, None]) / total[:, None]
-        dp, _ = arriving(
-            image, image_n, image_c, grad_result, grad_weights, r, c, inside, C, RESULT, WEIGHTS, BLOCK_N, BLOCK_C
-        )
+        at = r[:, None] * C + c[None, :]
+        x = image + r[:, None] * image_n + c[None, :].to(tl.int64) * image_c
+        dp, _ = arriving(x, grad_result, grad_weights, at, inside, RESULT, WEIGHTS)
         mean += tl.sum(p * dp, 1)
     for c0 in range(0, C, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
         inside = (r < rows)[:, None] & (c < C)[None, :]
         p = tl.exp(load_scores(scores, bias_hidden, r, b, c, inside, C) - m[:, None]) / total[:, None]
-        dp, g = arriving(
-            image, image_n, image_c, grad_result, grad_weights, r, c, inside, C, RESULT, WEIGHTS, BLOCK_N, BLOCK_C
-        )
         at = r[:, None] * C + c[None, :]
+        x = image + r[:, None] * image_n + c[None, :].to(tl.int64) * image_c
+        dp, g = arriving(x, grad_result, grad_weights, at, inside, RESULT, WEIGHTS)
         all_have_read()
         tl.store(scores + at, p * (dp - mean[:, None]), mask=inside)
         if DIRECT:

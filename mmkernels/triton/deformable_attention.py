@@ -20,7 +20,7 @@ import triton
 from ..ops.deformable_attention import OPERATION
 from .common import define, launch, on_device, require, tuned
 from .deformable_kernels import PointRows, Sampling, add_cells, differentiate, find_cells, sample
-from .heads_tiles import HeadRows, tokens
+from .heads_tiles import HeadRows, token_mask
 
 
 class Configuration(NamedTuple):
@@ -121,7 +121,7 @@ class Problem:
         self.sampling = Sampling(
             S,
             value_rows(value),
-            tokens(mask),
+            token_mask(mask),
             point_rows(locations),
             point_rows(scores),
             softmax_rows,
@@ -208,7 +208,7 @@ def check_levels(spatial_shapes, points, positions, of_points):
         raise RuntimeError(f"points must be at least 0 and add up to {of_points}, got {list(points)}")
 
 
-def forward(value, locations, scores, mask, spatial_shapes, points, softmax):
+def forward(value, locations, scores, mask, spatial_shapes, points, softmax, deterministic):
     rows = None
     if softmax and scores.dim() == 4:
         rows = torch.empty((*scores.shape[:3], 2), dtype=torch.float32, device=scores.device)
@@ -234,6 +234,7 @@ def backward(
     spatial_shapes,
     points,
     softmax,
+    deterministic,
     need_value_grad,
     need_locations_grad,
     need_scores_grad,
@@ -250,8 +251,7 @@ def backward(
     grad_value = empty(value, need_value_grad)
     grad_locations = empty(locations, need_locations_grad)
     grad_scores = empty(scores, need_scores_grad)
-    ordered = torch.are_deterministic_algorithms_enabled()
-    at_once = need_value_grad and not ordered
+    at_once = need_value_grad and not deterministic
     sums = grad_value if value.dtype == torch.float32 else grad_value.float() if at_once else None
 
     def run(configuration):
@@ -269,7 +269,7 @@ def backward(
     with on_device(value):
         if any(needs):
             run(tuned(("deformable backward", *needs, *problem.key), CONFIGURATIONS, value, run))
-        if need_value_grad and ordered:
+        if need_value_grad and deterministic:
             problem.differentiate_value(ORDERED, grad_result, grad_value)
         elif at_once and sums is not grad_value:
             grad_value.copy_(sums)

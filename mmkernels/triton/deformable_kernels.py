@@ -26,7 +26,7 @@ class Sampling(NamedTuple):
 
     size: int  # positions of all levels
     value: HeadRows
-    mask: Any  # Tokens or None
+    mask: Any  # TokenMask or None
     locations: PointRows
     scores: PointRows
     softmax: Any  # float32 [B, Q, H, 2], the largest score and one over the sum; None where scores are the weights
@@ -96,11 +96,11 @@ def corner(a, b, places, right: tl.constexpr, below: tl.constexpr):
     """One of the four around each point, and whether it is there and takes part."""
     column = places.column + right
     row = places.row + below
-    keep = places.near & (column >= 0) & (column < places.width) & (row >= 0) & (row < places.height)
+    valid = places.near & (column >= 0) & (column < places.width) & (row >= 0) & (row < places.height)
     position = places.first + row * places.width + column
     if a.mask is not None:
-        keep = keep & (tl.load(a.mask.data + b * a.mask.b + position.to(tl.int64) * a.mask.n, keep, 0) != 0)
-    return position, keep
+        valid = valid & (tl.load(a.mask.data + b * a.mask.b + position.to(tl.int64) * a.mask.n, valid, 0) != 0)
+    return position, valid
 
 
 @triton.jit
@@ -119,8 +119,8 @@ def rows(x, b, h, n, c):
 
 
 @triton.jit
-def load_rows(x, b, h, n, c, keep, D: tl.constexpr):
-    return tl.load(rows(x, b, h, n, c), keep[:, :, None] & (c < D)[None, None, :], 0).to(tl.float32)
+def load_rows(x, b, h, n, c, valid, D: tl.constexpr):
+    return tl.load(rows(x, b, h, n, c), valid[:, :, None] & (c < D)[None, None, :], 0).to(tl.float32)
 
 
 # Forward -------------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def statistics(a, b, h, q, BLOCK_K: tl.constexpr):
         new = tl.maximum(top, tl.max(x, 1)[:, None])
         total = total * tl.exp(top - finite(new)) + tl.sum(tl.exp(x - finite(new)), 1)[:, None]
         top = new
-    return top, tl.where(total != 0, 1.0 / tl.where(total != 0, total, 1.0), 0.0)
+    return top, tl.where(total == 0, 0.0, 1.0 / tl.where(total == 0, 1.0, total))
 
 
 @triton.jit
@@ -166,9 +166,9 @@ def sample(a, result, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.conste
         samples = tl.zeros([BLOCK_N, BLOCK_K, BLOCK_D], tl.float32)
         for below in tl.static_range(2):
             for right in tl.static_range(2):
-                position, keep = corner(a, b, places, right, below)
+                position, valid = corner(a, b, places, right, below)
                 of_corner = weight * portion(places.x, right) * portion(places.y, below)
-                samples += of_corner[:, :, None] * load_rows(a.value, b, h, position, d, keep, D)
+                samples += of_corner[:, :, None] * load_rows(a.value, b, h, position, d, valid, D)
         total += tl.sum(samples, 1)
     at = result.data + b * result.b + h * result.h + q.to(tl.int64) * result.n + d.to(tl.int64)[None, :] * result.c
     tl.store(at, total.to(result.data.dtype.element_ty), (q < a.Q) & (d < D)[None, :])
@@ -189,10 +189,10 @@ def gradients(a, grad, to_value, places, weight, b, h, q, D: tl.constexpr, BLOCK
         g = load_rows(grad, b, h, q, d, q < a.Q, D)
         for below in tl.static_range(2):
             for right in tl.static_range(2):
-                position, keep = corner(a, b, places, right, below)
+                position, valid = corner(a, b, places, right, below)
                 of_x = portion(places.x, right)
                 of_y = portion(places.y, below)
-                product = tl.sum(g * load_rows(a.value, b, h, position, d, keep, D), 2)
+                product = tl.sum(g * load_rows(a.value, b, h, position, d, valid, D), 2)
                 of_weight += of_x * of_y * product
                 along_x += (2 * right - 1) * of_y * product
                 along_y += (2 * below - 1) * of_x * product
@@ -200,7 +200,7 @@ def gradients(a, grad, to_value, places, weight, b, h, q, D: tl.constexpr, BLOCK
                     tl.atomic_add(
                         rows(to_value, b, h, position, d),
                         (weight * of_x * of_y)[:, :, None] * g,
-                        keep[:, :, None] & (d < D)[None, None, :],
+                        valid[:, :, None] & (d < D)[None, None, :],
                         sem="relaxed",
                     )
     return of_weight, along_x, along_y
@@ -300,7 +300,7 @@ def add_cells(
     a = Sampling(*a)
     b, h, head, _, s = program(a.H, a.size, 1, BLOCK_N)
     d = arange(tl.program_id(1) * BLOCK_D, BLOCK_D)
-    keep = taking_part(a, b, h, s)
+    valid = taking_part(a, b, h, s)
     width = tl.full([BLOCK_N], 1, tl.int32)
     position = s
     cell = tl.zeros([BLOCK_N], tl.int32)
@@ -316,8 +316,8 @@ def add_cells(
     for below in tl.static_range(2):
         for right in tl.static_range(2):
             around = begins + head * cells + cell - below * (width + 1) - right
-            begin = tl.load(around, keep, 0)
-            end = tl.load(around + 1, keep, 0)
+            begin = tl.load(around, valid, 0)
+            end = tl.load(around + 1, valid, 0)
             for start in range(0, tl.max(end - begin, 0), BLOCK_K):
                 place = (begin + start)[:, None] + arange(0, BLOCK_K)[None, :]
                 inside = place < end[:, None]

@@ -1,4 +1,6 @@
-"""Gated cross-attention in Triton: queries are the rows, tokens the columns; the kernels are in heads_forward.py and heads_backward.py.
+"""Gated cross-attention in Triton: queries are the rows, tokens the columns.
+
+The kernels are in heads_forward.py and heads_backward.py.
 
 Forward: one pass; the gate is multiplied where the result still lies in registers. Backward: the gate's gradient and
 delta, then the queries' gradient (and the bias's) with tokens as columns, then keys' and values' with queries as
@@ -12,7 +14,7 @@ from ..ops.common import empty_heads, empty_softmax, softmax_shape
 from ..ops.gated_cross_attention import OPERATION
 from .common import define, on_device, require, tuned
 from .heads import BACKWARD, FORWARD, Heads
-from .heads_tiles import Side, head_rows, swapped, tokens
+from .heads_tiles import Side, head_rows, swapped, token_mask
 
 
 class Problem:
@@ -44,7 +46,7 @@ class Problem:
                 require(t, name, query, shape, dtype)
         self.heads = Heads(query, dv, float(scale), both=False)
         self.queries = Side(N, head_rows(query), None, None, None, None, None)
-        self.tokens = Side(T, head_rows(key), head_rows(value), tokens(mask), None, None, None)
+        self.tokens = Side(T, head_rows(key), head_rows(value), token_mask(mask), None, None, None)
         self.pairs = {"pairs": None if pairs is None else head_rows(pairs.view(torch.uint8)), "bias": head_rows(bias)}
         self.key = (
             *self.heads.key,

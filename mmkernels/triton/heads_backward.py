@@ -7,8 +7,11 @@ import triton
 import triton.language as tl
 
 from .heads_tiles import (
+    Place,
     Side,
+    adjust,
     arange,
+    inside,
     last_one,
     load_queries,
     load_tile,
@@ -33,22 +36,22 @@ def prepare(rows, grad, gate, combined, grad_gate, H, V: tl.constexpr, BLOCK_N: 
     """A program for each block of rows: delta, the gate's gradient, and grad * gate (into rows.grad)."""
     rows = Side(*rows)
     b, h, head, _, n = program(H, rows.size, 1, BLOCK_N)
-    inside = n < rows.size
-    some = load_softmax(rows, head, n)[1] != 0
+    some = Place(b, h, n, load_softmax(rows, head, n)[1] != 0)
+    exist = inside(rows, some)
     delta = tl.zeros([BLOCK_N], tl.float32)
     for start in range(0, V, BLOCK_V):
         c = arange(start, BLOCK_V)
-        g = load_tile(grad, b, h, n, c, some, V, tl.float32)
-        out = load_tile(combined, b, h, n, c, some, V, tl.float32)
+        g = load_tile(grad, some, c, V, tl.float32)
+        out = load_tile(combined, some, c, V, tl.float32)
         if grad_gate is not None:
-            store_tile(grad_gate, g * out, b, h, n, c, inside, V)
+            store_tile(grad_gate, g * out, exist, c, V)
         if gate is not None:
             # Rounded here, too, so that delta belongs to what `differentiate` reads.
-            g = (g * load_tile(gate, b, h, n, c, some, V, tl.float32)).to(rows.grad.data.dtype.element_ty)
-            store_tile(rows.grad, g, b, h, n, c, inside, V)
+            g = (g * load_tile(gate, some, c, V, tl.float32)).to(rows.grad.data.dtype.element_ty)
+            store_tile(rows.grad, g, exist, c, V)
             g = g.to(tl.float32)
         delta += tl.sum(g * out, 1)
-    tl.store(rows.delta + head * rows.size + n, delta, inside)
+    tl.store(rows.delta + head * rows.size + n, delta, exist.valid)
 
 
 @triton.jit
@@ -57,29 +60,22 @@ def gradient_product(
     value,
     g,
     v,
-    b,
-    h,
-    n,
-    t,
-    row_keep,
-    col_keep,
+    row,
+    col,
     V: tl.constexpr,
     BLOCK_V: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    dp = tl.zeros([n.shape[0], t.shape[0]], tl.float32)
+    """grad v^T of the rows at `row` and the columns at `col`. g and v: the tiles where they hold all channels."""
+    dp = tl.zeros([row.n.shape[0], col.n.shape[0]], tl.float32)
     if V <= BLOCK_V:
         dp = product(dp, g, v, PRECISION)
     else:
         for start in range(0, V, BLOCK_V):
             c = arange(start, BLOCK_V)
-            dp = product(
-                dp,
-                load_tile(grad, b, h, n, c, row_keep, V, DOT),
-                load_tile(value, b, h, t, c, col_keep, V, DOT),
-                PRECISION,
-            )
+            x = load_tile(grad, row, c, V, DOT)
+            dp = product(dp, x, load_tile(value, col, c, V, DOT), PRECISION)
     return dp
 
 
@@ -103,39 +99,21 @@ def mean(p, dp, axis: tl.constexpr):
 
 
 @triton.jit
-def write_gradients(
-    rows,
-    to_query,
-    to_value,
-    dq,
-    dv,
-    scale,
-    b,
-    h,
-    n,
-    keep,
-    live,
-    part,
-    D: tl.constexpr,
-    V: tl.constexpr,
-    BOTH: tl.constexpr,
-    OUT_D: tl.constexpr,
-    OUT_V: tl.constexpr,
-):
-    """Exact zeros where nothing takes part, and where a NaN counted as 0."""
-    inside = n < rows.size
-    if to_query is not None:
-        c = arange(part * OUT_D, OUT_D)
-        if BOTH:
-            if rows.mask is not None:
-                x = load_tile(rows.query, b, h, n, c, inside, D, tl.float32, False)
-                dq = tl.where(keep[:, None] | (tl.abs(x) < float("inf")), dq, 0.0)
-        else:
-            dq = tl.where((keep & live)[:, None], dq, 0.0)
-        store_tile(to_query, dq * scale, b, h, n, c, inside, D, False)
-    if to_value is not None:
-        c = arange(part * OUT_V, OUT_V)
-        store_tile(to_value, tl.where(keep[:, None], dv, 0.0), b, h, n, c, inside, V, False)
+def write_query_gradient(rows, to_query, dq, scale, at, live, c, D: tl.constexpr, BOTH: tl.constexpr):
+    """Exact zeros where nothing takes part, and where a NaN counted as 0. `live`: of the rows' own softmax."""
+    exist = inside(rows, at)
+    if BOTH:
+        if rows.mask is not None:
+            x = load_tile(rows.query, exist, c, D, tl.float32, False)
+            dq = tl.where(at.valid[:, None] | (tl.abs(x) < float("inf")), dq, 0.0)
+    else:
+        dq = tl.where((at.valid & live)[:, None], dq, 0.0)
+    store_tile(to_query, dq * scale, exist, c, D, False)
+
+
+@triton.jit
+def write_value_gradient(rows, to_value, dv, at, c, V: tl.constexpr):
+    store_tile(to_value, tl.where(at.valid[:, None], dv, 0.0), inside(rows, at), c, V, False)
 
 
 @triton.jit
@@ -179,63 +157,62 @@ def differentiate(
     out_d = arange(part * OUT_D, OUT_D)
     out_v = arange(part * OUT_V, OUT_V)
     d, c = arange(0, BLOCK_D), arange(0, BLOCK_V)
-    row_keep = taking_part(rows, b, h, n)
+    row_valid = taking_part(rows, b, h, n)
     row_live = n < rows.size
     if rows.grad is not None:
         row_top, row_share = load_softmax(rows, head, n)
         row_live = row_share != 0
         row_delta = tl.load(rows.delta + head * rows.size + n, row_live, 0)
-    row_counts = row_keep if BOTH else row_keep & row_live
+    row = Place(b, h, n, row_valid)
+    live_row = Place(b, h, n, row_live)
+    query_row = Place(b, h, n, row_valid if BOTH else row_valid & row_live)
     q, row_g, row_v = None, None, None
     if D <= BLOCK_D:
-        q = load_queries(rows, b, h, n, d, row_counts, D, BOTH, DOT)
+        q = load_queries(rows, query_row, d, D, BOTH, DOT)
     if V <= BLOCK_V:
         if rows.grad is not None:
-            row_g = load_tile(rows.grad, b, h, n, c, row_live, V, DOT)
+            row_g = load_tile(rows.grad, live_row, c, V, DOT)
         if cols.grad is not None:
-            row_v = load_tile(rows.value, b, h, n, c, row_keep, V, DOT)
+            row_v = load_tile(rows.value, row, c, V, DOT)
     dq = tl.zeros([BLOCK_N, OUT_D], tl.float32)
     dv = tl.zeros([BLOCK_N, OUT_V], tl.float32)
     begin = split * chunk
     end = tl.minimum(begin + chunk, cols.size)
     if not BOTH:
         end = last_one(cols, b, h, begin, end)
-        end = tl.where(tl.max(row_counts.to(tl.int32), 0) != 0, end, begin)
+        end = tl.where(tl.max(query_row.valid.to(tl.int32), 0) != 0, end, begin)
     for start in range(begin, end, BLOCK_T):
         t = arange(start, BLOCK_T)
-        col_keep = taking_part(cols, b, h, t)
+        col_valid = taking_part(cols, b, h, t)
         col_live = t < cols.size
         if cols.grad is not None:
             col_top, col_share = load_softmax(cols, head, t)
             col_live = col_share != 0
-        col_counts = col_keep if BOTH else col_keep & col_live
+        col = Place(b, h, t, col_valid)
+        live_col = Place(b, h, t, col_live)
+        query_col = Place(b, h, t, col_valid if BOTH else col_valid & col_live)
         k = None
         if D <= BLOCK_D:
-            k = load_queries(cols, b, h, t, d, col_counts, D, BOTH, DOT)
-        s = scores(
-            rows, cols, q, k, b, h, n, t, row_counts, col_counts, scale, pairs, bias, D, BOTH, BLOCK_D, DOT, PRECISION
-        )
+            k = load_queries(cols, query_col, d, D, BOTH, DOT)
+        s = scores(rows, cols, q, k, query_row, query_col, D, BOTH, BLOCK_D, DOT, PRECISION)
+        s = adjust(s * scale, rows, cols, query_row, query_col, pairs, bias)
         ds = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
         if rows.grad is not None:
-            p = exponential(tl.where(col_keep[None, :], s, float("-inf")), row_top[:, None])
+            p = exponential(tl.where(col_valid[None, :], s, float("-inf")), row_top[:, None])
             v = None
             if V <= BLOCK_V:
-                v = load_tile(cols.value, b, h, t, c, col_keep, V, DOT)
-            dp = gradient_product(
-                rows.grad, cols.value, row_g, v, b, h, n, t, row_live, col_keep, V, BLOCK_V, DOT, PRECISION
-            )
+                v = load_tile(cols.value, col, c, V, DOT)
+            dp = gradient_product(rows.grad, cols.value, row_g, v, live_row, col, V, BLOCK_V, DOT, PRECISION)
             if ALL_COLS:
                 row_delta = mean(p, dp, 1)
             ds += p * (dp - row_delta[:, None]) * spread(row_share)[:, None]
         if cols.grad is not None:
-            p = exponential(tl.where(row_keep[:, None], s, float("-inf")), col_top[None, :])
+            p = exponential(tl.where(row_valid[:, None], s, float("-inf")), col_top[None, :])
             g = None
             if V <= BLOCK_V:
-                g = load_tile(cols.grad, b, h, t, c, col_live, V, DOT)
+                g = load_tile(cols.grad, live_col, c, V, DOT)
             if to_query is not None:
-                dp = gradient_product(
-                    rows.value, cols.grad, row_v, g, b, h, n, t, row_keep, col_live, V, BLOCK_V, DOT, PRECISION
-                )
+                dp = gradient_product(rows.value, cols.grad, row_v, g, row, live_col, V, BLOCK_V, DOT, PRECISION)
                 if ALL_ROWS:
                     col_delta = mean(p, dp, 0)
                 else:
@@ -243,26 +220,27 @@ def differentiate(
                 ds += p * (dp - col_delta[None, :]) * spread(col_share)[None, :]
             if to_value is not None:
                 if V > BLOCK_V or OUT_V != BLOCK_V:
-                    g = load_tile(cols.grad, b, h, t, out_v, col_live, V, DOT, False)
+                    g = load_tile(cols.grad, live_col, out_v, V, DOT, False)
                 dv = tl.dot((p * col_share[None, :]).to(DOT), g, dv, input_precision=PRECISION)
         if grad_bias is not None:
             if part == 0:
                 tl.store(tile(grad_bias, b, h, n, t), ds, (n < rows.size)[:, None] & (t < cols.size)[None, :])
         if to_query is not None:
             if D > BLOCK_D or OUT_D != BLOCK_D:
-                k = load_queries(cols, b, h, t, out_d, col_counts, D, BOTH, DOT, False)
+                k = load_queries(cols, query_col, out_d, D, BOTH, DOT, False)
             dq = tl.dot(ds.to(DOT), k, dq, input_precision=PRECISION)
     if splits == 1:
-        write_gradients(
-            rows, to_query, to_value, dq, dv, scale, b, h, n, row_keep, row_live, part, D, V, BOTH, OUT_D, OUT_V
-        )
+        if to_query is not None:
+            write_query_gradient(rows, to_query, dq, scale, row, row_live, out_d, D, BOTH)
+        if to_value is not None:
+            write_value_gradient(rows, to_value, dv, row, out_v, V)
     else:
         at = (head * splits + split) * rows.size + n
-        inside = n < rows.size
+        exist = (n < rows.size)[:, None]
         if to_query is not None:
-            tl.store(partial_query + at[:, None] * D + out_d[None, :], dq, inside[:, None] & (out_d < D)[None, :])
+            tl.store(partial_query + at[:, None] * D + out_d[None, :], dq, exist & (out_d < D)[None, :])
         if to_value is not None:
-            tl.store(partial_value + at[:, None] * V + out_v[None, :], dv, inside[:, None] & (out_v < V)[None, :])
+            tl.store(partial_value + at[:, None] * V + out_v[None, :], dv, exist & (out_v < V)[None, :])
 
 
 @triton.jit
@@ -298,27 +276,15 @@ def merge_gradients(
     live = n < rows.size
     if rows.grad is not None:
         live = load_softmax(rows, head, n)[1] != 0
+    out_d = arange(part * OUT_D, OUT_D)
+    out_v = arange(part * OUT_V, OUT_V)
     dq, dv = None, None
     if to_query is not None:
-        dq = add_up(partial_query, head, splits, rows.size, n, arange(part * OUT_D, OUT_D), D)
+        dq = add_up(partial_query, head, splits, rows.size, n, out_d, D)
     if to_value is not None:
-        dv = add_up(partial_value, head, splits, rows.size, n, arange(part * OUT_V, OUT_V), V)
-    write_gradients(
-        rows,
-        to_query,
-        to_value,
-        dq,
-        dv,
-        scale,
-        b,
-        h,
-        n,
-        taking_part(rows, b, h, n),
-        live,
-        part,
-        D,
-        V,
-        BOTH,
-        OUT_D,
-        OUT_V,
-    )
+        dv = add_up(partial_value, head, splits, rows.size, n, out_v, V)
+    row = Place(b, h, n, taking_part(rows, b, h, n))
+    if to_query is not None:
+        write_query_gradient(rows, to_query, dq, scale, row, live, out_d, D, BOTH)
+    if to_value is not None:
+        write_value_gradient(rows, to_value, dv, row, out_v, V)

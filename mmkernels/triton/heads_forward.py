@@ -4,7 +4,9 @@ import triton
 import triton.language as tl
 
 from .heads_tiles import (
+    Place,
     Side,
+    adjust,
     arange,
     finite,
     last_one,
@@ -18,19 +20,19 @@ from .heads_tiles import (
 
 
 @triton.jit
-def finish(rows, gate, result, attended, m, total, acc, b, h, head, n, c, V: tl.constexpr):
+def finish(rows, gate, result, attended, m, total, acc, at, head, c, V: tl.constexpr):
     """Divides, multiplies by the gate, and writes. A row without any column gives 0, whatever its gate holds."""
-    inside, some = n < rows.size, total != 0
+    some = total != 0
     acc = tl.where(some[:, None], acc / tl.where(some, total, 1.0)[:, None], 0.0)
     if tl.program_id(1) == 0:
-        at = rows.softmax + 2 * head * rows.size + n
-        tl.store(at, finite(m), inside)
-        tl.store(at + rows.size, tl.where(some, 1.0 / tl.where(some, total, 1.0), 0.0), inside)
+        softmax = rows.softmax + 2 * head * rows.size + at.n
+        tl.store(softmax, finite(m), at.valid)
+        tl.store(softmax + rows.size, tl.where(some, 1.0 / tl.where(some, total, 1.0), 0.0), at.valid)
     if attended is not None:
-        store_tile(attended, acc, b, h, n, c, inside, V)
+        store_tile(attended, acc, at, c, V)
     if gate is not None:
-        acc = acc * load_tile(gate, b, h, n, c, inside & some, V, tl.float32)
-    store_tile(result, acc, b, h, n, c, inside, V)
+        acc = acc * load_tile(gate, Place(at.b, at.h, at.n, at.valid & some), c, V, tl.float32)
+    store_tile(result, acc, at, c, V)
 
 
 @triton.jit
@@ -64,12 +66,14 @@ def attend(
     b, h, head, split, n = program(H, rows.size, splits, BLOCK_N)
     c = arange(tl.program_id(1) * BLOCK_V, BLOCK_V)
     d = arange(0, BLOCK_D)
-    row_keep = n < rows.size
+    inside = n < rows.size
+    row_valid = inside
     if BOTH:
-        row_keep = taking_part(rows, b, h, n)
+        row_valid = taking_part(rows, b, h, n)
+    row = Place(b, h, n, row_valid)
     q = None
     if D <= BLOCK_D:
-        q = load_queries(rows, b, h, n, d, row_keep, D, BOTH, DOT)
+        q = load_queries(rows, row, d, D, BOTH, DOT)
     m = tl.full([BLOCK_N], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_N], tl.float32)
     acc = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
@@ -77,24 +81,24 @@ def attend(
     end = last_one(cols, b, h, begin, tl.minimum(begin + chunk, cols.size))
     for start in range(begin, end, BLOCK_T):
         t = arange(start, BLOCK_T)
-        keep = taking_part(cols, b, h, t)
+        col = Place(b, h, t, taking_part(cols, b, h, t))
         k = None
         if D <= BLOCK_D:
-            k = load_tile(cols.query, b, h, t, d, keep, D, DOT)
-        s = scores(rows, cols, q, k, b, h, n, t, row_keep, keep, scale, pairs, bias, D, BOTH, BLOCK_D, DOT, PRECISION)
-        s = tl.where(keep[None, :], s, float("-inf"))
+            k = load_tile(cols.query, col, d, D, DOT)
+        s = scores(rows, cols, q, k, row, col, D, BOTH, BLOCK_D, DOT, PRECISION)
+        s = adjust(s * scale, rows, cols, row, col, pairs, bias)
+        s = tl.where(col.valid[None, :], s, float("-inf"))
         new = tl.maximum(m, tl.max(s, 1))
         p = tl.exp(s - finite(new)[:, None])
         fade = tl.exp(m - finite(new))
         total = total * fade + tl.sum(p, 1)
-        v = load_tile(cols.value, b, h, t, c, keep, V, DOT)
+        v = load_tile(cols.value, col, c, V, DOT)
         acc = tl.dot(p.to(DOT), v, acc * fade[:, None], input_precision=PRECISION)
         m = new
     if partial is None:
-        finish(rows, gate, result, attended, m, total, acc, b, h, head, n, c, V)
+        finish(rows, gate, result, attended, m, total, acc, Place(b, h, n, inside), head, c, V)
     else:
         at = (head * splits + split) * rows.size + n
-        inside = n < rows.size
         tl.store(partial + at[:, None] * V + c[None, :], acc, inside[:, None] & (c < V)[None, :])
         if tl.program_id(1) == 0:
             tl.store(stats + 2 * at, m, inside)
@@ -133,4 +137,4 @@ def merge_attend(
         part = tl.load(partial + at[:, None] * V + c[None, :], inside[:, None] & (c < V)[None, :], 0)
         acc = acc * fade[:, None] + part * weight[:, None]
         m = new
-    finish(rows, gate, result, attended, m, total, acc, b, h, head, n, c, V)
+    finish(rows, gate, result, attended, m, total, acc, Place(b, h, n, inside), head, c, V)

@@ -17,7 +17,7 @@ class HeadRows(NamedTuple):
     c: int
 
 
-class Tokens(NamedTuple):
+class TokenMask(NamedTuple):
     """[B, H, N], not 0 = takes part."""
 
     data: Any
@@ -32,7 +32,7 @@ class Side(NamedTuple):
     size: int
     query: HeadRows  # what is multiplied to scores
     value: Any  # HeadRows: what the other side's softmax combines
-    mask: Any  # Tokens: who takes part in the other side's softmax
+    mask: Any  # TokenMask: who takes part in the other side's softmax
     softmax: (
         Any  # [B, H, 2, size], of the softmax that this side's rows have over the other side: the largest score, and
     )
@@ -41,16 +41,25 @@ class Side(NamedTuple):
     delta: Any  # [B, H, size]: sum(grad * what that softmax combined)
 
 
+class Place(NamedTuple):
+    """Rows of one head. Of a kernel's own making: none is an argument of a launch."""
+
+    b: Any
+    h: Any
+    n: Any  # [BLOCK]: their numbers
+    valid: Any  # [BLOCK]: which of them are looked at
+
+
 def head_rows(t):
     return None if t is None else HeadRows(t, *t.stride())
 
 
-def tokens(t):
+def token_mask(t):
     """bool [B, H, T], or [B, T] for all heads."""
     if t is None:
         return None
     t = t.view(torch.uint8)
-    return Tokens(t, t.stride(0), 0 if t.dim() == 2 else t.stride(1), t.stride(-1))
+    return TokenMask(t, t.stride(0), 0 if t.dim() == 2 else t.stride(1), t.stride(-1))
 
 
 def swapped(pairs):
@@ -86,48 +95,51 @@ def tile(x, b, h, n, c):
 
 
 @triton.jit
-def within(keep, c, C: tl.constexpr, EXACT: tl.constexpr):
+def within(valid, c, C: tl.constexpr, EXACT: tl.constexpr):
     """Rows that count, and channels: EXACT, and where a block divides the channels, a mask for each row is enough."""
     if EXACT and (0 * c.shape[0] + C) % c.shape[0] == 0:  # the interpreter knows no int % constexpr
-        mask = keep[:, None]
+        mask = valid[:, None]
     else:
-        mask = keep[:, None] & (c < C)[None, :]
+        mask = valid[:, None] & (c < C)[None, :]
     return mask
 
 
 @triton.jit
-def load_tile(x, b, h, n, c, keep, C: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr = True):
+def load_tile(x, at, c, C: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr = True):
     """Not EXACT: of c as many blocks are walked as the wider of two tensors has."""
-    return tl.load(tile(x, b, h, n, c), within(keep, c, C, EXACT), 0).to(DOT)
+    return tl.load(tile(x, at.b, at.h, at.n, c), within(at.valid, c, C, EXACT), 0).to(DOT)
 
 
 @triton.jit
-def store_tile(x, values, b, h, n, c, inside, C: tl.constexpr, EXACT: tl.constexpr = True):
-    tl.store(tile(x, b, h, n, c), values.to(x.data.dtype.element_ty), within(inside, c, C, EXACT))
+def store_tile(x, values, at, c, C: tl.constexpr, EXACT: tl.constexpr = True):
+    tl.store(tile(x, at.b, at.h, at.n, c), values.to(x.data.dtype.element_ty), within(at.valid, c, C, EXACT))
 
 
 @triton.jit
 def taking_part(side, b, h, n):
-    keep = n < side.size
+    valid = n < side.size
     if side.mask is not None:
-        keep = keep & (
-            tl.load(side.mask.data + b * side.mask.b + h * side.mask.h + n.to(tl.int64) * side.mask.n, keep, 0) != 0
+        valid = valid & (
+            tl.load(side.mask.data + b * side.mask.b + h * side.mask.h + n.to(tl.int64) * side.mask.n, valid, 0) != 0
         )
-    return keep
+    return valid
 
 
 @triton.jit
-def load_queries(
-    side, b, h, n, c, keep, D: tl.constexpr, BOTH: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr = True
-):
-    """`keep`: those that count. BOTH softmaxes: one that is masked out has a result of its own, and NaN or Inf counts
-    as 0."""
+def inside(side, at):
+    """The same rows, masked ones, too."""
+    return Place(at.b, at.h, at.n, at.n < side.size)
+
+
+@triton.jit
+def load_queries(side, at, c, D: tl.constexpr, BOTH: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr = True):
+    """BOTH softmaxes: one that is masked out has a result of its own, and NaN or Inf counts as 0."""
     if BOTH:
-        x = load_tile(side.query, b, h, n, c, n < side.size, D, DOT, EXACT)
+        x = load_tile(side.query, inside(side, at), c, D, DOT, EXACT)
         if side.mask is not None:
-            x = tl.where(keep[:, None] | (tl.abs(x.to(tl.float32)) < float("inf")), x, 0.0).to(DOT)
+            x = tl.where(at.valid[:, None] | (tl.abs(x.to(tl.float32)) < float("inf")), x, 0.0).to(DOT)
     else:
-        x = load_tile(side.query, b, h, n, c, keep, D, DOT, EXACT)
+        x = load_tile(side.query, at, c, D, DOT, EXACT)
     return x
 
 
@@ -143,40 +155,34 @@ def scores(
     cols,
     q,
     k,
-    b,
-    h,
-    n,
-    t,
-    row_keep,
-    col_keep,
-    scale,
-    pairs,
-    bias,
+    row,
+    col,
     D: tl.constexpr,
     BOTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """q and k: the tiles where they hold all channels."""
-    s = tl.zeros([n.shape[0], t.shape[0]], tl.float32)
+    """q k^T of the rows at `row` and the columns at `col`. q and k: the tiles where they hold all channels."""
+    s = tl.zeros([row.n.shape[0], col.n.shape[0]], tl.float32)
     if D <= BLOCK_D:
         s = product(s, q, k, PRECISION)
     else:
         for start in range(0, D, BLOCK_D):
             c = arange(start, BLOCK_D)
-            s = product(
-                s,
-                load_queries(rows, b, h, n, c, row_keep, D, BOTH, DOT),
-                load_queries(cols, b, h, t, c, col_keep, D, BOTH, DOT),
-                PRECISION,
-            )
-    s = s * scale
-    inside = (n < rows.size)[:, None] & (t < cols.size)[None, :]
+            x = load_queries(rows, row, c, D, BOTH, DOT)
+            s = product(s, x, load_queries(cols, col, c, D, BOTH, DOT), PRECISION)
+    return s
+
+
+@triton.jit
+def adjust(s, rows, cols, row, col, pairs, bias):
+    """Adds a bias to scores; those of pairs that don't take part are -Inf."""
+    exist = inside(rows, row).valid[:, None] & inside(cols, col).valid[None, :]
     if bias is not None:
-        s += tl.load(tile(bias, b, h, n, t), inside, 0)
+        s += tl.load(tile(bias, row.b, row.h, row.n, col.n), exist, 0)
     if pairs is not None:
-        s = tl.where(tl.load(tile(pairs, b, h, n, t), inside, 0) != 0, s, float("-inf"))
+        s = tl.where(tl.load(tile(pairs, row.b, row.h, row.n, col.n), exist, 0) != 0, s, float("-inf"))
     return s
 
 

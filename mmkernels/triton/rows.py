@@ -93,17 +93,17 @@ def product(rows, weight):
 
 
 class WeightGradient:
-    """Sum over panels of ``upstream^T rows`` in float32, for a layer's weight."""
+    """Sum over panels of ``grad_output^T rows`` in float32, for a layer's weight."""
 
     def __init__(self, weight, need):
         self.weight, self.need = weight, need
         self.sum = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if need else None
 
-    def add(self, upstream, rows):
+    def add(self, grad_output, rows):
         if self.need and rows.dtype == torch.float32:
-            self.sum.addmm_(upstream.T, rows)
+            self.sum.addmm_(grad_output.T, rows)
         elif self.need:
-            self.sum.add_(product(upstream.T, rows.T))
+            self.sum.add_(product(grad_output.T, rows.T))
 
     def result(self):
         return self.sum.to(self.weight.dtype) if self.need else self.weight.new_empty(0)
@@ -116,7 +116,7 @@ def blocks(channels, elements=2048):
 
 
 @triton.jit
-def add_columns(to, upstream, bounds, first, last, step, C, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+def add_columns(to, grad_output, bounds, first, last, step, C, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
     """to[b, c] += sum of a panel's rows of sample b; a program has one sample and some columns."""
     b = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -126,7 +126,9 @@ def add_columns(to, upstream, bounds, first, last, step, C, BLOCK_N: tl.constexp
     for n in range(begin, end, BLOCK_N):
         r = n + tl.arange(0, BLOCK_N).to(tl.int64)
         x = tl.load(
-            upstream + (r - first)[:, None] * step + c[None, :], mask=(r < end)[:, None] & (c < C)[None, :], other=0.0
+            grad_output + (r - first)[:, None] * step + c[None, :],
+            mask=(r < end)[:, None] & (c < C)[None, :],
+            other=0.0,
         )
         total += tl.sum(x.to(tl.float32), 0)
     if begin < end:
@@ -136,19 +138,19 @@ def add_columns(to, upstream, bounds, first, last, step, C, BLOCK_N: tl.constexp
         tl.store(at, total, mask=c < C)
 
 
-def sum_columns(to, upstream, bounds, first, last):
-    """to [B, C] += column sums of upstream [rows first to last, C], a sample each."""
+def sum_columns(to, grad_output, bounds, first, last):
+    """to [B, C] += column sums of grad_output [rows first to last, C], a sample each."""
     samples, channels = to.shape
     block = min(64, triton.next_power_of_2(channels))
     launch(
         add_columns,
         (samples, triton.cdiv(channels, block)),
         to,
-        upstream,
+        grad_output,
         bounds,
         first,
         last,
-        upstream.stride(0),
+        grad_output.stride(0),
         channels,
         BLOCK_N=32,
         BLOCK_C=block,

@@ -21,10 +21,10 @@ from .spatial_tiles import (
 
 
 @triton.jit
-def incoming(a, g, b, h, n, c, keep, C: tl.constexpr):
+def incoming(a, g, b, h, n, c, valid, C: tl.constexpr):
     """The result's gradient at the tile's positions, or at all of them: [BLOCK_N or 1, BLOCK_C]."""
     if g.result is not None:
-        grad = load_tile(a, g.result, b, h, n, c, keep, C)
+        grad = load_tile(a, g.result, b, h, n, c, valid, C)
     elif g.pooled is not None:
         grad = load_vector(g.pooled, b, h, c, C)[None, :]
     else:
@@ -33,14 +33,14 @@ def incoming(a, g, b, h, n, c, keep, C: tl.constexpr):
 
 
 @triton.jit
-def weights_and_gradient(a, g, x, grad, b, h, n, keep):
+def weights_and_gradient(a, g, x, grad, b, h, n, valid):
     """The weights, and their whole gradient: through the result, and their own."""
     at = weights_of(a, b, h) + n
-    w = tl.load(a.weights + at, keep, 0)
+    w = tl.load(a.weights + at, valid, 0)
     dw = tl.sum(x * grad, 1)
     if g.weights is not None:
-        dw += tl.load(g.weights + at, keep, 0)
-    return w, tl.where(keep, dw, 0.0)
+        dw += tl.load(g.weights + at, valid, 0)
+    return w, tl.where(valid, dw, 0.0)
 
 
 @triton.jit
@@ -49,9 +49,9 @@ def ratio(p, q):
 
 
 @triton.jit
-def store_image_grad(a, g, grad, w, ds, b, h, n, c, keep, end, C: tl.constexpr):
+def store_image_grad(a, g, grad, w, ds, b, h, n, c, valid, end, C: tl.constexpr):
     t = load_vector(a.text, b, h, c, C)
-    dx = tl.where(keep[:, None], w[:, None] * grad + ds[:, None] * t[None, :], 0.0)
+    dx = tl.where(valid[:, None], w[:, None] * grad + ds[:, None] * t[None, :], 0.0)
     store_tile(a, g.image, dx, b, h, n, c, end, C)
 
 
@@ -65,16 +65,16 @@ def backward_whole(a, g, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.con
     if last - first > BLOCK_N:
         return
     n, c = first + arange(BLOCK_N), arange(BLOCK_C)
-    keep = taking_part(a, b, n, last)
-    x = load_tile(a, a.image, b, h, n, c, keep, C)
-    grad = incoming(a, g, b, h, n, c, keep, C)
-    w, dw = weights_and_gradient(a, g, x, grad, b, h, n, keep)
+    valid = taking_part(a, b, n, last)
+    x = load_tile(a, a.image, b, h, n, c, valid, C)
+    grad = incoming(a, g, b, h, n, c, valid, C)
+    w, dw = weights_and_gradient(a, g, x, grad, b, h, n, valid)
     ds = a.scale * w * (dw - ratio(tl.sum(w * dw, 0), tl.sum(w, 0)))
     if g.text is not None:
-        dt = tl.sum(tl.where(keep, ds, 0.0)[:, None] * x, 0)
+        dt = tl.sum(tl.where(valid, ds, 0.0)[:, None] * x, 0)
         store_vector(g.text, dt, b, h, c, C)
     if g.image is not None:
-        store_image_grad(a, g, grad, w, ds, b, h, n, c, keep, last, C)
+        store_image_grad(a, g, grad, w, ds, b, h, n, c, valid, last, C)
 
 
 @triton.jit
@@ -91,9 +91,9 @@ def backward_chunks(a, g, stats, partial, C: tl.constexpr, BLOCK_N: tl.constexpr
     v = tl.zeros([BLOCK_C], tl.float32)
     for start in range(begin, end, BLOCK_N):
         n = start + arange(BLOCK_N)
-        keep = taking_part(a, b, n, end)
-        x = load_tile(a, a.image, b, h, n, c, keep, C)
-        w, dw = weights_and_gradient(a, g, x, incoming(a, g, b, h, n, c, keep, C), b, h, n, keep)
+        valid = taking_part(a, b, n, end)
+        x = load_tile(a, a.image, b, h, n, c, valid, C)
+        w, dw = weights_and_gradient(a, g, x, incoming(a, g, b, h, n, c, valid, C), b, h, n, valid)
         if g.image is not None:
             tl.store(g.scores + weights_of(a, b, h) + n, dw, n < end)
         tile_mass = tl.sum(w, 0)
@@ -161,10 +161,10 @@ def backward_apply(a, g, merged, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C
     mean = tl.load(merged + b * a.s.H + h)
     for start in range(begin, end, BLOCK_N):
         n = start + arange(BLOCK_N)
-        keep = taking_part(a, b, n, end)
+        valid = taking_part(a, b, n, end)
         at = weights_of(a, b, h) + n
-        w = tl.load(a.weights + at, keep, 0)
-        dw = tl.load(g.scores + at, keep, 0)
+        w = tl.load(a.weights + at, valid, 0)
+        dw = tl.load(g.scores + at, valid, 0)
         store_image_grad(
-            a, g, incoming(a, g, b, h, n, c, keep, C), w, a.scale * w * (dw - mean), b, h, n, c, keep, end, C
+            a, g, incoming(a, g, b, h, n, c, valid, C), w, a.scale * w * (dw - mean), b, h, n, c, valid, end, C
         )

@@ -33,9 +33,9 @@ def normaliser(total, count, RESCALE: tl.constexpr):
 
 
 @triton.jit
-def scores(a, x, keep, b, h, c, C: tl.constexpr):
+def scores(a, x, valid, b, h, c, C: tl.constexpr):
     t = load_vector(a.text, b, h, c, C)
-    return tl.where(keep, tl.sum(x * t[None, :], 1) * a.scale, float("-inf"))
+    return tl.where(valid, tl.sum(x * t[None, :], 1) * a.scale, float("-inf"))
 
 
 @triton.jit
@@ -49,11 +49,11 @@ def forward_whole(
     if last - first > BLOCK_N:
         return
     n, c = first + arange(BLOCK_N), arange(BLOCK_C)
-    keep = taking_part(a, b, n, last)
-    x = load_tile(a, a.image, b, h, n, c, keep, C)
-    score = scores(a, x, keep, b, h, c, C)
+    valid = taking_part(a, b, n, last)
+    x = load_tile(a, a.image, b, h, n, c, valid, C)
+    score = scores(a, x, valid, b, h, c, C)
     e = tl.exp(score - finite(tl.max(score, 0)))
-    w = tl.where(keep, e * normaliser(tl.sum(e, 0), tl.sum(keep.to(tl.float32), 0), RESCALE), 0.0)
+    w = tl.where(valid, e * normaliser(tl.sum(e, 0), tl.sum(valid.to(tl.float32), 0), RESCALE), 0.0)
     all_have_read()  # the result may be the image
     tl.store(a.weights + weights_of(a, b, h) + n, w, n < last)
     if result is not None:
@@ -75,15 +75,15 @@ def forward_chunks(a, stats, partial, C: tl.constexpr, BLOCK_N: tl.constexpr, BL
     sums = tl.zeros([BLOCK_C], tl.float32)
     for start in range(begin, end, BLOCK_N):
         n = start + arange(BLOCK_N)
-        keep = taking_part(a, b, n, end)
-        x = load_tile(a, a.image, b, h, n, c, keep, C)
-        score = scores(a, x, keep, b, h, c, C)
+        valid = taking_part(a, b, n, end)
+        x = load_tile(a, a.image, b, h, n, c, valid, C)
+        score = scores(a, x, valid, b, h, c, C)
         tl.store(a.weights + weights_of(a, b, h) + n, score, n < end)
         new = tl.maximum(m, tl.max(score, 0))
         e = tl.exp(score - finite(new))
         fade = tl.exp(m - finite(new))
         total = total * fade + tl.sum(e, 0)
-        count += tl.sum(keep.to(tl.float32), 0)
+        count += tl.sum(valid.to(tl.float32), 0)
         if partial is not None:
             sums = sums * fade + tl.sum(e[:, None] * x, 0)
         m = new
@@ -157,11 +157,11 @@ def forward_apply(a, result, merged, C: tl.constexpr, BLOCK_N: tl.constexpr, BLO
     factor = tl.load(merged + 2 * (b * a.s.H + h) + 1)
     for start in range(begin, end, BLOCK_N):
         n = start + arange(BLOCK_N)
-        keep = taking_part(a, b, n, end)
+        valid = taking_part(a, b, n, end)
         at = a.weights + weights_of(a, b, h) + n
-        w = tl.where(keep, tl.exp(tl.load(at, keep, 0) - m) * factor, 0.0)
+        w = tl.where(valid, tl.exp(tl.load(at, valid, 0) - m) * factor, 0.0)
         if result is not None:
-            x = load_tile(a, a.image, b, h, n, c, keep, C)
+            x = load_tile(a, a.image, b, h, n, c, valid, C)
         all_have_read()
         tl.store(at, w, n < end)
         if result is not None:

@@ -121,15 +121,15 @@ def weights_of(a, b, h):
 
 @triton.jit
 def taking_part(a, b, n, end):
-    keep = n < end
+    valid = n < end
     if a.mask is not None:
-        keep = keep & (tl.load(rows(a, a.mask, b, n), keep, 0) != 0)
-    return keep
+        valid = valid & (tl.load(rows(a, a.mask, b, n), valid, 0) != 0)
+    return valid
 
 
 @triton.jit
-def load_tile(a, f, b, h, n, c, keep, C: tl.constexpr):
-    return tl.load(tile(a, f, b, h, n, c, C), keep[:, None] & (c < C)[None, :], 0).to(tl.float32)
+def load_tile(a, f, b, h, n, c, valid, C: tl.constexpr):
+    return tl.load(tile(a, f, b, h, n, c, C), valid[:, None] & (c < C)[None, :], 0).to(tl.float32)
 
 
 @triton.jit

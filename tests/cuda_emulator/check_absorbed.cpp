@@ -28,7 +28,7 @@ const char* absorbed() {
   a.wide_text = dtype == Dtype::bfloat16 && toss();
   const Dtype text = a.wide_text ? Dtype::float32 : dtype;
   Heads image(N, d, true, 1, dtype), key(T, d, true, H, text), value(T, dv, true, H, text),
-      image_out(N, dv, false, 1, dtype), text_out(T, d, false, H, dtype);
+      image_out(N, dv, false, 1, dtype), text_out(T, d, false, H, dtype), unrounded(T, d, false, H, Dtype::float32);
   Heads image_up(N, dv, true, 1, dtype), text_up(T, d, true, H, dtype), grad_image(N, d, false, 1, dtype),
       grad_key(T, d, false, H, text), grad_value(T, dv, false, H, text);
   Floats bias(B * H * T), grad_bias(B * H * T), image_kept(2 * B * H * N), text_kept(2 * B * H * T);
@@ -77,11 +77,15 @@ const char* absorbed() {
   if (pool) {
     a.text_out = text_out;
     a.text_softmax = text_kept;
+    if (dtype == Dtype::bfloat16)
+      a.unrounded = unrounded;
   }
   if (const char* error = run<AbsorbedAttention>(a, cuda::absorbed_attention_forward, cuda::absorbed_attention_scratch))
     return error;
   AbsorbedAttentionBackward g;
   g.forward = a;
+  if (dtype == Dtype::float32)
+    g.forward.unrounded = text_out;
   const int flows = pick(1, 3);
   const bool of_image_out = attend && (!pool || flows & 1);
   const bool of_text_out = pool && (!of_image_out || flows & 2);

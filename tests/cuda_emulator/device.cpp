@@ -111,6 +111,16 @@ uint64_t shuffle_xor(unsigned mask, uint64_t value, int lanes, const char* file,
   return m.value[parity][other];
 }
 
+unsigned ballot(unsigned mask, bool value, const char* file, int line) {
+  const Place place{file, line};
+  const int lane = running->index % warp_lanes;
+  if (!(mask >> lane & 1))
+    fail("a ballot's mask doesn't name its own lane, at " + place.text());
+  Meeting& m = blocks[running->rank].warps[running->index / warp_lanes];
+  const int add = int(unsigned(value) << lane);
+  return unsigned(m.sum[meet(m, __builtin_popcount(mask), mask, place, "ballot", add, 0, lane, false)]);
+}
+
 namespace {
 Meeting& whole_warp(Place place) {
   if (threads % warp_lanes)

@@ -94,6 +94,7 @@ const Fragments* exchange(const Fragments& mine, const char* kind, const char* f
 void load_matrices(uint32_t* to, const void* row, bool transposed, const char* file, int line);
 int lane();
 uint64_t shuffle_xor(unsigned mask, uint64_t value, int lanes, const char* file, int line);
+unsigned ballot(unsigned mask, bool value, const char* file, int line);
 void copy_async(void* to, const void* from, int bytes, bool keep);
 void copy_commit();
 void copy_wait(int pending);
@@ -117,6 +118,18 @@ template <class T>
 void counted_store(T* to, const T& value) {
   count(counts.stored, sizeof(T));
   *to = value;
+}
+// To the sanitizers one step, which no other thread's can come between.
+inline void counted_add(float* to, float value) {
+  count(counts.stored, sizeof(float));
+  uint32_t before = __atomic_load_n(reinterpret_cast<uint32_t*>(to), __ATOMIC_RELAXED);
+  float sum;
+  memcpy(&sum, &before, 4);
+  sum += value;
+  uint32_t after;
+  memcpy(&after, &sum, 4);
+  __atomic_compare_exchange_n(reinterpret_cast<uint32_t*>(to), &before, after, false, __ATOMIC_RELAXED,
+                              __ATOMIC_RELAXED);
 }
 
 struct bf16 {
@@ -175,4 +188,8 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, const char* file = __builti
   bits = emulator::shuffle_xor(mask, bits, lanes, file, line);
   memcpy(&value, &bits, sizeof(T));
   return value;
+}
+#define __ballot_sync(mask, value) ::emulator::ballot(mask, value, __FILE__, __LINE__)
+inline int __ffs(int x) {
+  return __builtin_ffs(x);
 }

@@ -24,6 +24,7 @@ static void round_of(Dtype dtype, bool wide) {
   Tensor<U> key(text, true), value(values, true), grad_key(text, false), grad_value(values, false);
   Tensor<C> key_bias({a.B, a.H, a.T}, true), grad_key_bias({a.B, a.H, a.T}, false, true);
   Tensor<C> image_softmax({a.B, a.H, 2, a.N}, false, true), text_softmax({a.B, a.H, 2, a.T}, false, true);
+  Tensor<C> unrounded(text, false);
   auto positions = random_mask(a.B * a.N);
   auto tokens = random_mask(a.B * a.T);
   a.image = {image.data(), image.stride[0], image.stride[1], image.stride[2]};
@@ -38,6 +39,8 @@ static void round_of(Dtype dtype, bool wide) {
   if (a.pool) {
     a.text_out = head_rows(text_out);
     a.text_softmax = text_softmax.data();
+    if (sizeof(T) == 2)
+      a.unrounded = head_rows(unrounded);
   }
   if (draw(0, 1))
     a.image_mask = {reinterpret_cast<bool*>(positions.data()), a.N, 0, 1};
@@ -48,8 +51,12 @@ static void round_of(Dtype dtype, bool wide) {
     image_out.check("image_out");
   if (a.pool)
     text_out.check("text_out");
+  if (a.unrounded.data)
+    unrounded.check("unrounded");
   AbsorbedAttentionBackward g;
   g.forward = a;
+  if (!a.unrounded.data)
+    g.forward.unrounded = a.text_out;
   if (attend && draw(0, 3))
     g.grad_image_out = {grad_image_out.data(), grad_image_out.stride[0], grad_image_out.stride[1],
                         grad_image_out.stride[2]};

@@ -100,7 +100,7 @@ KERNELS = {
             "_backward": {
                 "grad_image_out": "B, N, Dv",
                 "grad_text_out": "B, H, T, D",
-                "text_out": "B, H, T, D",
+                "unrounded": "B, H, T, D",
                 "image_softmax": "B, H, 2, N",
                 "text_softmax": "B, H, 2, T",
             }

@@ -69,16 +69,17 @@ def assert_module(compute, module, tensors, found=None):
     assert_rule(found, compute(plain.double(), *_cast(tensors, torch.float64)), peer, batch=len(tensors[0]))
 
 
-def assert_rule(found, truth, peer, narrow=None, batch=None):
+def assert_rule(found, truth, peer, narrow=None, batch=None, rounded=None):
     """Tensors, or tuples of them, under the rule. `truth` is float64, `narrow` the peer in float32 where `found` is
-    float64. Those of `batch` entries along dimension 0 are judged entry by entry."""
+    float64, `rounded` the truth where inputs are half an epsilon off. Those of `batch` entries along dimension 0 are
+    judged entry by entry."""
     found, truth, peer = map(outputs, (found, truth, peer))
-    narrow = [None] * len(found) if narrow is None else outputs(narrow)
-    assert len(found) == len(truth) == len(peer) == len(narrow)
+    narrow, rounded = ([None] * len(found) if t is None else outputs(t) for t in (narrow, rounded))
+    assert len(found) == len(truth) == len(peer) == len(narrow) == len(rounded)
     assert_passed(
         [
-            tolerance.compare(f"output {i}", *each, samples=each[1].dim() > 1 and len(each[1]) == batch)
-            for i, each in enumerate(zip(found, truth, peer, narrow))
+            tolerance.compare(f"output {i}", *each, samples=each[1].dim() > 1 and len(each[1]) == batch, rounded=off)
+            for i, (*each, off) in enumerate(zip(found, truth, peer, narrow, rounded))
         ]
     )
 

@@ -336,7 +336,7 @@ def of_public(function, operation):
         packed = "offsets" in form.others
         common = [
             *of_types(form, operation.OPTIONAL),
-            *of_shapes(form, ("B",) if packed else ()),
+            *of_shapes(form, ("B",) if packed else getattr(operation, "KNOWN", ())),
             *(of_offsets(form) if packed else ()),
             *(of_options(function) if i == 0 else ()),
         ]

@@ -16,8 +16,19 @@ MADE_OF = {
     "ChannelAttention": {"image_dim": 8, "text_dim": 5},
     "AdditiveAttention": {"image_dim": 8, "hidden_dim": 7},
     "AttentionPooling": {"image_dim": 8, "num_heads": 2},
+    "DeformableAttention": {"embed_dim": 8, "num_heads": 2, "num_levels": 2, "num_points": 3},
 }
-DIMENSIONS = ("image_dim", "text_dim", "embed_dim", "value_dim", "hidden_dim", "query_dim", "num_queries", "out_dim")
+DIMENSIONS = (
+    "image_dim",
+    "text_dim",
+    "embed_dim",
+    "value_dim",
+    "hidden_dim",
+    "query_dim",
+    "num_queries",
+    "out_dim",
+    "num_levels",
+)
 # PyTorch tells mistakes in these.
 ELSEWHERE = {"device", "dtype"}
 
@@ -58,6 +69,17 @@ FURTHER = {
             "combine must be one of 'pool', 'multiply', got 'sum'",
         ),
     },
+    "DeformableAttention": {
+        "num_heads 3": ({"num_heads": 3}, ValueError, "num_heads must be at least 1 and divide embed_dim = 8, got 3"),
+        "num_points 0": ({"num_points": 0}, ValueError, "num_points must be at least 1, got 0"),
+        "num_points a float": ({"num_points": 2.0}, TypeError, "num_points must be an int, got float"),
+        "num_points of one level": (
+            {"num_points": [3]},
+            ValueError,
+            "num_points must have a number for each of 2 levels, got [3]",
+        ),
+        "num_points of no point": ({"num_points": (3, 0)}, ValueError, "num_points[1] must be at least 1, got 0"),
+    },
     "AttentionPooling": {
         "num_heads 3": ({"num_heads": 3}, ValueError, "num_heads must be at least 1 and divide embed_dim = 8, got 3"),
         "queries learned and given": (
@@ -80,7 +102,7 @@ def of_constructor(name):
                     f"absorb {value!r}",
                     {"absorb": value},
                     TypeError,
-                    [f"absorb must be a bool, got {type(value).__name__}"],
+                    [f"absorb must be None, True or False, got {type(value).__name__} {value!r}"],
                 )
         if argument not in (*DIMENSIONS, "num_heads"):
             continue
@@ -117,6 +139,16 @@ CALLS = {
     "additive": ("AdditiveAttention", {}, {"image": IMAGE}),
     "additive of a query": ("AdditiveAttention", {"query_dim": 5}, {"image": IMAGE, "query": TEXT}),
     "pooling": ("AttentionPooling", {}, {"image": IMAGE}),
+    "deformable": (
+        "DeformableAttention",
+        {},
+        {
+            "query": torch.randn(3, 4, 8),
+            "image": IMAGE,
+            "reference_points": torch.rand(3, 4, 2, 2),
+            "spatial_shapes": ((2, 2), (1, 2)),
+        },
+    ),
     "pooling of a query": ("AttentionPooling", {"query_dim": 5}, {"image": IMAGE, "query": TOKENS}),
     "additive packed": ("AdditiveAttention", {"query_dim": 5}, {"image": IMAGE[0], "query": TEXT, "offsets": OFFSETS}),
 }
@@ -127,10 +159,44 @@ def module(kind):
     return getattr(mmk, name)(**MADE_OF[name] | options)
 
 
+def of_projections(kind):
+    """What doesn't fit a plain projection: PyTorch's errors would name neither the argument nor the projection.
+    SpatialAttention's image is given to none, ChannelAttention's projection to image and text together."""
+    name, _, given = CALLS[kind]
+    for argument, tensor in given.items():
+        unprojected = argument in ("offsets", "reference_points", "spatial_shapes")
+        if name != "ChannelAttention" and not unprojected and (name, argument) != ("SpatialAttention", "image"):
+            yield from of_projection(name, argument, tensor)
+
+
+def of_projection(name, argument, tensor):
+    weight = "projection.weight's "
+    yield (
+        f"{argument} in float64",
+        {argument: tensor.double()},
+        ValueError,
+        [f"{argument} must have ", f"{weight}dtype torch.float32, got torch.float64"],
+    )
+    yield (
+        f"{argument} elsewhere",
+        {argument: tensor.to("meta")},
+        ValueError,
+        [f"{argument} must be on ", f"{weight}device cpu, got meta"],
+    )
+    if (name, argument) == ("AdditiveAttention", "image"):
+        return  # told below
+    yield (
+        f"{argument} of too few channels",
+        {argument: tensor[..., 1:]},
+        ValueError,
+        [f"{argument} must have ", " channels for ", f"got shape {list(tensor[..., 1:].shape)}"],
+    )
+
+
 def of_call(kind):
     name, _, given = CALLS[kind]
     for argument, tensor in given.items():
-        if argument == "offsets":
+        if argument in ("offsets", "spatial_shapes"):
             continue
         for value in (None, [[1.0]]):
             if value is not None or argument != "query":
@@ -181,6 +247,15 @@ def of_call(kind):
             ValueError,
             ["image must have shape", "8", "got"],
         )
+    if kind == "gated":
+        yield "mask a list", {"mask": [True]}, TypeError, ["mask must be a torch.Tensor, got list"]
+        mask = torch.ones(3, 4, dtype=torch.bool)
+        for what, wrong, message in (
+            ("of other tokens", mask[:, 1:], "mask must have shape [B, T] = [3, 4] or broadcast to"),
+            ("of integers", mask.long(), "got torch.int64: mask.bool() makes zeros and ones a mask"),
+            ("elsewhere", mask.to("meta"), "mask must be on image's device cpu, got meta"),
+        ):
+            yield f"mask {what}", {"mask": wrong}, ValueError, [message]
     if kind in ("additive", "pooling"):
         yield "query for nothing", {"query": TEXT}, ValueError, ["query must be None with query_dim=None, got Tensor"]
     elif name in ("AdditiveAttention", "AttentionPooling"):

@@ -42,6 +42,7 @@ BIDIRECTIONAL = heads(
     "image_out_projection",
     "text_out_projection",
 )
+POOLING = heads("query_projection", "key_projection", "value_projection", "out_projection")
 ADDITIVE = {
     "image_projection": (IN, {}),
     "query_projection": (IN, {}),
@@ -63,6 +64,13 @@ RIGHT = {
         {"image_mask": torch.arange(B * N).view(B, N) % 4 > 0, "text_mask": torch.arange(B * T).view(B, T) % 3 > 0},
         BIDIRECTIONAL,
     ),
+    "pooling": (lambda: mmk.AttentionPooling(D, 2, query_dim=E, embed_dim=12), (image, tokens), {}, POOLING),
+    "pooling of learned queries": (
+        lambda: mmk.AttentionPooling(D, 4, 3, embed_dim=12, out_dim=6),
+        (image,),
+        {"image_mask": torch.arange(B * N).view(B, N) % 4 > 0},
+        POOLING,
+    ),
     "additive": (lambda: mmk.AdditiveAttention(D, 10, E, num_queries=2, gated=True), (image, vector), {}, ADDITIVE),
     "channel": (lambda: mmk.ChannelAttention(D, E), (image, vector), {}, {"score_projection": (IN, WHOLE)}),
     "spatial": (lambda: mmk.SpatialAttention(D, E, num_heads=4), (image, vector), {}, {"text_projection": (IN, WHOLE)}),
@@ -83,6 +91,20 @@ REFUSED = {
         {},
         GATED,
         "whole heads of 8 channels, got 4",
+    ),
+    "half a pooling head": (
+        lambda: mmk.AttentionPooling(D, 1, 2),
+        (image,),
+        {},
+        POOLING,
+        "query_projection must give whole heads of 8 channels, got 4",
+    ),
+    "absorbed on request": (
+        lambda: mmk.AttentionPooling(D, 2, 2, absorb=True),
+        (image,),
+        {},
+        POOLING,
+        "absorb must be None or False where key_projection isn't a plain nn.Linear",
     ),
     "keys of all heads": (
         lambda: mmk.GatedCrossAttention(D, E, 2),

@@ -46,6 +46,8 @@ def modules(either: bool) -> None:
     assert_type(gated(image, text, mask=mask), Tensor)
     assert_type(mmk.BidirectionalAttention(64, 128, 64, 4)(image, text, text_mask=mask), Pair)
     assert_type(mmk.AttentionPooling(64, 4, 8, absorb=True)(image, image_mask=mask), Tensor)
+    levels = mmk.DeformableAttention(64, 4, num_levels=1, num_points=(4,))
+    assert_type(levels(image, image, mask, [(7, 7)], mask=mask), Tensor)
     assert_type(mmk.absorb_pays(49, 1, 64, 64, 4, attend=False), bool)
     assert_type(mmk.ChannelAttention(64, 128).forward(image, text), Tensor)
     assert_type(mmk.AdditiveAttention(64, 16, gated=True)(image, need_weights=True), Pair)

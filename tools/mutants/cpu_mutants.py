@@ -195,4 +195,28 @@ MUTANTS = (
         "sums + j * key_width",
         "test_conformance.py -k 'result_alone and absorbed and cpu-cpu'",
     ),
+    Mutant(
+        "deformable_attention",
+        "a corner beyond the right edge",
+        "column < I(width) - 1;",
+        "column < I(width);",
+    ),
+    Mutant(
+        "deformable_attention",
+        "scores' gradients without the mean",
+        "load(sampling.weight.data + k * block) * (load(grad) - mean));",
+        "load(sampling.weight.data + k * block) * load(grad));",
+    ),
+    Mutant(
+        "deformable_attention",
+        "channels of overlapping vectors count twice",
+        "to[Packs - 1][i] = i < twice ? C(0) : to[Packs - 1][i];",
+        "to[Packs - 1][i] = to[Packs - 1][i];",
+    ),
+    Mutant(
+        "deformable_attention",
+        "what is masked out is copied",
+        "if (mask && !mask[s * a.mask.t]) memset(row, 0, a.d * sizeof(C)); else",
+        "",
+    ),
 )

@@ -195,4 +195,23 @@ MUTANTS = (
         "w.ds = w.q == 1 ? 0.f : w.q * (dq - column.delta);",
         "w.ds = w.q == 1 ? 0.f : w.q * dq;",
     ),
+    Mutant(
+        "deformable_attention",
+        "shares of the lower corners exchanged",
+        "lower - lower * x, lower * x}}",
+        "lower * x, lower - lower * x}}",
+    ),
+    Mutant(
+        "deformable_attention",
+        "what is masked out is sampled",
+        "position.at[i] * t.mask.t)) position.at[i] = -1;",
+        "position.at[i] * t.mask.t)) position.at[i] = position.at[i];",
+    ),
+    Mutant(
+        "deformable_attention",
+        "a level's first point taken for the level's before",
+        "if (load(&(t.table[middle].*begin)) <= at)",
+        "if (load(&(t.table[middle].*begin)) < at)",
+        "test_cuda_deformable.py -k many_levels",
+    ),
 )

@@ -52,8 +52,8 @@ MUTANTS = (
     Mutant(
         "spatial_attention",
         "mask not looked at",
-        "keep = keep & (tl.load(rows(a, a.mask, b, n), keep, 0) != 0)",
-        "keep = keep",
+        "valid = valid & (tl.load(rows(a, a.mask, b, n), valid, 0) != 0)",
+        "valid = valid",
         CHUNKS,
     ),
     Mutant(
@@ -207,5 +207,24 @@ MUTANTS = (
         "dp - col_delta[None, :]) * spread(col_share)[None, :] db",
         "dp - 0 * col_delta[None, :]) * spread(col_share)[None, :]\n                db",
         ABSORBED,
+    ),
+    Mutant(
+        "deformable_attention",
+        "a position's cells above taken from another row",
+        "cell - below * (width + 1) - right",
+        "cell - below * width - right",
+        "test_deformable_attention.py -k 'twice and triton'",
+    ),
+    Mutant(
+        "deformable_attention",
+        "what is left of the first column isn't near",
+        "near = (x >= -1.0) &",
+        "near = (x >= 0.0) &",
+    ),
+    Mutant(
+        "deformable_attention",
+        "mean of the last block of points only",
+        "mean += tl.sum(weight * of_weight, 1)[:, None]",
+        "mean = tl.sum(weight * of_weight, 1)[:, None]",
     ),
 )

@@ -1,0 +1,7 @@
+"""Contestants and shapes: mmkernels/bench/deformable_attention.py"""
+
+OPERATION = "deformable_attention"
+
+
+def bench(measure):
+    measure()

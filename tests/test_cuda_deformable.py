@@ -1,0 +1,80 @@
+"""Deformable attention's CUDA kernels: in every order of threads, more levels than a launch has room for, what they
+move."""
+
+import pytest
+import torch
+from support import emulated
+from support.attention_tests import assert_right, draw
+
+import mmkernels as mmk
+from mmkernels import cases
+from mmkernels.cases import deformable_attention as sampled
+
+OPERATION = "deformable_attention"
+BACKEND = "cuda-emulated"
+pytestmark = pytest.mark.skipif(emulated.why_not_here() is not None, reason=str(emulated.why_not_here()))
+
+
+def arguments_of(shape, dtype=torch.float32):
+    batch, heads, channels, queries, points, levels = shape
+    draws = cases.Draw(dtype, "cpu", 0)
+    return {
+        "value": draws.normal(batch, sum(y * x for y, x in levels), heads, channels),
+        "spatial_shapes": levels,
+        "locations": sampled.locations(draws, shape, locate=sampled.around),
+        "scores": draws.normal(batch, queries, heads, len(levels), points),
+    }
+
+
+@pytest.mark.property("same bits twice")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 2, 40, 37, 3, ((5, 4), (2, 3))), (2, 1, 9, 20, 4, ((30, 41),))], ids=str)
+def test_same_bits_in_any_order(dtype, shape):
+    """Where algorithms have to be deterministic; atomics need not be."""
+    given = arguments_of(shape, dtype)
+    leaves = [given[name].requires_grad_() for name in ("value", "locations", "scores")]
+    found = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for order in emulated.ORDERS:
+            with emulated.configured(order=order, processors=2):
+                result = mmk.deformable_attention(**given, backend=BACKEND)
+                found.append((result, *torch.autograd.grad(result.float().square().sum(), leaves)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_many_levels(deterministic):
+    """40, of which a table in memory tells."""
+    levels = tuple((1 + i % 3, 1 + i % 4) for i in range(40))
+    case = cases.Case("40 levels", "any", lambda draws: arguments_of((1, 2, 8, 5, 2, levels), draws.dtype), True)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with emulated.configured(order="shuffled"):
+            assert_right(OPERATION, case, torch.float32, "cpu", BACKEND)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1.1), (torch.bfloat16, 1.1)], ids=["float32", "bfloat16"])
+def test_what_it_moves(dtype, limit):
+    """Forward: locations, scores and result once, of the value four rows a point (fewer at the edges)."""
+    shape = 1, 8, 32, 300, 4, ((20, 30), (10, 15))
+    given = arguments_of(shape, dtype)
+    emulated.counts()
+    result = mmk.deformable_attention(**given, backend=BACKEND)
+    found = emulated.counts()
+    points = given["scores"].numel()
+    once = given["locations"].nbytes + given["scores"].nbytes + result.nbytes + 8 * 8 * 300
+    rows = 4 * points * 32 * dtype.itemsize
+    assert found.launches == 1
+    assert once < found.loaded + found.stored <= limit * (once + rows)
+
+
+def test_the_only_position():
+    """In its center the sample is the value, bit for bit."""
+    value, locations = draw(1, 1, 3, 4), torch.full((1, 2, 3, 1, 1, 2), 0.5)
+    found = mmk.deformable_attention(value, [(1, 1)], locations, torch.zeros(1, 2, 3, 1, 1), backend=BACKEND)
+    assert torch.equal(found, value.flatten(2).expand(1, 2, 12))
