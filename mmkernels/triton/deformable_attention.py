@@ -2,7 +2,7 @@
 points, from the L2 cache where neighbouring queries sample near each other:
 
     sample           reads locations, scores and R once, writes the result once; scores and locations once more for
-                     every other 64 channels
+                     every other 32 channels
     differentiate    reads locations, scores, the result's gradient and R once, writes the gradients of locations and
                      scores once; adds R to the value's gradient, atomically and in float32, rounded afterwards
 
@@ -28,9 +28,9 @@ class Configuration(NamedTuple):
     warps: int
 
 
-CONFIGURATIONS = (Configuration(2048, 4), Configuration(1024, 4), Configuration(1024, 2))
+CONFIGURATIONS = (Configuration(1024, 4), Configuration(1024, 8))
 ORDERED = Configuration(2048, 4)  # where the value's gradient has a fixed order
-CHANNELS = 64  # of a tile, at most
+CHANNELS = 32  # of a tile, at most
 POINTS = 32
 
 
