@@ -2,7 +2,7 @@
 points, from the L2 cache where neighbouring queries sample near each other:
 
     sample           reads locations, scores and R once, writes the result once; scores and locations once more for
-                     every other 64 channels
+                     every other 32 channels
     differentiate    reads locations, scores, the result's gradient and R once, writes the gradients of locations and
                      scores once; adds R to the value's gradient, atomically and in float32, rounded afterwards
 
@@ -20,6 +20,7 @@ import triton
 from ..ops.deformable_attention import OPERATION
 from .common import define, launch, on_device, require, tuned
 from .deformable_kernels import PointRows, Sampling, add_cells, differentiate, find_cells, sample
+from .heads import compiler_options
 from .heads_tiles import HeadRows, token_mask
 
 
@@ -28,9 +29,9 @@ class Configuration(NamedTuple):
     warps: int
 
 
-CONFIGURATIONS = (Configuration(2048, 4), Configuration(1024, 4), Configuration(1024, 2))
+CONFIGURATIONS = (Configuration(1024, 8), Configuration(512, 4))
 ORDERED = Configuration(2048, 4)  # where the value's gradient has a fixed order
-CHANNELS = 64  # of a tile, at most
+CHANNELS = 32  # of a tile, at most
 POINTS = 32
 
 
@@ -138,7 +139,13 @@ class Problem:
         d, K = self.sizes[3], self.sizes[5]
         block_k, block_d = block(K, POINTS), block(d, CHANNELS)
         block_n = block(rows, max(configuration.tile // (block_k * block_d), 1))
-        return {"BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_D": block_d, "num_warps": configuration.warps}
+        return {
+            "BLOCK_N": block_n,
+            "BLOCK_K": block_k,
+            "BLOCK_D": block_d,
+            "num_warps": configuration.warps,
+            **compiler_options(),
+        }
 
     def sample(self, configuration, result):
         B, _, H, d, Q, _ = self.sizes

@@ -315,14 +315,14 @@ def add_cells(
     total = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     for below in tl.static_range(2):
         for right in tl.static_range(2):
-            at = begins + head * cells + cell - below * (width + 1) - right
-            begin = tl.load(at, valid, 0)
-            end = tl.load(at + 1, valid, 0)
+            around = begins + head * cells + cell - below * (width + 1) - right
+            begin = tl.load(around, valid, 0)
+            end = tl.load(around + 1, valid, 0)
             for start in range(0, tl.max(end - begin, 0), BLOCK_K):
-                at = (begin + start)[:, None] + arange(0, BLOCK_K)[None, :]
-                inside = at < end[:, None]
+                place = (begin + start)[:, None] + arange(0, BLOCK_K)[None, :]
+                inside = place < end[:, None]
                 # 64-bit divisions are calls, with a stack
-                point = (tl.load(order + at, inside, 0) - b * a.Q * a.H * a.K).to(tl.int32)
+                point = (tl.load(order + place, inside, 0) - b * a.Q * a.H * a.K).to(tl.int32)
                 k = point % a.K
                 q = point // a.K // a.H
                 top = tl.zeros(q.shape, tl.float32)
