@@ -1,4 +1,4 @@
-"""Any sizes, options and memory layouts, on every backend that can run here. This file alone needs hypothesis."""
+"""Any sizes, options and memory layouts, on every backend that can run here."""
 
 import pytest
 import torch
