@@ -186,6 +186,10 @@ def test_parts_of_several_heads(positions, tokens, operation, backend, device, d
     assert_right_on(operation, case, dtype, device, backend, **emulated.H100)
 
 
+def sampled(value, spatial_shapes, locations, scores):
+    return {"value": value, "spatial_shapes": spatial_shapes, "locations": locations, "scores": scores}
+
+
 def equal_weights(operation):
     """Sums of one number, again and again: weights are exactly 1 / count. A total in bfloat16 would be off by more than
     1.7%, whether the number is added alone, or 8 to 128 at a time, in one part or four."""
@@ -200,6 +204,9 @@ def equal_weights(operation):
             return {"image": values(1, 8192, 2), "query": None, **weights}
         if operation == "absorbed_attention":
             return {"image": values(1, 1024, 2), "key": zeros(1, 1, 1, 2), "value": zeros(1, 1, 1, 2) + 1}
+        if operation == "deformable_attention":
+            locations = zeros(1, 1, 1, 1, 4096, 2) + 0.5
+            return sampled(values(1, 1, 1, 2), [(1, 1)], locations, zeros(1, 1, 1, 1, 4096))
         one = zeros(1, 1, 1, 2)
         if operation == "gated_cross_attention":
             return {"query": one, "key": zeros(1, 1, 4096, 2), "value": values(1, 1, 4096, 2), "gate": one + 1}
@@ -247,6 +254,9 @@ def rising(operation):
         if operation == "gated_cross_attention":
             query, key, gate = first.expand(1, 1, 3, 2).contiguous(), ramp(1, 1, 1200, 2), draw.normal(1, 1, 3, 2)
             return {"query": query, "key": key, "value": draw.normal(1, 1, 1200, 2), "gate": gate, "scale": 1.0}
+        if operation == "deformable_attention":
+            locations = draw.normal(1, 1, 1, 1, 1200, 2).sigmoid()
+            return sampled(draw.normal(1, 30, 1, 2), [(5, 6)], locations, ramp(1, 1, 1, 1, 1200, dim=-1))
         image, text = ramp(1, 1, 130, 2, most=6.0), ramp(1, 1, 600, 2, most=5.0)
         if operation == "absorbed_attention":
             return {"image": image[:, 0], "key": text[:, :, ::3], "value": draw.normal(1, 1, 200, 2)}

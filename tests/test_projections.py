@@ -68,6 +68,35 @@ def pooling(module, image, query, dtype):
     return module.out_projection(_joined(result, image))
 
 
+LEVELS, POINTS = ((2, 2), (1, 2)), (2, 1)
+REFERENCE_POINTS = torch.rand(1, T, 2, 2, generator=torch.Generator().manual_seed(3)).expand(B, -1, -1, -1)
+
+
+class Deformable(mmk.DeformableAttention):
+    """Called as the others are."""
+
+    def forward(self, image, tokens):
+        return super().forward(tokens, image, REFERENCE_POINTS[: len(image)], LEVELS)
+
+
+def deformable_layer():
+    """Its offsets and scores depend on the queries, as they do after some training."""
+    module = Deformable(D, 2, 2, POINTS)
+    nn.init.normal_(module.offset_projection.weight)
+    nn.init.normal_(module.score_projection.weight)
+    return module
+
+
+def deformable(module, image, tokens, dtype):
+    heads = lambda t, *sizes: t.to(dtype).unflatten(-1, (2, *sizes))
+    sizes = torch.tensor([(2, 2), (2, 2), (2, 1)])
+    offsets = heads(module.offset_projection(tokens), 3, 2) / sizes
+    locations = REFERENCE_POINTS.to(dtype)[:, :, None, [0, 0, 1]] + offsets
+    value, scores = heads(module.value_projection(image), -1), heads(module.score_projection(tokens), 3)
+    result = reference.deformable_attention(value, LEVELS, locations, scores, points=POINTS)
+    return module.out_projection(result.to(image.dtype))
+
+
 def channel(module, image, vector, dtype):
     both = torch.cat([image, vector[:, None].expand(-1, N, -1)], -1)
     return image.to(dtype) * module.score_projection(both).to(dtype).softmax(-1)
@@ -122,6 +151,12 @@ KINDS = {
     ),
     "pooling, absorbed": Kind(
         "absorbed_attention", lambda: mmk.AttentionPooling(D, 2, query_dim=E, embed_dim=12), (T, E), pooling
+    ),
+    "deformable": Kind(
+        "deformable_attention",
+        deformable_layer,
+        (T, D),
+        deformable,
     ),
     "channel": Kind("channel_attention", lambda: mmk.ChannelAttention(D, E), (E,), channel),
     "additive": Kind(
@@ -565,6 +600,8 @@ def test_copies(extension, kind, copied):
 def test_empty(extension, kind):
     """Projections that are called give what the kernels give where there is nothing."""
     for image in (draw(0, N, D), draw(B, 0, D)):
+        if kind is KINDS["deformable"] and not image.shape[1]:
+            continue  # its levels have a position at least
         module = kind.module()
         text = draw(len(image), *kind.text)
         hooked = copy.deepcopy(module)

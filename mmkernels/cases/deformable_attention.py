@@ -47,7 +47,6 @@ def generate():
         gain=1,
         locate=within,
         points=None,
-        as_tensor=False,
         **options,
     ):
         def build(draw):
@@ -60,7 +59,7 @@ def generate():
             scores = make_queries(draws["scores" in wide], batch, queries, heads, *of_points)
             arguments = {
                 "value": make(draw, batch, positions, heads, channels),
-                "spatial_shapes": torch.tensor(levels, device=draw.device) if as_tensor else levels,
+                "spatial_shapes": levels,
                 "locations": locations(draws["locations" in wide], shape, points, locate),
                 "scores": (scores * gain).to(scores.dtype) if gain != 1 else scores,
                 **options,
@@ -100,7 +99,6 @@ def generate():
         for softmax in (True, False):
             ending = "" if softmax else ", weights given"
             yield case("dtypes", f"{' and '.join(wide)} in float32{ending}", SOME, wide=wide, softmax=softmax)
-    yield case("dtypes", "spatial_shapes a tensor", SOME, as_tensor=True)
     yield case("extremes", "large scores", SOME, gain=8)
     yield case("extremes", "scores that choose one", SOME, gain=200)
     for locate in (around, on_edges, far_outside, not_finite):

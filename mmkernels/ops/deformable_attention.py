@@ -115,7 +115,7 @@ def _check(value, shapes, locations, scores, points, mask):
     else:
         if len(points) != len(levels):
             raise ValueError(f"points must have a count for each of {len(levels)} levels, got {list(points)}")
-        if min(points, default=0) < 0:
+        if any(count < 0 for count in points):
             raise ValueError(f"points must not be negative, got {list(points)}")
         of_points = (("K", sum(points)),)
     for name, tensor in (("locations", locations), ("scores", scores)):
