@@ -17,6 +17,7 @@ SCORES = {
     "gated_cross_attention": ("query", "key", "attn_mask"),
     "bidirectional_attention": ("image_query", "text_key"),
     "absorbed_attention": ("key", "key_bias"),
+    "deformable_attention": ("scores",),
     "spatial_attention": ("text",),
     "channel_attention": ("text", "weight", "bias"),
     "additive_attention": ("query", "w_image", "w_query", "v", "bias", "w_gate", "bias_gate"),
@@ -63,6 +64,22 @@ def absorbed(positions, tokens, masked=False, d=65, dv=257):
             "key_bias": draw.normal(1, 1, tokens),
         }
         return arguments | {"text_mask": torch.arange(tokens)[None] == tokens // 2} if masked else arguments
+
+    return make
+
+
+def deformable(points, channels=33):
+    """Of several points one, whose scores aren't -Inf."""
+
+    def make(draw):
+        scores = draw.normal(2, 20, 3, points)
+        return {
+            "value": draw.normal(2, 26, 3, channels),
+            "spatial_shapes": [(5, 4), (2, 3)],
+            "locations": draw.normal(2, 20, 3, points, 2).sigmoid(),
+            "scores": scores.masked_fill(~alone(1, points), float("-inf")),
+            "points": [points - 1, 1],
+        }
 
     return make
 
@@ -153,6 +170,9 @@ SINGLES = [
     Single("one token", "absorbed_attention", absorbed(33, 1), (0,)),
     Single("one token in a mask", "absorbed_attention", absorbed(33, 5, True), (0,)),
     Single("one token in a mask of many", "absorbed_attention", absorbed(9, 70, True), (0,)),
+    Single("one point", "deformable_attention", deformable(1)),
+    Single("one of 5 points", "deformable_attention", deformable(5)),
+    Single("one of 40 points", "deformable_attention", deformable(40)),
     Single("one position and token", "bidirectional_attention", bidirectional(1, 1)),
     Single("one position", "bidirectional_attention", bidirectional(1, 64), (1,)),
     Single("one position, many tokens", "bidirectional_attention", bidirectional(1, 70), (1,)),
