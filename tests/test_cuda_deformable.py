@@ -4,7 +4,7 @@ move."""
 import pytest
 import torch
 from support import emulated
-from support.attention_tests import assert_right, draw
+from support.attention_tests import assert_right, deterministic, draw
 
 import mmkernels as mmk
 from mmkernels import cases
@@ -16,14 +16,7 @@ pytestmark = pytest.mark.skipif(emulated.why_not_here() is not None, reason=str(
 
 
 def arguments_of(shape, dtype=torch.float32):
-    batch, heads, channels, queries, points, levels = shape
-    draws = cases.Draw(dtype, "cpu", 0)
-    return {
-        "value": draws.normal(batch, sum(y * x for y, x in levels), heads, channels),
-        "spatial_shapes": levels,
-        "locations": sampled.locations(draws, shape, locate=sampled.around),
-        "scores": draws.normal(batch, queries, heads, len(levels), points),
-    }
+    return sampled.arguments(cases.Draw(dtype, "cpu", 0), shape, sampled.around)
 
 
 @pytest.mark.property("same bits twice")
@@ -34,28 +27,20 @@ def test_same_bits_in_any_order(dtype, shape):
     given = arguments_of(shape, dtype)
     leaves = [given[name].requires_grad_() for name in ("value", "locations", "scores")]
     found = []
-    torch.use_deterministic_algorithms(True)
-    try:
-        for order in emulated.ORDERS:
-            with emulated.configured(order=order, processors=2):
-                result = mmk.deformable_attention(**given, backend=BACKEND)
-                found.append((result, *torch.autograd.grad(result.float().square().sum(), leaves)))
-    finally:
-        torch.use_deterministic_algorithms(False)
+    for order in emulated.ORDERS:
+        with deterministic(True), emulated.configured(order=order, processors=2):
+            result = mmk.deformable_attention(**given, backend=BACKEND)
+            found.append((result, *torch.autograd.grad(result.float().square().sum(), leaves)))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_many_levels(deterministic):
+@pytest.mark.parametrize("ordered", [False, True])
+def test_many_levels(ordered):
     """40, of which a table in memory tells."""
     levels = tuple((1 + i % 3, 1 + i % 4) for i in range(40))
     case = cases.Case("40 levels", "any", lambda draws: arguments_of((1, 2, 8, 5, 2, levels), draws.dtype), True)
-    torch.use_deterministic_algorithms(deterministic)
-    try:
-        with emulated.configured(order="shuffled"):
-            assert_right(OPERATION, case, torch.float32, "cpu", BACKEND)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    with deterministic(ordered), emulated.configured(order="shuffled"):
+        assert_right(OPERATION, case, torch.float32, "cpu", BACKEND)
 
 
 @pytest.mark.parametrize("dtype, limit", [(torch.float32, 1.1), (torch.bfloat16, 1.1)], ids=["float32", "bfloat16"])

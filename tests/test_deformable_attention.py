@@ -1,5 +1,7 @@
 """deformable_attention: the same tests on every backend that can run here."""
 
+import functools
+
 import pytest
 import torch
 from support.attention_tests import (
@@ -9,6 +11,7 @@ from support.attention_tests import (
     assert_right,
     assert_strides_may_be_huge,
     assert_vmap,
+    deterministic,
     draw,
     gradients,
 )
@@ -39,18 +42,31 @@ def test_case(backend, device, dtype, case):
     assert_right(OPERATION, case, dtype, device, backend)
 
 
+@pytest.mark.parametrize(
+    "backend, device, dtype, case",
+    [
+        pytest.param(*p.values, case, id=f"{p.id}-{case.name}")
+        for case in cases.selected(OPERATION, small=True)
+        if case.group in ("sizes", "dtypes")
+        for p in runnable(OPERATION, (torch.float32, torch.bfloat16))
+        if cases.is_slow(*p.values[:2])
+    ],
+)
+def test_case_by_atomics(backend, device, dtype, case):
+    """Elsewhere the suite asks for deterministic algorithms, which take another way here."""
+    with deterministic(False):
+        assert_right(OPERATION, case, dtype, device, backend)
+
+
 @pytest.mark.property("the autograd Function", "vmap", "same bits twice")
 @pytest.mark.threads
 @on_every_backend
 def test_function_vmap_and_twice(backend, device, dtype):
     tensors = inputs(dtype, device)
     run = lambda *t: call(mmk.deformable_attention, *t, backend=backend)
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic(True):
         first = gradients(run, tensors)
         second = gradients(run, tensors)
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
     assert_gradients(first, call, OPERATION, tensors)
     flat, points = sum(LEVELS, ()), (3, 3)
@@ -140,15 +156,7 @@ def test_a_hundred_public_shapes(extension):
         levels = [(number(1, 12), number(1, 12)) for _ in range(number(1, 5))]
         shape = number(1, 2), number(1, 4), number(1, 300), number(1, 30), number(1, 9), levels
 
-        def make(draw, shape=shape):
-            batch, heads, channels, queries, points, levels = shape
-            return {
-                "value": draw.normal(batch, sum(y * x for y, x in levels), heads, channels),
-                "spatial_shapes": levels,
-                "locations": sampled.locations(draw, shape, locate=sampled.around),
-                "scores": draw.normal(batch, queries, heads, len(levels), points),
-            }
-
+        make = functools.partial(sampled.arguments, shape=shape, locate=sampled.around)
         case = cases.Case(f"{i}: {shape}", "any", make, True)
         assert_passed(tolerance.Standard(OPERATION, case, torch.float32).test(mmk.deformable_attention, backend="cpu"))
 

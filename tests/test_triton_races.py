@@ -10,7 +10,7 @@ import importlib.util
 
 import pytest
 import torch
-from support.attention_tests import draw
+from support.attention_tests import deterministic, draw
 from triton_problems import OPERATIONS
 
 import mmkernels as mmk
@@ -155,12 +155,9 @@ def deformable_attention():
     call = lambda value, locations, scores, **options: mmk.deformable_attention(
         value, levels, locations, scores, mask=torch.arange(39)[None] > 2, **options
     )
-    for deterministic in (False, True):
-        torch.use_deterministic_algorithms(deterministic)
-        try:
+    for ordered in (False, True):
+        with deterministic(ordered):
             train(call, tensors)
-        finally:
-            torch.use_deterministic_algorithms(False)
 
 
 def channel_attention():

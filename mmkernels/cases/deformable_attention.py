@@ -109,6 +109,17 @@ def generate():
         )
 
 
+def arguments(draw, shape, locate):
+    """As many points on every level, and nothing else; of a shape as in SIZES."""
+    batch, heads, channels, queries, points, levels = shape
+    return {
+        "value": draw.normal(batch, sum(y * x for y, x in levels), heads, channels),
+        "spatial_shapes": levels,
+        "locations": locations(draw, shape, locate=locate),
+        "scores": draw.normal(batch, queries, heads, len(levels), points),
+    }
+
+
 # Locations, each of (a draw of numbers in [0, 1) of a shape [..., 2], sizes (x, y) likewise). None is so near to the
 # center of a position, where samples have a kink, that rounding would take it to the other side; on_edges have them
 # where nothing is rounded.

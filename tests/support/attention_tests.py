@@ -5,6 +5,7 @@ first argument, and what it gives with a backend is compared with what it gives 
 peer's error is the measure.
 """
 
+import contextlib
 import copy
 import functools
 
@@ -100,6 +101,18 @@ def _cast(tensors, dtype):
 
 def draw(*shape, dtype=torch.float32, device="cpu", seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
+@contextlib.contextmanager
+def deterministic(wanted):
+    """With or without deterministic algorithms; the suite's own setting, which fills fresh memory, comes back."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(wanted)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def negative(tensor):
