@@ -46,6 +46,7 @@ struct DeformableAttentionBackward {
   HeadRows grad_value;
   QueryRows grad_locations;
   QueryRows grad_scores;
+  bool nontemporal = false;    // the value's gradient, past the cache
   bool deterministic = false;  // the same bits every time; the CPU's kernels always have it so
 };
 

@@ -21,4 +21,14 @@ inline void parallel_for(const Parallel& parallel, int64_t count, F&& body) {
   }
 }
 
+// f(part) on a thread for every part.
+template <class F>
+inline void each_part(const Parallel& parallel, int64_t parts, F f) {
+  const Parallel limited{int(parts), parallel.run};
+  parallel_for(limited, parts, [&](int64_t first, int64_t last) {
+    for (int64_t p = first; p < last; ++p)
+      f(p);
+  });
+}
+
 }  // namespace mmk

@@ -3,6 +3,7 @@
 #pragma once
 #include "../deformable_attention.h"
 #include "dispatch.h"
+#include "gemm.h"
 #include "scratch.h"
 #include "softmax.h"
 
@@ -12,11 +13,6 @@ namespace {
 // Integers that vectors have as many of as of C: positions fit.
 template <class C>
 using index_t = std::conditional_t<sizeof(C) == 8, int64_t, int32_t>;
-
-template <class C>
-constexpr int64_t whole_vectors(int64_t count) {
-  return (count + lanes<C> - 1) / lanes<C> * lanes<C>;
-}
 
 // The first `count` elements; nothing behind them is read, and the rest is 0.
 template <class T>
@@ -165,36 +161,6 @@ struct Points {
   }
 };
 
-// to = numbers of type T or, where they are wide, C.
-template <class T, class C>
-MMK_INLINE void read_numbers(const void* from, bool wide, int64_t offset, int64_t count, C* to) {
-  auto copy = [&](auto* source) {
-    int64_t i = 0;
-    for (; i + lanes<C> <= count; i += lanes<C>)
-      store(to + i, load(source + offset + i));
-    for (; i < count; ++i)
-      to[i] = to_acc(source[offset + i]);
-  };
-  if (std::is_same<T, C>::value || wide)
-    copy(static_cast<const C*>(from));
-  else
-    copy(static_cast<const T*>(from));
-}
-template <class T, class C>
-MMK_INLINE void write_numbers(void* to, bool wide, int64_t offset, int64_t count, const C* from) {
-  auto copy = [&](auto* target) {
-    int64_t i = 0;
-    for (; i + lanes<C> <= count; i += lanes<C>)
-      store(target + offset + i, load(from + i));
-    for (; i < count; ++i)
-      target[offset + i] = from_acc<std::remove_reference_t<decltype(*target)>>(from[i]);
-  };
-  if (std::is_same<T, C>::value || wide)
-    copy(static_cast<C*>(to));
-  else
-    copy(static_cast<T*>(to));
-}
-
 // f(data) of numbers of type T or, where they are wide, C.
 template <class T, class F>
 MMK_INLINE void with_width(bool wide, const QueryRows& rows, int64_t offset, F f) {
@@ -228,8 +194,8 @@ struct Sampling {
         points(points),
         highest(a.S),
         masked(a.mask.data),
-        location(block * whole_vectors<C>(2 * a.K)),
-        weight(block * whole_vectors<C>(a.K)),
+        location(block * padded<C>(2 * a.K)),
+        weight(block * padded<C>(a.K)),
         fraction_x(block * a.K),
         fraction_y(block * a.K),
         share(4 * block * a.K),
@@ -428,6 +394,15 @@ inline bool copy_pays(const DeformableAttention& a) {
   return a.Q * a.K >= 2 * a.S;
 }
 
+template <class T, class C>
+inline void copy_row(const T* from, int64_t count, C* to) {
+  int64_t i = 0;
+  for (; i + lanes<C> <= count; i += lanes<C>)
+    store(to + i, load(from + i));
+  for (; i < count; ++i)
+    to[i] = to_acc(from[i]);
+}
+
 // Positions `first` to `last` of a head's map; what is masked out is 0.
 template <class T>
 inline void copy_rows(const DeformableAttention& a, int64_t b, int64_t h, int64_t first, int64_t last,
@@ -440,18 +415,8 @@ inline void copy_rows(const DeformableAttention& a, int64_t b, int64_t h, int64_
     if (mask && !mask[s * a.mask.t])
       memset(row, 0, a.d * sizeof(C));
     else
-      read_numbers<T>(value, false, s * a.value.n, a.d, row);
+      copy_row(value + s * a.value.n, a.d, row);
   }
-}
-
-// f(part) on a thread for every part.
-template <class F>
-inline void each_part(const Parallel& parallel, int64_t parts, F f) {
-  const Parallel limited{int(parts), parallel.run};
-  parallel_for(limited, parts, [&](int64_t first, int64_t last) {
-    for (int64_t p = first; p < last; ++p)
-      f(p);
-  });
 }
 
 // Threads share out the queries of all heads, a head's after the other: neighbours sample near each other, and what

@@ -65,12 +65,12 @@ struct QueryGradients {
         points(points),
         sampling(a, points),
         dots(4 * block * a.K),
-        of_weight(block * whole_vectors<C>(a.K)),
-        of_location(block * whole_vectors<C>(2 * a.K)) {
-    for (int64_t i = 0; i < 4 * block * a.K; ++i)
-      dots.data[i] = 0;
-    memset(of_weight.data, 0, block * whole_vectors<C>(a.K) * sizeof(C));
-    memset(of_location.data, 0, block * whole_vectors<C>(2 * a.K) * sizeof(C));
+        of_weight(block * padded<C>(a.K)),
+        of_location(block * padded<C>(2 * a.K)) {
+    // Lanes without a query, and what pads the squares that are written.
+    memset(dots.data, 0, 4 * block * a.K * sizeof(C));
+    memset(of_weight.data, 0, block * padded<C>(a.K) * sizeof(C));
+    memset(of_location.data, 0, block * padded<C>(2 * a.K) * sizeof(C));
   }
 
   template <class R>
@@ -211,18 +211,10 @@ struct ValueGradient {
       }
     }
   }
-  // Past the cache where that can't hold them all until somebody reads them.
   void write(T* to, int64_t step, int64_t channels, int64_t positions) const {
-    constexpr int64_t bytes = lanes<C> * sizeof(T);
-    const bool large = a.B * a.S * a.H * a.d * int64_t(sizeof(T)) > 8 << 20;
-    const bool aligned = (reinterpret_cast<uintptr_t>(to) | uintptr_t(step) * sizeof(T)) % bytes == 0;
-    const bool nontemporal = large && aligned && channels % lanes<C> == 0;
-    for (int64_t s = 0; s < positions; ++s, to += step)
-      if (nontemporal)
-        for (int64_t c = 0; c < channels; c += lanes<C>)
-          stream(to + c, load(static_cast<const C*>(sums.rows[s]) + c));
-      else
-        write_numbers<T>(to, false, 0, channels, sums.rows[s]);
+    const bool nontemporal = g.nontemporal && streamable(to, channels, step);
+    for (int64_t s = 0; s < positions; ++s)
+      write_row(static_cast<const C*>(sums.rows[s]), channels, C(1), to + s * step, 1, nontemporal);
     fence();
   }
 };

@@ -70,16 +70,6 @@ struct RowTiles {
   int64_t size(int64_t tile) const { return first(tile + 1) - first(tile); }
 };
 
-// f(part) on a thread for every part.
-template <class F>
-inline void each_part(const Parallel& parallel, int64_t parts, F f) {
-  const Parallel limited{int(parts), parallel.run};
-  parallel_for(limited, parts, [&](int64_t first, int64_t last) {
-    for (int64_t p = first; p < last; ++p)
-      f(p);
-  });
-}
-
 // A tile of image rows as it is multiplied: in place where every row that a block reads exists, of whole vectors. Rows
 // that aren't valid(r) are zeros. `rows` is how many there are in all.
 template <class T, class C, class Valid>

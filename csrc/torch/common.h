@@ -107,6 +107,21 @@ inline void advise_huge_pages(const Tensor& t) {
 #endif
 }
 
+inline std::vector<int64_t> sizes(const Tensor& t) {
+  std::vector<int64_t> all;
+  for (int64_t i = 0; i < t.dim(); ++i)
+    all.push_back(t.size(i));
+  return all;
+}
+
+// A contiguous gradient; empty if it isn't needed.
+inline Tensor dense_gradient(const Tensor& like, bool need) {
+  Tensor t = torch::stable::new_empty(like, need ? sizes(like) : std::vector<int64_t>{0});
+  if (need)
+    advise_huge_pages(t);
+  return t;
+}
+
 // Beyond this a result doesn't survive in cache until its reader comes, so it is written past the cache.
 inline bool too_large_for_cache(const Tensor& t) {
   return t.numel() * int64_t(t.element_size()) > (8 << 20);

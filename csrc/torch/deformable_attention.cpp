@@ -135,16 +135,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const T
   anchor.check(*grad_result, "grad_result", anchor.type, {a.B, a.Q, a.H * a.d});
   Tensor upstream = dense_from(*grad_result, 2);
   g.grad_result = result_rows(upstream, a.d);
-  auto empty = [](const Tensor& like, bool needed) {
-    Sizes sizes;
-    for (int64_t i = 0; needed && i < like.dim(); ++i)
-      sizes.push_back(like.size(i));
-    return torch::stable::new_empty(like, needed ? sizes : Sizes{0});
-  };
-  Tensor grad_value = empty(value, need_value_grad);
-  Tensor grad_locations = empty(locations, need_locations_grad);
-  Tensor grad_scores = empty(scores, need_scores_grad);
-  advise_huge_pages(grad_value);
+  Tensor grad_value = dense_gradient(value, need_value_grad);
+  Tensor grad_locations = dense_gradient(locations, need_locations_grad);
+  Tensor grad_scores = dense_gradient(scores, need_scores_grad);
+  g.nontemporal = too_large_for_cache(grad_value);
   if (need_value_grad)
     g.grad_value = {grad_value.mutable_data_ptr(), grad_value.stride(0), grad_value.stride(2), grad_value.stride(1), 1};
   if (need_locations_grad)

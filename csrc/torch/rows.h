@@ -17,26 +17,13 @@ inline Projection projection(const Tensor& t) {
   return {t.data_ptr(), t.stride(0), t.stride(1)};
 }
 
-inline std::vector<int64_t> sizes(const Tensor& t) {
-  std::vector<int64_t> all;
-  for (int64_t i = 0; i < t.dim(); ++i)
-    all.push_back(t.size(i));
-  return all;
-}
-
 // Of the rows that a forward pass keeps for backward, [kept_rows, columns].
 inline std::vector<int64_t> kept_shape_of(int64_t kept_rows, int64_t rows, int64_t columns) {
   STD_TORCH_CHECK(kept_rows >= 0 && kept_rows <= rows, "kept_rows must be between 0 and the number of rows");
   return {kept_rows, columns};
 }
 
-// A contiguous gradient, and where the kernel writes it: nowhere if it isn't needed.
-inline Tensor dense_gradient(const Tensor& like, bool need) {
-  Tensor t = torch::stable::new_empty(like, need ? sizes(like) : std::vector<int64_t>{0});
-  if (need)
-    advise_huge_pages(t);
-  return t;
-}
+// Where the kernel writes a gradient: nowhere if it isn't needed.
 inline void* data_if(const Tensor& t, bool need) {
   return need ? t.mutable_data_ptr() : nullptr;
 }

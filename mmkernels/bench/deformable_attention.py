@@ -5,7 +5,7 @@ import importlib.util
 
 import torch
 
-from .. import peers
+from .. import functional, peers
 from . import report
 from .contests import Contest, Memory, contestants, shape_name, small_calls
 from .rows import least, most, values
@@ -111,6 +111,11 @@ def _stacked(arguments):
     return arguments["scores"].numel() * d * 4
 
 
+def _in_float32(arguments):
+    wide = arguments | {"value": arguments["value"].float()}
+    return lambda: functional.deformable_attention(**wide)
+
+
 PARTS = (
     Contest(OPERATION, "forward, ms", inputs, PEERS, columns=_share(1)),
     Contest(OPERATION, "forward + backward, ms", inputs, PEERS, wanted=WANTED, columns=_share(4)),
@@ -119,7 +124,7 @@ PARTS = (
         "forward, value in bfloat16, ms",
         _bfloat16,
         {"ours": PEERS["ours"]},
-        beside={"float32": lambda arguments: _in_float32(arguments)},
+        beside={"float32": _in_float32},
     ),
     Memory(
         "memory beyond the result, MB",
@@ -130,13 +135,6 @@ PARTS = (
     ),
     *small_calls(OPERATION, inputs, (1, 4, 2, 8, 2, "one"), WANTED),
 )
-
-
-def _in_float32(arguments):
-    from .. import functional
-
-    wide = arguments | {"value": arguments["value"].float()}
-    return lambda: functional.deformable_attention(**wide)
 
 
 def figures(rows):

@@ -1,7 +1,7 @@
 """Absorbed attention: the public function, and the operation as PyTorch sees it."""
 
 from .. import backends, checks, reference
-from .common import accumulate_dtype, autocast, cast, empty_heads, softmax_shape
+from .common import accumulate_dtype, autocast, cast, check_like_or_wide, empty_heads, softmax_shape
 from .operation import Operation
 
 
@@ -68,31 +68,22 @@ def _check(image, key, value, key_bias, image_mask, text_mask, pool):
     batch, positions, channels = image.shape
     if channels == 0:
         raise ValueError(f"image must have at least one channel (D), got shape {list(image.shape)}")
-    _check_text("key", key, image)
+    check_like_or_wide("key", key, "image", image)
     checks.shape("key", key, ("B", batch), ("H", None), ("T", None), ("D", channels))
     heads, tokens = key.shape[1:3]
     if value is not None:
-        _check_text("value", value, image)
+        check_like_or_wide("value", value, "image", image)
         if value.dtype != key.dtype:
             raise ValueError(f"value must have key's dtype {key.dtype}, got {value.dtype}")
         checks.shape("value", value, ("B", batch), ("H", heads), ("T", tokens), ("Dv", None))
         if value.shape[3] == 0:
             raise ValueError(f"value must have at least one channel (Dv), got shape {list(value.shape)}")
     if key_bias is not None:
-        _check_text("key_bias", key_bias, image)
+        check_like_or_wide("key_bias", key_bias, "image", image)
         checks.shape("key_bias", key_bias, ("B", batch), ("H", heads), ("T", tokens))
     for name, mask, size in (("image_mask", image_mask, ("N", positions)), ("text_mask", text_mask, ("T", tokens))):
         if mask is not None:
             checks.boolean_mask(name, mask, "image", image, ("B", batch), size)
-
-
-def _check_text(name, tensor, image):
-    """In the image's dtype, or the one that sums run in."""
-    accumulate = accumulate_dtype(image)
-    if tensor.dtype not in (image.dtype, accumulate):
-        wider = "" if image.dtype == accumulate else f" or {accumulate}"
-        raise ValueError(f"{name} must have image's dtype {image.dtype}{wider}, got {tensor.dtype}")
-    checks.same_device(name, tensor, "image", image)
 
 
 # The operation. input: key_bias in float32 (float64). option: pool. extras: image_softmax and text_softmax, what the
@@ -138,8 +129,7 @@ def _fake_grad(name, tensor):
 OPERATION = Operation(
     "absorbed_attention",
     "(Tensor image, Tensor key, Tensor? key_bias, Tensor? value, Tensor? image_mask, Tensor? text_mask, bool pool) -> "
-    "(Tensor image_out, Tensor text_out, Tensor image_softmax, Tensor text_softmax, "
-    "Tensor unrounded)",
+    "(Tensor image_out, Tensor text_out, Tensor image_softmax, Tensor text_softmax, Tensor unrounded)",
     differentiable=("image", "key", "key_bias", "value"),
     extras=("image_softmax", "text_softmax", "unrounded"),
     kept=("unrounded", "image_softmax", "text_softmax"),

@@ -2,6 +2,7 @@
 
 import torch
 
+from .. import checks
 from ..reference.precision import autocast_is_on, without_autocast
 from ..torch_private import transforms_active
 
@@ -38,6 +39,15 @@ _linear_without_autocast = without_autocast(_linear)
 def accumulate_dtype(tensor):
     """Sums and softmax run in float32, for float64 in float64."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def check_like_or_wide(name, tensor, other_name, other):
+    """In another argument's dtype, or the one that sums run in, and on its device."""
+    wide = accumulate_dtype(other)
+    if tensor.dtype not in (other.dtype, wide):
+        or_wide = "" if other.dtype == wide else f" or {wide}"
+        raise ValueError(f"{name} must have {other_name}'s dtype {other.dtype}{or_wide}, got {tensor.dtype}")
+    checks.same_device(name, tensor, other_name, other)
 
 
 KEPT_BYTES = 16 << 20  # a constant beside images that have no limit

@@ -3,7 +3,7 @@
 import torch
 
 from .. import backends, checks, reference
-from .common import accumulate_dtype, autocast
+from .common import accumulate_dtype, autocast, check_like_or_wide
 from .operation import Operation
 
 
@@ -119,21 +119,12 @@ def _check(value, shapes, locations, scores, points, mask):
             raise ValueError(f"points must not be negative, got {list(points)}")
         of_points = (("K", sum(points)),)
     for name, tensor in (("locations", locations), ("scores", scores)):
-        _check_dtype(name, tensor, value)
+        check_like_or_wide(name, tensor, "value", value)
     checks.shape("locations", locations, ("B", batch), ("Q", None), ("H", heads), *of_points, ("2", 2))
     names = "BQHLP" if points is None else "BQHK"
     checks.shape("scores", scores, *zip(names, locations.shape[:-1]))
     if mask is not None:
         checks.boolean_mask("mask", mask, "value", value, ("B", batch), ("S", positions))
-
-
-def _check_dtype(name, tensor, value):
-    """In value's dtype, or the one that sums run in."""
-    accumulate = accumulate_dtype(value)
-    if tensor.dtype not in (value.dtype, accumulate):
-        wider = "" if value.dtype == accumulate else f" or {accumulate}"
-        raise ValueError(f"{name} must have value's dtype {value.dtype}{wider}, got {tensor.dtype}")
-    checks.same_device(name, tensor, "value", value)
 
 
 # The operation. options: spatial_shapes (Y, X of each level in turn), points of each, softmax, deterministic: whether

@@ -1,5 +1,7 @@
 """Deformable attention, as it is defined."""
 
+import itertools
+
 import torch
 
 from .gated_cross_attention import safe_softmax
@@ -21,14 +23,9 @@ def deformable_attention(value, spatial_shapes, locations, scores, *, points=Non
 
     # Of each of the K points: its level's height and width, and where that begins.
     shapes = spatial_shapes.tolist() if isinstance(spatial_shapes, torch.Tensor) else spatial_shapes
-    level = [i for i, count in enumerate(points) for _ in range(count)]
-    begin = [sum(y * x for y, x in shapes[:i]) for i in level]
-    per_point = lambda numbers: torch.tensor(numbers, device=value.device, dtype=torch.int64)
-    height, width, begin = (
-        per_point([shapes[i][0] for i in level]),
-        per_point([shapes[i][1] for i in level]),
-        per_point(begin),
-    )
+    begins = itertools.accumulate((y * x for y, x in shapes), initial=0)
+    levels = [(y, x, begin) for (y, x), begin, count in zip(shapes, begins, points) for _ in range(count)]
+    height, width, begin = torch.tensor(levels, device=value.device, dtype=torch.int64).view(-1, 3).unbind(1)
 
     # A position's center is half a pixel from its edges. What is NaN or Inf is outside, and a constant.
     pixel = locations * torch.stack([width, height], -1) - 0.5

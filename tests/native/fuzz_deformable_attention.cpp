@@ -55,6 +55,7 @@ static void round_of(Dtype dtype, bool wide) {
   result.check("result");
   DeformableAttentionBackward g;
   g.forward = a;
+  g.nontemporal = draw(0, 1);
   g.grad_result = rows(grad_result);
   if (draw(0, 3))
     g.grad_value = map(grad_value);
