@@ -63,9 +63,9 @@ def _compare(body, runtime, where):
             assert set(bases) <= set(found), f"{where}.{node.name}"
             _compare(node.body, getattr(runtime, node.name), f"{where}.{node.name}")
         if isinstance(node, ast.FunctionDef) and node.name != "apply":  # torch's own takes anything
-            actual = [
-                (p.name, p.kind, p.default) for p in inspect.signature(getattr(runtime, node.name)).parameters.values()
-            ]
+            function = getattr(runtime, node.name)
+            function = function.fget if isinstance(function, property) else function
+            actual = [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
             assert _same(_declared(node), actual), f"{where}.{node.name}"
 
 

@@ -17,7 +17,7 @@ from torch import nn
 TABLES = {
     "transformers": f"{__package__}.transformers.converters",
 }
-# What a module got and what it had, (Replacement, value or MISSING): with the module, so that copies can be undone, too.
+# (Replacement, value before or MISSING) of a swapped module: with it, so that copies can be undone, too.
 SWAPPED = "_mmkernels_swapped"
 LOOKS_LIKE_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 _own = {}
