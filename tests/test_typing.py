@@ -75,7 +75,12 @@ def _declared(node):
     plain = [*arguments.posonlyargs, *arguments.args]
     missing = [None] * (len(plain) - len(arguments.defaults))
     found = [(a.arg, KINDS.POSITIONAL_OR_KEYWORD, _value(d)) for a, d in zip(plain, [*missing, *arguments.defaults])]
-    return found + [(a.arg, KINDS.KEYWORD_ONLY, _value(d)) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults)]
+    if arguments.vararg:
+        found.append((arguments.vararg.arg, KINDS.VAR_POSITIONAL, KINDS.empty))
+    found += [(a.arg, KINDS.KEYWORD_ONLY, _value(d)) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults)]
+    if arguments.kwarg:
+        found.append((arguments.kwarg.arg, KINDS.VAR_KEYWORD, KINDS.empty))
+    return found
 
 
 def _value(default):
