@@ -25,7 +25,7 @@ def deformable_attention(value, spatial_shapes, locations, scores, *, points=Non
     shapes = spatial_shapes.tolist() if isinstance(spatial_shapes, torch.Tensor) else spatial_shapes
     begins = itertools.accumulate((y * x for y, x in shapes), initial=0)
     levels = [(y, x, begin) for (y, x), begin, count in zip(shapes, begins, points) for _ in range(count)]
-    height, width, begin = torch.tensor(levels, device=value.device, dtype=torch.int64).view(-1, 3).unbind(1)
+    height, width, begin = torch.as_tensor(levels, device=value.device, dtype=torch.int64).view(-1, 3).unbind(1)
 
     # A position's center is half a pixel from its edges. What is outside, NaN and Inf too, is a constant.
     sizes = torch.stack([width, height], -1)
