@@ -103,6 +103,8 @@ def show(found, console):
                 for problem in row.get("wrong", ()):
                     console.print(f"[red]{operation} {row['shape']} is wrong, so it has no speed-up[/]: {problem}")
         show_figures(operation, result["figures"], console)
+        for line in left_out_lines(operation, result["left out"]):
+            console.print(f"[yellow]{line}[/]")
 
 
 def show_figures(title, figures, console):
@@ -120,6 +122,12 @@ def show_figures(title, figures, console):
             "[green]pass[/]" if figure["passed"] else "[red]miss[/]",
         )
     console.print(table)
+
+
+def left_out_lines(operation, left_out):
+    """Who isn't there, `left_out` as :func:`.contests.left_out` gives it, as sentences."""
+    for peer, package in left_out.items():
+        yield f"{operation}: the peer '{peer}' is left out, {package} isn't installed (pip install mmkernels\\[bench])"
 
 
 def as_json(found):
