@@ -20,6 +20,8 @@ from . import report
 from .timing import keep_freed_memory, peak_memory
 
 ROUNDS = 5
+# Of the largest output: roundings of a whole model in float32. Its layers are tested one by one, more strictly.
+ALLOWED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Model:
         result: what of the output is compared, and trained on: a tensor.
         target: the least ratio of times; None: none is promised.
         training: whether a training step is timed, in place of inference.
+        memory: the most of the plain one's peak memory that the fused one may take; None: nothing is promised.
         fuse, restore: what makes ``module`` fused, and plain again.
     """
 
@@ -42,6 +45,7 @@ class Model:
     result: Callable
     target: float | None = None
     training: bool = False
+    memory: float | None = None
     fuse: Callable = integrations.patch
     restore: Callable = integrations.unpatch
 
@@ -98,6 +102,62 @@ def _picture(batch, y, x):
     return torch.randn(batch, 3, y, x, generator=torch.Generator().manual_seed(0))
 
 
+def stable_diffusion(quick):
+    """1.5's UNet."""
+    import diffusers
+
+    module = diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    size = 16 if quick else 64
+    draw = torch.Generator().manual_seed(0)
+    image, text = torch.randn(1, 4, size, size, generator=draw), torch.randn(1, 77, 768, generator=draw)
+    return module, {"sample": image, "timestep": 500, "encoder_hidden_states": text}
+
+
+def vit(quick):
+    """On the attention interface; 577 tokens."""
+    import transformers as hf
+
+    size = 64 if quick else 384
+    module = hf.ViTModel(hf.ViTConfig(image_size=size, attn_implementation="sdpa"))
+    return module, {"pixel_values": _picture(1 if quick else 4, size, size)}
+
+
+def _on_interface(model):
+    integrations.transformers.register()
+    model.set_attn_implementation("mmkernels")
+
+
+def _on_sdpa(model):
+    model.set_attn_implementation("sdpa")
+
+
+def torchmil_pool(quick):
+    from torchmil.nn import AttentionPool
+
+    return AttentionPool(1024, 256, gated=True), {"X": _bag(quick)}
+
+
+class _MONAIHead(torch.nn.Module):
+    """MILModel behind its backbone."""
+
+    def __init__(self):
+        super().__init__()
+        from monai.networks.nets import MILModel
+
+        self.model = MILModel(2, mil_mode="att", backbone=torch.nn.Identity(), backbone_num_features=1024)
+
+    def forward(self, bag):
+        return self.model.calc_head(bag)
+
+
+def monai_pool(quick):
+    return _MONAIHead(), {"bag": _bag(quick)}
+
+
+def _bag(quick):
+    return torch.randn(1, 1000 if quick else 100_000, 1024, generator=torch.Generator().manual_seed(0))
+
+
 def _encoded(output):
     """Before queries are chosen by their scores, which a rounding may exchange."""
     return output.encoder_last_hidden_state_vision
@@ -107,6 +167,10 @@ def _logits(output):
     return output.logits
 
 
+def _itself(output):
+    return output
+
+
 MODELS = (
     Model("Grounding DINO, 800 x 1333", "transformers", grounding_dino, _encoded, 2.0),
     Model("Grounding DINO, 800 x 1333, training step", "transformers", grounding_dino, _encoded, 1.8, training=True),
@@ -114,6 +178,34 @@ MODELS = (
     Model("Mask2Former, 512 x 512", "transformers", mask2former, lambda o: o.masks_queries_logits, 1.4),
     Model("RT-DETR, 640 x 640", "transformers", rt_detr, _logits, 1.0),
     Model("RT-DETRv2, 640 x 640", "transformers", rt_detr_v2, _logits, 1.0),
+    Model("Stable Diffusion 1.5's UNet, 64 x 64", "diffusers", stable_diffusion, lambda o: o.sample, 1.05),
+    Model(
+        "ViT-B/16, 4 x 384 x 384, by the attention interface",
+        "transformers",
+        vit,
+        lambda o: o.last_hidden_state,
+        0.98,
+        fuse=_on_interface,
+        restore=_on_sdpa,
+    ),
+    Model(
+        "torchmil's gated pool, 100,000 x 1024, training step",
+        "torchmil",
+        torchmil_pool,
+        _itself,
+        1.2,
+        training=True,
+        memory=0.2,
+    ),
+    Model(
+        "MONAI's MILModel, 100,000 x 1024, training step",
+        "monai",
+        monai_pool,
+        _itself,
+        1.2,
+        training=True,
+        memory=0.2,
+    ),
 )
 
 
@@ -162,6 +254,8 @@ def _row(model, quick, rounds):
     fused, fused_layer = _timed(step, replaced)
     difference = ((plain - fused).abs().max() / plain.abs().max()).item()
     del plain, fused
+    if not difference <= ALLOWED:
+        return {"model": model.name, "wrong": f"outputs differ by {difference:.0e} of the largest"}
     times, layers = {"plain": [], "fused": []}, {"plain": [], "fused": []}
     for _ in range(rounds):
         for name, change in (("plain", model.restore), ("fused", model.fuse)):
@@ -232,6 +326,9 @@ def _figures(models, rows):
     for model, row in zip(models, rows):
         if model.target is not None and "faster" in row:
             yield report.Figure(model.name, model.target, row["faster"])
+        if model.memory is not None and row.get("plain, MB"):
+            share = row["fused, MB"] / row["plain, MB"]
+            yield report.Figure(f"{model.name}, memory", model.memory, share, at_most=True)
 
 
 def show(found, console):
