@@ -5,7 +5,8 @@ import runpy
 import pytest
 from support.compiling import ROOT
 
-SLOW = {"compile_and_export"}
+SLOW = {"compile_and_export", "keras_article"}
+NEEDS = {"keras_article": "keras"}
 EXAMPLES = [
     pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOW else ())
     for path in sorted((ROOT / "examples").glob("*.py"))
@@ -14,5 +15,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("path", EXAMPLES)
 def test_example(path, capsys):
+    if path.stem in NEEDS:
+        pytest.importorskip(NEEDS[path.stem])
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out
