@@ -93,6 +93,8 @@ def verify(operation, backend, dtype, small, seed, json_path):
 
 @main.command()
 @names_option("--operation", functional.__all__, "Operation to time; default: all.")
+@click.option("--models", is_flag=True, help="Whole public models, plain and patched, in place of operations.")
+@click.option("--model", multiple=True, metavar="NAME", help="Model to time, by a part of its name; implies --models.")
 @click.option("--quick", is_flag=True, help="A shape an operation, few rounds: a minute, most of it torch.compile's.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU if there is one.")
@@ -104,11 +106,15 @@ def verify(operation, backend, dtype, small, seed, json_path):
     help="Also draw the speed-ups to FILE (needs matplotlib).",
 )
 @json_option
-def bench(operation, quick, threads, device, plot_path, json_path):
-    """Times every operation next to eager PyTorch, torch.compile, and the memory's own speed."""
+def bench(operation, models, model, quick, threads, device, plot_path, json_path):
+    """Times every operation next to eager PyTorch, torch.compile, and the memory's own speed; or whole models."""
     from . import bench as benchmark
     from .bench import report
 
+    if models or model:
+        if operation or plot_path or device == "cuda":
+            raise click.UsageError("--models goes without --operation, --plot and --device cuda")
+        return _bench_models(model, quick, threads, json_path)
     with _progress("bench") as progress:
         found = benchmark.run(list(operation) or None, quick=quick, threads=threads, device=device, progress=progress)
     report.show(found, console)
@@ -122,6 +128,21 @@ def bench(operation, quick, threads, device, plot_path, json_path):
             plot(found, plot_path)
         except ModuleNotFoundError as error:
             raise click.ClickException(f"--plot needs {error.name}: pip install mmkernels[cli]") from error
+
+
+def _bench_models(parts, quick, threads, json_path):
+    from .bench import models, report
+
+    names = [m.name for m in models.MODELS if not parts or any(part.lower() in m.name.lower() for part in parts)]
+    if not names:
+        known = ", ".join(m.name for m in models.MODELS)
+        raise click.BadParameter(f"no model's name has {' or '.join(parts)}; known: {known}", param_hint="--model")
+    with _progress("bench") as progress:
+        found = models.run(names, quick=quick, threads=threads, progress=progress)
+    models.show(found, console)
+    if json_path:
+        with open(json_path, "w") as file:
+            file.write(report.as_json(found) + "\n")
 
 
 @main.command()
