@@ -199,6 +199,18 @@ def test_trains_saves_and_loads(kind, masked, tmp_path):
     assert config == [layer.get_config() for layer in loaded.layers]
 
 
+def test_the_projection_may_change():
+    """Keras's LoRA of the text's projection takes effect, and is what trains."""
+    layer = SpatialAttention()
+    image, text = draw(3, 7, 8), draw(3, 6, seed=1)
+    before = layer([image, text])
+    layer.text_projection.enable_lora(2)
+    assert torch.equal(layer([image, text]), before)  # it begins as 0
+    layer.text_projection.lora_kernel_b.assign(draw(2, 8, seed=2))
+    assert not torch.equal(layer([image, text]), before)
+    assert len(layer.trainable_variables) == 3
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
