@@ -3,7 +3,7 @@ from torch import nn
 
 from .. import backends, checks, functional
 from .absorb import absorb_heads, absorbs, multiply_adds, project_pooled, scale_of
-from .common import check_absorb, check_features, join_heads, project_heads
+from .common import check_absorb, check_features, join_heads, project_heads, without_masked
 
 __all__ = ["AttentionPooling"]
 
@@ -102,6 +102,7 @@ class AttentionPooling(nn.Module):
 
     def _projected(self, image, query, image_mask):
         width = query.shape[3]
+        image = without_masked(image, image_mask)
         return functional.gated_cross_attention(
             query.expand(image.shape[0], -1, -1, -1),
             project_heads(self, "key_projection", "image", image, width),
