@@ -27,7 +27,9 @@ def table(found):
     """What was raced against peers, forward and training in one line; and on what."""
     if "models" in found:
         return _models(found)
-    (rows,) = (result["rows"] for result in found["operations"].values())
+    ((operation, result),) = found["operations"].items()
+    rows = result["rows"]
+    whose = _whose(operation)
     raced = {(*_line(row["kind"]), row["shape"]): row for row in rows if "speed-up" in row}
     lines = [
         "| | shape | forward, ms | times faster than | forward + backward, ms | times faster than |",
@@ -35,8 +37,16 @@ def table(found):
     ]
     for title, shape in dict.fromkeys((title, shape) for title, _, shape in raced):
         cells = [cell for training in (False, True) for cell in _cells(raced.get((title, training, shape)))]
+        title = ", ".join([title, *whose.get(shape, ())])
         lines.append(f"| {' | '.join([title, shape.replace('x', ' × '), *cells])} |")
     return "\n".join([*lines, "", _where(found), ""])
+
+
+def _whose(operation):
+    """Shapes by name -> whose they are, where the benchmark tells."""
+    from mmkernels.bench import benchmark_of, contests
+
+    return {contests.shape_name(shape): [name] for shape, name in getattr(benchmark_of(operation), "WHOSE", {}).items()}
 
 
 def _where(found):

@@ -35,7 +35,8 @@ class BidirectionalAttention(nn.Module):
     Shape:
         image ``[B, N, D]``, text ``[B, T, E]``, image_mask bool ``[B, N]``, text_mask bool ``[B, T]`` (True = takes
         part) -> (``[B, N, D]``, ``[B, T, E]``): what image and text have learnt of each other; residuals and norms are
-        the caller's.
+        the caller's. The masks say what the other side may attend to: a masked token, too, gets its row of the result.
+        With nothing to attend to a row is the output projection's bias. NaN or Inf that is masked out counts as 0.
 
     Source: Li et al. 2022 (arXiv:2112.03857), equations 4 to 6; as in Liu et al. 2023 (arXiv:2303.05499).
     """

@@ -46,7 +46,8 @@ class GatedCrossAttention(nn.Module):
 
     Shape:
         image ``[B, N, D]``, text ``[B, T, E]``, mask bool ``[B, T]`` (True = a token, False = padding) or anything that
-        :func:`mmkernels.gated_cross_attention` takes -> ``[B, N, D]``.
+        :func:`mmkernels.gated_cross_attention` takes -> ``[B, N, D]``. Without any token to attend to it is the output
+        projection's bias (but for a norm); NaN or Inf of padding reaches no result and no gradient.
 
     Source: Yang et al. 2022 (arXiv:2112.02244), section 3.2.
     """
