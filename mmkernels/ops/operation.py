@@ -19,6 +19,7 @@ import torch
 from torch.overrides import has_torch_function
 
 from .. import backends, torch_private
+from . import flops
 from .common import fold, move_batch
 from .registration import in_tuple, register_autograd, register_fake, register_out, register_vmap, tangent, tracked
 from .schema import Schema
@@ -124,6 +125,8 @@ class Operation:
             run = Implementation(self, backend, in_tuple(forward), in_tuple(backward), into)
             backends.implement(backend, self.name, run)
 
+        flops.register(forward, self.reference)
+        flops.register(backward, self.reference_backward, before=self._reference_before_backward)
         register_fake(forward, self.fake)
         register_fake(backward, self._fake_backward)
         register_autograd(forward, lambda *arguments: self.Function.apply(*arguments, run))
@@ -131,6 +134,7 @@ class Operation:
         register_vmap(forward, self._vmap(run.forward))
         register_vmap(backward, self._vmap(run.backward, self.outputs))
         if into is not None:
+            flops.register(into, self._reference_into)
             register_fake(into, lambda *arguments: self.fake(*arguments[:-1])[1:])
             register_out(into)
 
@@ -170,6 +174,11 @@ class Operation:
         return tuple(
             grads[name] if name in grads else call.inputs[0].new_empty(0) for name in self.schema.differentiable
         )
+
+    def _reference_before_backward(self, *arguments):
+        """What its backward pass begins with: the forward pass, of what it is called with."""
+        call = self.schema.backward_call(arguments)
+        return self.reference(*call.inputs, *call.options)
 
     # Autograd --------------------------------------------------------------------------------------------------------
 
