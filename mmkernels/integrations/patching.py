@@ -8,6 +8,7 @@ import functools
 import importlib
 import re
 import sys
+import types
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,15 @@ from torch import nn
 
 # Packages whose classes are known, and where their table `CONVERTERS` stands.
 TABLES = {
+    "diffusers": f"{__package__}.diffusers",
+    "monai": f"{__package__}.monai",
+    "open_clip": f"{__package__}.open_clip",
+    "timm": f"{__package__}.timm",
+    "torch": f"{__package__}.multihead",
+    "torchmil": f"{__package__}.torchmil",
     "transformers": f"{__package__}.transformers.converters",
 }
-# (Replacement, value before or MISSING) of a swapped module: with it, so that copies can be undone, too.
+# (Replacement, value before or MISSING, value now) of a swapped module: with it, so that copies can be undone, too.
 SWAPPED = "_mmkernels_swapped"
 LOOKS_LIKE_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 _own = {}
@@ -33,19 +40,20 @@ class Replacement:
 
     Args:
         operation: the operation's name; None for a companion that computes nothing, which no report lists.
-        value: in place of ``forward``: a function of a module-level name, ``(module, *arguments)``; of another
-            attribute: its value.
+        value: in place of the attribute; of a method: a function that a file has by its name, ``(module, *arguments)``.
         attribute: which one.
+        note: for the report: what of its calls it is for, where not all.
     """
 
     operation: str | None
     value: object
     attribute: str = "forward"
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A module: replaced by an operation, or left alone for a reason."""
+    """A module: replaced by an operation (``reason``: for which of its calls, if not all), or left alone (why)."""
 
     name: str
     kind: str
@@ -84,7 +92,7 @@ class PatchReport:
         title = f"{len(self)} of {len(self.rows)} modules that look like attention {verb}"
         if not self.rows:
             return title
-        cells = [("module", "class", "now", "why not")]
+        cells = [("module", "class", "now", "note")]
         cells += [(row.name or "(the model)", row.kind, row.operation or "-", row.reason) for row in self.rows]
         widths = [max(map(len, column)) for column in zip(*cells)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
@@ -142,7 +150,7 @@ def patch(model, *, dry_run=False):
             continue
         if not dry_run:
             _swap(module, found)
-        rows.append(Row(name, type(module).__name__, found.operation, ""))
+        rows.append(Row(name, type(module).__name__, found.operation, found.note))
         inside += (f"{name}." if name else "",)
     report = PatchReport(rows, dry_run)
     for name, module, found in companions:
@@ -164,8 +172,10 @@ def unpatch(model):
         if SWAPPED not in module.__dict__:
             continue
         names.append(name)
-        found, before = module.__dict__[SWAPPED]
-        if before is MISSING:
+        found, before, now = module.__dict__[SWAPPED]
+        if getattr(module, found.attribute) is not now:
+            pass  # somebody else has replaced it since, and it is no longer ours
+        elif before is MISSING:
             del module.__dict__[found.attribute]
         else:
             setattr(module, found.attribute, before)
@@ -202,9 +212,13 @@ def _find(module):
     known = next((base.__name__ for base in cls.__mro__[1:] if _converter(base) is not None), None)
     if known is not None:
         return f"a subclass of {known}, which may compute something else"
-    if LOOKS_LIKE_ATTENTION.search(cls.__name__):
-        return "no operation is known to fit this class"
+    if _looks_like_attention(module) and not any(_looks_like_attention(p) for p in module.modules() if p is not module):
+        return "no operation is known to fit this class"  # what only holds others isn't told
     return None
+
+
+def _looks_like_attention(module):
+    return LOOKS_LIKE_ATTENTION.search(_class_of(module).__name__) is not None
 
 
 def _class_of(module):
@@ -228,9 +242,9 @@ def _converter(cls):
 def _swap(module, found):
     if SWAPPED in module.__dict__:
         return
-    if found.attribute == "forward":
+    if isinstance(found.value, types.FunctionType):
         before, value = MISSING, functools.partial(found.value, module)
     else:
         before, value = getattr(module, found.attribute), found.value
-    module.__dict__[SWAPPED] = found, before
+    module.__dict__[SWAPPED] = found, before, value
     setattr(module, found.attribute, value)
