@@ -1,5 +1,6 @@
 """The examples run, and what they claim is so: each asserts it itself."""
 
+import importlib.util
 import runpy
 
 import pytest
@@ -15,7 +16,8 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("path", EXAMPLES)
 def test_example(path, capsys):
-    if path.stem in NEEDS:
-        pytest.importorskip(NEEDS[path.stem])
+    # The example chooses keras's backend before it imports it: only looked for here.
+    if path.stem in NEEDS and importlib.util.find_spec(NEEDS[path.stem]) is None:
+        pytest.skip(f"could not import {NEEDS[path.stem]!r}")
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out
