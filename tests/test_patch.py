@@ -2,6 +2,8 @@
 
 import copy
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -259,3 +261,12 @@ def test_report_is_a_table():
 def test_mistakes(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_packages_by_name():
+    """A package's module is imported when it is named; one that isn't there is no attribute."""
+    code = "import mmkernels; print(mmkernels.integrations.transformers.register.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "mmkernels.integrations.transformers", done.stderr
+    with pytest.raises(AttributeError, match="has no attribute 'pandas'"):
+        _ = mmkernels.integrations.pandas

@@ -216,7 +216,7 @@ def _find(module):
     if known is not None:
         return f"a subclass of {known}, which may compute something else"
     if _looks_like_attention(module) and not any(_looks_like_attention(p) for p in module.modules() if p is not module):
-        return "no operation is known to fit this class"  # what only holds others isn't told
+        return _why_not(cls)  # what only holds others isn't told
     return None
 
 
@@ -236,10 +236,19 @@ def _class_of(module):
 def _converter(cls):
     if cls in _own:
         return _own[cls]
+    table = _table(cls)
+    return None if table is None else table.CONVERTERS.get(f"{cls.__module__}.{cls.__qualname__}")
+
+
+def _why_not(cls):
+    """As the class's package tells it, where its table has ``why_not(cls)``."""
+    told = getattr(_table(cls), "why_not", lambda cls: None)
+    return told(cls) or "no operation is known to fit this class"
+
+
+def _table(cls):
     package = cls.__module__.partition(".")[0]
-    if package not in TABLES:
-        return None
-    return importlib.import_module(TABLES[package]).CONVERTERS.get(f"{cls.__module__}.{cls.__qualname__}")
+    return importlib.import_module(TABLES[package]) if package in TABLES else None
 
 
 def _swap(module, found):

@@ -1,6 +1,7 @@
 """Which classes of transformers an operation fits, by full name: no model is imported to look."""
 
 from . import deformable, fusion, pooling
+from .reasons import why_not as why_not
 
 
 def _models(convert, suffix, **classes):
