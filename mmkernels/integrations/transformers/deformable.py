@@ -9,6 +9,7 @@ import torch
 from ... import functional
 from ...modules.common import is_plain
 from ...ops.common import accumulate_dtype
+from ...reference.precision import without_autocast
 from ..patching import Replacement, exported, plain
 from .weights import weights_wanted
 
@@ -63,6 +64,7 @@ def _forward(module, locate, hidden_states, mask, states, attention_mask, named)
     reference = named.get("reference_points")
     core = getattr(module, "attn", None)
     fits = shapes is not None and states is not None and reference is not None and reference.shape[-1] in (2, 4)
+    fits = fits and (mask is None or mask.dim() == 2)
     if not fits or exported() or (core is not None and not is_plain(core, type(core))):
         return plain(module, hidden_states, attention_mask, encoder_hidden_states=states, **named)
     position = named.get("position_embeddings")
@@ -75,14 +77,15 @@ def _forward(module, locate, hidden_states, mask, states, attention_mask, named)
     points = _points(module)
     offsets = offsets.unflatten(-1, (heads, sum(points), 2))
     scores = scores.unflatten(-1, (heads, sum(points)))
-    mask = None if mask is None else mask.bool()
-    attended = functional.deformable_attention(
-        value.unflatten(-1, (heads, -1)),
+    # Autocast rounds what is projected. D-FINE's values aren't, and stay as they are.
+    dtype = torch.promote_types(value.dtype, scores.dtype)
+    attended = _attend(
+        value.to(dtype).unflatten(-1, (heads, -1)),
         shapes,
         locate(module, offsets, reference, shapes, points),
-        scores,
+        scores.to(dtype),
         points=points,
-        mask=mask,
+        mask=None if mask is None else mask.bool(),
     )
     if hasattr(module, "output_proj"):
         attended = module.output_proj(attended)
@@ -92,6 +95,9 @@ def _forward(module, locate, hidden_states, mask, states, attention_mask, named)
         if locate is detr_locations:
             weights = weights.unflatten(-1, (module.n_levels, module.n_points))
     return attended, weights
+
+
+_attend = without_autocast(functional.deformable_attention)
 
 
 def _points(module):
