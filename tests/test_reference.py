@@ -201,6 +201,7 @@ def numpy_additive_attention(
     offsets=None,
     combine="pool",
     need_weights=False,
+    need_scores=False,
 ):
     """Position by position: the score of each map, v_k . h."""
     act = {
@@ -220,7 +221,7 @@ def numpy_additive_attention(
         if offsets is None
         else [mask[start:stop] for start, stop in zip(offsets, offsets[1:])]
     )
-    results, weights = [], []
+    results, weights, all_scores = [], [], []
     for b, (rows, part) in enumerate(zip(bags, masks)):
         part = np.ones(len(rows), dtype=bool) if part is None else part
         scores = np.zeros((len(v), len(rows)))
@@ -232,11 +233,11 @@ def numpy_additive_attention(
         kept = np.where(part[:, None], rows, 0)
         results.append(w @ kept if combine == "pool" else w.T * kept)
         weights.append(w)
+        all_scores.append(np.where(part, scores, -np.inf))
     if offsets is None:
         shape = (0, len(v), image.shape[2]) if combine == "pool" else image.shape
-        return (np.stack(results) if bags else np.zeros(shape)), (
-            np.stack(weights) if bags else np.zeros((0, len(v), image.shape[1]))
-        )
+        of_positions = [np.stack(t) if bags else np.zeros((0, len(v), image.shape[1])) for t in (weights, all_scores)]
+        return np.stack(results) if bags else np.zeros(shape), *of_positions
     result = (
         np.stack(results)
         if bags and combine == "pool"
@@ -244,7 +245,7 @@ def numpy_additive_attention(
         if bags
         else np.zeros((0, len(v), image.shape[1]))
     )
-    return result, np.concatenate(weights, 1) if bags else np.zeros((len(v), 0))
+    return result, *(np.concatenate(t, 1) if bags else np.zeros((len(v), 0)) for t in (weights, all_scores))
 
 
 @pytest.mark.parametrize(
@@ -258,8 +259,8 @@ def numpy_additive_attention(
 def test_definition(operation, case):
     arguments = case.build(torch.float64)
     function = getattr(reference, operation)
-    weights = {"need_weights": True} if "need_weights" in inspect.signature(function).parameters else {}
-    found = function(**arguments | weights)
+    everything = {name: True for name in inspect.signature(function).parameters if name.startswith("need_")}
+    found = function(**arguments | everything)
     found = [result for result in (found if isinstance(found, tuple) else (found,)) if result is not None]
     truth = [torch.from_numpy(t) for t in globals()[f"numpy_{operation}"](**to_numpy(arguments))]
     assert_rule(found, truth, peer=truth, batch=len(truth[0]))  # no more than another order of sums in float64

@@ -243,11 +243,13 @@ def normalised(scores):
         scores,
         additive_tiles.Weights(weights, count, count),
         scores,
+        scores,
         torch.arange(0, scores.numel() + 1, count),
         scores.numel(),
         1,
         PACKED=False,
         MASKED=False,
+        GIVE=False,
         BLOCK=16,
     )
     return weights
@@ -269,11 +271,13 @@ def test_many_weights():
         scores,
         placed,
         scores,
+        scores,
         torch.tensor([0, 5]),
         5,
         3,
         PACKED=True,
         MASKED=False,
+        GIVE=False,
         BLOCK=16,
     )
     assert_formula(
@@ -382,8 +386,10 @@ def test_scratch_is_a_few_panels(hidden, monkeypatch):
         None,
     )
     with Allocations(inputs) as mode:
-        result, *kept = additive_attention.forward(*inputs, 0, True, 0)
-        additive_attention.backward(result, kept[0], *inputs, *kept, 0, True, 0, False, *[True] * 5)
+        result, weights, scores, kept = additive_attention.forward(*inputs, 0, True, True, 0)
+        additive_attention.backward(
+            result, weights, scores, *inputs, weights, kept, 0, True, True, 0, False, *[True] * 5
+        )
     assert mode.largest <= max(8 * 512, 40 * 64) * 4 < image.numel()
     inputs = image[..., :32], draw(2, 32), draw(32, 32)
     up = draw(1).expand(2, 500, 32)
@@ -463,13 +469,13 @@ def test_nothing_is_written_beside_a_tensor(operation, monkeypatch):
             None if offsets is None else torch.tensor(offsets),
         )
         module = additive_attention
-        options = (0, not chosen, 0)
+        options = (0, not chosen, True, 0)
         needs = 6
     guards = Guards(monkeypatch)
     produced = module.forward(*inputs, *options)
     if operation != CHANNEL:
-        up = torch.ones_like(produced[0]), torch.ones_like(produced[1])
-    kept = produced[2:] if operation == CHANNEL else produced[1:]
+        up = [torch.ones_like(t) for t in produced[:3]]
+    kept = produced[2:] if operation == CHANNEL else produced[1::2]
     grads = module.backward(*up, *inputs, *kept, *options, *[True] * needs)
     assert len(guards.bases) >= 8 and guards.intact()
     assert not any((t == 77).any() for t in (*produced, *grads))
@@ -494,23 +500,24 @@ def test_wrong_offsets_touch_no_foreign_memory(bounds, pooled, monkeypatch):
         None,
         torch.tensor(bounds),
     )
-    result, *kept = additive_attention.forward(*inputs, 0, pooled, 0)
-    additive_attention.backward(result, kept[0], *inputs, *kept, 0, pooled, 0, *[True] * 6)
+    result, weights, scores, kept = additive_attention.forward(*inputs, 0, pooled, True, 0)
+    additive_attention.backward(result, weights, scores, *inputs, weights, kept, 0, pooled, True, 0, *[True] * 6)
     assert guards.intact()
 
 
 @interpreted
 @pytest.mark.parametrize("wanted", range(6))
 def test_one_gradient_alone(wanted):
-    """What isn't wanted isn't computed; the result's or the weights' gradient may be all there is."""
+    """What isn't wanted isn't computed; the gradient of the result, weights or scores may be all there is."""
     from mmkernels.triton import additive_attention
 
     image, _, w_image, _, v, bias_gate, w_gate, _ = additive((2, 20, 6), 4, 2)
     inputs = image, draw(2, 4), w_image, v, w_gate, bias_gate, None, None
-    result, *kept = additive_attention.forward(*inputs, 0, True, 0)
-    for up in ((result, None), (None, kept[0])):
-        together = additive_attention.backward(*up, *inputs, *kept, 0, True, 0, *[True] * 6)
-        alone = additive_attention.backward(*up, *inputs, *kept, 0, True, 0, *[i == wanted for i in range(6)])
+    result, weights, scores, kept = additive_attention.forward(*inputs, 0, True, True, 0)
+    rest = *inputs, weights, kept, 0, True, True, 0
+    for up in ((result, None, None), (None, weights, None), (None, None, scores)):
+        together = additive_attention.backward(*up, *rest, *[True] * 6)
+        alone = additive_attention.backward(*up, *rest, *[i == wanted for i in range(6)])
         assert torch.equal(alone[wanted], together[wanted]) and all(
             g.numel() == 0 for i, g in enumerate(alone) if i != wanted
         )
@@ -594,12 +601,14 @@ def test_opcheck(packed):
         None,
         torch.tensor([0, 5, 13]) if packed else None,
     )
-    torch.library.opcheck(operations.additive_attention_triton.default, (*inputs, 2, True, 0))
+    options = 2, True, True, 0
+    torch.library.opcheck(operations.additive_attention_triton.default, (*inputs, *options))
     if not packed:  # the second derivatives look at the offsets
-        result, weights, kept = (t.detach() for t in operations.additive_attention_triton(*inputs, 2, True, 0))
+        produced = operations.additive_attention_triton(*inputs, *options)
+        result, weights, scores, kept = (t.detach() for t in produced)
         torch.library.opcheck(
             operations.additive_attention_triton_backward.default,
-            (result, weights, *inputs, weights, kept, 2, True, 0, *[True] * 6),
+            (result, weights, scores, *inputs, weights, kept, *options, *[True] * 6),
         )
 
 
@@ -617,12 +626,12 @@ def test_opcheck(packed):
         (5, torch.zeros(5)),
         (6, torch.ones(2, 8) > 0),
         (7, torch.tensor([0, 7])),
-        (10, 5),
+        (11, 5),
     ),
 )
 def test_operation_refuses_what_would_not_be_safe(place, value):
     mmk.additive_attention(*additive((1, 1, 1), 1)[:5], backend="triton")
-    arguments = [draw(2, 7, 6), draw(2, 4), draw(4, 6), draw(2, 4), draw(4, 6), draw(4), None, None, 0, True, 0]
+    arguments = [draw(2, 7, 6), draw(2, 4), draw(4, 6), draw(2, 4), draw(4, 6), draw(4), None, None, 0, True, False, 0]
     torch.ops.mmkernels.additive_attention_triton(*arguments)
     arguments[place] = value
     with pytest.raises((RuntimeError, NotImplementedError)):

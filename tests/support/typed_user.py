@@ -50,7 +50,11 @@ def modules(either: bool) -> None:
     assert_type(levels(image, image, mask, [(7, 7)], mask=mask), Tensor)
     assert_type(mmk.absorb_pays(49, 1, 64, 64, 4, attend=False), bool)
     assert_type(mmk.ChannelAttention(64, 128).forward(image, text), Tensor)
-    assert_type(mmk.AdditiveAttention(64, 16, gated=True)(image, need_weights=True), Pair)
+    pool = mmk.AdditiveAttention(64, 16, gated=True)
+    assert_type(pool(image, need_weights=True), Pair)
+    assert_type(pool(image, need_scores=True), Pair)
+    assert_type(pool(image, need_weights=True, need_scores=True), tuple[Tensor, Tensor, Tensor])
+    assert_type(pool(image, need_weights=either), Tensor | Pair)
     assert_type(ImageTextModel(combine="multiply").predict(image, text), Tensor)
     nn.Sequential(spatial, gated).to("cpu")
 
