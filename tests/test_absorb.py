@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from support.attention_tests import assert_rule, draw
-from test_projections import kernels_of, projections
+from support.projections import kernels_of, projections
 from torch import nn
 
 import mmkernels as mmk

@@ -84,6 +84,12 @@ def check_input(name, tensor, **projections):
         checks.like(name, tensor, f"{projection_name}.weight", weight)
 
 
+def without_masked(features, mask):
+    """``[B, N, C]``, where what is masked out, of NaN or Inf, counts as 0: the gradient of a weight that it meets would
+    be 0 times that, NaN."""
+    return features if mask is None else features.where(mask[:, :, None], features.nan_to_num(0, 0, 0))
+
+
 def meet(tensor, other):
     """Whether both are on one device and of one dtype, or autocast brings them to one."""
     return tensor.device == other.device and (tensor.dtype == other.dtype or autocast_is_on(tensor.device.type))
