@@ -18,6 +18,8 @@ pytest.importorskip("transformers")
 
 from support import transformers_modules as tiny
 
+from mmkernels.integrations.transformers import reasons
+
 DTYPES = [torch.float32, torch.bfloat16]
 in_both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 DEFORMABLE = [(folder, n) for folder in (*tiny.DETR, *tiny.PADDING_MASK) for n in (2, 4)]
@@ -233,3 +235,25 @@ def test_distributed(layer, patch_first, wrap, one_process):
     grads = [p.grad.full_tensor() if wrap is fully_shard else p.grad for p in wrapped.parameters()]
     found = [*results, *(torch.zeros_like(t) if t.grad is None else t.grad for t in tensors), *grads]
     assert_equal(found, fused)
+
+
+REASONS = {
+    ("bert", "BertSelfAttention"): reasons.CHOSEN,
+    ("vit", "ViTAttention"): reasons.CHOSEN,
+    ("swinv2", "Swinv2SelfAttention"): reasons.BIAS,
+    ("sam", "SamVisionAttention"): reasons.BIAS,
+    ("deberta_v2", "DisentangledSelfAttention"): reasons.BIAS,
+    ("longformer", "LongformerSelfAttention"): reasons.PAIRS,
+    ("mobilevitv2", "MobileViTV2LinearSelfAttention"): reasons.PAIRS,
+    ("vilt", "ViltSelfAttention"): reasons.WRITTEN_OUT,
+    ("lxmert", "LxmertAttention"): reasons.WRITTEN_OUT,
+}
+
+
+@pytest.mark.parametrize("folder, name", REASONS)
+def test_why_not(folder, name):
+    """The report tells what a class's code shows."""
+    cls = getattr(tiny.source(folder), name)
+    bare = cls.__new__(cls)
+    nn.Module.__init__(bare)
+    assert mmkernels.patch(bare).left_alone == {"": REASONS[folder, name]}

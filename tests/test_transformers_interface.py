@@ -5,7 +5,6 @@ import torch
 from support.attention_tests import assert_rule, draw
 from torch import nn
 
-import mmkernels
 from mmkernels import functional
 
 pytest.importorskip("transformers")
@@ -315,4 +314,3 @@ def test_compiled(counted):
 def test_registered_twice():
     register()
     assert AttentionInterface()["mmkernels"] is interface.attention
-    assert mmkernels.integrations.transformers.register is register
