@@ -123,7 +123,8 @@ def patch(model, *, dry_run=False):
     Instances only: classes and packages stay as they are, parameters and submodules where they are (the same
     ``state_dict``). A call that an operation can't do goes the module's own way: training with dropout, weights that
     are returned because somebody asked for them, projections that are hooked, wrapped or quantised, exporting to ONNX.
-    Patching twice is once. Copies of a patched model are patched.
+    Patching twice is once. Copies of a patched model are patched; ``copy.copy`` and ``nn.DataParallel`` make none that
+    are whole (the replicas' ``forward`` is still the original's), and ``torch.jit.script`` takes none: unpatch before.
 
     Args:
         model: a ``torch.nn.Module``; wrapped by ``torch.compile``, DDP or FSDP, too.
