@@ -9,7 +9,7 @@ import torch
 from ... import functional
 from ...modules.common import is_plain
 from ...ops.common import accumulate_dtype
-from ...reference.precision import without_autocast
+from ...reference.precision import autocast_is_on, without_autocast
 from ..patching import Replacement, exported, plain
 from .weights import weights_wanted
 
@@ -77,18 +77,13 @@ def _forward(module, locate, hidden_states, mask, states, attention_mask, named)
     points = _points(module)
     offsets = offsets.unflatten(-1, (heads, sum(points), 2))
     scores = scores.unflatten(-1, (heads, sum(points)))
-    # Autocast rounds what is projected. D-FINE's values aren't, and stay as they are.
-    dtype = torch.promote_types(value.dtype, scores.dtype)
-    attended = _attend(
-        value.to(dtype).unflatten(-1, (heads, -1)),
-        shapes,
-        locate(module, offsets, reference, shapes, points),
-        scores.to(dtype),
-        points=points,
-        mask=None if mask is None else mask.bool(),
-    )
+    mask = None if mask is None else mask.bool()
+    locations = locate(module, offsets, reference, shapes, points)
+    attended = _attend(value.unflatten(-1, (heads, -1)), shapes, locations, scores, points, mask)
     if hasattr(module, "output_proj"):
         attended = module.output_proj(attended)
+    elif autocast_is_on(attended.device.type):
+        attended = attended.to(accumulate_dtype(attended))
     weights = None
     if named.get("output_attentions") or weights_wanted(module):
         weights = scores.softmax(-1)
@@ -97,7 +92,10 @@ def _forward(module, locate, hidden_states, mask, states, attention_mask, named)
     return attended, weights
 
 
-_attend = without_autocast(functional.deformable_attention)
+@without_autocast
+def _attend(value, shapes, locations, scores, points, mask):
+    """As in plain PyTorch, whose ``grid_sample`` autocast runs in float32: a wide value stays so."""
+    return functional.deformable_attention(value, shapes, locations, scores.to(value.dtype), points=points, mask=mask)
 
 
 def _points(module):
