@@ -191,8 +191,9 @@ def plain(module, *arguments, **named):
 
 
 def exported():
-    """Whether a graph is made for those who don't know this package's operations."""
-    return torch.jit.is_tracing() or torch.jit.is_scripting() or torch.onnx.is_in_onnx_export()
+    """Whether a graph is made for those who don't know this package's operations. Who exports to ONNX has imported what
+    does it: nobody else has to."""
+    return torch.jit.is_tracing() or ("torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export())
 
 
 def _check_module(model):
