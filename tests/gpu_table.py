@@ -196,14 +196,14 @@ def row_rows():
                 None,
             )
         )
-        options = (False, 0) if operation == "channel" else (0, True, 0)
+        options = (False, 0) if operation == "channel" else (0, True, False, 0)
         emulated.counts()
-        result, weights, kept = run(*inputs, *options)
+        result, weights, *_, kept = run(*inputs, *options)
         forward = emulated.counts()
         needs = [True] * (3 if operation == "channel" else 6)
         back(
             torch.ones_like(result),
-            None,
+            *([None] if operation == "channel" else [None, None]),
             *inputs,
             *((kept,) if operation == "channel" else (weights, kept)),
             *options,

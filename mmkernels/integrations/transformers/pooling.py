@@ -8,8 +8,7 @@ attention takes in float32.
 import torch
 from torch import nn
 
-from ...modules.common import is_plain_linear
-from ...torch_private import has_hooks
+from ...modules.common import is_plain, is_plain_linear
 from .. import multihead
 from ..patching import Replacement, exported, plain
 from ..pooling import absorbed_pooling, pays, plain_linears
@@ -28,8 +27,7 @@ def probe_forward(module, hidden_state, attention_mask=None):
     """SigLIP's, SigLIP 2's, Idefics2's and Phi-4's: an ``nn.MultiheadAttention`` with one learned query, whose weights
     are thrown away. `attention_mask` ``[B, N]``, True (1) = takes part."""
     attention = module.attention
-    own = type(attention) is nn.MultiheadAttention and "forward" not in attention.__dict__ and not has_hooks(attention)
-    if not own or exported() or (module.training and attention.dropout):
+    if not is_plain(attention, nn.MultiheadAttention) or exported() or (module.training and attention.dropout):
         return plain(module, hidden_state, *(() if attention_mask is None else (attention_mask,)))
     probe = module.probe.expand(len(hidden_state), -1, -1)
     padding = None if attention_mask is None else ~attention_mask.bool()
