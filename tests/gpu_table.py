@@ -314,6 +314,34 @@ fill a quarter to all of the 64 columns, but zeros are read, too.
 """
 
 
+def deformable_rows():
+    from support import gpu_deformable
+
+    return gpu_deformable.table([PEAKS["A100"], PEAKS["H100"]])
+
+
+def deformable_section(found):
+    return f"""## Deformable attention
+
+Least: value, locations, scores, result and sums once; backward the result's gradient and all three gradients, too. Rows are those at
+the corners of all points that are inside, four a point at most: read from caches, whose lines neighbouring queries share; backward
+they are read once and added to once, atomically, in float32 (and in 16 bits these sums are rounded by a launch of their own), or, in
+a fixed order, the result's gradient is read for each; there every band of positions also reads all points of its level. The ratio is
+what was counted to both together. Locations are float32.
+
+| B, Q, H, d, P | levels | dtype | pass | least, MB | rows, MB | counted, MB | ratio | launches | blocks | A100, µs | H100, µs |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+{chr(10).join(deformable_rows())}
+
+Blocks of 256 threads forward and of 128 backward (`scatter`: 256); `packs` load 16 bytes of channels at once, `singles` one channel.
+Registers and bytes spilled, as below:
+
+| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
+|---|{"---|" * len(ARCHITECTURES)}
+{chr(10).join(resource_rows(found))}
+"""
+
+
 def row_rows():
     """What the kernels of channel and additive attention count beside the library's products."""
     from support import emulated
@@ -399,6 +427,7 @@ def main():
             | resources(architecture, "absorbed_attention")
             for architecture in ARCHITECTURES
         }
+        deformable = {a: resources(a, "deformable_attention") for a in ARCHITECTURES}
         rows = {
             architecture: {
                 name: r
@@ -432,6 +461,7 @@ clusters would leave more than half of the processors idle: 1 block, the same as
 {chr(10).join(cluster_rows())}
 
 {attention_section()}
+{deformable_section(deformable)}
 {row_section()}
 ## Registers and bytes spilled, by `ptxas -v`
 
