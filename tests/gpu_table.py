@@ -293,6 +293,16 @@ def resource_rows(found):
     ]
 
 
+def resource_table(found):
+    return "\n".join(
+        [
+            "| kernel | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |",
+            "|---|" + "---|" * len(ARCHITECTURES),
+            *resource_rows(found),
+        ]
+    )
+
+
 def attention_section():
     return f"""## Attention over heads
 
@@ -321,24 +331,15 @@ def deformable_rows():
 
 
 def deformable_section(found):
-    return f"""## Deformable attention
+    from support import gpu_deformable
 
-Least: value, locations, scores, result and sums once; backward the result's gradient and all three gradients, too. Rows are those at
-the corners of all points that are inside, four a point at most: read from caches, whose lines neighbouring queries share; backward
-they are read once and added to once, atomically, in float32 (and in 16 bits these sums are rounded by a launch of their own), or, in
-a fixed order, the result's gradient is read for each; there every band of positions also reads all points of its level. The ratio is
-what was counted to both together. Locations are float32.
+    return f"""{gpu_deformable.SECTION}
 
-| B, Q, H, d, P | levels | dtype | pass | least, MB | rows, MB | counted, MB | ratio | launches | blocks | A100, µs | H100, µs |
-|---|---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(deformable_rows())}
 
-Blocks of 256 threads forward and of 128 backward (`scatter`: 256); `packs` load 16 bytes of channels at once, `singles` one channel.
-Registers and bytes spilled, as below:
+{gpu_deformable.RESOURCES}
 
-| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
-|---|{"---|" * len(ARCHITECTURES)}
-{chr(10).join(resource_rows(found))}
+{resource_table(found)}
 """
 
 
@@ -412,9 +413,7 @@ def attention_resources(found):
 is made for. Absorbed attention's have 256 threads in both passes; those that pack and merge 128. Nothing is spilled, no static
 shared memory. float32 runs in full float32.
 
-| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
-|---|{"---|" * len(ARCHITECTURES)}
-{chr(10).join(resource_rows(found))}
+{resource_table(found)}
 """
 
 
@@ -468,16 +467,12 @@ clusters would leave more than half of the processors idle: 1 block, the same as
 Blocks of 256 threads, or 512 where the tile takes most of a processor's shared memory; no static shared memory. The budget that the
 tests hold the kernels to is 128 registers and nothing spilled.
 
-| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
-|---|{"---|" * len(ARCHITECTURES)}
-{chr(10).join(resource_rows(found))}
+{resource_table(found)}
 
 {attention_resources(attention)}
 Of channel and additive attention, blocks of 256 threads (pooled sums and column sums: 128), a warp a row.
 
-| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
-|---|{"---|" * len(ARCHITECTURES)}
-{chr(10).join(resource_rows(rows))}
+{resource_table(rows)}
 """)
 
 

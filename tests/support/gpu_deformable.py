@@ -29,6 +29,30 @@ LIMITS = [
     ("backward, deterministic", SHAPES[1], 2, 1.55),
 ]
 
+SECTION = """## Deformable attention
+
+Least: value, locations, scores, result and sums once; backward the result's gradient and all three gradients, too. Rows
+are those at the corners of all points that are inside, four a point at most: read from caches, whose lines neighbouring
+queries share. Backward they are read once and added to once, atomically and in float32 (in 16 bits a launch of its own
+rounds these sums); or, in a fixed order, the result's gradient is read for each, and every band of positions also reads
+all points of its level. The ratio is what was counted to both together. Locations are float32."""
+COLUMNS = (
+    "B, Q, H, d, P",
+    "levels",
+    "dtype",
+    "pass",
+    "least, MB",
+    "rows, MB",
+    "counted, MB",
+    "ratio",
+    "launches",
+    "blocks",
+    "A100, µs",
+    "H100, µs",
+)
+RESOURCES = """Blocks of 256 threads forward and for the sums of value's gradient, else of 128; `packs` load 16 bytes of
+channels at once, `singles` one channel. Registers and bytes spilled:"""
+
 
 def tensors(batch, heads, channels, queries, points, levels, dtype):
     """Value, locations, scores, as the operation takes them: locations are float32."""
@@ -75,8 +99,8 @@ def moved(which, *shape):
 
 
 def table(peaks):
-    """Rows in Markdown. `peaks`: bytes a second of the GPUs that have a column of microseconds."""
-    lines = []
+    """Lines of Markdown. `peaks`: bytes a second of the GPUs that have a column of microseconds."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for shape in SHAPES:
         batch, heads, channels, queries, points, levels, dtype = shape
         sizes = f"{batch}, {queries}, {heads}, {channels}, {points}"
