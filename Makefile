@@ -86,9 +86,10 @@ bench: install
 bench-quick: install
 	cd bench && ../$(BIN)/python -m pytest --quick -k "not compile" --benchmark-max-time 0.05 --benchmark-min-rounds 2
 
-# What is generated from the docstrings.
+# What is generated: from the docstrings, and from benchmarks' results.
 docs: install
 	$(BIN)/python tools/api_reference.py
+	$(BIN)/python tools/bench_table.py
 
 # Plants bugs in a copy of this tree, one at a time, and fails where no test notices: make mutants ONLY=cuda, ONLY=cpu:channel.
 mutants: install

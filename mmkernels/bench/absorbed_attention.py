@@ -2,15 +2,13 @@
 projections next to whole layers: Hugging Face's fusion layer as installed, nn.MultiheadAttention, SDPA with
 projections."""
 
-import importlib.util
-
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from .. import modules
 from . import report
-from .contests import Contest, Memory, contestants, shape_name, small_calls
+from .contests import Contest, Memory, contestants, installed, shape_name, small_calls
 from .rows import least, most, share_of_library, values
 from .rows import small_calls as small_call_figures
 
@@ -89,9 +87,15 @@ def _layer_checked(arguments):
     return [inputs((b, 4, n, arguments["text"].shape[1], d), arguments["image"].device)]
 
 
-LAYERS = {"ours": _layer(modules.BidirectionalAttention), "sdpa": _layer(_TwoSDPA)}
-if importlib.util.find_spec("transformers") is not None:
-    LAYERS["hugging face"] = _layer(_hugging_face)
+NEEDS = {"hugging face": "transformers"}
+LAYERS = installed(
+    {
+        "ours": _layer(modules.BidirectionalAttention),
+        "sdpa": _layer(_TwoSDPA),
+        "hugging face": _layer(_hugging_face),
+    },
+    NEEDS,
+)
 
 
 # Pooling heads -------------------------------------------------------------------------------------------------------
@@ -104,6 +108,11 @@ POOLINGS = (
     (16, 257, 1408, 12, 768, 32, 768),
     (1, 50_176, 261, 1, 261, 512, 1024),
 )
+# What the README's table calls the shapes.
+WHOSE = {
+    **{shape: f"{shape[3]} tokens" for shape in SHAPES},
+    **dict(zip(POOLINGS, ("SigLIP's", "CLIP's", "Q-Former's", "Perceiver's"))),
+}
 
 
 def _pooling_inputs(shape, device):
@@ -230,11 +239,11 @@ def figures(rows):
             if found := values(rows, kind, column, only=of_shape):
                 title = f"{kind.removesuffix(', ms')}, {tokens}, against {_peer(column)}"
                 yield report.Figure(title, target, least(found))
-    heads = ("SigLIP's", 10, "vs multihead"), ("CLIP's", 3, "vs multihead"), ("Q-Former's", 1.5, "vs multihead")
-    for shape, (head, target, column) in zip(POOLINGS, (*heads, ("Perceiver's", 1, "vs sdpa"))):
+    heads = (10, "vs multihead"), (3, "vs multihead"), (1.5, "vs multihead"), (1, "vs sdpa")
+    for shape, (target, column) in zip(POOLINGS, heads):
         name = shape_name(shape)
         if found := values(rows, "pooling head, ms", column, only=lambda row, name=name: row["shape"] == name):
-            yield report.Figure(f"{head} pooling head, against {_peer(column)}", target, least(found))
+            yield report.Figure(f"{WHOSE[shape]} pooling head, against {_peer(column)}", target, least(found))
     few = [row["ours"] for row in rows if "memory" in row["kind"] and row["shape"] == shape_name(SHAPES[0])]
     if few and few[0] is not None:
         yield report.Figure("fusion layer's memory, 16 tokens, MB", 12, most(few), at_most=True, unit=" MB")

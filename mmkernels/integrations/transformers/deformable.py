@@ -7,6 +7,7 @@ True where an image is padded), and RT-DETRv2's and D-FINE's (with as many point
 import torch
 
 from ... import functional
+from ...modules.common import is_plain
 from ...ops.common import accumulate_dtype
 from ..patching import Replacement, exported, plain
 from .weights import weights_wanted
@@ -61,7 +62,8 @@ def _forward(module, locate, hidden_states, mask, states, attention_mask, named)
     shapes = named.get("spatial_shapes_list")
     reference = named.get("reference_points")
     core = getattr(module, "attn", None)
-    if shapes is None or reference is None or states is None or exported() or (core is not None and _hooked(core)):
+    fits = shapes is not None and states is not None and reference is not None and reference.shape[-1] in (2, 4)
+    if not fits or exported() or (core is not None and not is_plain(core, type(core))):
         return plain(module, hidden_states, attention_mask, encoder_hidden_states=states, **named)
     position = named.get("position_embeddings")
     if position is not None:
@@ -90,10 +92,6 @@ def _forward(module, locate, hidden_states, mask, states, attention_mask, named)
         if locate is detr_locations:
             weights = weights.unflatten(-1, (module.n_levels, module.n_points))
     return attended, weights
-
-
-def _hooked(module):
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _points(module):
