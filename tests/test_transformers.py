@@ -76,6 +76,21 @@ def test_what_samples_may_be_replaced():
     assert "replaced by somebody else" in mmkernels.patch(module).left_alone[""]
 
 
+@in_both_dtypes
+@pytest.mark.parametrize("folder", ["deformable_detr", "mask2former", "d_fine", "rt_detr_v2"])
+def test_deformable_under_autocast(folder, dtype):
+    """As exact as before, and of the same dtype; D-FINE's samples what no projection has rounded."""
+    module, tensors = tiny.deformable(folder), tiny.deformable_tensors(folder, 4, dtype)
+    call = lambda module, tensors: tiny.call_deformable(folder, module, *tensors)[0].detach()
+    truth = call(copy.deepcopy(module).double(), [t.double() for t in tensors])
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = call(module, tensors)
+        mmkernels.patch(module)
+        found = call(module, tensors)
+    assert found.dtype == plain.dtype
+    assert_rule(found, truth, plain)
+
+
 def test_training_with_dropout():
     """No operation drops weights: as before, random numbers included; in eval they are fused."""
     module = tiny.fusion("grounding_dino", fusion_dropout=0.5)
@@ -140,6 +155,22 @@ LAYERS = {
     "fusion": (lambda: tiny.fusion("grounding_dino"), tiny.call_fusion, tiny.fusion_tensors()),
 }
 each_layer = pytest.mark.parametrize("layer", LAYERS)
+
+
+@each_layer
+def test_autocast(layer):
+    """Dtypes as before."""
+    make, call, tensors = LAYERS[layer]
+    module = make()
+
+    def run(module, *tensors):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return call(module, *tensors)
+
+    truth = with_gradients(call, copy.deepcopy(module).double(), [t.double() for t in tensors])
+    plain = with_gradients(run, module, tensors)
+    mmkernels.patch(module)
+    assert_rule(with_gradients(run, module, tensors), truth, plain)
 
 
 @each_layer
