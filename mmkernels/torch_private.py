@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
-from torch.fx._symbolic_trace import is_fx_tracing
+from torch.fx import _symbolic_trace
 from torch.utils import _python_dispatch
 from torch.utils.module_tracker import ModuleTracker
 
@@ -65,7 +65,7 @@ def traces_operations():
 def symbolic(arguments):
     """Whether torch.fx.symbolic_trace runs, and gave one of these in place of a tensor: it has no sizes to compare.
     Export and compilers set the flag, too, and give tensors (torch/fx/_symbolic_trace.py)."""
-    return is_fx_tracing() and any(isinstance(argument, torch.fx.Proxy) for argument in arguments)
+    return _symbolic_trace._is_fx_tracing_flag and any(isinstance(a, torch.fx.Proxy) for a in arguments)
 
 
 def constant_while_traced(function):
