@@ -28,6 +28,7 @@ struct AdditiveAttention {
   bool pool = true;
   SampleRows result;        // pool: [B, K, D], else like image (K = 1)
   void* weights = nullptr;  // [B, K, N] contiguous (packed: [K, N]), float (double); forward writes, backward reads
+  void* scores = nullptr;   // like weights, or null: before the softmax, -Inf where masked; forward writes
   int64_t kept_rows =
       0;  // how many of the first rows' products are kept, so that backward needn't compute them again; CPU only
   void* kept = nullptr;  // [kept_rows, A] contiguous, with w_gate [kept_rows, 2 A], float (double): w_image image_n,
@@ -38,6 +39,7 @@ struct AdditiveAttentionBackward {
   AdditiveAttention forward;
   SampleRows grad_result;              // data null = no gradient
   const void* grad_weights = nullptr;  // like weights, or null
+  const void* grad_scores = nullptr;   // the same
   SampleRows grad_image;               // data null = not wanted, here and below
   void* grad_bias_hidden = nullptr;    // [B, A] contiguous, float (double)
   void* grad_w_image = nullptr;        // [A, D] contiguous, in dtype

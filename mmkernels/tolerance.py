@@ -34,6 +34,7 @@ ROUNDED = 8
 SUM_EPS = {torch.float32: 32, torch.float64: 128}
 CEILING = 0.25
 CANCELLED = 1e-12
+OF_POSITIONS = ("weights", "scores")  # outputs with a number a position, last
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Verdict:
         return f"{self.tensor}: " + (self.problem or f"error {self.error:.2e}, allowed {self.allowed:.2e}")
 
 
-def evaluate(function, arguments, *, dtype=None, gradients=True, upstream=None, names=("result", "weights"), **options):
+def evaluate(
+    function, arguments, *, dtype=None, gradients=True, upstream=None, names=("result", "weights", "scores"), **options
+):
     """Runs an operation: ``{"result": ..., "weights": ..., "image.grad": ..., ...}``, the outputs under their `names`.
 
     Every floating-point argument is taken as it lies in memory, in `dtype` if given, and gets a gradient;
@@ -123,7 +126,7 @@ class Standard:
             name: outputs[name].dtype if name in outputs else self.arguments[name.removesuffix(".grad")].dtype
             for name in self.truth
         }
-        results = [name for name in self.names if name in self.truth and name != "weights"]
+        results = [name for name in self.names if name in self.truth and name not in OF_POSITIONS]
         # A sample's magnitude, at least that of its inputs; 0 where nothing takes part.
         self.magnitudes = [
             max(1.0, *(_magnitude(part) for part in parts)) if any(part.any() for part in parts) else 0.0
@@ -262,7 +265,7 @@ def _samples(name, tensor, arguments):
     if offsets is None:
         return tensor.unbind(0)
     sizes = offsets.diff().tolist()
-    if name == "weights":
+    if name in OF_POSITIONS:
         return tensor.split(sizes, -1)
     if name == "image.grad" or (name == "result" and arguments["combine"] != "pool"):
         return tensor.split(sizes, 0)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import torch
 from support import compiling, emulated
-from support.traffic import PASSES, attention_least, attention_moved, least, moved
+from support.traffic import all_moved, attention_least, attention_moved, least
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "generated" / "gpu.md"
@@ -108,8 +108,7 @@ def movement_rows():
     rows = []
     for shape in SHAPES:
         batch, positions, channels, dtype = shape
-        for which in PASSES:
-            found = moved(*shape, which)
+        for which, found in all_moved(*shape).items():
             minimum = least(*shape, which)
             total = found.loaded + found.stored
             times = " | ".join(f"{1e6 * minimum / peak:.1f}" for peak in PEAKS.values())
@@ -125,12 +124,14 @@ def cluster_rows():
     rows = []
     for shape in SHAPES:
         batch, positions, channels, dtype = shape
-        for which in PASSES:
+        counted = []
+        for cluster in (1, emulated.H100["cluster"]):
+            with emulated.configured(**emulated.H100 | {"cluster": cluster}):
+                counted.append(all_moved(*shape))
+        for which in counted[0]:
             row = f"| {batch}, {positions}, {channels} | {str(dtype).removeprefix('torch.')} | {which} |"
-            for cluster in (1, emulated.H100["cluster"]):
-                with emulated.configured(**emulated.H100 | {"cluster": cluster}):
-                    found = moved(*shape, which)
-                    minimum = least(*shape, which)
+            minimum = least(*shape, which)
+            for found in (each[which] for each in counted):
                 total = found.loaded + found.stored
                 row += f" {total / 1e6:.2f} | {total / minimum:.2f} | {found.launches} |"
             rows.append(row + f" {found.cluster} | {found.shared / 1024:.0f} |")
@@ -195,14 +196,14 @@ def row_rows():
                 None,
             )
         )
-        options = (False, 0) if operation == "channel" else (0, True, 0)
+        options = (False, 0) if operation == "channel" else (0, True, False, 0)
         emulated.counts()
-        result, weights, kept = run(*inputs, *options)
+        result, weights, *_, kept = run(*inputs, *options)
         forward = emulated.counts()
         needs = [True] * (3 if operation == "channel" else 6)
         back(
             torch.ones_like(result),
-            None,
+            *([None] if operation == "channel" else [None, None]),
             *inputs,
             *((kept,) if operation == "channel" else (weights, kept)),
             *options,

@@ -114,6 +114,32 @@ def test_against_multihead_pooling_of_one(backend, device, dtype):
         )
 
 
+@pytest.mark.property("masked values reach nothing", "nothing takes part")
+@on_every_backend_and_dtype
+@pytest.mark.parametrize("packed", [False, True])
+def test_masked_scores(backend, device, dtype, packed):
+    """They are -Inf, whatever is masked holds, and what flows into them reaches nothing; the last sample is masked."""
+    tensors = inputs(dtype, device, (26, 20) if packed else (2, 13, 20), maps=2, bags=2)
+    mask = torch.arange(26, device=device) % 3 != 1
+    mask[13:] = False
+    mask = mask if packed else mask.view(2, 13)
+    options = {"offsets": torch.tensor([0, 13, 26], device=device)} if packed else {}
+    masked = ~mask.expand(2, 26) if packed else ~mask[:, None].expand(2, 2, 13)
+
+    def computed(value, upstream):
+        given = {**tensors, "image": tensors["image"].masked_fill(~mask[..., None], value)}
+        leaves = [t.detach().requires_grad_() for t in given.values()]
+        _, scores = run_of(backend, mask=mask, need_scores=True, **options)(*leaves)
+        grad = draw(*scores.shape, device=device).to(scores.dtype).masked_fill(masked, upstream)
+        return scores.detach(), *torch.autograd.grad(scores, leaves, grad)
+
+    scores, *grads = computed(0, 0)
+    assert torch.equal(scores.isneginf(), masked) and not scores.isnan().any()
+    assert all(g.isfinite().all() for g in grads) and not grads[0][13 if packed else 1 :].any()
+    nan = float("nan")
+    assert all(torch.equal(a, b) for a, b in zip(computed(nan, nan), (scores, *grads)))
+
+
 @pytest.mark.property("huge strides")
 @pytest.mark.virtual_memory
 @on_every_backend
@@ -140,7 +166,7 @@ def test_far_apart(backend, device, dtype, shape, dim, combine, maps):
 def test_function(backend, device, dtype):
     t = inputs(dtype, device)
     bias_hidden = t["query"] @ t["w_query"].T + t["bias"]
-    apply = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, 0, backend)[0]
+    apply = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, False, 0, backend)[0]
     found = gradients(apply, (t["image"], bias_hidden, t["w_image"], t["v"], t["w_gate"], t["bias_gate"]))
     compute = lambda function, *t: [gradients(functools.partial(call_of(), function), t)[i] for i in (0, 1, 3, 5, 7, 8)]
     assert_computes(compute, OPERATION, backend, t.values(), found=[found[i] for i in (0, 1, 3, 4, 5, 6)])
@@ -155,7 +181,7 @@ def test_autocast(backend, device, dtype):
         result = run_of(backend)(*t.values())
     assert result.dtype == torch.bfloat16
     assert_computes(call_of(), OPERATION, backend, [x.bfloat16() for x in t.values()], found=result)
-    run = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, 0, backend)[0]
+    run = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, False, 0, backend)[0]
     tensors = (t["image"], t["query"] @ t["w_query"].T, t["w_image"], t["v"], t["w_gate"], t["bias_gate"])
     plain = gradients(run, tensors)
     with torch.autocast(device, torch.bfloat16):
@@ -170,7 +196,7 @@ def test_opcheck(extension, packed, kept_rows):
     given = [x.requires_grad_() for x in (t["image"], bias_hidden, t["w_image"], t["v"], t["w_gate"], t["bias_gate"])]
     torch.library.opcheck(
         torch.ops.mmkernels.additive_attention.default,
-        (*given, None, torch.tensor([0, 5, 13]) if packed else None, 2, True, kept_rows),
+        (*given, None, torch.tensor([0, 5, 13]) if packed else None, 2, True, packed, kept_rows),
     )
 
 

@@ -114,6 +114,25 @@ def test_multihead_with_dropout():
     assert "dropout 0.5" in mmkernels.patch(module).left_alone[""]
 
 
+def test_multihead_in_sequences_of_different_lengths():
+    """Nested tensors have no sizes to count."""
+    module = drawn(nn.MultiheadAttention(32, 4, batch_first=True))
+    sequences = torch.nested.nested_tensor([draw(5, 32), draw(7, 32)])
+    run = lambda: module(sequences, sequences, sequences, need_weights=False)[0].unbind()
+    with torch.no_grad():
+        before = run()
+        mmkernels.patch(module)
+        assert_equal(run(), before)
+
+
+def test_multihead_causal_without_a_mask_is_an_error():
+    module = drawn(nn.MultiheadAttention(32, 4, batch_first=True))
+    query, image = multihead_tensors()
+    mmkernels.patch(module)
+    with pytest.raises(RuntimeError, match="Need attn_mask"):
+        module(query, image, image, need_weights=False, is_causal=True)
+
+
 # timm ----------------------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +244,112 @@ def test_monai_left_alone():
     nets = package("monai.networks.nets")
     module = nets.MILModel(3, mil_mode="mean", backbone=nn.Linear(4, 4), backbone_num_features=4)
     assert "pools without attention" in mmkernels.patch(module).left_alone[""]
+
+
+# All of them ---------------------------------------------------------------------------------------------------------
+
+
+def timm_latent():
+    return drawn(package("timm").layers.AttentionPoolLatent(32, num_heads=4)), (draw(2, 70, 32, seed=1),)
+
+
+def timm_context():
+    return drawn(package("timm").layers.GlobalContext(32)), (draw(2, 32, 7, 9, seed=1),)
+
+
+def torchmil_pool():
+    package("torchmil")
+    from torchmil.nn import AttentionPool
+
+    return drawn(AttentionPool(32, 24, gated=True)), (draw(2, 33, 32, seed=1),)
+
+
+def monai_model():
+    nets = package("monai.networks.nets")
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(48, 32))
+    module = nets.MILModel(3, mil_mode="att", backbone=backbone, backbone_num_features=32)
+    return drawn(module), (draw(2, 5, 3, 4, 4, seed=1),)
+
+
+MODELS = {
+    timm_latent: "absorbed_attention",
+    timm_context: "spatial_attention",
+    torchmil_pool: "additive_attention",
+    monai_model: "additive_attention",
+}
+
+
+def scored_without_bias(module):
+    module.attention[2] = nn.Linear(2048, 1, bias=False)
+    drawn(module)
+
+
+def scored_with_bias(module):
+    module.fc2 = nn.Linear(24, 1)
+
+
+def forward_of(name):
+    """Somebody gives a part another forward."""
+
+    def change(module):
+        part = module.get_submodule(name)
+        part.forward = lambda features, forward=part.forward: 2 * forward(features)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "make, change",
+    [
+        (timm_latent, forward_of("k_norm")),
+        (timm_context, forward_of("conv_attn")),
+        (torchmil_pool, lambda module: setattr(module, "act_layer", nn.SiLU())),
+        (torchmil_pool, lambda module: setattr(module, "act_gated", nn.Tanh())),
+        (torchmil_pool, lambda module: setattr(module, "fc1", nn.Linear(32, 24))),
+        (torchmil_pool, forward_of("act_layer")),
+        (torchmil_pool, scored_with_bias),
+        (monai_model, lambda module: setattr(module, "mil_mode", "max")),
+        (monai_model, forward_of("attention.1")),
+        (monai_model, forward_of("attention")),
+    ],
+)
+def test_changed_after_patching(make, change):
+    """As unpatched, bit for bit; patched afterwards it is left alone, or goes that way."""
+    module, tensors = make()
+    mmkernels.patch(module)
+    change(module)
+    found = with_gradients(call, module, tensors)
+    assert mmkernels.unpatch(module) == [""]
+    assert_equal(found, with_gradients(call, module, tensors))
+    mmkernels.patch(module)
+    assert_equal(found, with_gradients(call, module, tensors))
+
+
+def test_score_without_bias():
+    module, tensors = monai_model()
+    scored_without_bias(module)
+    assert_patched(call, module, tensors, "additive_attention")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", MODELS)
+def test_under_autocast(make, dtype, monkeypatch):
+    """Features of the layer before are in bfloat16 there, parameters in float32."""
+    module, tensors = make()
+    if make is monai_model:
+        module.net = nn.Flatten()
+        tensors = (draw(2, 5, 32, 1, 1, seed=1),)
+    tensors = [t.to(dtype) for t in tensors]
+    truth = module.double()(*(t.double() for t in tensors)).detach()
+    module.float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = module(*tensors)
+        mmkernels.patch(module)
+        calls = Calls(monkeypatch, MODELS[make])
+        found = module(*tensors)
+    assert calls.count == 1
+    assert found.dtype == plain.dtype
+    assert_rule(found, truth, plain)
 
 
 # diffusers -----------------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ pytest.importorskip("transformers")
 
 from support import transformers_modules as tiny
 
+from mmkernels.integrations.transformers import reasons
+
 DTYPES = [torch.float32, torch.bfloat16]
 in_both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 DEFORMABLE = [(folder, n) for folder in (*tiny.DETR, *tiny.PADDING_MASK) for n in (2, 4)]
@@ -72,6 +74,21 @@ def test_what_samples_may_be_replaced():
     mmkernels.unpatch(module)
     module.attn.forward = module.attn.forward
     assert "replaced by somebody else" in mmkernels.patch(module).left_alone[""]
+
+
+@in_both_dtypes
+@pytest.mark.parametrize("folder", ["deformable_detr", "mask2former", "d_fine", "rt_detr_v2"])
+def test_deformable_under_autocast(folder, dtype):
+    """As exact as before, and of the same dtype; D-FINE's samples what no projection has rounded."""
+    module, tensors = tiny.deformable(folder), tiny.deformable_tensors(folder, 4, dtype)
+    call = lambda module, tensors: tiny.call_deformable(folder, module, *tensors)[0].detach()
+    truth = call(copy.deepcopy(module).double(), [t.double() for t in tensors])
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = call(module, tensors)
+        mmkernels.patch(module)
+        found = call(module, tensors)
+    assert found.dtype == plain.dtype
+    assert_rule(found, truth, plain)
 
 
 def test_training_with_dropout():
@@ -138,6 +155,22 @@ LAYERS = {
     "fusion": (lambda: tiny.fusion("grounding_dino"), tiny.call_fusion, tiny.fusion_tensors()),
 }
 each_layer = pytest.mark.parametrize("layer", LAYERS)
+
+
+@each_layer
+def test_autocast(layer):
+    """Dtypes as before."""
+    make, call, tensors = LAYERS[layer]
+    module = make()
+
+    def run(module, *tensors):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return call(module, *tensors)
+
+    truth = with_gradients(call, copy.deepcopy(module).double(), [t.double() for t in tensors])
+    plain = with_gradients(run, module, tensors)
+    mmkernels.patch(module)
+    assert_rule(with_gradients(run, module, tensors), truth, plain)
 
 
 @each_layer
@@ -233,3 +266,25 @@ def test_distributed(layer, patch_first, wrap, one_process):
     grads = [p.grad.full_tensor() if wrap is fully_shard else p.grad for p in wrapped.parameters()]
     found = [*results, *(torch.zeros_like(t) if t.grad is None else t.grad for t in tensors), *grads]
     assert_equal(found, fused)
+
+
+REASONS = {
+    ("bert", "BertSelfAttention"): reasons.CHOSEN,
+    ("vit", "ViTAttention"): reasons.CHOSEN,
+    ("swinv2", "Swinv2SelfAttention"): reasons.BIAS,
+    ("sam", "SamVisionAttention"): reasons.BIAS,
+    ("deberta_v2", "DisentangledSelfAttention"): reasons.BIAS,
+    ("longformer", "LongformerSelfAttention"): reasons.PAIRS,
+    ("mobilevitv2", "MobileViTV2LinearSelfAttention"): reasons.PAIRS,
+    ("vilt", "ViltSelfAttention"): reasons.WRITTEN_OUT,
+    ("lxmert", "LxmertAttention"): reasons.WRITTEN_OUT,
+}
+
+
+@pytest.mark.parametrize("folder, name", REASONS)
+def test_why_not(folder, name):
+    """The report tells what a class's code shows."""
+    cls = getattr(tiny.source(folder), name)
+    bare = cls.__new__(cls)
+    nn.Module.__init__(bare)
+    assert mmkernels.patch(bare).left_alone == {"": REASONS[folder, name]}

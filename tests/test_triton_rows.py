@@ -175,11 +175,13 @@ def normalised(scores):
         scores,
         additive_tiles.Weights(weights, count, count),
         scores,
+        scores,
         torch.arange(0, scores.numel() + 1, count),
         scores.numel(),
         1,
         PACKED=False,
         MASKED=False,
+        GIVE=False,
         BLOCK=16,
     )
     return weights
@@ -188,15 +190,16 @@ def normalised(scores):
 @interpreted
 @pytest.mark.parametrize("wanted", range(6))
 def test_one_gradient_alone(wanted):
-    """What isn't wanted isn't computed; the result's or the weights' gradient may be all there is."""
+    """What isn't wanted isn't computed; the gradient of the result, weights or scores may be all there is."""
     from mmkernels.triton import additive_attention
 
     image, _, w_image, _, v, bias_gate, w_gate, _ = additive((2, 20, 6), 4, 2)
     inputs = image, draw(2, 4), w_image, v, w_gate, bias_gate, None, None
-    result, *kept = additive_attention.forward(*inputs, 0, True, 0)
-    for up in ((result, None), (None, kept[0])):
-        together = additive_attention.backward(*up, *inputs, *kept, 0, True, 0, *[True] * 6)
-        alone = additive_attention.backward(*up, *inputs, *kept, 0, True, 0, *[i == wanted for i in range(6)])
+    result, weights, scores, kept = additive_attention.forward(*inputs, 0, True, True, 0)
+    rest = *inputs, weights, kept, 0, True, True, 0
+    for up in ((result, None, None), (None, weights, None), (None, None, scores)):
+        together = additive_attention.backward(*up, *rest, *[True] * 6)
+        alone = additive_attention.backward(*up, *rest, *[i == wanted for i in range(6)])
         assert torch.equal(alone[wanted], together[wanted]) and all(
             g.numel() == 0 for i, g in enumerate(alone) if i != wanted
         )
@@ -280,12 +283,14 @@ def test_opcheck(packed):
         None,
         torch.tensor([0, 5, 13]) if packed else None,
     )
-    torch.library.opcheck(operations.additive_attention_triton.default, (*inputs, 2, True, 0))
+    options = 2, True, True, 0
+    torch.library.opcheck(operations.additive_attention_triton.default, (*inputs, *options))
     if not packed:  # the second derivatives look at the offsets
-        result, weights, kept = (t.detach() for t in operations.additive_attention_triton(*inputs, 2, True, 0))
+        produced = operations.additive_attention_triton(*inputs, *options)
+        result, weights, scores, kept = (t.detach() for t in produced)
         torch.library.opcheck(
             operations.additive_attention_triton_backward.default,
-            (result, weights, *inputs, weights, kept, 2, True, 0, *[True] * 6),
+            (result, weights, scores, *inputs, weights, kept, *options, *[True] * 6),
         )
 
 
@@ -303,12 +308,12 @@ def test_opcheck(packed):
         (5, torch.zeros(5)),
         (6, torch.ones(2, 8) > 0),
         (7, torch.tensor([0, 7])),
-        (10, 5),
+        (11, 5),
     ),
 )
 def test_operation_refuses_what_would_not_be_safe(place, value):
     mmk.additive_attention(*additive((1, 1, 1), 1)[:5], backend="triton")
-    arguments = [draw(2, 7, 6), draw(2, 4), draw(4, 6), draw(2, 4), draw(4, 6), draw(4), None, None, 0, True, 0]
+    arguments = [draw(2, 7, 6), draw(2, 4), draw(4, 6), draw(2, 4), draw(4, 6), draw(4), None, None, 0, True, False, 0]
     torch.ops.mmkernels.additive_attention_triton(*arguments)
     arguments[place] = value
     with pytest.raises((RuntimeError, NotImplementedError)):

@@ -31,11 +31,13 @@ def test_many_weights():
         scores,
         placed,
         scores,
+        scores,
         torch.tensor([0, 5]),
         5,
         3,
         PACKED=True,
         MASKED=False,
+        GIVE=False,
         BLOCK=16,
     )
     assert_formula(
@@ -144,8 +146,10 @@ def test_scratch_is_a_few_panels(hidden, monkeypatch):
         None,
     )
     with Allocations(inputs) as mode:
-        result, *kept = additive_attention.forward(*inputs, 0, True, 0)
-        additive_attention.backward(result, kept[0], *inputs, *kept, 0, True, 0, False, *[True] * 5)
+        result, weights, scores, kept = additive_attention.forward(*inputs, 0, True, True, 0)
+        additive_attention.backward(
+            result, weights, scores, *inputs, weights, kept, 0, True, True, 0, False, *[True] * 5
+        )
     assert mode.largest <= max(8 * 512, 40 * 64) * 4 < image.numel()
     inputs = image[..., :32], draw(2, 32), draw(32, 32)
     up = draw(1).expand(2, 500, 32)
@@ -216,13 +220,13 @@ def test_nothing_is_written_beside_a_tensor(operation, monkeypatch):
             None if offsets is None else torch.tensor(offsets),
         )
         module = additive_attention
-        options = (0, not chosen, 0)
+        options = (0, not chosen, True, 0)
         needs = 6
     guards = AllGuards(monkeypatch)
     produced = module.forward(*inputs, *options)
     if operation != CHANNEL:
-        up = torch.ones_like(produced[0]), torch.ones_like(produced[1])
-    kept = produced[2:] if operation == CHANNEL else produced[1:]
+        up = [torch.ones_like(t) for t in produced[:3]]
+    kept = produced[2:] if operation == CHANNEL else produced[1::2]
     grads = module.backward(*up, *inputs, *kept, *options, *[True] * needs)
     assert len(guards.bases) >= 8 and guards.intact()
     assert not any((t == 77).any() for t in (*produced, *grads))
@@ -247,6 +251,6 @@ def test_wrong_offsets_touch_no_foreign_memory(bounds, pooled, monkeypatch):
         None,
         torch.tensor(bounds),
     )
-    result, *kept = additive_attention.forward(*inputs, 0, pooled, 0)
-    additive_attention.backward(result, kept[0], *inputs, *kept, 0, pooled, 0, *[True] * 6)
+    result, weights, scores, kept = additive_attention.forward(*inputs, 0, pooled, True, 0)
+    additive_attention.backward(result, weights, scores, *inputs, weights, kept, 0, pooled, True, 0, *[True] * 6)
     assert guards.intact()

@@ -5,7 +5,8 @@
 // of are merged in a fixed order.
 // Backward, with w = weights, h = act(u) s, s = sigmoid(t), G = grad_result:
 //   dw_kn = <G_k, x_n> + grad_weights_kn (multiply: <G_n, x_n>);
-//   ds_kn = w_kn (dw_kn - sum_n w_kn dw_kn);  dh_n = sum_k ds_kn v_k;  du = dh s act'(u);  dt = dh act(u) s (1 - s);
+//   ds_kn = w_kn (dw_kn - sum_n w_kn dw_kn) + grad_scores_kn;
+//   dh_n = sum_k ds_kn v_k;  du = dh s act'(u);  dt = dh act(u) s (1 - s);
 //   dx_n = sum_k w_kn G_k + W^T du_n + W_gate^T dt_n;  dW = du^T x;  dv_k = sum_n ds_kn h_n.
 // Panels of u and t are computed again, but for the first rows, whose u and t forward may keep.
 #include "additive_backward.h"

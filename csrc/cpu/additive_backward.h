@@ -90,8 +90,10 @@ struct Backward {
   }
 
   // dw -> ds, a sample's map at a time. Their mean is found twice, the second time of what is left: what all have in
-  // common has to cancel. Where a weight is 0, masked positions among them, nothing arrives.
+  // common has to cancel. Where a weight is 0, masked positions among them, nothing arrives through it; what the scores
+  // themselves are given is added where a position takes part.
   void find_grad_scores(int64_t begin, int64_t end) const {
+    const C* given = static_cast<const C*>(g.grad_scores);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / a.K;
       const int64_t at = in.at(b, in.samples.begin(b)) + i % a.K * a.N;
@@ -102,6 +104,9 @@ struct Backward {
       const C second = mean(w, ds, count, first);
       for (int64_t n = 0; n < count; ++n)
         ds[n] = w[n] == 0 ? C(0) : w[n] * ((ds[n] - first) - second);
+      for (int64_t n = 0; given && n < count; ++n)
+        if (in.valid(in.samples.begin(b) + n))
+          ds[n] += given[at + n];
     }
   }
   // sum of w (x - base) over the sum of w; in pieces, which keeps long sums exact.

@@ -79,7 +79,7 @@ struct Forward {
   Scratch<C> top, share;    // [B, maps]: what turns scores into weights
   Scratch<C> states;        // of samples that several parts share: a part's first and last
   Scratch<int64_t> shared;  // their samples, or -1
-  C* const weights;
+  C *const weights, *const scores;
 
   Forward(const Inputs<T>& in, int64_t parts)
       : in(in),
@@ -90,7 +90,8 @@ struct Forward {
         share(a.B * in.maps),
         states(2 * parts * size()),
         shared(2 * parts),
-        weights(static_cast<C*>(a.weights)) {
+        weights(static_cast<C*>(a.weights)),
+        scores(static_cast<C*>(a.scores)) {
     for (int64_t i = 0; i < 2 * parts; ++i)
       shared.data[i] = -1;
   }
@@ -198,6 +199,8 @@ struct Forward {
     in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) {
       for (int64_t k = 0; k < a.K; ++k) {
         C* w = weights + in.at(b, r) + k * a.N;
+        if (scores)
+          memcpy(scores + (w - weights), w, (last - r) * sizeof(C));
         const C factor = share.data[b * in.maps + k];
         exp_sum(w, last - r, top.data[b * in.maps + k]);
         multiply(w, last - r, factor);

@@ -130,9 +130,14 @@ MMK_DEVICE void normalise(const FinishTask& t) {
     share = over_block(takes_part, scratch, Max()) != 0
                 ? NAN
                 : 0.f;  // all -Inf: NaN, as softmax has it. Nothing takes part: 0
-  float* to = static_cast<float*>(a.weights) + weight_at(a, b, begin) + k * a.N;
-  for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x)
-    store(to + r - begin, row_valid(rows, a.mask, r) ? exponential(load(t.scores + r * a.K + k) - base) * share : 0.f);
+  const int64_t at = weight_at(a, b, begin) + k * a.N - begin;
+  float* to = static_cast<float*>(a.weights) + at;
+  for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x) {
+    const float score = row_valid(rows, a.mask, r) ? load(t.scores + r * a.K + k) : -INFINITY;
+    store(to + r, row_valid(rows, a.mask, r) ? exponential(score - base) * share : 0.f);
+    if (a.scores)
+      store(static_cast<float*>(a.scores) + at + r, score);
+  }
 }
 
 // partial [B, splits, K, D]
@@ -242,7 +247,9 @@ MMK_DEVICE void center(const BackTask& t) {
   const int64_t k = blockIdx.y;
   const int64_t begin = begin_of(rows, b);
   const int64_t end = end_of(rows, b);
-  const float* weights = static_cast<const float*>(a.weights) + weight_at(a, b, begin) + k * a.N - begin;
+  const int64_t at = weight_at(a, b, begin) + k * a.N - begin;
+  const float* weights = static_cast<const float*>(a.weights) + at;
+  const float* given = static_cast<const float*>(t.g.grad_scores);
   float* x = t.grad_scores + k * rows.rows;
   float mean[2] = {0, 0};
   for (int pass = 0; pass < 2; ++pass) {
@@ -261,7 +268,8 @@ MMK_DEVICE void center(const BackTask& t) {
   }
   for (int64_t r = begin + threadIdx.x; r < end; r += blockDim.x) {
     const float w = load(weights + r);
-    store(x + r, w != 0 ? w * (load(x + r) - mean[0] - mean[1]) : 0.f);
+    const float own = w != 0 ? w * (load(x + r) - mean[0] - mean[1]) : 0.f;
+    store(x + r, given && row_valid(rows, a.mask, r) ? own + load(given + at + r) : own);
   }
 }
 

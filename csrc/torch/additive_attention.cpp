@@ -38,11 +38,11 @@ struct WeightGradients {
 struct Arguments {
   AdditiveAttention a;
   Operands operands;
-  std::vector<int64_t> result_shape, weights_shape, kept_shape;
+  std::vector<int64_t> result_shape, weights_shape, scores_shape, kept_shape;
 
   Arguments(const Tensor& image, const Optional& bias_hidden, const Tensor& w_image, const Tensor& v,
             const Optional& w_gate, const Optional& bias_gate, const Optional& mask, const Optional& offsets,
-            int64_t activation, bool pool, int64_t kept_rows)
+            int64_t activation, bool pool, bool need_scores, int64_t kept_rows)
       : operands{image, w_image, v, contiguous_if(bias_hidden), w_gate, contiguous_if(bias_gate), {}} {
     a.dtype = dtype_of(image, "image");
     const Anchor anchor(image);
@@ -85,37 +85,45 @@ struct Arguments {
     }
     result_shape = pool ? std::vector<int64_t>{a.B, a.K, a.D} : image.sizes().vec();
     weights_shape = offsets ? std::vector<int64_t>{a.K, a.N} : std::vector<int64_t>{a.B, a.K, a.N};
+    scores_shape = need_scores ? weights_shape : std::vector<int64_t>{0};
     a.kept_rows = kept_rows;
     kept_shape = kept_shape_of(kept_rows, offsets ? a.N : a.B * a.N, w_gate ? 2 * a.A : a.A);
   }
 };
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Optional& bias_hidden, const Tensor& w_image,
-                                           const Tensor& v, const Optional& w_gate, const Optional& bias_gate,
-                                           const Optional& mask, const Optional& offsets, int64_t activation, bool pool,
-                                           int64_t kept_rows) {
-  Arguments all(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, kept_rows);
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image, const Optional& bias_hidden,
+                                                   const Tensor& w_image, const Tensor& v, const Optional& w_gate,
+                                                   const Optional& bias_gate, const Optional& mask,
+                                                   const Optional& offsets, int64_t activation, bool pool,
+                                                   bool need_scores, int64_t kept_rows) {
+  Arguments all(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, need_scores,
+                kept_rows);
   AdditiveAttention& a = all.a;
   Tensor result = empty_tensor(image, all.result_shape);
   Tensor weights = empty_tensor(image, all.weights_shape, accumulate_type(a.dtype));
+  Tensor scores = empty_tensor(image, all.scores_shape, accumulate_type(a.dtype));
   Tensor kept = empty_tensor(image, all.kept_shape, accumulate_type(a.dtype));
   advise_huge_pages(result);
   a.result = rows(result);
   a.weights = weights.mutable_data_ptr();
+  if (need_scores)
+    a.scores = scores.mutable_data_ptr();
   a.kept = kept.mutable_data_ptr();
   Launch(a, all.operands);
-  return {result, weights, kept};
+  return {result, weights, scores, kept};
 }
 
 template <auto Launch>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Optional& grad_result, const Optional& grad_weights, const Tensor& image, const Optional& bias_hidden,
-    const Tensor& w_image, const Tensor& v, const Optional& w_gate, const Optional& bias_gate, const Optional& mask,
-    const Optional& offsets, const Tensor& weights, const Tensor& kept, int64_t activation, bool pool,
-    int64_t kept_rows, bool need_image_grad, bool need_bias_hidden_grad, bool need_w_image_grad, bool need_v_grad,
-    bool need_w_gate_grad, bool need_bias_gate_grad) {
-  Arguments all(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, kept_rows);
+    const Optional& grad_result, const Optional& grad_weights, const Optional& grad_scores, const Tensor& image,
+    const Optional& bias_hidden, const Tensor& w_image, const Tensor& v, const Optional& w_gate,
+    const Optional& bias_gate, const Optional& mask, const Optional& offsets, const Tensor& weights, const Tensor& kept,
+    int64_t activation, bool pool, bool need_scores, int64_t kept_rows, bool need_image_grad,
+    bool need_bias_hidden_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad,
+    bool need_bias_gate_grad) {
+  Arguments all(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, need_scores,
+                kept_rows);
   AdditiveAttentionBackward g;
   const Anchor anchor(image);
   const ScalarType accumulate = accumulate_type(all.a.dtype);
@@ -129,6 +137,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   if (grad_weights)
     anchor.check(*grad_weights, "grad_weights", accumulate, all.weights_shape),
         g.grad_weights = all_grad_weights->data_ptr();
+  Optional all_grad_scores = contiguous_if(grad_scores);
+  if (grad_scores) {
+    anchor.check(*grad_scores, "grad_scores", accumulate, all.scores_shape);
+    if (need_scores)
+      g.grad_scores = all_grad_scores->data_ptr();
+  }
   all.a.weights = all_weights.mutable_data_ptr();
   all.a.kept = products.mutable_data_ptr();
   g.forward = all.a;
@@ -259,12 +273,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
   m.def(
       MMK_OPERATION
       "(Tensor image, Tensor? bias_hidden, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? bias_gate, Tensor? mask, "
-      "Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor, Tensor, Tensor)");
+      "Tensor? offsets, int activation, bool pool, bool need_scores, SymInt kept_rows) -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
   m.def(MMK_OPERATION
-        "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor? bias_hidden, Tensor w_image, "
-        "Tensor v, "
+        "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor? grad_scores, Tensor image, Tensor? bias_hidden, "
+        "Tensor w_image, Tensor v, "
         "Tensor? w_gate, Tensor? bias_gate, Tensor? mask, Tensor? offsets, Tensor weights, Tensor kept, int "
-        "activation, bool pool, SymInt kept_rows, "
+        "activation, bool pool, bool need_scores, SymInt kept_rows, "
         "bool need_image_grad, bool need_bias_hidden_grad, bool need_w_image_grad, bool need_v_grad, bool "
         "need_w_gate_grad, "
         "bool need_bias_gate_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");

@@ -7,6 +7,7 @@ import torch
 from .common import SMALL, Case
 from .layouts import DENSE, MASKS, PACKED, contiguous, near_largest
 
+OUTPUTS = ("result", "weights", "scores")
 PARAMETERS = ("w_image", "w_query", "v", "bias", "w_gate", "bias_gate")
 
 
@@ -93,11 +94,18 @@ def generate():
                 bias=i % 3 != 1,
                 maps=1 + i % 5 if combine == "pool" else 1,
                 need_weights=i % 2 == 0,
+                need_scores=i % 4 == 0,
             )
     for shape in ((0, 5, 7, 3), (2, 0, 7, 3)):
         for combine in both:
             yield case(
-                "empty", f"{'x'.join(map(str, shape))} {combine}", shape, combine=combine, gated=True, need_weights=True
+                "empty",
+                f"{'x'.join(map(str, shape))} {combine}",
+                shape,
+                combine=combine,
+                gated=True,
+                need_weights=True,
+                need_scores=True,
             )
     yield case("empty", "no bag", (0, 5, 4), bags=(), need_weights=True)
     yield case("empty", "empty bags", (0, 5, 4), bags=(0, 0), need_weights=True)
@@ -119,6 +127,7 @@ def generate():
     yield case("networks", "gate without bias", some, query=0, bias=False, gated=True)
     for maps in (2, 3, 8, 17):
         yield case("networks", f"{maps} maps", some, maps=maps, gated=maps % 2 == 0, need_weights=True)
+    yield case("networks", "scores alone", some, maps=2, need_scores=True)
     yield case("networks", "large scores", (2, 65, 24, 16), gain=12, need_weights=True)
     for combine in both:
         yield case(
@@ -130,7 +139,14 @@ def generate():
         yield case("views", f"weights {make.__name__}", some, make_weight=make, gated=True, maps=3)
     for (name, mask), combine in itertools.product(MASKS.items(), both):
         yield case(
-            "masks", f"{name} {combine}", (4, 37, 20, 12), mask=mask, combine=combine, gated=True, need_weights=True
+            "masks",
+            f"{name} {combine}",
+            (4, 37, 20, 12),
+            mask=mask,
+            combine=combine,
+            gated=True,
+            need_weights=True,
+            need_scores=True,
         )
 
     bags = (0, 1, 37, 0, 0, 5, 16, 0)
@@ -145,6 +161,7 @@ def generate():
             rows,
             maps=3 if combine == "pool" else 1,
             need_weights=True,
+            need_scores=True,
             mask=lambda draw, n: draw.mask(n),
             **options,
         )
@@ -154,6 +171,7 @@ def generate():
         rows,
         bags=bags,
         need_weights=True,
+        need_scores=True,
         mask=lambda draw, n: torch.zeros(n, dtype=torch.bool, device=draw.device),
     )
     yield case("packed", "strided mask", rows, bags=bags, mask=lambda draw, n: draw.mask(2 * n)[::2])

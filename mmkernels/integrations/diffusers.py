@@ -7,12 +7,12 @@ __all__ = ["AttnProcessor"]
 
 
 class AttnProcessor:
-    """As diffusers' ``AttnProcessor2_0``, with :func:`mmkernels.gated_cross_attention` in place of PyTorch's."""
+    """As diffusers' ``AttnProcessor2_0``, with :func:`mmkernels.gated_cross_attention` on CPUs."""
 
     def __call__(
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, *arguments, **named
     ):
-        if exported():
+        if hidden_states.device.type != "cpu" or exported():
             return self._own(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *arguments, **named)
         residual = hidden_states
         if attn.spatial_norm is not None:
@@ -57,7 +57,7 @@ def convert(module):
     kind = type(module.processor)
     if f"{kind.__module__}.{kind.__qualname__}" != "diffusers.models.attention_processor.AttnProcessor2_0":
         return f"its processor is {kind.__name__}, which may compute something else"
-    return Replacement("gated_cross_attention", AttnProcessor(), "processor")
+    return Replacement("gated_cross_attention", AttnProcessor(), "processor", note="on CPUs")
 
 
 CONVERTERS = {"diffusers.models.attention_processor.Attention": convert}

@@ -3,6 +3,7 @@
 import torch
 from torch.nn.functional import linear
 
+from ..modules.common import meet
 from .patching import Replacement, plain
 from .pooling import absorbed_pooling, pays
 
@@ -29,15 +30,19 @@ def forward(
     is_causal=False,
 ):
     rest = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
-    if need_weights or attn_mask is not None or key is not value or (module.training and module.dropout):
+    masked = (
+        attn_mask is not None or is_causal or (key_padding_mask is not None and key_padding_mask.dtype != torch.bool)
+    )
+    if need_weights or masked or key is not value or (module.training and module.dropout):
         return plain(module, query, key, value, *rest)
-    if query.dim() != 3 or (key_padding_mask is not None and key_padding_mask.dtype != torch.bool):
+    if query.dim() != 3 or query.is_nested or key.is_nested:
         return plain(module, query, key, value, *rest)
     image = key if module.batch_first else key.transpose(0, 1)
     tokens = query if module.batch_first else query.transpose(0, 1)
     heads, width = module.num_heads, module.head_dim
     query_weight, key_weight, value_weight, biases = weights_of(module)
-    if tokens.dtype != image.dtype or not pays(image, tokens.shape[1], heads, width, query_weight, key_weight):
+    weights = query_weight, key_weight, value_weight, module.out_proj.weight
+    if not meet(tokens, image) or not pays(image, tokens.shape[1], heads, width, *weights):
         return plain(module, query, key, value, *rest)
     query_bias, key_bias, value_bias = (None, None, None) if biases is None else biases.chunk(3)
     projected = linear(tokens, query_weight, query_bias).unflatten(2, (heads, width)).transpose(1, 2)

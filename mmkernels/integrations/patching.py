@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..torch_private import symbolic
+
 # Packages whose classes are known, and where their table `CONVERTERS` stands.
 TABLES = {
     "diffusers": f"{__package__}.diffusers",
@@ -122,8 +124,10 @@ def patch(model, *, dry_run=False):
 
     Instances only: classes and packages stay as they are, parameters and submodules where they are (the same
     ``state_dict``). A call that an operation can't do goes the module's own way: training with dropout, weights that
-    are returned because somebody asked for them, projections that are hooked, wrapped or quantised, exporting to ONNX.
-    Patching twice is once. Copies of a patched model are patched.
+    are returned because somebody asked for them, projections that are hooked, wrapped or quantised, exporting to ONNX,
+    ``torch.jit.trace`` and ``torch.fx.symbolic_trace``. Patching twice is once. Copies of a patched model are patched;
+    not so ``copy.copy``'s and ``nn.DataParallel``'s, whose ``forward`` stays the original's, and ``torch.jit.script``
+    takes none: :func:`unpatch` before.
 
     Args:
         model: a ``torch.nn.Module``; wrapped by ``torch.compile``, DDP or FSDP, too.
@@ -138,7 +142,7 @@ def patch(model, *, dry_run=False):
     rows, companions, inside = [], [], ()
     for name, module in model.named_modules():
         if inside and name.startswith(inside):
-            continue
+            continue  # the module that it is a part of computes without it
         found = _find(module)
         if found is None:
             continue
@@ -151,7 +155,8 @@ def patch(model, *, dry_run=False):
         if not dry_run:
             _swap(module, found)
         rows.append(Row(name, type(module).__name__, found.operation, found.note))
-        inside += (f"{name}." if name else "",)
+        if found.attribute == "forward":
+            inside += (f"{name}." if name else "",)
     report = PatchReport(rows, dry_run)
     for name, module, found in companions:
         within = f"{name}." if name else ""
@@ -169,16 +174,15 @@ def unpatch(model):
     _check_module(model)
     names = []
     for name, module in model.named_modules():
-        if SWAPPED not in module.__dict__:
-            continue
-        names.append(name)
-        found, before, now = module.__dict__[SWAPPED]
-        if getattr(module, found.attribute) is not now:
-            pass  # somebody else has replaced it since, and it is no longer ours
-        elif before is MISSING:
-            del module.__dict__[found.attribute]
-        else:
-            setattr(module, found.attribute, before)
+        if SWAPPED in module.__dict__:
+            names.append(name)
+            found, before, _ = module.__dict__[SWAPPED]
+            if not _is_swapped(module):
+                pass  # somebody else has replaced it since, and it is no longer ours
+            elif before is MISSING:
+                del module.__dict__[found.attribute]
+            else:
+                setattr(module, found.attribute, before)
         for ours in [key for key in module.__dict__ if key.startswith("_mmkernels_")]:
             del module.__dict__[ours]
     return names
@@ -190,8 +194,9 @@ def plain(module, *arguments, **named):
 
 
 def exported():
-    """Whether a graph is made for those who don't know this package's operations."""
-    return torch.jit.is_tracing() or torch.jit.is_scripting() or torch.onnx.is_in_onnx_export()
+    """Whether a graph is made for those who don't know this package's operations. Who exports to ONNX has imported what
+    does it: nobody else has to."""
+    return torch.jit.is_tracing() or ("torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export())
 
 
 def _check_module(model):
@@ -201,19 +206,22 @@ def _check_module(model):
 
 def _find(module):
     """A :class:`Replacement`, why there is none, or None for what is no attention."""
-    if SWAPPED in module.__dict__:
+    if _is_swapped(module):
         return module.__dict__[SWAPPED][0]
     cls = _class_of(module)
     convert = _converter(cls)
     if convert is not None:
-        if "forward" in module.__dict__:
+        if _has_own(module, "forward"):
             return "its forward was replaced by somebody else"
-        return convert(module)
+        found = convert(module)
+        if isinstance(found, Replacement) and _is_method(found) and _has_own(module, found.attribute):
+            return f"its {found.attribute} was replaced by somebody else"
+        return found
     known = next((base.__name__ for base in cls.__mro__[1:] if _converter(base) is not None), None)
     if known is not None:
         return f"a subclass of {known}, which may compute something else"
     if _looks_like_attention(module) and not any(_looks_like_attention(p) for p in module.modules() if p is not module):
-        return "no operation is known to fit this class"  # what only holds others isn't told
+        return _why_not(cls)  # what only holds others isn't told
     return None
 
 
@@ -233,18 +241,53 @@ def _class_of(module):
 def _converter(cls):
     if cls in _own:
         return _own[cls]
+    table = _table(cls)
+    return None if table is None else table.CONVERTERS.get(f"{cls.__module__}.{cls.__qualname__}")
+
+
+def _why_not(cls):
+    """As the class's package tells it, where its table has ``why_not(cls)``."""
+    told = getattr(_table(cls), "why_not", lambda cls: None)
+    return told(cls) or "no operation is known to fit this class"
+
+
+def _table(cls):
     package = cls.__module__.partition(".")[0]
-    if package not in TABLES:
-        return None
-    return importlib.import_module(TABLES[package]).CONVERTERS.get(f"{cls.__module__}.{cls.__qualname__}")
+    return importlib.import_module(TABLES[package]) if package in TABLES else None
 
 
 def _swap(module, found):
-    if SWAPPED in module.__dict__:
+    if _is_swapped(module):
         return
-    if isinstance(found.value, types.FunctionType):
-        before, value = MISSING, functools.partial(found.value, module)
+    if _is_method(found):
+        before, value = MISSING, functools.partial(_method, module, found)
     else:
         before, value = getattr(module, found.attribute), found.value
     module.__dict__[SWAPPED] = found, before, value
     setattr(module, found.attribute, value)
+
+
+def _method(module, found, *arguments, **named):
+    """In a method's place. Whoever wrapped it, and calls it after :func:`unpatch`, gets the module's own, and so does
+    ``torch.fx.symbolic_trace``."""
+    if SWAPPED in module.__dict__ and not symbolic((*arguments, *named.values())):
+        return found.value(module, *arguments, **named)
+    return getattr(type(module), found.attribute)(module, *arguments, **named)
+
+
+def _is_method(found):
+    return isinstance(found.value, types.FunctionType)
+
+
+def _is_swapped(module):
+    """Whether the module still has what :func:`_swap` gave it, not replaced or wrapped by somebody else since."""
+    if SWAPPED not in module.__dict__:
+        return False
+    found, _, value = module.__dict__[SWAPPED]
+    return getattr(module, found.attribute) is value
+
+
+def _has_own(module, method):
+    """Whether somebody else gave this instance a method. One of ours may be left, given back by who had wrapped it."""
+    value = module.__dict__.get(method)
+    return value is not None and getattr(value, "func", None) is not _method

@@ -2,7 +2,7 @@
 
 from .. import backends, functional
 from ..modules.absorb import absorb_heads, multiply_adds, project_pooled
-from ..modules.common import PLAIN_TENSORS, is_plain_linear
+from ..modules.common import PLAIN_TENSORS, is_plain_linear, meet
 from ..torch_private import known_true
 from .patching import exported
 
@@ -32,11 +32,11 @@ def absorbed_pooling(image, query, key_weight, value_weight, value_bias, scale, 
 
 def pays(image, tokens, heads, width, *weights):
     """Whether `tokens` queries pool the image in fewer operations with both projections absorbed, and may: all weights
-    are plain tensors of the image's dtype and device."""
+    are plain tensors of the image's device and of its dtype, or of one that autocast brings to it."""
     if exported() or image.dim() != 3 or image.shape[1] == 0 or tokens == 0:
         return False
     for weight in weights:
-        if type(weight) not in PLAIN_TENSORS or weight.dtype != image.dtype or weight.device != image.device:
+        if type(weight) not in PLAIN_TENSORS or not meet(image, weight):
             return False
     if not any(
         backends.why_not(name, "absorbed_attention", image.device.type, image.dtype) is None

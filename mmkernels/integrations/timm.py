@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 from .. import functional
-from ..modules.common import is_plain_linear
-from ..torch_private import has_hooks
+from ..modules.common import is_plain, is_plain_linear, meet
 from .patching import Replacement, exported, plain
 from .pooling import absorbed_pooling, pays, plain_linears
 
@@ -20,7 +19,8 @@ def latent_forward(module, x, attn_mask=None):
     """``AttentionPoolLatent``: learned queries."""
     kv, heads, width = module.kv, module.num_heads, module.head_dim
     tokens = module.latent_len
-    if attn_mask is not None or not is_plain_linear(kv) or not pays(x, tokens, heads, width, kv.weight):
+    own = is_plain_linear(kv) and is_plain(module.k_norm, nn.Identity)
+    if attn_mask is not None or not own or not pays(x, tokens, heads, width, kv.weight):
         return plain(module, x, attn_mask)
     if module.pos_embed is not None:
         x = x + module.pos_embed.unsqueeze(0).to(x.dtype)
@@ -71,8 +71,8 @@ def pool2d_forward(module, x, pre_logits=False):
         weights, biases = zip(*((linear.weight, linear.bias) for linear in linears))
     query = nn.functional.linear(image[:, :1], weights[0], biases[0]).unflatten(2, (heads, width)).transpose(1, 2)
     pooled = absorbed_pooling(image, query, weights[1], weights[2], biases[2], module.scale, key_bias=biases[1])
-    pooled = module.drop(pooled)[:, 0]
-    return pooled if pre_logits else module.proj(pooled)
+    pooled = module.drop(pooled)
+    return (pooled if pre_logits else module.proj(pooled))[:, 0]
 
 
 def _chunks(bias, count):
@@ -82,15 +82,15 @@ def _chunks(bias, count):
 def convert_context(module):
     if module.conv_attn is None:
         return "it takes the mean, without attention (use_attn=False)"
-    if has_hooks(module.conv_attn):
-        return "what scores inside of it has hooks"
+    if not is_plain_linear(module.conv_attn, nn.Conv2d):
+        return f"what scores inside of it is a {type(module.conv_attn).__name__}, not a plain Conv2d without hooks"
     return Replacement("spatial_attention", context_forward)
 
 
 def context_forward(module, x):
     """``GlobalContext``: every position is scored by one learned vector. What the bias adds cancels in the softmax."""
     conv = module.conv_attn
-    if conv is None or type(conv) is not nn.Conv2d or has_hooks(conv) or exported() or conv.weight.dtype != x.dtype:
+    if not is_plain_linear(conv, nn.Conv2d) or exported() or not meet(x, conv.weight):
         return plain(module, x)
     vector = conv.weight.view(1, -1).expand(x.shape[0], -1)
     context = functional.spatial_attention(x, vector, scale=1.0, combine="pool", layout="bdhw")

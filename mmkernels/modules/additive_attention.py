@@ -2,7 +2,7 @@ from torch import nn
 
 from .. import backends, checks, functional
 from ..ops.common import autocast
-from ..reference.additive_attention import ACTIVATIONS, combine_positions
+from ..reference.additive_attention import ACTIVATIONS, combine_positions, wanted
 from ..reference.bags import Bags
 from .common import check_channels, check_image, check_input, may_be_read
 
@@ -78,7 +78,7 @@ class AdditiveAttention(nn.Module):
             hidden_dim, num_queries, bias=False, **options
         )  # a bias would cancel in the softmax
 
-    def forward(self, image, query=None, *, mask=None, offsets=None, need_weights=False):
+    def forward(self, image, query=None, *, mask=None, offsets=None, need_weights=False, need_scores=False):
         check_image(image, self.image_dim, offsets)
         if (query is None) != (self.query_projection is None):
             expected = "a torch.Tensor" if query is None else "None"
@@ -96,8 +96,9 @@ class AdditiveAttention(nn.Module):
             score_projection=self.score_projection,
         ):
             need_weights = checks.flag("need_weights", need_weights)
-            result, weights = self._call_projections(image, query, mask, offsets)
-            return (result, weights) if need_weights else result
+            need_scores = checks.flag("need_scores", need_scores)
+            result, weights, scores = self._call_projections(image, query, mask, offsets)
+            return wanted(result, (weights, need_weights), (scores, need_scores))
         gate = self.gate_projection
         return functional.additive_attention(
             image,
@@ -113,11 +114,12 @@ class AdditiveAttention(nn.Module):
             offsets=offsets,
             combine=self.combine,
             need_weights=need_weights,
+            need_scores=need_scores,
             backend=self.backend,
         )
 
     def _call_projections(self, image, query, mask, offsets):
-        """(result, weights), in plain PyTorch."""
+        """(result, weights, scores), in plain PyTorch."""
         image, query = autocast(image, query)
         if offsets is not None:
             offsets = checks.bag_offsets(offsets, image)

@@ -44,6 +44,7 @@ class AdditiveAttention(nn.Module):
         mask: Tensor | None = None,
         offsets: Offsets | None = None,
         need_weights: Literal[False] = False,
+        need_scores: Literal[False] = False,
     ) -> Tensor: ...
     @overload
     def forward(
@@ -54,6 +55,7 @@ class AdditiveAttention(nn.Module):
         mask: Tensor | None = None,
         offsets: Offsets | None = None,
         need_weights: Literal[True],
+        need_scores: Literal[False] = False,
     ) -> tuple[Tensor, Tensor]: ...
     @overload
     def forward(
@@ -63,6 +65,40 @@ class AdditiveAttention(nn.Module):
         *,
         mask: Tensor | None = None,
         offsets: Offsets | None = None,
+        need_weights: Literal[False] = False,
+        need_scores: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self,
+        image: Tensor,
+        query: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        offsets: Offsets | None = None,
+        need_weights: Literal[True],
+        need_scores: Literal[True],
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self,
+        image: Tensor,
+        query: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        offsets: Offsets | None = None,
         need_weights: bool,
+        need_scores: Literal[False] = False,
     ) -> Tensor | tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self,
+        image: Tensor,
+        query: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        offsets: Offsets | None = None,
+        need_weights: bool = False,
+        need_scores: bool,
+    ) -> Tensor | tuple[Tensor, ...]: ...
     __call__ = forward

@@ -55,15 +55,18 @@ def may_be_read(operation, backend, **projections):
     return True
 
 
-def is_plain_linear(module):
+def is_plain(module, kind):
+    """Of this very class, and a call runs nothing but the class's forward."""
+    return type(module) is kind and "forward" not in module.__dict__ and not has_hooks(module)
+
+
+def is_plain_linear(module, kind=nn.Linear):
     """Nothing but a weight and a bias: nobody notices whether it is called or its weight is read."""
     return (
-        type(module) is nn.Linear
-        and "forward" not in module.__dict__
+        is_plain(module, kind)
         and type(module._parameters.get("weight")) in PLAIN_TENSORS
         and "bias" in module._parameters
         and (module._parameters["bias"] is None or type(module._parameters["bias"]) in PLAIN_TENSORS)
-        and not has_hooks(module)
     )
 
 

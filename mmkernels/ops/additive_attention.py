@@ -1,7 +1,7 @@
 """Additive attention: the public function, and the operation as PyTorch sees it."""
 
 from .. import backends, checks
-from ..reference.additive_attention import ACTIVATIONS, attend
+from ..reference.additive_attention import ACTIVATIONS, attend, wanted
 from .common import accumulate_dtype, autocast, cast, kept_rows, linear
 from .operation import Operation
 
@@ -21,6 +21,7 @@ def additive_attention(
     offsets=None,
     combine="pool",
     need_weights=False,
+    need_scores=False,
     backend=None,
 ):
     """Attention with a small network for its scores: ``softmax_n(v . act(w_image image_n + w_query query + bias))``.
@@ -48,11 +49,14 @@ def additive_attention(
         times its weight.
         need_weights: also return the weights, ``[B, K, N]`` (packed: ``[K, rows]``), float32 (float64 for float64),
         differentiable.
+        need_scores: also return, last, the scores before the softmax, of the weights' shape and dtype, differentiable;
+        -Inf at masked positions.
         backend: None picks the fastest that can run; ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"`` force one.
 
     Returns:
-        The result in image's dtype, or ``(result, weights)``. Where nothing takes part (all masked, N = 0, an empty
-        bag) result, weights and gradients are 0. What a masked position holds, NaN included, reaches nothing.
+        The result in image's dtype, or ``(result, weights)``, ``(result, scores)``, ``(result, weights, scores)``.
+        Where nothing takes part (all masked, N = 0, an empty bag) result, weights and gradients are 0. What a masked
+        position holds, NaN included, reaches nothing.
 
     Raises:
         TypeError, ValueError: an argument's type, shape, dtype or device is wrong; the message names it.
@@ -63,7 +67,7 @@ def additive_attention(
     2018 (arXiv:1707.07998); gated, over bags: Ilse et al. 2018 (arXiv:1802.04712).
     """
     tensors = image, query, w_image, w_query, v, bias, w_gate, bias_gate
-    key = _passed.key((activation, combine, need_weights), (*tensors, mask, offsets))
+    key = _passed.key((activation, combine, need_weights, need_scores), (*tensors, mask, offsets))
     if key in _passed:
         offsets = checks.bag_values(offsets, image)
     else:
@@ -72,6 +76,7 @@ def additive_attention(
                 checks.features(name, tensor)
         image, query, w_image, w_query, v, bias, w_gate, bias_gate = tensors = autocast(*tensors)
         need_weights = checks.flag("need_weights", need_weights)
+        need_scores = checks.flag("need_scores", need_scores)
         if offsets is not None:
             offsets = checks.bag_offsets(offsets, image)
         _check(dict(zip(TENSORS, tensors)), activation, mask, offsets, combine)
@@ -93,8 +98,8 @@ def additive_attention(
         offsets,
     )
     rows = kept_rows(run, image.numel() // image.shape[-1], kept_columns(w_image, w_gate), accumulate, *inputs[:6])
-    result, weights, _ = run(*inputs, _INDICES[activation], combine == "pool", rows)
-    return (result, weights) if need_weights else result
+    result, weights, scores, _ = run(*inputs, _INDICES[activation], combine == "pool", need_scores, rows)
+    return wanted(result, (weights, need_weights), (scores, need_scores))
 
 
 TENSORS = ("image", "query", "w_image", "w_query", "v", "bias", "w_gate", "bias_gate")
@@ -141,8 +146,9 @@ def _check(given, activation, mask, offsets, combine):
 
 
 # The operation. inputs: bias_hidden [B, A], the query's part of the hidden vector and the bias, and bias_gate [A], both
-# float32 (float64); offsets int64. options: activation, an index into ACTIVATIONS, pool, and kept_rows. extra: the
-# first kept_rows rows' products with w_image and w_gate [kept_rows, A or 2 A]. The weights and it are kept.
+# float32 (float64); offsets int64. options: activation, an index into ACTIVATIONS, pool, need_scores (without it the
+# scores are empty), and kept_rows. extra: the first kept_rows rows' products with w_image and w_gate [kept_rows, A or 2
+# A]. The weights and it are kept.
 
 
 def kept_columns(w_image, w_gate):
@@ -150,11 +156,13 @@ def kept_columns(w_image, w_gate):
     return w_image.shape[0] * (1 if w_gate is None else 2)
 
 
-def _reference(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, kept_rows):
-    return attend(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, list(ACTIVATIONS)[activation], pool)
+def _reference(*arguments):
+    *inputs, activation, pool, need_scores, _ = arguments
+    result, weights, scores = attend(*inputs, list(ACTIVATIONS)[activation], pool)
+    return result, weights, scores if need_scores else weights.new_empty(0)
 
 
-def _fake(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, kept_rows):
+def _fake(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, need_scores, kept_rows):
     batch = image.shape[0] if offsets is None else offsets.shape[0] - 1
     maps = v.shape[0]
     channels = image.shape[-1]
@@ -163,6 +171,7 @@ def _fake(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, acti
     return (
         image.new_empty((batch, maps, channels) if pool else image.shape),
         image.new_empty(shape, dtype=accumulate),
+        image.new_empty(shape if need_scores else 0, dtype=accumulate),
         image.new_empty(kept_rows, kept_columns(w_image, w_gate), dtype=accumulate),
     )
 
@@ -170,8 +179,8 @@ def _fake(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, acti
 OPERATION = Operation(
     "additive_attention",
     "(Tensor image, Tensor? bias_hidden, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? bias_gate, Tensor? "
-    "mask, Tensor? offsets, int activation, bool pool, SymInt kept_rows) -> (Tensor result, Tensor weights, "
-    "Tensor kept)",
+    "mask, Tensor? offsets, int activation, bool pool, bool need_scores, SymInt kept_rows) -> (Tensor result, "
+    "Tensor weights, Tensor scores, Tensor kept)",
     differentiable=("image", "bias_hidden", "w_image", "v", "w_gate", "bias_gate"),
     shared=("w_image", "v", "w_gate", "bias_gate", "offsets"),
     extras=("kept",),

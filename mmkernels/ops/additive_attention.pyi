@@ -21,6 +21,7 @@ def additive_attention(
     offsets: Offsets | None = None,
     combine: Combine = "pool",
     need_weights: Literal[False] = False,
+    need_scores: Literal[False] = False,
     backend: str | None = None,
 ) -> Tensor: ...
 @overload
@@ -39,6 +40,7 @@ def additive_attention(
     offsets: Offsets | None = None,
     combine: Combine = "pool",
     need_weights: Literal[True],
+    need_scores: Literal[False] = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
@@ -56,9 +58,67 @@ def additive_attention(
     mask: Tensor | None = None,
     offsets: Offsets | None = None,
     combine: Combine = "pool",
+    need_weights: Literal[False] = False,
+    need_scores: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def additive_attention(
+    image: Tensor,
+    query: Tensor | None,
+    w_image: Tensor,
+    w_query: Tensor | None,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    w_gate: Tensor | None = None,
+    bias_gate: Tensor | None = None,
+    activation: Activation = "tanh",
+    mask: Tensor | None = None,
+    offsets: Offsets | None = None,
+    combine: Combine = "pool",
+    need_weights: Literal[True],
+    need_scores: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def additive_attention(
+    image: Tensor,
+    query: Tensor | None,
+    w_image: Tensor,
+    w_query: Tensor | None,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    w_gate: Tensor | None = None,
+    bias_gate: Tensor | None = None,
+    activation: Activation = "tanh",
+    mask: Tensor | None = None,
+    offsets: Offsets | None = None,
+    combine: Combine = "pool",
     need_weights: bool,
+    need_scores: Literal[False] = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
+@overload
+def additive_attention(
+    image: Tensor,
+    query: Tensor | None,
+    w_image: Tensor,
+    w_query: Tensor | None,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    w_gate: Tensor | None = None,
+    bias_gate: Tensor | None = None,
+    activation: Activation = "tanh",
+    mask: Tensor | None = None,
+    offsets: Offsets | None = None,
+    combine: Combine = "pool",
+    need_weights: bool = False,
+    need_scores: bool,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, ...]: ...
 
 class AdditiveAttentionFunction(torch.autograd.Function):
     @classmethod

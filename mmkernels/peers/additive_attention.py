@@ -1,7 +1,7 @@
 import torch
 from torch.nn.functional import linear
 
-from ..reference.additive_attention import ACTIVATIONS
+from ..reference.additive_attention import ACTIVATIONS, wanted
 from .common import masked_softmax
 
 __all__ = ["additive_attention"]
@@ -22,8 +22,9 @@ def additive_attention(
     offsets=None,
     combine="pool",
     need_weights=False,
+    need_scores=False,
 ):
-    """Linear layers, activation, softmax, weighted sum. Weights come in image's dtype."""
+    """Linear layers, activation, softmax, weighted sum. Weights and scores come in image's dtype."""
     network = {
         "v": v,
         "w_image": w_image,
@@ -34,7 +35,7 @@ def additive_attention(
     }
     bias_hidden = bias if query is None else linear(query, w_query, bias)
     if offsets is None:
-        result, weights = _additive(
+        result, weights, scores = _additive(
             image,
             None if bias_hidden is None else bias_hidden if bias_hidden.dim() == 1 else bias_hidden[:, None],
             mask,
@@ -53,12 +54,14 @@ def additive_attention(
         ]
         pool = combine == "pool"
         result = (
-            torch.cat([r if pool else r[0] for r, _ in bags])
+            torch.cat([r if pool else r[0] for r, _, _ in bags])
             if bags
             else image.new_zeros((0, len(v), image.shape[1]) if pool else image.shape)
         )
-        weights = torch.cat([w[0] for _, w in bags], -1) if bags else image.new_zeros(len(v), 0)
-    return (result, weights) if need_weights else result
+        weights, scores = (
+            torch.cat([bag[i][0] for bag in bags], -1) if bags else image.new_zeros(len(v), 0) for i in (1, 2)
+        )
+    return wanted(result, (weights, need_weights), (scores, need_scores))
 
 
 def _additive(image, bias_hidden, mask, *, v, w_image, w_gate, bias_gate, activation, combine):
@@ -66,5 +69,8 @@ def _additive(image, bias_hidden, mask, *, v, w_image, w_gate, bias_gate, activa
     hidden = ACTIVATIONS[activation](hidden if bias_hidden is None else hidden + bias_hidden)
     if w_gate is not None:
         hidden = hidden * torch.sigmoid(linear(image, w_gate, bias_gate))
-    weights = masked_softmax(linear(hidden, v).mT, None if mask is None else mask[:, None])
-    return (weights @ image if combine == "pool" else weights.mT * image), weights
+    scores = linear(hidden, v).mT
+    weights = masked_softmax(scores, None if mask is None else mask[:, None])
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None], float("-inf"))
+    return (weights @ image if combine == "pool" else weights.mT * image), weights, scores

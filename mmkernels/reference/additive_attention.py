@@ -25,6 +25,7 @@ def additive_attention(
     offsets=None,
     combine="pool",
     need_weights=False,
+    need_scores=False,
 ):
     """See :func:`mmkernels.additive_attention`. Runs in float32 (float64 for float64) inside."""
     offsets = bag_bounds(offsets, image)
@@ -35,16 +36,16 @@ def additive_attention(
     bias_hidden = bias if query is None else query @ w_query.T if bias is None else query @ w_query.T + bias
     if bias_hidden is not None:
         bias_hidden = bias_hidden.expand(image.shape[0] if offsets is None else offsets.shape[0] - 1, -1)
-    result, weights = attend(
+    result, weights, scores = attend(
         image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, combine == "pool"
     )
-    return (result, weights) if need_weights else result
+    return wanted(result, (weights, need_weights), (scores, need_scores))
 
 
 @without_autocast
 def attend(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool):
-    """(result, weights), where ``bias_hidden`` ``[B, A]`` holds the query's part of the hidden vector and the bias, or
-    is None."""
+    """(result, weights, scores), where ``bias_hidden`` ``[B, A]`` holds the query's part of the hidden vector and the
+    bias, or is None."""
     dtype = image.dtype
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     x, w_image, v, w_gate = (None if t is None else t.to(accumulate) for t in (image, w_image, v, w_gate))
@@ -58,24 +59,31 @@ def attend(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, act
     if w_gate is not None:
         gate = x @ w_gate.T
         hidden = hidden * torch.sigmoid(gate if bias_gate is None else gate + bias_gate)
-    result, weights = _combine(hidden @ v.T, x, part, bags, pool)
-    return result.to(dtype), weights
+    result, weights, scores = _combine(hidden @ v.T, x, part, bags, pool)
+    return result.to(dtype), weights, scores
+
+
+def wanted(result, *others):
+    """The result, and those of (tensor, needed) that are, if any."""
+    needed = [tensor for tensor, need in others if need]
+    return (result, *needed) if needed else result
 
 
 @without_autocast
 def combine_positions(image, scores, mask, bags, pool):
-    """(result, weights) of scores ``[B, N, K]``, packed ``[rows, K]``; where it is masked, image is finite."""
+    """(result, weights, scores) of scores ``[B, N, K]``, packed ``[rows, K]``; where it is masked, image is finite."""
     dtype = image.dtype
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     image = image.to(accumulate)
     scores = scores.to(accumulate)
     part = torch.ones(image.shape[:-1], dtype=torch.bool, device=image.device) if mask is None else mask
-    result, weights = _combine(scores, image, part, bags, pool)
-    return result.to(dtype), weights
+    result, weights, scores = _combine(scores, image, part, bags, pool)
+    return result.to(dtype), weights, scores
 
 
 def _combine(scores, x, part, bags, pool):
-    return _dense(scores, x, part, pool) if bags is None else _packed(scores, x, part, bags, pool)
+    combine = _dense(scores, x, part, pool) if bags is None else _packed(scores, x, part, bags, pool)
+    return *combine, scores.mT.masked_fill(~part[..., None, :], float("-inf"))
 
 
 def _dense(scores, x, part, pool):

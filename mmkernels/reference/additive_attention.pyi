@@ -20,6 +20,7 @@ def additive_attention(
     offsets: Offsets | None = None,
     combine: Combine = "pool",
     need_weights: Literal[False] = False,
+    need_scores: Literal[False] = False,
 ) -> Tensor: ...
 @overload
 def additive_attention(
@@ -37,6 +38,7 @@ def additive_attention(
     offsets: Offsets | None = None,
     combine: Combine = "pool",
     need_weights: Literal[True],
+    need_scores: Literal[False] = False,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def additive_attention(
@@ -53,5 +55,60 @@ def additive_attention(
     mask: Tensor | None = None,
     offsets: Offsets | None = None,
     combine: Combine = "pool",
+    need_weights: Literal[False] = False,
+    need_scores: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def additive_attention(
+    image: Tensor,
+    query: Tensor | None,
+    w_image: Tensor,
+    w_query: Tensor | None,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    w_gate: Tensor | None = None,
+    bias_gate: Tensor | None = None,
+    activation: Activation = "tanh",
+    mask: Tensor | None = None,
+    offsets: Offsets | None = None,
+    combine: Combine = "pool",
+    need_weights: Literal[True],
+    need_scores: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def additive_attention(
+    image: Tensor,
+    query: Tensor | None,
+    w_image: Tensor,
+    w_query: Tensor | None,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    w_gate: Tensor | None = None,
+    bias_gate: Tensor | None = None,
+    activation: Activation = "tanh",
+    mask: Tensor | None = None,
+    offsets: Offsets | None = None,
+    combine: Combine = "pool",
     need_weights: bool,
+    need_scores: Literal[False] = False,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
+@overload
+def additive_attention(
+    image: Tensor,
+    query: Tensor | None,
+    w_image: Tensor,
+    w_query: Tensor | None,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    w_gate: Tensor | None = None,
+    bias_gate: Tensor | None = None,
+    activation: Activation = "tanh",
+    mask: Tensor | None = None,
+    offsets: Offsets | None = None,
+    combine: Combine = "pool",
+    need_weights: bool = False,
+    need_scores: bool,
+) -> Tensor | tuple[Tensor, ...]: ...

@@ -2,7 +2,8 @@
 and gradients.
 
     activate         a panel: u, t -> h, in place; the library multiplies h by v
-    normalise        scores -> weights, a program a sample and map: two passes over its scores
+    normalise        scores -> weights, a program a sample and map: two passes over its scores, which it may give
+                     out, too
     pool, merge      weighted sums: a sample is split over programs, their sums are merged in order
     spread           weights times image
     differentiate_weights       backward: the weights' gradient, <grad_result, image> and what arrived
@@ -126,11 +127,14 @@ class Problem:
 
 
 @without_autocast
-def forward(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool_them, kept_rows):
+def forward(
+    image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool_them, need_scores, kept_rows
+):
     nothing_kept(kept_rows)
     p = Problem(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool_them)
     result = image.new_empty(p.result_shape)
     weights = torch.empty(p.weights_shape, dtype=torch.float32, device=image.device)
+    given = weights.new_empty(p.weights_shape if need_scores else 0)
     scores = torch.empty((p.rows.count, p.maps), dtype=torch.float32, device=image.device)
     with on_device(image):
         for first, last, _, u, t in p.panels():
@@ -141,12 +145,14 @@ def forward(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, ac
             (p.batch, p.maps),
             scores,
             p.weights(weights),
+            p.optional(given if need_scores else None),
             p.optional(p.mask),
             p.bounds,
             p.rows.count,
             p.maps,
             PACKED=p.packed,
             MASKED=p.mask is not None,
+            GIVE=need_scores,
             BLOCK=1024,
         )
         if pool_them:
@@ -184,13 +190,14 @@ def forward(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, ac
                     BLOCK_N=16,
                     BLOCK_C=p.block_c,
                 )
-    return result, weights, weights.new_empty(0, kept_columns(w_image, w_gate))
+    return result, weights, given, weights.new_empty(0, kept_columns(w_image, w_gate))
 
 
 @without_autocast
 def backward(
     grad_result,
     grad_weights,
+    grad_scores,
     image,
     bias_hidden,
     w_image,
@@ -203,6 +210,7 @@ def backward(
     kept,
     activation,
     pool_them,
+    need_scores,
     kept_rows,
     need_image_grad,
     need_bias_hidden_grad,
@@ -217,6 +225,7 @@ def backward(
     for name, grad, shape, dtype in (
         ("grad_result", grad_result, p.result_shape, None),
         ("grad_weights", grad_weights, p.weights_shape, torch.float32),
+        ("grad_scores", grad_scores, p.weights_shape if need_scores else (0,), torch.float32),
     ):
         if grad is not None:
             require(grad, name, image, shape, dtype)
@@ -224,6 +233,7 @@ def backward(
     need_bias_gate_grad = need_bias_gate_grad and bias_gate is not None
     weights = weights.contiguous()
     given = None if grad_weights is None else grad_weights.contiguous()
+    given_scores = grad_scores.contiguous() if need_scores and grad_scores is not None else None
     zeros = lambda shape, need: torch.zeros(shape if need else 0, dtype=torch.float32, device=image.device)
     grad_image = image.new_empty(image.shape if need_image_grad else 0)
     grad_bias_hidden = zeros((p.batch, p.hidden), need_bias_hidden_grad)
@@ -261,9 +271,13 @@ def backward(
             (p.batch, p.maps),
             p.weights(weights),
             found,
+            p.optional(given_scores),
+            p.optional(p.mask),
             p.bounds,
             p.rows.count,
             PACKED=p.packed,
+            MASKED=p.mask is not None,
+            GIVEN=given_scores is not None,
             BLOCK=1024,
         )
         for first, last, x, u, t in p.panels():

@@ -91,13 +91,25 @@ def mean_of(weights, found, begin, end, base, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def differentiate_scores(weights, found, bounds, rows, PACKED: tl.constexpr, BLOCK: tl.constexpr):
-    """found [K, rows]: the weights' gradient -> the scores'. The mean is found twice: what all have in common has to
-    cancel."""
+def differentiate_scores(
+    weights,
+    found,
+    given,
+    mask,
+    bounds,
+    rows,
+    PACKED: tl.constexpr,
+    MASKED: tl.constexpr,
+    GIVEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """found [K, rows]: the weights' gradient -> the scores', with what is given to the scores that take part. The mean
+    is found twice: what all have in common has to cancel."""
     b = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1).to(tl.int64)
     begin, end = range_of(bounds, b, rows)
-    own = weights.data + b * weights.b + k * weights.k + (0 if PACKED else -begin)
+    at = b * weights.b + k * weights.k + (0 if PACKED else -begin)
+    own = weights.data + at
     x = found + k * rows
     mean = mean_of(own, x, begin, end, 0.0, BLOCK)
     rest = mean_of(own, x, begin, end, mean, BLOCK)
@@ -105,6 +117,11 @@ def differentiate_scores(weights, found, bounds, rows, PACKED: tl.constexpr, BLO
         r = n + tl.arange(0, BLOCK).to(tl.int64)
         w = tl.load(own + r, mask=r < end, other=0.0)
         ds = tl.where(w != 0, w * (tl.load(x + r, mask=r < end, other=0.0) - mean - rest), 0.0)
+        if GIVEN:
+            valid = r < end
+            if MASKED:
+                valid = valid & (tl.load(mask + r, mask=valid, other=0) != 0)
+            ds += tl.load(given + at + r, mask=valid, other=0.0)
         all_have_read()
         tl.store(x + r, ds, mask=r < end)
 

@@ -30,8 +30,20 @@ def activate(
 
 
 @triton.jit
-def normalise(scores, weights, mask, bounds, rows, K, PACKED: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr):
-    """scores [rows, K] -> weights."""
+def normalise(
+    scores,
+    weights,
+    given,
+    mask,
+    bounds,
+    rows,
+    K,
+    PACKED: tl.constexpr,
+    MASKED: tl.constexpr,
+    GIVE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """scores [rows, K] -> weights; with GIVE the scores, too, in given, like weights."""
     b = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1).to(tl.int64)
     begin, end = range_of(bounds, b, rows)
@@ -53,7 +65,7 @@ def normalise(scores, weights, mask, bounds, rows, K, PACKED: tl.constexpr, MASK
     share = tl.where(
         count > 0, 1.0 / tl.where(count > 0, total, 1.0), 0.0
     )  # scores all -Inf: 0 * Inf = NaN, as the definition has it
-    to = weights.data + b * weights.b + k * weights.k
+    to = b * weights.b + k * weights.k
     for n in range(begin, end, BLOCK):
         r = n + tl.arange(0, BLOCK).to(tl.int64)
         inside = r < end
@@ -61,7 +73,10 @@ def normalise(scores, weights, mask, bounds, rows, K, PACKED: tl.constexpr, MASK
         if MASKED:
             valid = valid & (tl.load(mask + r, mask=inside, other=0) != 0)
         x = tl.load(scores + r * K + k, mask=valid, other=float("-inf")).to(tl.float32)
-        tl.store(to + (r if PACKED else r - begin), tl.where(valid, tl.exp(x - base) * share, 0.0), mask=inside)
+        at = to + (r if PACKED else r - begin)
+        tl.store(weights.data + at, tl.where(valid, tl.exp(x - base) * share, 0.0), mask=inside)
+        if GIVE:
+            tl.store(given + at, x, mask=inside)
 
 
 @triton.jit

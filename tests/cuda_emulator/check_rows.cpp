@@ -131,8 +131,8 @@ const char* additive() {
   const int64_t N_ = packed ? rows : N;
   Rows image(B_, N_, D, true), grad_image(B_, N_, D, false), result(pool ? B : B_, pool ? K : N_, D, false),
       up(pool ? B : B_, pool ? K : N_, D, true);
-  Floats weights(K * rows), grad_weights(K * rows, true), bias_hidden(B * A, true), bias_gate(A, true),
-      layer(A * D, true), gate(A * D, true), v(K * A, true);
+  Floats weights(K * rows), given(K * rows), grad_weights(K * rows, true), grad_given(K * rows, true),
+      bias_hidden(B * A, true), bias_gate(A, true), layer(A * D, true), gate(A * D, true), v(K * A, true);
   Floats grad_bias_hidden(B * A), grad_bias_gate(A), scores(rows * K), grad_scores(K * rows);
   for (int64_t i = 0; i < A * D; ++i)
     layer[i] *= 0.2f, gate[i] *= 0.2f;
@@ -168,6 +168,8 @@ const char* additive() {
     a.mask = {mask.get(), packed ? 0 : N, 0, 1};
   a.result = result;
   a.weights = weights;
+  if (toss())
+    a.scores = given;
   const cuda::SampledRows samples = cuda::sampled_rows(a), all{1, samples.rows, samples.rows, nullptr};
   auto hidden = [&](const cuda::Panel& panel, const float* x, float* u, float* t) {
     multiply(u, x, layer, panel.rows, D, A, true);
@@ -186,11 +188,13 @@ const char* additive() {
 
   AdditiveAttentionBackward g;
   g.forward = a;
-  const int flows = pick(1, 3);
+  const int flows = pick(1, a.scores ? 7 : 3);
   if (flows & 1)
     g.grad_result = up;
   if (flows & 2)
     g.grad_weights = grad_weights;
+  if (flows & 4)
+    g.grad_scores = grad_given;
   const bool of_image = toss();
   if (of_image)
     g.grad_image = grad_image;
@@ -261,6 +265,10 @@ const char* additive() {
           of[n] += v[k * A + j] * y[n * A + j] * s[n * A + j];
         if (kept(n))
           top = std::fmax(top, of[n]);
+        if (a.scores && kept(n))
+          differ(of[n], given[weight_at(k, n)]);
+        else if (a.scores && given[weight_at(k, n)] != -INFINITY)
+          return "a masked score isn't -Inf";
       }
       for (int64_t n = 0; n < count; ++n)
         of[n] = kept(n) ? std::exp(of[n] - top) : 0, total += of[n];
@@ -283,7 +291,7 @@ const char* additive() {
       for (int64_t c = 0; pool && c < D; ++c)
         differ(pooled[c], result.at(b, k, c));
       for (int64_t n = 0; n < count; ++n)
-        ds[k * count + n] = of[n] * (dw[n] - mean);
+        ds[k * count + n] = of[n] * (dw[n] - mean) + (flows & 4 && kept(n) ? grad_given[weight_at(k, n)] : 0);
     }
     for (int64_t n = 0; n < count; ++n) {
       std::vector<double> grad(D);

@@ -43,7 +43,8 @@ static void round(Dtype dtype) {
       result(out, false, true), grad(out, true), grad_image(like, false, true), grad_w_image({a.A, a.D}, false, true),
       grad_w_gate({a.A, a.D}, false, true), grad_v({a.K, a.A}, false, true);
   Tensor<C> bias_hidden({a.B, a.A}, true, true), bias_gate({a.A}, true, true), weights({images, a.K, a.N}, false, true),
-      grad_weights({images, a.K, a.N}, true, true), grad_bias_hidden({a.B, a.A}, false, true),
+      scores({images, a.K, a.N}, false, true), grad_weights({images, a.K, a.N}, true, true),
+      grad_scores({images, a.K, a.N}, true, true), grad_bias_hidden({a.B, a.A}, false, true),
       grad_bias_gate({a.A}, false, true);
   auto mask = random_mask(images * a.N);
   a.image = rows(image, true);
@@ -51,6 +52,8 @@ static void round(Dtype dtype) {
   a.v = layer(v);
   a.result = rows(result, !a.pool);
   a.weights = weights.data();
+  if (draw(0, 1))
+    a.scores = scores.data();
   if (draw(0, 1))
     a.bias_hidden = bias_hidden.data();
   const bool gated = draw(0, 1);
@@ -71,12 +74,19 @@ static void round(Dtype dtype) {
   baseline::additive_attention_forward(a, three);
   kept.check("kept");
   result.check("result"), weights.check("weights");
+  for (int64_t i = 0; a.scores && i < images * a.K * a.N; ++i)
+    if (scores.data()[i] == -infinity<C>)  // masked
+      scores.data()[i] = 0;
+  if (a.scores)
+    scores.check("scores");
   AdditiveAttentionBackward g;
   g.forward = a;
   if (draw(0, 3))
     g.grad_result = rows(grad, !a.pool);
   if (draw(0, 1))
     g.grad_weights = grad_weights.data();
+  if (a.scores && draw(0, 1))
+    g.grad_scores = grad_scores.data();
   if (draw(0, 3))
     g.grad_image = rows(grad_image, true);
   if (a.bias_hidden && draw(0, 3))

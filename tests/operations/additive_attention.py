@@ -48,6 +48,17 @@ VARIANTS = {
         sizes=SIZES | {"N": 8},
         options=lambda s: NO_QUERY | {"offsets": bags(s), "mask": some(s.N), "need_weights": True},
     ),
+    "additive scores": make(
+        {"image": "B N D"} | LAYERS | GATE,
+        options=lambda s: NO_QUERY | {"need_weights": True, "need_scores": True},
+        hidden={},
+    ),
+    "additive packed scores": make(
+        {"image": "N D"} | LAYERS,
+        sizes=SIZES | {"N": 8},
+        options=lambda s: NO_QUERY | {"offsets": bags(s), "need_scores": True},
+        hidden={},
+    ),
     "additive packed query": make(
         {"image": "N D", "query": "bags E", "w_query": "A E"} | LAYERS,
         sizes=SIZES | {"N": 8, "K": 1},
@@ -135,9 +146,18 @@ KERNELS = {
             offsets=None,
             activation=0,
             pool=True,
+            need_scores=True,
             kept_rows=0,
         ),
-        {"_backward": {"grad_result": "B, K, D", "grad_weights": "B, K, N", "weights": "B, K, N", "kept": "R, A + A"}},
+        {
+            "_backward": {
+                "grad_result": "B, K, D",
+                "grad_weights": "B, K, N",
+                "grad_scores": "B, K, N",
+                "weights": "B, K, N",
+                "kept": "R, A + A",
+            }
+        },
     ),
     "multiply": (
         Form(
@@ -146,9 +166,18 @@ KERNELS = {
             offsets=None,
             activation=1,
             pool=False,
+            need_scores=True,
             kept_rows=0,
         ),
-        {"_backward": {"grad_result": "B, N, D", "grad_weights": "B, K, N", "weights": "B, K, N", "kept": "R, A + A"}},
+        {
+            "_backward": {
+                "grad_result": "B, N, D",
+                "grad_weights": "B, K, N",
+                "grad_scores": "B, K, N",
+                "weights": "B, K, N",
+                "kept": "R, A + A",
+            }
+        },
     ),
     "packed": (
         Form(
@@ -157,9 +186,18 @@ KERNELS = {
             offsets=BAGS,
             activation=2,
             pool=True,
+            need_scores=True,
             kept_rows=0,
         ),
-        {"_backward": {"grad_result": "B, K, D", "grad_weights": "K, rows", "weights": "K, rows", "kept": "R, A + A"}},
+        {
+            "_backward": {
+                "grad_result": "B, K, D",
+                "grad_weights": "K, rows",
+                "grad_scores": "K, rows",
+                "weights": "K, rows",
+                "kept": "R, A + A",
+            }
+        },
     ),
     "kept": (
         Form(
@@ -171,9 +209,18 @@ KERNELS = {
             offsets=None,
             activation=0,
             pool=True,
+            need_scores=True,
             kept_rows=5,
         ),
-        {"_backward": {"grad_result": "B, K, D", "grad_weights": "B, K, N", "weights": "B, K, N", "kept": "R, A"}},
+        {
+            "_backward": {
+                "grad_result": "B, K, D",
+                "grad_weights": "B, K, N",
+                "grad_scores": "B, K, N",
+                "weights": "B, K, N",
+                "kept": "R, A",
+            }
+        },
     ),
 }
 KERNEL_GIVEN = KERNELS["pool"][0].arguments

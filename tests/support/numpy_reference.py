@@ -186,6 +186,7 @@ def additive_attention(
     offsets=None,
     combine="pool",
     need_weights=False,
+    need_scores=False,
 ):
     """Position by position: the score of each map, v_k . h."""
     act = {
@@ -205,7 +206,7 @@ def additive_attention(
         if offsets is None
         else [mask[start:stop] for start, stop in zip(offsets, offsets[1:])]
     )
-    results, weights = [], []
+    results, weights, all_scores = [], [], []
     for b, (rows, part) in enumerate(zip(bags, masks)):
         part = np.ones(len(rows), dtype=bool) if part is None else part
         scores = np.zeros((len(v), len(rows)))
@@ -217,11 +218,11 @@ def additive_attention(
         kept = np.where(part[:, None], rows, 0)
         results.append(w @ kept if combine == "pool" else w.T * kept)
         weights.append(w)
+        all_scores.append(np.where(part, scores, -np.inf))
     if offsets is None:
         shape = (0, len(v), image.shape[2]) if combine == "pool" else image.shape
-        return (np.stack(results) if bags else np.zeros(shape)), (
-            np.stack(weights) if bags else np.zeros((0, len(v), image.shape[1]))
-        )
+        of_positions = [np.stack(t) if bags else np.zeros((0, len(v), image.shape[1])) for t in (weights, all_scores)]
+        return np.stack(results) if bags else np.zeros(shape), *of_positions
     result = (
         np.stack(results)
         if bags and combine == "pool"
@@ -229,4 +230,4 @@ def additive_attention(
         if bags
         else np.zeros((0, len(v), image.shape[1]))
     )
-    return result, np.concatenate(weights, 1) if bags else np.zeros((len(v), 0))
+    return result, *(np.concatenate(t, 1) if bags else np.zeros((len(v), 0)) for t in (weights, all_scores))

@@ -18,7 +18,7 @@ PROBLEMS = {
     "a bag of 1024 channels, A = 256, gated, bf16": (
         (1, 2000, 1024, 256),
         "bfloat16",
-        {"gated": True, "masked": True},
+        {"gated": True, "masked": True, "need_scores": True},
     ),
     "packed bags of 512 channels, A = 128, gelu, 4 maps, fp16": (
         (2000, 512, 128),
@@ -29,7 +29,18 @@ PROBLEMS = {
 }
 
 
-def launch(module, shape, dtype, bags=None, gated=False, masked=False, activation=0, maps=1, pool=True):
+def launch(
+    module,
+    shape,
+    dtype,
+    bags=None,
+    gated=False,
+    masked=False,
+    activation=0,
+    maps=1,
+    pool=True,
+    need_scores=False,
+):
     *image, hidden = shape
     image = torch.zeros(image, dtype=getattr(torch, dtype))
     layer = lambda rows, columns: image.new_zeros(rows, columns)
@@ -45,5 +56,6 @@ def launch(module, shape, dtype, bags=None, gated=False, masked=False, activatio
         mask,
         offsets,
     )
-    result, *kept = module.forward(*inputs, activation, pool, 0)
-    module.backward(result, kept[0], *inputs, *kept, activation, pool, 0, *[True] * 6)
+    options = activation, pool, need_scores, 0
+    result, weights, scores, kept = module.forward(*inputs, *options)
+    module.backward(result, weights, scores if need_scores else None, *inputs, weights, kept, *options, *[True] * 6)
