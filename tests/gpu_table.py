@@ -147,6 +147,16 @@ def resource_rows(found):
     ]
 
 
+def resource_table(found):
+    return "\n".join(
+        [
+            "| kernel | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |",
+            "|---|" + "---|" * len(ARCHITECTURES),
+            *resource_rows(found),
+        ]
+    )
+
+
 def attention_section():
     return f"""## Attention over heads
 
@@ -165,6 +175,25 @@ fill a quarter to all of the 64 columns, but zeros are read, too.
 | operation | B, H, N, T, d, dv | dtype | pass | least, MB | counted, MB | ratio | launches | blocks | shared, KiB | A100, µs | H100, µs |
 |---|---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(attention_rows())}
+"""
+
+
+def deformable_rows():
+    from support import gpu_deformable
+
+    return gpu_deformable.table([PEAKS["A100"], PEAKS["H100"]])
+
+
+def deformable_section(found):
+    from support import gpu_deformable
+
+    return f"""{gpu_deformable.SECTION}
+
+{chr(10).join(deformable_rows())}
+
+{gpu_deformable.RESOURCES}
+
+{resource_table(found)}
 """
 
 
@@ -236,9 +265,7 @@ def attention_resources(found):
 is made for. Absorbed attention's have 256 threads in both passes; those that pack and merge 128. Nothing is spilled, no static
 shared memory. float32 runs in full float32.
 
-| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
-|---|{"---|" * len(ARCHITECTURES)}
-{chr(10).join(resource_rows(found))}
+{resource_table(found)}
 """
 
 
@@ -251,6 +278,7 @@ def main():
             | resources(architecture, "absorbed_attention")
             for architecture in ARCHITECTURES
         }
+        deformable = {a: resources(a, "deformable_attention") for a in ARCHITECTURES}
         rows = {
             architecture: {
                 name: r
@@ -284,22 +312,19 @@ clusters would leave more than half of the processors idle: 1 block, the same as
 {chr(10).join(cluster_rows())}
 
 {attention_section()}
+{deformable_section(deformable)}
 {row_section()}
 ## Registers and bytes spilled, by `ptxas -v`
 
 Blocks of 256 threads, or 512 where the tile takes most of a processor's shared memory; no static shared memory. The budget that the
 tests hold the kernels to is 128 registers and nothing spilled.
 
-| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
-|---|{"---|" * len(ARCHITECTURES)}
-{chr(10).join(resource_rows(found))}
+{resource_table(found)}
 
 {attention_resources(attention)}
 Of channel and additive attention, blocks of 256 threads (pooled sums and column sums: 128), a warp a row.
 
-| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
-|---|{"---|" * len(ARCHITECTURES)}
-{chr(10).join(resource_rows(rows))}
+{resource_table(rows)}
 """)
 
 
