@@ -1,6 +1,7 @@
 # make demo   installs, builds, verifies the kernels, trains the reference model fused and unfused, writes out/demo.html
 # make lint   style, in seconds: needs no installation of the package        make format   puts it right
 # make test   the tests            make test-slow, test-triton, test-triton-oldest   the rest: .ci/run runs all
+# make integrations     the packages that models come from: without them their tests are skipped
 # make coverage-table   which property is shown of which operation on which backend
 TORCH  := torch==2.13.0
 LINT   := "ruff==0.17.*" "clang-format==23.1.*"
@@ -24,7 +25,7 @@ export ONEDNN_MAX_CPU_ISA := $(if $(filter baseline,$(HELD)),SSE41,AVX2)
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/inductor-$(HELD)
 endif
 
-.PHONY: demo lint format test test-slow test-triton test-triton-oldest coverage-table bench bench-quick docs gpu-check install clean mutants
+.PHONY: demo lint format test test-slow test-triton test-triton-oldest integrations coverage-table bench bench-quick docs gpu-check install clean mutants
 
 demo: install
 	$(BIN)/python -m mmkernels demo --out out
@@ -64,6 +65,15 @@ $(OLDEST_TRITON): $(VENV)/.torch
 test-triton-oldest: install $(OLDEST_TRITON)
 	export MMKERNELS_OLDEST_TRITON=$(abspath $(OLDEST_TRITON)) && $(PYTEST) -m slow -k oldest_triton test_triton_compile.py
 
+# timm and open_clip ask for torchvision, which would bring another torch; what we use of them does without.
+INTEGRATIONS := -c tests/integrations.txt "$(TORCH)"
+$(VENV)/.integrations: $(STAMP) tests/integrations.txt
+	$(BIN)/python -m pip install --quiet $(INTEGRATIONS) transformers diffusers keras kernels monai torchmil ftfy
+	$(BIN)/python -m pip install --quiet --no-deps $(INTEGRATIONS) timm open_clip_torch
+	touch $@
+
+integrations: $(VENV)/.integrations
+
 # What the tests show of which operation on which backend, what can't be and why; fails where something is missing.
 coverage-table: install
 	cd tests && TRITON_INTERPRET=1 ../$(BIN)/python coverage_table.py
@@ -76,9 +86,10 @@ bench: install
 bench-quick: install
 	cd bench && ../$(BIN)/python -m pytest --quick -k "not compile" --benchmark-max-time 0.05 --benchmark-min-rounds 2
 
-# What is generated from the docstrings.
+# What is generated: from the docstrings, and from benchmarks' results.
 docs: install
 	$(BIN)/python tools/api_reference.py
+	$(BIN)/python tools/bench_table.py
 
 # Plants bugs in a copy of this tree, one at a time, and fails where no test notices: make mutants ONLY=cuda, ONLY=cpu:channel.
 mutants: install

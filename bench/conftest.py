@@ -14,6 +14,8 @@ import torch
 
 from mmkernels.bench import benchmark_of, contests, default_device, report, timing
 
+_operations = set()  # of the collected files
+
 
 def pytest_addoption(parser):
     group = parser.getgroup("mmkernels")
@@ -33,9 +35,17 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["mmkernels"] = report.machine(config.getoption("--device"))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Peers that aren't there are no skipped tests."""
+    for operation in sorted(_operations):
+        for line in report.left_out_lines(operation, contests.left_out(benchmark_of(operation))):
+            terminalreporter.write_line(line)
+
+
 def pytest_generate_tests(metafunc):
     """An item a contestant: its kind of call, shape and name."""
     quick = metafunc.config.getoption("--quick")
+    _operations.add(metafunc.module.OPERATION)
     found = _contests(metafunc.module.OPERATION, quick)
     metafunc.parametrize(
         ("kind", "shape", "contestant"),

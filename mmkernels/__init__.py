@@ -1,9 +1,10 @@
 """Fused score -> softmax -> multiply kernels for image and text features."""
 
 from . import versions  # noqa: F401, I001  (first: it refuses a torch that is too old)
-from . import functional, modules, reference
+from . import functional, integrations, modules, reference
 from .backends import BackendError
 from .functional import *  # noqa: F403
+from .integrations import PatchReport, patch, unpatch
 from .modules import *  # noqa: F403
 from .modules.absorb import absorb_pays
 from .ops.absorbed_attention import AbsorbedAttentionFunction
@@ -23,10 +24,14 @@ __all__ = [
     "ChannelAttentionFunction",
     "DeformableAttentionFunction",
     "GatedCrossAttentionFunction",
+    "PatchReport",
     "SpatialAttentionFunction",
     "absorb_pays",
     "functional",
+    "integrations",
+    "patch",
     "reference",
+    "unpatch",
     *functional.__all__,
     *modules.__all__,
 ]

@@ -10,6 +10,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
+from torch.utils.module_tracker import ModuleTracker
 
 # Whether vmap, grad, jvp, ... of torch.func run. They don't know autograd rules of registered operations, so that there
 # an autograd Function has to be called. (torch/autograd/function.py)
@@ -24,6 +26,9 @@ is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 BelowAutograd = torch._C._AutoDispatchBelowAutograd
 after_autograd = torch._C._after_autograd_keyset
 after_inplace_or_view = torch._C._after_ADInplaceOrView_keyset
+
+# The modes that see every operation that runs, the innermost last. (torch/utils/_python_dispatch.py)
+dispatch_modes = _python_dispatch._get_current_dispatch_mode_stack
 
 # Whether tangents are followed at all; asked first, since it is cheap. And a context in which they are: PyTorch turns
 # it off around an autograd Function's jvp. (torch/autograd/forward_ad.py)
@@ -71,8 +76,24 @@ def has_hooks(module):
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or nn.modules.module._has_any_global_hook()
+        or (nn.modules.module._has_any_global_hook() and _global_hooks_act())
     )
+
+
+def _global_hooks_act():
+    """Whether one of every module's hooks does more than to note which module runs: PyTorch's FlopCounterMode has
+    such, and would count what runs only because it looks (torch/utils/module_tracker.py)."""
+    module = nn.modules.module
+    kinds = (
+        module._global_forward_pre_hooks,
+        module._global_forward_hooks,
+        module._global_backward_pre_hooks,
+        module._global_backward_hooks,
+    )
+    return any(getattr(hook, "__func__", None) not in _TRACKING for hooks in kinds for hook in hooks.values())
+
+
+_TRACKING = (ModuleTracker._fw_pre_hook, ModuleTracker._fw_post_hook)
 
 
 def known_true(condition):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from support.attention_tests import assert_rule
+from support.attention_tests import assert_rule, draw
 
 import mmkernels as mmk
 from mmkernels import backends, cases, functional, peers, reference, verify
@@ -18,7 +18,7 @@ click_testing = pytest.importorskip("click.testing")
 pytest.importorskip("rich")
 
 from mmkernels import bench, cli  # noqa: E402
-from mmkernels.bench import report, timing  # noqa: E402
+from mmkernels.bench import contests, gated_cross_attention, report, timing  # noqa: E402
 
 
 def call(*arguments):
@@ -225,6 +225,27 @@ def test_peers_agree_with_the_reference(operation):
         assert_rule(found, truth, peer=truth)  # no more than another order of sums in float64
 
 
+@pytest.mark.parametrize("mask", [None, torch.arange(10).view(2, 5) % 3 > 0, torch.arange(5.0).expand(2, 3, 7, 5)])
+def test_attention_peers_of_pytorch(mask):
+    """SDPA's and FlexAttention's calls are the operation."""
+    tensors = [draw(2, 3, n, d, seed=i) for i, (n, d) in enumerate(((7, 8), (5, 8), (5, 4), (7, 4)))]
+    wide = [t.double() for t in tensors]
+    truth = reference.gated_cross_attention(*wide, attn_mask=mask)
+    plain = peers.gated_cross_attention(*tensors, attn_mask=mask)
+    for name in ("sdpa", "flex"):
+        assert_rule(getattr(peers, f"gated_cross_attention_{name}")(*tensors, attn_mask=mask), truth, plain)
+
+
+@pytest.mark.slow
+def test_compiled_flex():
+    """As the benchmark calls it, with a gate and without."""
+    arguments = {name: draw(1, 2, 4, 16, seed=i) for i, name in enumerate(("query", "key", "value", "gate"))}
+    contestant = gated_cross_attention.PEERS[gated_cross_attention.FLEX](arguments)
+    for given in (arguments, {name: arguments[name] for name in ("query", "key", "value")}):
+        truth = reference.gated_cross_attention(**{name: t.double() for name, t in given.items()})
+        assert_rule(contestant(**given), truth, peers.gated_cross_attention(**given))
+
+
 def test_race():
     """The slower one is slower, about as much as it is, and everything ran equally often."""
     counts = {"fast": 0, "slow": 0}
@@ -328,6 +349,19 @@ def test_bench(tiny_bench, tmp_path):
     for figure in result_of["figures"]:
         assert figure["name"] in result.output and isinstance(figure["passed"], bool)
     assert (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_peers_that_are_not_installed(tiny_bench, monkeypatch, tmp_path):
+    """Left out, and said so."""
+    missing = contests.installed({"a": 1, "b": 2, "c": 3}, {"b": "torch", "c": "no_such_package"})
+    assert missing == {"a": 1, "b": 2}
+    monkeypatch.setattr(bench.benchmark_of("channel_attention"), "NEEDS", {"c": "no_such_package"}, raising=False)
+    result = call("bench", "--quick", "--operation", "channel_attention", "--json", tmp_path / "b.json")
+    told = "channel_attention: the peer 'c' is left out, no_such_package isn't installed (pip install mmkernels[bench])"
+    assert told in result.output
+    assert json.loads((tmp_path / "b.json").read_text())["operations"]["channel_attention"]["left out"] == {
+        "c": "no_such_package"
+    }
 
 
 def test_bench_reports_no_speed_up_of_a_wrong_result(tiny_bench, monkeypatch):

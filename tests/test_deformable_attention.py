@@ -18,7 +18,7 @@ from support.attention_tests import (
 from support.runnable import runnable, runnable_cases
 
 import mmkernels as mmk
-from mmkernels import backends, cases, peers, tolerance
+from mmkernels import backends, cases, peers, reference, tolerance
 from mmkernels.cases import deformable_attention as sampled
 
 OPERATION = "deformable_attention"
@@ -76,6 +76,38 @@ def test_function_vmap_and_twice(backend, device, dtype):
     assert_gradients(gradients(apply, tensors), call, OPERATION, tensors)
     stacked = [torch.stack([t, t + 1]) for t in tensors]
     assert_vmap(call, (0,) * 3, OPERATION, backend, stacked)
+
+
+ODD = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
+
+
+@pytest.mark.property("NaN and Inf come out")
+@pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "weights given"])
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", ["scores", "value"])
+@pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, (torch.float32, torch.bfloat16)))
+def test_what_is_not_finite(backend, device, dtype, name, odd, softmax):
+    """Comes out where it does of the definition, also at corners that count nothing, are outside, or are masked. Of
+    gradients that are sums over channels, NaN may stand for Inf."""
+    levels = ((8, 4), (2, 16))
+    made = cases.Draw(dtype, device, 0)
+    places = (sampled.within, sampled.around, sampled.on_edges, sampled.far_outside, sampled.not_finite)
+    locations = [sampled.locations(made, (2, 2, 0, 6, 3, levels), locate=locate) for locate in places]
+    tensors = {
+        "value": made.normal(2, 64, 2, 12),
+        "locations": torch.cat(locations, 1),
+        "scores": made.normal(2, 30, 2, 2, 3),
+    }
+    tensors[name].flatten()[:: 11 if name == "value" else 7] = ODD[odd]
+    options = {"mask": made.mask(2, 64), "softmax": softmax}
+    found, expected = (
+        gradients(lambda v, xy, s, run=run: run(v, levels, xy, s, **options), tensors.values())
+        for run in (functools.partial(mmk.deformable_attention, backend=backend), reference.deformable_attention)
+    )
+    for what, f, e in zip(("result", *tensors), found, expected):
+        assert torch.equal(f.isfinite(), e.isfinite()), what
+        if what in ("result", "value"):
+            torch.testing.assert_close(*(t.where(~t.isfinite(), 0) for t in (f, e)), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.property("huge strides")

@@ -63,9 +63,9 @@ def _compare(body, runtime, where):
             assert set(bases) <= set(found), f"{where}.{node.name}"
             _compare(node.body, getattr(runtime, node.name), f"{where}.{node.name}")
         if isinstance(node, ast.FunctionDef) and node.name != "apply":  # torch's own takes anything
-            actual = [
-                (p.name, p.kind, p.default) for p in inspect.signature(getattr(runtime, node.name)).parameters.values()
-            ]
+            function = getattr(runtime, node.name)
+            function = function.fget if isinstance(function, property) else function
+            actual = [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
             assert _same(_declared(node), actual), f"{where}.{node.name}"
 
 
@@ -75,7 +75,12 @@ def _declared(node):
     plain = [*arguments.posonlyargs, *arguments.args]
     missing = [None] * (len(plain) - len(arguments.defaults))
     found = [(a.arg, KINDS.POSITIONAL_OR_KEYWORD, _value(d)) for a, d in zip(plain, [*missing, *arguments.defaults])]
-    return found + [(a.arg, KINDS.KEYWORD_ONLY, _value(d)) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults)]
+    if arguments.vararg:
+        found.append((arguments.vararg.arg, KINDS.VAR_POSITIONAL, KINDS.empty))
+    found += [(a.arg, KINDS.KEYWORD_ONLY, _value(d)) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults)]
+    if arguments.kwarg:
+        found.append((arguments.kwarg.arg, KINDS.VAR_KEYWORD, KINDS.empty))
+    return found
 
 
 def _value(default):

@@ -171,8 +171,8 @@ MMK_INLINE void with_width(bool wide, const QueryRows& rows, int64_t offset, F f
 }
 
 // The points of as many queries of a head as a vector has lanes, one a lane: the four positions around each point, -1
-// where there is none, and the shares of its sample that those have, times its weight. Number k of all queries is at k
-// * block, of one query behind its lane.
+// where there is none, and the shares of its sample that those have. Number k of all queries is at k * block, of one
+// query behind its lane.
 template <class T>
 struct Sampling {
   using C = acc_t<T>;
@@ -186,7 +186,8 @@ struct Sampling {
   int64_t highest;
   bool masked;                 // else nothing is hidden
   int64_t b, h, first, count;  // the queries
-  Scratch<C> location, weight, fraction_x, fraction_y, share;
+  Scratch<C> location, weight, share;
+  Scratch<C> fraction_x, fraction_y;  // how far a point is from the first of its positions; -1: it is outside
   Scratch<I> position;
 
   Sampling(const DeformableAttention& a, const Points<C>& points)
@@ -208,6 +209,7 @@ struct Sampling {
   MMK_INLINE C share_of(int corner, int64_t k, int64_t lane) const {
     return share.data[(corner * a.K + k) * block + lane];
   }
+  MMK_INLINE C weight_of(int64_t k, int64_t lane) const { return weight.data[k * block + lane]; }
 
   // Up to a block of queries from `from` on.
   void set(int64_t sample, int64_t head, int64_t from, int64_t end) {
@@ -254,7 +256,7 @@ struct Sampling {
       store(weight.data + k * block, exp_below(load(weight.data + k * block) - base) * inverse);
   }
 
-  // From locations and weights to positions and shares.
+  // From locations to positions and shares.
   void locate() {
     read(a.locations, a.wide_locations, 2 * a.K, location.data);
     for (int64_t k = 0; k < a.K; ++k) {
@@ -269,8 +271,8 @@ struct Sampling {
       ivec row = __builtin_convertvector(y, ivec);
       column += x < __builtin_convertvector(column, vec<C>);  // rounded down: a comparison that holds is -1
       row += y < __builtin_convertvector(row, vec<C>);
-      x -= __builtin_convertvector(column, vec<C>);
-      y -= __builtin_convertvector(row, vec<C>);
+      x = near ? x - __builtin_convertvector(column, vec<C>) : splat(C(-1));
+      y = near ? y - __builtin_convertvector(row, vec<C>) : splat(C(-1));
       store(fraction_x.data + k * block, x);
       store(fraction_y.data + k * block, y);
 
@@ -284,16 +286,19 @@ struct Sampling {
       put_position(2, k, left & below, at + I(width));
       put_position(3, k, right & below, at + (I(width) + 1));
 
-      const vec<C> w = load(weight.data + k * block);
-      const vec<C> lower = w * y;
-      const vec<C> upper = w - lower;
-      put_share(0, k, upper - upper * x);
-      put_share(1, k, upper * x);
-      put_share(2, k, lower - lower * x);
-      put_share(3, k, lower * x);
+      put_share(0, k, (C(1) - y) * (C(1) - x));
+      put_share(1, k, (C(1) - y) * x);
+      put_share(2, k, y * (C(1) - x));
+      put_share(3, k, y * x);
     }
     if (masked)
       hide();
+  }
+  // From shares of a point's sample to those of the result.
+  void weigh_shares() {
+    for (int c = 0; c < 4; ++c)
+      for (int64_t k = 0; k < a.K; ++k)
+        put_share(c, k, load(share.data + (c * a.K + k) * block) * load(weight.data + k * block));
   }
 
   // to = what is laid out like weights or locations, a row a query.

@@ -95,7 +95,8 @@ struct QueryGradients {
   }
 
  private:
-  // A sample is s = (1 - y) ((1 - x) s0 + x s1) + y ((1 - x) s2 + x s3), x and y in pixels.
+  // A sample is s = (1 - y) ((1 - x) s0 + x s1) + y ((1 - x) s2 + x s3), x and y in pixels. What is outside is a
+  // constant, even where its weight is NaN.
   void combine() {
     vec<C> mean = {};
     for (int64_t k = 0; k < a.K; ++k) {
@@ -106,14 +107,16 @@ struct QueryGradients {
       const vec<C> d1 = load(dots.data + (a.K + k) * block);
       const vec<C> d2 = load(dots.data + (2 * a.K + k) * block);
       const vec<C> d3 = load(dots.data + (3 * a.K + k) * block);
-      const vec<C> above = d0 + x * (d1 - d0);
-      const vec<C> below = d2 + x * (d3 - d2);
-      const vec<C> sample = above + y * (below - above);
+      vec<C> sample = {};
+      for (int c = 0; c < 4; ++c)
+        sample += load(sampling.share.data + (c * a.K + k) * block) * load(dots.data + (c * a.K + k) * block);
       store(of_weight.data + k * block, sample);
       mean += weight * sample;
-      const vec<C> along_x = (d1 - d0) + y * ((d3 - d2) - (d1 - d0));
-      store(of_location.data + 2 * k * block, weight * points.width.data[k] * along_x);
-      store(of_location.data + (2 * k + 1) * block, weight * points.height.data[k] * (below - above));
+      const vec<C> along_x = (C(1) - y) * (d1 - d0) + y * (d3 - d2);
+      const vec<C> along_y = (C(1) - x) * (d2 - d0) + x * (d3 - d1);
+      const auto outside = x < C(0);
+      store(of_location.data + 2 * k * block, outside ? vec<C>{} : weight * points.width.data[k] * along_x);
+      store(of_location.data + (2 * k + 1) * block, outside ? vec<C>{} : weight * points.height.data[k] * along_y);
     }
     if (a.softmax)
       for (int64_t k = 0; k < a.K; ++k) {
@@ -203,6 +206,7 @@ struct ValueGradient {
       sampling.set(b, h, q, a.Q);
       sampling.weights_again();
       sampling.locate();
+      sampling.weigh_shares();
       for (int64_t lane = 0; lane < sampling.count; ++lane) {
         const T* grad = upstream + (q + lane) * g.grad_result.q;
         each_block<C>(channels, [&](auto pack, auto packs, int64_t begin, int64_t end) {

@@ -5,30 +5,30 @@
 namespace mmk {
 namespace {
 
-// out = sum over points and corners of share * row, for a block of packs. Corners have sums of their own where
-// registers allow: additions needn't wait for each other.
+// out = sum over points of weight * sample, which is the sum over its corners of share * row, for a block of packs.
+// (Corners weighed one by one would cancel to NaN where the weight is Inf.)
 template <class Pack, int Packs, class T, class R>
 MMK_INLINE void weighted_rows(const Sampling<T>& sampling, int64_t lane, R rows, int64_t first, int64_t last, T* out) {
   using C = acc_t<T>;
-  constexpr int sums = Packs <= 2 ? 4 : 2;
-  typename Pack::type total[sums][Packs] = {};
+  typename Pack::type total[Packs] = {};
   for (int64_t k = 0; k < sampling.a.K; ++k) {
+    typename Pack::type sample[Packs] = {};
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
       const auto* row = rows[sampling.position_of(c, k, lane)];
       const C share = sampling.share_of(c, k, lane);
 #pragma GCC unroll 4
       for (int v = 0; v < Packs; ++v)
-        total[c % sums][v] += Pack::load(row + channel_of<Pack, Packs>(v, first, last)) * share;
+        sample[v] += Pack::load(row + channel_of<Pack, Packs>(v, first, last)) * share;
     }
+    const C weight = sampling.weight_of(k, lane);
+#pragma GCC unroll 4
+    for (int v = 0; v < Packs; ++v)
+      total[v] += sample[v] * weight;
   }
 #pragma GCC unroll 4
-  for (int v = 0; v < Packs; ++v) {
-    auto sum = total[0][v] + total[1][v];
-    if constexpr (sums == 4)
-      sum += total[2][v] + total[3][v];
-    Pack::store(out + channel_of<Pack, Packs>(v, first, last), sum);
-  }
+  for (int v = 0; v < Packs; ++v)
+    Pack::store(out + channel_of<Pack, Packs>(v, first, last), total[v]);
 }
 
 template <class T>

@@ -135,10 +135,19 @@ MMK_INLINE vec<C> load(const C* p) {
   memcpy(&v, p, sizeof v);
   return v;
 }
+MMK_INLINE vec<uint32_t> widen(vec_u16 h) {
+#if defined(__AVX512F__) && MMK_VECTOR_BYTES == 64
+  return bit_cast<vec<uint32_t>>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(h)));  // GCC alone takes seven instructions
+#elif defined(__AVX2__) && MMK_VECTOR_BYTES == 32
+  return bit_cast<vec<uint32_t>>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(h)));
+#else
+  return __builtin_convertvector(h, vec<uint32_t>);
+#endif
+}
 MMK_INLINE vec<float> load(const bf16* p) {
   vec_u16 h;
   memcpy(&h, p, sizeof h);
-  return bit_cast<vec<float>>(__builtin_convertvector(h, vec<uint32_t>) << 16);
+  return bit_cast<vec<float>>(widen(h) << 16);
 }
 MMK_INLINE vec<float> load(const f16* p) {
 #if defined(__AVX512F__) && MMK_VECTOR_BYTES == 64

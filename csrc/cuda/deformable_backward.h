@@ -8,11 +8,6 @@ namespace mmk::cuda::deformable {
 
 constexpr int backward_threads = 128;
 
-// A point's terms in shared memory.
-struct Terms {
-  enum : int { x, y, weight, grad_weight };
-};
-
 template <class T, int V>
 struct PointGradients {
   const Group<T>& group;
@@ -60,9 +55,12 @@ struct PointGradients {
     group.own_points(first, [&](int64_t, int i) {
       const Pack<float>& dot = dots[i];
       Pack<float>& term = terms[i];
-      const float above = dot.at[0] + term.at[Terms::x] * (dot.at[1] - dot.at[0]);
-      const float below = dot.at[2] + term.at[Terms::x] * (dot.at[3] - dot.at[2]);
-      term.at[Terms::grad_weight] = above + term.at[Terms::y] * (below - above);
+      const Pack<float> share = shares(term.at[Terms::x], term.at[Terms::y]);
+      float sample = 0;
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        sample += share.at[c] * dot.at[c];
+      term.at[Terms::grad_weight] = sample;
       sum += term.at[Terms::weight] * term.at[Terms::grad_weight];
     });
     return sum;
@@ -76,7 +74,7 @@ struct PointGradients {
                         t.softmax ? term.at[Terms::weight] * (grad_weight - mean) : grad_weight);
       }
       if (t.grad_locations.data)
-        write_location(k, term, dots[i], position[i]);
+        write_location(k, term, dots[i]);
     });
   }
 
@@ -119,20 +117,18 @@ struct PointGradients {
     if (group.lane < 4)
       to.at[2 * lower + right] = sum;
   }
-  MMK_DEVICE void write_location(int64_t k, const Pack<float>& term, const Pack<float>& dot,
-                                 const Pack<int32_t>& at) const {
+  // What is outside is a constant, even where its weight is NaN.
+  MMK_DEVICE void write_location(int64_t k, const Pack<float>& term, const Pack<float>& dot) const {
     const Level level = level_of<&Level::point>(t, int32_t(k));
-    const float above = dot.at[1] - dot.at[0];
-    const float below = dot.at[3] - dot.at[2];
-    const float left = dot.at[2] - dot.at[0];
-    const float right = dot.at[3] - dot.at[1];
-    const bool samples = at.at[0] >= 0 || at.at[1] >= 0 || at.at[2] >= 0 || at.at[3] >= 0;
+    const float x = term.at[Terms::x];
+    const float y = term.at[Terms::y];
     const float weight = term.at[Terms::weight];
-    const float along_x = weight * float(level.width) * (above + term.at[Terms::y] * (below - above));
-    const float along_y = weight * float(level.height) * (left + term.at[Terms::x] * (right - left));
+    const float along_x = (1 - y) * (dot.at[1] - dot.at[0]) + y * (dot.at[3] - dot.at[2]);
+    const float along_y = (1 - x) * (dot.at[2] - dot.at[0]) + x * (dot.at[3] - dot.at[1]);
     const int64_t to = group.at(t.grad_locations) + 2 * k;
-    write_number<T>(t.grad_locations.data, t.wide_locations, to, samples ? along_x : 0.f);
-    write_number<T>(t.grad_locations.data, t.wide_locations, to + 1, samples ? along_y : 0.f);
+    write_number<T>(t.grad_locations.data, t.wide_locations, to, x < 0 ? 0.f : weight * float(level.width) * along_x);
+    write_number<T>(t.grad_locations.data, t.wide_locations, to + 1,
+                    x < 0 ? 0.f : weight * float(level.height) * along_y);
   }
 };
 

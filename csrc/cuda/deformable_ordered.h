@@ -74,7 +74,7 @@ MMK_DEVICE void add_in_order(const Task& t) {
       if (hit) {
         place.hide(t, b);
         query.read_softmax();
-        own.share[lane] = place.shares(query.weight(k));
+        own.share[lane] = shares(place.x, place.y, query.weight(k));
         own.query[lane] = turn.q;
 #pragma unroll
         for (int c = 0; c < 4; ++c)

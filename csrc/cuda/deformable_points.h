@@ -8,17 +8,15 @@ namespace mmk::cuda::deformable {
 // A place in a level's map: the four positions around it, left and right, then those below; -1 where there is none.
 struct Place {
   Pack<int32_t> position = {{-1, -1, -1, -1}};
-  // how far it is from the first of them
-  float x = 0;
-  float y = 0;
-  bool near = false;  // one of the four may count
+  // how far it is from the first of them; -1: it is outside
+  float x = -1;
+  float y = -1;
 
   MMK_DEVICE Place() {}
   MMK_DEVICE Place(const Level& level, float right, float down) {
     const float column = right * float(level.width) - 0.5f;
     const float row = down * float(level.height) - 0.5f;
-    near = column >= -1 && column < float(level.width) && row >= -1 && row < float(level.height);  // not where it's NaN
-    if (!near)
+    if (!(column >= -1 && column < float(level.width) && row >= -1 && row < float(level.height)))  // NaN, too
       return;
     const float left = floorf(column);
     const float above = floorf(row);
@@ -42,12 +40,16 @@ struct Place {
       if (position.at[i] >= 0 && !load(t.mask.data + b * t.mask.b + position.at[i] * t.mask.t))
         position.at[i] = -1;
   }
-  // What each of the four has of a sample's weight.
-  MMK_DEVICE Pack<float> shares(float weight) const {
-    const float lower = weight * y;
-    const float upper = weight - lower;
-    return {{upper - upper * x, upper * x, lower - lower * x, lower * x}};
-  }
+};
+
+// What each of the four has of a place's sample, times its weight.
+MMK_DEVICE Pack<float> shares(float x, float y, float weight = 1) {
+  return {{weight * ((1 - y) * (1 - x)), weight * ((1 - y) * x), weight * (y * (1 - x)), weight * (y * x)}};
+}
+
+// A point's terms in shared memory.
+struct Terms {
+  enum : int { x, y, weight, grad_weight };
 };
 
 // A query's and head's numbers.

@@ -1,8 +1,9 @@
 """How fast is it, next to what people run today and next to the memory's own speed?
 
 One file an operation says what competes (its contests), :mod:`.timing` times them, :mod:`.report` shows the rows. That
-file has ``SHAPES``, a ``QUICK`` choice of them, ``BUDGET`` (seconds a row), ``PARTS`` (contests and memory rows) and
-``figures(rows)``. ``pytest bench/`` times the same contests in pytest-benchmark's way.
+file has ``SHAPES``, a ``QUICK`` choice of them, ``BUDGET`` (seconds a row), ``PARTS`` (contests and memory rows),
+``figures(rows)``, and ``NEEDS`` where peers are from packages that may be missing. ``pytest bench/`` times the same
+contests in pytest-benchmark's way.
 """
 
 import importlib
@@ -13,7 +14,8 @@ from .. import functional
 
 
 def run(operations=None, *, quick=False, threads=None, device=None, progress=None):
-    """Times every operation and returns ``{"environment": ..., "operations": {name: {"rows": ..., "figures": ...}}}``.
+    """Times every operation and returns ``{"environment": ..., "operations": {name: {"rows": ..., "figures": ...,
+    "left out": ...}}}``; left out are peers whose package isn't installed.
 
     Args:
         operations: names; default: all.
@@ -63,6 +65,10 @@ def _run(operations, device, quick, progress):
             rows.append(part.row(shape, device, options))
             done += 1
         torch.compiler.reset()
-        found[operation] = {"rows": rows, "figures": [figure.as_json() for figure in module.figures(rows)]}
+        found[operation] = {
+            "rows": rows,
+            "figures": [figure.as_json() for figure in module.figures(rows)],
+            "left out": contests.left_out(module),
+        }
     progress("done", total, total)
     return found

@@ -2,15 +2,13 @@
 projections next to whole layers: Hugging Face's fusion layer as installed, nn.MultiheadAttention, SDPA with
 projections."""
 
-import importlib.util
-
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from .. import modules
 from . import report
-from .contests import Contest, Memory, contestants, shape_name, small_calls
+from .contests import Contest, Memory, contestants, installed, shape_name, small_calls
 from .rows import least, most, share_of_library, values
 from .rows import small_calls as small_call_figures
 
@@ -89,9 +87,15 @@ def _layer_checked(arguments):
     return [inputs((b, 4, n, arguments["text"].shape[1], d), arguments["image"].device)]
 
 
-LAYERS = {"ours": _layer(modules.BidirectionalAttention), "sdpa": _layer(_TwoSDPA)}
-if importlib.util.find_spec("transformers") is not None:
-    LAYERS["hugging face"] = _layer(_hugging_face)
+NEEDS = {"hugging face": "transformers"}
+LAYERS = installed(
+    {
+        "ours": _layer(modules.BidirectionalAttention),
+        "sdpa": _layer(_TwoSDPA),
+        "hugging face": _layer(_hugging_face),
+    },
+    NEEDS,
+)
 
 
 # Pooling heads -------------------------------------------------------------------------------------------------------

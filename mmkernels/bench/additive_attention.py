@@ -1,13 +1,11 @@
 """Additive attention over the patches of a slide, gated: next to eager PyTorch, torch.compile, torchmil, and its matrix
 product alone."""
 
-import importlib.util
-
 import torch
 from torch.nn.functional import linear
 
 from . import report
-from .contests import Contest, Memory, contestants, small_calls
+from .contests import Contest, Memory, contestants, installed, small_calls
 from .rows import least, most, values
 from .rows import small_calls as small_call_figures
 
@@ -56,9 +54,8 @@ def _checked(arguments):
     return [] if arguments["image"].shape[1] > LARGE else [arguments]
 
 
-PEERS = contestants(OPERATION, "eager", "compile")
-if importlib.util.find_spec("torchmil") is not None:
-    PEERS["torchmil"] = _torchmil
+NEEDS = {"torchmil": "torchmil"}
+PEERS = installed(contestants(OPERATION, "eager", "compile") | {"torchmil": _torchmil}, NEEDS)
 PARTS = (
     Contest(
         OPERATION,

@@ -1,8 +1,9 @@
 """What competes, on which arguments: the one definition that ``mmkernels bench`` and ``pytest bench/`` share."""
 
 import functools
+import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -31,6 +32,7 @@ class Contest:
         shapes: shapes of its own, in place of the operation's.
         only: whether a shape takes part.
         quick: whether it is part of a quick look.
+        slow: names of peers that a quick look leaves out.
     """
 
     operation: str
@@ -44,10 +46,15 @@ class Contest:
     shapes: tuple = ()
     only: Callable = lambda shape: True
     quick: bool = True
+    slow: tuple = ()
 
     @property
     def names(self):
         return [*self.beside, *self.contestants]
+
+    def quickly(self):
+        """Without the slow peers."""
+        return replace(self, contestants={n: make for n, make in self.contestants.items() if n not in self.slow})
 
     def mode(self):
         """In which the calls run, as a context."""
@@ -100,6 +107,9 @@ class Memory:
     only: Callable = lambda shape: True
     quick: bool = True
 
+    def quickly(self):
+        return self
+
     def row(self, shape, device, options):
         arguments = self.inputs(shape, device)
         row = {"kind": self.kind, "shape": shape_name(shape), **self.columns(shape, arguments)}
@@ -115,7 +125,7 @@ class Memory:
 def plan(benchmark, quick):
     """All (shape, contest or memory) of an operation's benchmark, a module of this package; shape after shape."""
     shapes = benchmark.QUICK if quick else benchmark.SHAPES
-    parts = [part for part in benchmark.PARTS if part.quick or not quick]
+    parts = [part.quickly() for part in benchmark.PARTS if part.quick] if quick else benchmark.PARTS
     for shape in shapes:
         yield from ((shape, part) for part in parts if not part.shapes and part.only(shape))
     for part in parts:
@@ -135,6 +145,21 @@ def contestants(operation, *names, compiled=""):
         else _looked_up(peers, operation if name == "eager" else f"{operation}_{name}")
         for name in names
     }
+
+
+def installed(contestants, needs):
+    """Without the peers whose package, `needs` by name, isn't installed: a benchmark has `needs` as ``NEEDS``, and
+    :func:`left_out` tells."""
+    return {name: make for name, make in contestants.items() if not _missing(needs.get(name))}
+
+
+def left_out(benchmark):
+    """Peers of an operation's benchmark that can't take part: their packages by their names."""
+    return {name: package for name, package in getattr(benchmark, "NEEDS", {}).items() if _missing(package)}
+
+
+def _missing(package):
+    return package is not None and importlib.util.find_spec(package) is None
 
 
 def _looked_up(module, name):

@@ -1,13 +1,11 @@
 """Deformable attention next to what public models run without a GPU: Hugging Face's function as installed, eager and
 compiled, and the same in our own plain PyTorch."""
 
-import importlib.util
-
 import torch
 
 from .. import functional, peers
 from . import report
-from .contests import Contest, Memory, contestants, shape_name, small_calls
+from .contests import Contest, Memory, contestants, installed, shape_name, small_calls
 from .rows import least, most, values
 from .rows import small_calls as small_call_figures
 from .timing import race
@@ -75,9 +73,10 @@ def _hugging_face(compiled):
     return make
 
 
-PEERS = contestants(OPERATION, "eager")
-if importlib.util.find_spec("transformers") is not None:
-    PEERS |= {"hugging face": _hugging_face(False), "compile": _hugging_face(True)}
+NEEDS = {"hugging face": "transformers", "compile": "transformers"}
+PEERS = installed(
+    contestants(OPERATION, "eager") | {"hugging face": _hugging_face(False), "compile": _hugging_face(True)}, NEEDS
+)
 
 
 def _share(reads):

@@ -9,6 +9,9 @@ PEERS = {
     "sdpa": "SDPA",
     "split": "eager PyTorch, its Linear split",
     "torchmil": "torchmil",
+    "compiled flex": "compiled FlexAttention",
+    "hugging face": "Hugging Face's",
+    "multihead": "nn.MultiheadAttention",
 }
 
 

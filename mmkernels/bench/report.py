@@ -114,6 +114,14 @@ def show(found, console):
                 "[green]pass[/]" if figure["passed"] else "[red]miss[/]",
             )
         console.print(table)
+        for line in left_out_lines(operation, result["left out"]):
+            console.print(f"[yellow]{line}[/]")
+
+
+def left_out_lines(operation, left_out):
+    """Who isn't there, `left_out` as :func:`.contests.left_out` gives it, as sentences."""
+    for peer, package in left_out.items():
+        yield f"{operation}: the peer '{peer}' is left out, {package} isn't installed (pip install mmkernels\\[bench])"
 
 
 def as_json(found):

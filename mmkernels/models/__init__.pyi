@@ -4,8 +4,11 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..modules import SpatialAttention
+from .bottom_up import TopDownCaptioner
+from .lavt import LanguageGate, PixelWordAttention
+from .san import StackedAttentionNetwork
 
-__all__ = ["ImageTextModel"]
+__all__ = ["ImageTextModel", "LanguageGate", "PixelWordAttention", "StackedAttentionNetwork", "TopDownCaptioner"]
 
 class ImageTextModel(nn.Module):
     image_encoder: nn.Module

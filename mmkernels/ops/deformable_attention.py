@@ -22,13 +22,13 @@ def deformable_attention(
         spatial_shapes: ``(Y, X)`` of each level, ``S = sum of Y X``; a sequence, or an int64 tensor ``[L, 2]`` (which
             on a GPU has to be waited for).
         locations: ``[B, Q, H, L, P, 2]``, (x, y) from 0 to 1 over each level's edges; or ``[B, Q, H, K, 2]`` with
-            ``points``. In value's dtype, or float32 beside bfloat16 or float16: a coordinate needs its bits. NaN or
-            Inf samples nothing and gets no gradient.
+            ``points``. In value's dtype, or float32 beside bfloat16 or float16: a coordinate needs its bits. What is
+            outside, NaN or Inf samples nothing and gets no gradient.
         scores: ``[B, Q, H, L, P]``, or ``[B, Q, H, K]`` with ``points``; value's dtype, or float32.
         points: how many points each level has, where that differs: K in all, level by level.
         mask: bool ``[B, S]``, True = takes part; else the value counts as 0, whatever it holds.
-        softmax: over all of a query's and head's points together. False: ``scores`` are the weights. (Of weights that
-            are Inf, Inf or NaN comes.)
+        softmax: over all of a query's and head's points together. False: ``scores`` are the weights. (Of a weight that
+            is Inf, Inf comes, or NaN where its sample is 0.)
         backend: None picks the fastest that can run; ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"`` force one.
 
     Returns:

@@ -19,6 +19,7 @@ import torch
 from torch.overrides import has_torch_function
 
 from .. import backends, torch_private
+from . import flops
 from .common import fold, move_batch
 from .registration import register_autograd, register_fake, register_out, tangent, tracked
 from .schema import Schema
@@ -126,6 +127,8 @@ class Operation:
             run = Implementation(self, backend, forward, backward, into)
             backends.implement(backend, self.name, run)
 
+        flops.register(forward, self.reference)
+        flops.register(backward, self.reference_backward, before=self._reference_before_backward)
         register_fake(forward, self.fake)
         register_fake(backward, self._fake_backward)
         register_autograd(forward, lambda *arguments: self.Function.apply(*arguments, run))
@@ -133,6 +136,7 @@ class Operation:
         torch.library.register_vmap(f"mmkernels::{name}", self._vmap(forward))
         torch.library.register_vmap(f"mmkernels::{name}_backward", self._vmap(backward, self.outputs))
         if into is not None:
+            flops.register(into, self._reference_into)
             register_fake(into, lambda *arguments: self.fake(*arguments[:-1])[1])
             register_out(into)
 
@@ -167,6 +171,11 @@ class Operation:
             )
         )
         return tuple(grads[i] if i in grads else inputs[0].new_empty(0) for i in self.differentiable)
+
+    def _reference_before_backward(self, *arguments):
+        """What its backward pass begins with: the forward pass, of what it is called with."""
+        _, inputs, _, options, _ = self._split(arguments)
+        return self.reference(*inputs, *options)
 
     # Autograd --------------------------------------------------------------------------------------------------------
 

@@ -25,11 +25,12 @@ def deformable_attention(value, spatial_shapes, locations, scores, *, points=Non
     shapes = spatial_shapes.tolist() if isinstance(spatial_shapes, torch.Tensor) else spatial_shapes
     begins = itertools.accumulate((y * x for y, x in shapes), initial=0)
     levels = [(y, x, begin) for (y, x), begin, count in zip(shapes, begins, points) for _ in range(count)]
-    height, width, begin = torch.tensor(levels, device=value.device, dtype=torch.int64).view(-1, 3).unbind(1)
+    height, width, begin = torch.as_tensor(levels, device=value.device, dtype=torch.int64).view(-1, 3).unbind(1)
 
-    # A position's center is half a pixel from its edges. What is NaN or Inf is outside, and a constant.
-    pixel = locations * torch.stack([width, height], -1) - 0.5
-    pixel = pixel.where(pixel.isfinite().all(-1, keepdim=True), -2)
+    # A position's center is half a pixel from its edges. What is outside, NaN and Inf too, is a constant.
+    sizes = torch.stack([width, height], -1)
+    pixel = locations * sizes - 0.5
+    pixel = pixel.where(((pixel >= -1) & (pixel < sizes)).all(-1, keepdim=True), -2)
     low = pixel.detach().floor()
     x, y = (pixel - low).unbind(-1)
     samples = 0

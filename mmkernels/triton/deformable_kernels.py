@@ -163,13 +163,14 @@ def sample(a, result, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.conste
         inside = (q < a.Q) & (k < a.K)
         places = locate(a, b, h, q, k, inside)
         weight = load_weights(a, b, h, q, k, inside, top, share)
+        # Corners weighed one by one would cancel to NaN where the weight is Inf.
         samples = tl.zeros([BLOCK_N, BLOCK_K, BLOCK_D], tl.float32)
         for below in tl.static_range(2):
             for right in tl.static_range(2):
                 position, valid = corner(a, b, places, right, below)
-                of_corner = weight * portion(places.x, right) * portion(places.y, below)
+                of_corner = portion(places.x, right) * portion(places.y, below)
                 samples += of_corner[:, :, None] * load_rows(a.value, b, h, position, d, valid, D)
-        total += tl.sum(samples, 1)
+        total += tl.sum(weight[:, :, None] * samples, 1)
     at = result.data + b * result.b + h * result.h + q.to(tl.int64) * result.n + d.to(tl.int64)[None, :] * result.c
     tl.store(at, total.to(result.data.dtype.element_ty), (q < a.Q) & (d < D)[None, :])
 

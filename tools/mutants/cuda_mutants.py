@@ -198,8 +198,8 @@ MUTANTS = (
     Mutant(
         "deformable_attention",
         "shares of the lower corners exchanged",
-        "lower - lower * x, lower * x}}",
-        "lower * x, lower - lower * x}}",
+        "weight * (y * (1 - x)), weight * (y * x)}}",
+        "weight * (y * x), weight * (y * (1 - x))}}",
     ),
     Mutant(
         "deformable_attention",

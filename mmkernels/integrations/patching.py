@@ -1,0 +1,236 @@
+"""Swapping what instances do: a module keeps its class, its parameters and its name, and gets another ``forward``.
+
+Which class gets what stands in a table beside the code of each package, by the class's full name, so that a package
+that nobody has imported isn't imported here either.
+"""
+
+import functools
+import importlib
+import re
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+# Packages whose classes are known, and where their table `CONVERTERS` stands.
+TABLES = {
+    "transformers": f"{__package__}.transformers.converters",
+}
+# (Replacement, value before or MISSING) of a swapped module: with it, so that copies can be undone, too.
+SWAPPED = "_mmkernels_swapped"
+LOOKS_LIKE_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+_own = {}
+
+
+class MISSING:
+    """The class's own, before a swap."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What a module gets.
+
+    Args:
+        operation: the operation's name; None for a companion that computes nothing, which no report lists.
+        value: in place of ``forward``: a function of a module-level name, ``(module, *arguments)``; of another
+            attribute: its value.
+        attribute: which one.
+    """
+
+    operation: str | None
+    value: object
+    attribute: str = "forward"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A module: replaced by an operation, or left alone for a reason."""
+
+    name: str
+    kind: str
+    operation: str | None
+    reason: str
+
+
+class PatchReport:
+    """What :func:`patch` replaced in a model and what it left alone. ``str()`` gives a table.
+
+    Attributes:
+        rows: one for each module that looks like attention: ``name``, ``kind`` (its class), ``operation`` (None where
+            it was left alone), ``reason``.
+        dry_run: whether nothing was changed.
+    """
+
+    def __init__(self, rows, dry_run):
+        self.rows = tuple(rows)
+        self.dry_run = dry_run
+
+    @property
+    def replaced(self):
+        """Qualified names of the modules that now compute with an operation of this package."""
+        return [row.name for row in self.rows if row.operation is not None]
+
+    @property
+    def left_alone(self):
+        """``{qualified name: why}``"""
+        return {row.name: row.reason for row in self.rows if row.operation is None}
+
+    def __len__(self):
+        return len(self.replaced)
+
+    def __str__(self):
+        verb = "would be replaced" if self.dry_run else "replaced"
+        title = f"{len(self)} of {len(self.rows)} modules that look like attention {verb}"
+        if not self.rows:
+            return title
+        cells = [("module", "class", "now", "why not")]
+        cells += [(row.name or "(the model)", row.kind, row.operation or "-", row.reason) for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([title, *lines])
+
+    def __repr__(self):
+        return f"<PatchReport: {len(self)} replaced, {len(self.left_alone)} left alone>"
+
+
+def register(cls, convert):
+    """Teaches :func:`patch` a class: exactly this one, not what inherits from it.
+
+    Args:
+        cls: a subclass of ``torch.nn.Module``.
+        convert: ``(module) ->`` a :class:`Replacement`, or a string that says why this one is left alone.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise TypeError(f"cls must be a subclass of torch.nn.Module, got {cls!r}")
+    if not callable(convert):
+        raise TypeError(f"convert must be callable, got {type(convert).__name__}")
+    _own[cls] = convert
+
+
+def patch(model, *, dry_run=False):
+    """Swaps known public modules inside of `model` for fused ones.
+
+    Instances only: classes and packages stay as they are, parameters and submodules where they are (the same
+    ``state_dict``). A call that an operation can't do goes the module's own way: training with dropout, weights that
+    are returned because somebody asked for them, projections that are hooked, wrapped or quantised, exporting to ONNX.
+    Patching twice is once. Copies of a patched model are patched.
+
+    Args:
+        model: a ``torch.nn.Module``; wrapped by ``torch.compile``, DDP or FSDP, too.
+        dry_run: only report.
+
+    Returns:
+        :class:`PatchReport`, of every module that looks like attention.
+    """
+    _check_module(model)
+    if not isinstance(dry_run, bool):
+        raise TypeError(f"dry_run must be a bool, got {type(dry_run).__name__}")
+    rows, companions, inside = [], [], ()
+    for name, module in model.named_modules():
+        if inside and name.startswith(inside):
+            continue
+        found = _find(module)
+        if found is None:
+            continue
+        if isinstance(found, str):
+            rows.append(Row(name, type(module).__name__, None, found))
+            continue
+        if found.operation is None:
+            companions.append((name, module, found))
+            continue
+        if not dry_run:
+            _swap(module, found)
+        rows.append(Row(name, type(module).__name__, found.operation, ""))
+        inside += (f"{name}." if name else "",)
+    report = PatchReport(rows, dry_run)
+    for name, module, found in companions:
+        within = f"{name}." if name else ""
+        if not dry_run and any(other.startswith(within) for other in report.replaced):
+            _swap(module, found)
+    return report
+
+
+def unpatch(model):
+    """Gives every module of `model` back what :func:`patch` took from it, the very same objects.
+
+    Returns:
+        The qualified names of the modules, companions included.
+    """
+    _check_module(model)
+    names = []
+    for name, module in model.named_modules():
+        if SWAPPED not in module.__dict__:
+            continue
+        names.append(name)
+        found, before = module.__dict__[SWAPPED]
+        if before is MISSING:
+            del module.__dict__[found.attribute]
+        else:
+            setattr(module, found.attribute, before)
+        for ours in [key for key in module.__dict__ if key.startswith("_mmkernels_")]:
+            del module.__dict__[ours]
+    return names
+
+
+def plain(module, *arguments, **named):
+    """The module's own way."""
+    return type(module).forward(module, *arguments, **named)
+
+
+def exported():
+    """Whether a graph is made for those who don't know this package's operations."""
+    return torch.jit.is_tracing() or torch.jit.is_scripting() or torch.onnx.is_in_onnx_export()
+
+
+def _check_module(model):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _find(module):
+    """A :class:`Replacement`, why there is none, or None for what is no attention."""
+    if SWAPPED in module.__dict__:
+        return module.__dict__[SWAPPED][0]
+    cls = _class_of(module)
+    convert = _converter(cls)
+    if convert is not None:
+        if "forward" in module.__dict__:
+            return "its forward was replaced by somebody else"
+        return convert(module)
+    known = next((base.__name__ for base in cls.__mro__[1:] if _converter(base) is not None), None)
+    if known is not None:
+        return f"a subclass of {known}, which may compute something else"
+    if LOOKS_LIKE_ATTENTION.search(cls.__name__):
+        return "no operation is known to fit this class"
+    return None
+
+
+def _class_of(module):
+    """What the user wrote: fully_shard gives each module a class of its own."""
+    cls = type(module)
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and issubclass(cls, fsdp.FSDPModule):
+        return next(base for base in cls.__mro__[1:] if base is not fsdp.FSDPModule)
+    return cls
+
+
+def _converter(cls):
+    if cls in _own:
+        return _own[cls]
+    package = cls.__module__.partition(".")[0]
+    if package not in TABLES:
+        return None
+    return importlib.import_module(TABLES[package]).CONVERTERS.get(f"{cls.__module__}.{cls.__qualname__}")
+
+
+def _swap(module, found):
+    if SWAPPED in module.__dict__:
+        return
+    if found.attribute == "forward":
+        before, value = MISSING, functools.partial(found.value, module)
+    else:
+        before, value = getattr(module, found.attribute), found.value
+    module.__dict__[SWAPPED] = found, before
+    setattr(module, found.attribute, value)

@@ -1,0 +1,1 @@
+"""Hugging Face transformers: what :func:`mmkernels.patch` knows of its classes."""

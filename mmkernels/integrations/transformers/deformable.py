@@ -1,0 +1,125 @@
+"""Multi-scale deformable attention as transformers' detection models have it, in one call: softmax, mask, sampling.
+
+Three kinds of module compute the same with other names: Deformable DETR's and its copies', Mask2Former's (whose mask is
+True where an image is padded), and RT-DETRv2's and D-FINE's (with as many points a level as they like).
+"""
+
+import torch
+
+from ... import functional
+from ...ops.common import accumulate_dtype
+from ..patching import Replacement, exported, plain
+from .weights import weights_wanted
+
+
+def convert(module):
+    return _convert(module, detr_forward)
+
+
+def convert_padding_mask(module):
+    return _convert(module, padding_mask_forward)
+
+
+def convert_uneven(module):
+    method = getattr(module, "method", None) or getattr(module, "decoder_method", None)
+    if method != "default":
+        return f"it samples by the method {method!r}, not bilinearly"
+    return _convert(module, uneven_forward)
+
+
+def _convert(module, forward):
+    core = getattr(module, "attn", None)
+    if core is not None and "forward" in core.__dict__:
+        return "what samples inside of it was replaced by somebody else"
+    return Replacement("deformable_attention", forward)
+
+
+def detr_forward(module, hidden_states, attention_mask=None, encoder_hidden_states=None, **named):
+    """Deformable DETR's, Grounding DINO's, RT-DETR's, ..."""
+    return _forward(module, detr_locations, hidden_states, attention_mask, encoder_hidden_states, attention_mask, named)
+
+
+def padding_mask_forward(module, hidden_states, attention_mask=None, encoder_hidden_states=None, **named):
+    """Mask2Former's and OneFormer's."""
+    mask = None if attention_mask is None else ~attention_mask
+    return _forward(module, detr_locations, hidden_states, mask, encoder_hidden_states, attention_mask, named)
+
+
+def uneven_forward(module, hidden_states, attention_mask=None, *arguments, encoder_hidden_states=None, **named):
+    """RT-DETRv2's, D-FINE's and DEIMv2's."""
+    named["encoder_hidden_states"] = encoder_hidden_states
+    reference = named.get("reference_points")
+    if arguments or reference is None or reference.shape[-1] != 4:
+        return plain(module, hidden_states, attention_mask, *arguments, **named)
+    del named["encoder_hidden_states"]
+    states = encoder_hidden_states
+    return _forward(module, uneven_locations, hidden_states, attention_mask, states, attention_mask, named)
+
+
+def _forward(module, locate, hidden_states, mask, states, attention_mask, named):
+    """`mask` True = takes part; `attention_mask` as it came; `named` the other arguments."""
+    shapes = named.get("spatial_shapes_list")
+    reference = named.get("reference_points")
+    core = getattr(module, "attn", None)
+    if shapes is None or reference is None or states is None or exported() or (core is not None and _hooked(core)):
+        return plain(module, hidden_states, attention_mask, encoder_hidden_states=states, **named)
+    position = named.get("position_embeddings")
+    if position is not None:
+        hidden_states = hidden_states + position
+    value = module.value_proj(states) if hasattr(module, "value_proj") else states
+    heads = module.n_heads
+    offsets = module.sampling_offsets(hidden_states)
+    scores = module.attention_weights(hidden_states)
+    points = _points(module)
+    offsets = offsets.unflatten(-1, (heads, sum(points), 2))
+    scores = scores.unflatten(-1, (heads, sum(points)))
+    mask = None if mask is None else mask.bool()
+    attended = functional.deformable_attention(
+        value.unflatten(-1, (heads, -1)),
+        shapes,
+        locate(module, offsets, reference, shapes, points),
+        scores,
+        points=points,
+        mask=mask,
+    )
+    if hasattr(module, "output_proj"):
+        attended = module.output_proj(attended)
+    weights = None
+    if named.get("output_attentions") or weights_wanted(module):
+        weights = scores.softmax(-1)
+        if locate is detr_locations:
+            weights = weights.unflatten(-1, (module.n_levels, module.n_points))
+    return attended, weights
+
+
+def _hooked(module):
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _points(module):
+    for name in ("n_points_list", "num_points_list"):
+        if hasattr(module, name):
+            return tuple(getattr(module, name))
+    return (module.n_points,) * module.n_levels
+
+
+def detr_locations(module, offsets, reference, shapes, points):
+    """``[B, Q, H, K, 2]``, in float32 at least. Offsets are in pixels of a level, or, of boxes, in halves of the box
+    over the number of points."""
+    dtype = accumulate_dtype(offsets)
+    reference = reference.to(dtype)[:, :, None, :, None]
+    offsets = offsets.to(dtype).unflatten(3, (module.n_levels, module.n_points))
+    if reference.shape[-1] == 2:
+        sizes = offsets.new_tensor([(x, y) for y, x in shapes])[:, None]
+        return torch.addcdiv(reference, offsets, sizes).flatten(3, 4)
+    box = reference[..., 2:] * (0.5 / module.n_points)
+    return torch.addcmul(reference[..., :2], offsets, box).flatten(3, 4)
+
+
+def uneven_locations(module, offsets, reference, shapes, points):
+    """The same of boxes, where levels have points of different numbers and a scale is given."""
+    dtype = accumulate_dtype(offsets)
+    reference = reference.to(dtype)[:, :, None]
+    share = offsets.new_tensor([1 / n for n in points for _ in range(n)], dtype=dtype)[:, None]
+    box = reference[..., 2:] * (share * module.offset_scale)
+    return torch.addcmul(reference[..., :2], offsets.to(dtype), box)

@@ -1,0 +1,61 @@
+"""Writes the README's tables of what a benchmark found.
+
+python tools/bench_table.py      (make docs)
+
+A table stands between ``<!-- FILE.json -->`` and ``<!-- end -->``; FILE is what ``python -m mmkernels bench --operation
+NAME --json FILE`` wrote.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "README.md"
+PLACE = re.compile(r"(<!-- (\S+\.json) -->\n).*?(<!-- end -->)", re.S)
+TRAINING = "forward + backward"
+
+
+def page():
+    """The page with its tables as they should be."""
+    fill = lambda place: f"{place[1]}{table(json.loads((ROOT / place[2]).read_text(encoding='utf-8')))}{place[3]}"
+    return PLACE.sub(fill, PAGE.read_text(encoding="utf-8"))
+
+
+def table(found):
+    """What was raced against peers, forward and training in one line; and on what."""
+    env = found["environment"]
+    where = f"{env['processor']} ({env['cpu_isa']}), {env['threads']} threads, torch {env['torch']}"
+    (rows,) = (result["rows"] for result in found["operations"].values())
+    raced = {(*_line(row["kind"]), row["shape"]): row for row in rows if "speed-up" in row}
+    lines = [
+        "| | shape | forward, ms | times faster than | forward + backward, ms | times faster than |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title, shape in dict.fromkeys((title, shape) for title, _, shape in raced):
+        cells = [cell for training in (False, True) for cell in _cells(raced.get((title, training, shape)))]
+        lines.append(f"| {' | '.join([title, shape.replace('x', ' × '), *cells])} |")
+    return "\n".join([*lines, "", f"{where}; commit {env['commit']}, {env['time'][:10]}.", ""])
+
+
+def _line(kind):
+    """(title, whether it is training)"""
+    title = kind.removesuffix(", ms")
+    training = title.endswith(TRAINING)
+    title = title.removesuffix(TRAINING if training else "forward").removesuffix(", ")
+    return title or "the operation", training
+
+
+def _cells(row):
+    if row is None:
+        return "", ""
+    from mmkernels.bench.plot import PEERS
+
+    against = {name.removeprefix("vs "): value for name, value in row.items() if name.startswith("vs ")}
+    return f"{row['ours']:.1f}", ", ".join(f"{PEERS.get(peer, peer)} {value:.1f}" for peer, value in against.items())
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    PAGE.write_text(page(), encoding="utf-8")
