@@ -31,15 +31,24 @@ class AttentionMIL(nn.Module):
         backend: as in :func:`mmkernels.additive_attention`.
 
     Shape:
-        image ``[B, N, D]``, or with ``offsets`` packed bags ``[rows, D]``, mask bool ``[B, N]`` (``[rows]``), True = takes
-        part -> logits ``[B, C]``; with ``need_weights`` also the instances' weights ``[B, 1, N]`` (``[1, rows]``). Of a
-        bag without instances the logits are b.
+        image ``[B, N, D]``, or with ``offsets`` packed bags ``[rows, D]``, mask bool ``[B, N]`` (``[rows]``), True =
+        takes part -> logits ``[B, C]``; with ``need_weights`` also the instances' weights ``[B, 1, N]`` (``[1,
+        rows]``). Of a bag without instances the logits are b.
 
     Source: Ilse et al. 2018, Attention-based Deep Multiple Instance Learning (arXiv:1802.04712), equations 7 to 9.
     """
 
     def __init__(
-        self, image_dim, num_classes=1, *, hidden_dim=128, gated=False, dropout=0.0, backend=None, device=None, dtype=None
+        self,
+        image_dim,
+        num_classes=1,
+        *,
+        hidden_dim=128,
+        gated=False,
+        dropout=0.0,
+        backend=None,
+        device=None,
+        dtype=None,
     ):
         super().__init__()
         options = {"device": device, "dtype": dtype}
@@ -74,9 +83,9 @@ class ClamSB(nn.Module):
         logits = W softmax_n(s) h + b
 
     With a bag's label y the classifier of instances of class y learns to call the ``num_samples`` instances of the
-    largest scores positive and those of the smallest negative; with ``subtyping``, where classes exclude each other, the
-    others' learn to call the former negative. No gradient comes to the scores that way. The loss is the mean of the bags'
-    sums over classes (with ``subtyping`` of their means).
+    largest scores positive and those of the smallest negative; with ``subtyping``, where classes exclude each other,
+    the others' learn to call the former negative. No gradient comes to the scores that way. The loss is the mean of the
+    bags' sums over classes (with ``subtyping`` of their means).
 
     Attention's hidden vectors, ``N x hidden_dim``, are never written. (The published bias of w moves all scores alike,
     and is left out.)
@@ -84,8 +93,8 @@ class ClamSB(nn.Module):
     Args:
         image_dim: D, channels of the patches' features.
         num_classes: C.
-        embed_dim, hidden_dim: sizes of h and of the attention's hidden vector: 512 and 256 are the published "small", 512
-            and 384 "big".
+        embed_dim, hidden_dim: sizes of h and of the attention's hidden vector: 512 and 256 are the published "small",
+            512 and 384 "big".
         gated: False leaves the gate out.
         dropout: of h, of the hidden vector, and of its gate, in training.
         num_samples: instances of the largest, and of the smallest scores; of a smaller bag as many as there are.
@@ -93,9 +102,9 @@ class ClamSB(nn.Module):
         backend: as in :func:`mmkernels.additive_attention`.
 
     Shape:
-        image ``[B, N, D]``, or with ``offsets`` packed bags ``[rows, D]``; mask bool ``[B, N]`` (``[rows]``), True = takes
-        part; label int64 ``[B]``, or None -> :class:`ClamOutput`. A bag without instances has logits b, and no part in
-        the loss.
+        image ``[B, N, D]``, or with ``offsets`` packed bags ``[rows, D]``; mask bool ``[B, N]`` (``[rows]``), True =
+        takes part; label int64 ``[B]``, or None -> :class:`ClamOutput`. A bag without instances has logits b, and no
+        part in the loss.
 
     Source: Lu et al. 2021, Data-efficient and weakly supervised computational pathology on whole-slide images
     (arXiv:2004.09666; doi 10.1038/s41551-020-00682-w).
