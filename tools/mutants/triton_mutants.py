@@ -116,8 +116,15 @@ MUTANTS = (
     Mutant(
         "additive_attention",
         "gate's slope without 1 - s",
-        "dh * y * s * (1.0 - s)",
+        "dh * y * s * rest",
         "dh * y * s",
+    ),
+    Mutant(
+        "additive_attention",
+        "gates dropped where hidden units are",
+        "s *= factors[1]",
+        "s *= factors[0]",
+        "test_additive_attention.py -k 'dropout and triton'",
     ),
     Mutant(
         "additive_attention",
