@@ -73,20 +73,6 @@ MUTANTS = (
         "test_cuts.py -k 'cancels and cpu-cpu'",
     ),
     Mutant(
-        "additive_attention",
-        "gates dropped where hidden units are",
-        "Dropped::gate, a.A, to + drawn()",
-        "Dropped::hidden, a.A, to + drawn()",
-        "test_additive_attention.py -k 'dropout and cpu-cpu'",
-    ),
-    Mutant(
-        "additive_attention",
-        "what masked scores are given reaches something",
-        "if (in.valid(in.samples.begin(b) + n)) ds[n] += given[at + n];",
-        "ds[n] += given[at + n];",
-        "test_additive_attention.py -k 'masked_scores and cpu-cpu'",
-    ),
-    Mutant(
         "channel_attention",
         "mean dropped in the vector loop",
         "load(up + c) * load(x + c) - weight * total",

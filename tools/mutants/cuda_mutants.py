@@ -145,13 +145,6 @@ MUTANTS = (
         "test_cuts.py -k 'cancels and cuda-emulated'",
     ),
     Mutant(
-        "additive_attention",
-        "what is dropped has a gradient",
-        "h.slope *= factor;",
-        "",
-        "test_additive_attention.py -k 'dropout and cuda-emulated'",
-    ),
-    Mutant(
         "gated_cross_attention",
         "gradient of the first head",
         "get<8>(g, head_of<T>(t.grad, b, h) +",

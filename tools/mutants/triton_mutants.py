@@ -121,13 +121,6 @@ MUTANTS = (
     ),
     Mutant(
         "additive_attention",
-        "gates dropped where hidden units are",
-        "s *= factors[1]",
-        "s *= factors[0]",
-        "test_additive_attention.py -k 'dropout and triton'",
-    ),
-    Mutant(
-        "additive_attention",
         "wrong stride from map to map",
         "at += weights.k",
         "at += weights.b",
