@@ -1,11 +1,15 @@
-"""The command line: ``info``, ``verify``, ``bench`` and ``demo``. Each only shows what a function of the package
-returns."""
+"""The command line: ``info``, ``verify``, ``bench``, ``patch`` and ``demo``. Each only shows what a function of the
+package returns."""
 
+import dataclasses
+import functools
+import importlib
 import io
 import json
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 from rich.console import Console
@@ -93,6 +97,8 @@ def verify(operation, backend, dtype, small, seed, json_path):
 
 @main.command()
 @names_option("--operation", functional.__all__, "Operation to time; default: all.")
+@click.option("--models", is_flag=True, help="Whole public models, plain and patched, in place of operations.")
+@click.option("--model", multiple=True, metavar="NAME", help="Model to time, by a part of its name; implies --models.")
 @click.option("--quick", is_flag=True, help="A shape an operation, few rounds: a minute, most of it torch.compile's.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU if there is one.")
@@ -104,11 +110,15 @@ def verify(operation, backend, dtype, small, seed, json_path):
     help="Also draw the speed-ups to FILE (needs matplotlib).",
 )
 @json_option
-def bench(operation, quick, threads, device, plot_path, json_path):
-    """Times every operation next to eager PyTorch, torch.compile, and the memory's own speed."""
+def bench(operation, models, model, quick, threads, device, plot_path, json_path):
+    """Times every operation next to eager PyTorch, torch.compile, and the memory's own speed; or whole models."""
     from . import bench as benchmark
     from .bench import report
 
+    if models or model:
+        if operation or plot_path or device == "cuda":
+            raise click.UsageError("--models goes without --operation, --plot and --device cuda")
+        return _bench_models(model, quick, threads, json_path)
     with _progress("bench") as progress:
         found = benchmark.run(list(operation) or None, quick=quick, threads=threads, device=device, progress=progress)
     report.show(found, console)
@@ -122,6 +132,73 @@ def bench(operation, quick, threads, device, plot_path, json_path):
             plot(found, plot_path)
         except ModuleNotFoundError as error:
             raise click.ClickException(f"--plot needs {error.name}: pip install mmkernels[cli]") from error
+
+
+def _bench_models(parts, quick, threads, json_path):
+    from .bench import models, report
+
+    names = [m.name for m in models.MODELS if not parts or any(part.lower() in m.name.lower() for part in parts)]
+    if not names:
+        known = ", ".join(m.name for m in models.MODELS)
+        raise click.BadParameter(f"no model's name has {' or '.join(parts)}; known: {known}", param_hint="--model")
+    with _progress("bench") as progress:
+        found = models.run(names, quick=quick, threads=threads, progress=progress)
+    models.show(found, console)
+    if json_path:
+        with open(json_path, "w") as file:
+            file.write(report.as_json(found) + "\n")
+
+
+@main.command()
+@click.argument("factory", metavar="MODULE:FACTORY")
+@json_option
+def patch(factory, json_path):
+    """What mmkernels.patch would replace in a model, and what not and why: a dry run.
+
+    FACTORY is a function of MODULE, which is looked for in the current folder, too, and gives the model when it is
+    called without arguments. Or it is the model.
+    """
+    from rich.table import Table
+
+    from . import integrations
+
+    report = integrations.patch(_model(factory), dry_run=True)
+    title, *_ = str(report).splitlines()
+    table = Table("module", "class", "would be", "note", title=title)
+    for row in report.rows:
+        table.add_row(row.name or "(the model)", row.kind, row.operation or "-", row.reason)
+    console.print(table if report.rows else title)
+    _write(json_path, {"title": title, "rows": [dataclasses.asdict(row) for row in report.rows]})
+
+
+def _model(factory):
+    """The model that MODULE:FACTORY names."""
+    from torch import nn
+
+    name, _, path = factory.partition(":")
+    wrong = functools.partial(click.BadParameter, param_hint="MODULE:FACTORY")
+    if not name or not path:
+        raise wrong(f"expected the module's name and the function's, joined by a colon, got {factory!r}")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise wrong(f"{name} can't be imported: it needs {error.name}, which isn't installed") from error
+        raise wrong(f"there is no module {error.name}: neither installed nor in {Path.cwd()}") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise wrong(f"{getattr(found, '__name__', found)} has no {part}")
+        found = getattr(found, part)
+    if isinstance(found, nn.Module):
+        return found
+    if not callable(found):
+        raise wrong(f"{path} must be a function or a torch.nn.Module, got {type(found).__name__}")
+    model = found()
+    if not isinstance(model, nn.Module):
+        raise wrong(f"{path}() must return a torch.nn.Module, got {type(model).__name__}")
+    return model
 
 
 @main.command()

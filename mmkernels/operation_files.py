@@ -8,10 +8,11 @@ import importlib
 from . import functional
 
 
+def files(package):
+    """The module of each operation in `package`, in the operations' order."""
+    return [importlib.import_module(f"{package}.{operation}") for operation in functional.__all__]
+
+
 def public_names(package):
-    """{name: object} of the ``__all__`` of every operation's file in `package`, in the operations' order."""
-    found = {}
-    for operation in functional.__all__:
-        module = importlib.import_module(f"{package}.{operation}")
-        found |= {name: getattr(module, name) for name in module.__all__}
-    return found
+    """{name: object} of the ``__all__`` of every operation's file in `package`."""
+    return {name: getattr(file, name) for file in files(package) for name in file.__all__}

@@ -5,12 +5,13 @@ python tests/gpu_table.py            writes the file
 
 import importlib.util
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from support import compiling, emulated
+from support.traffic import PASSES, attention_least, attention_moved, least, moved
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "generated" / "gpu.md"
@@ -26,7 +27,6 @@ SHAPES = [
     (256, 36, 2048, torch.bfloat16),
     (1, 10_000, 512, torch.float32),
 ]
-PASSES = ("multiply", "multiply backward", "pool", "pool backward")
 ARCHITECTURES = ("80", "90", "100")
 # (B, H, N, T, d, dv, dtype): shapes of docs/architecture.md's kind, cut down so that the emulator takes seconds.
 ATTENTION_SHAPES = [
@@ -47,143 +47,6 @@ ABSORBED_SHAPES = [
     (1, 16, 729, 1, 1152, 0, torch.bfloat16),
     (2, 32, 50, 1, 2048, 0, torch.bfloat16),
 ]
-# operation, pass, shape, launches, and how often the least may move.
-_SHORT = (4, 8, 1024, 32, 64, 64, torch.bfloat16)
-_LONG = (1, 4, 512, 200, 64, 64, torch.bfloat16)
-ATTENTION_LIMITS = [
-    ("gated_cross_attention", "forward", _SHORT, 1, 1.2),
-    ("gated_cross_attention", "backward", _SHORT, 3, 1.75),
-    ("bidirectional_attention", "forward", _SHORT, 2, 1.45),
-    ("bidirectional_attention", "backward", _SHORT, 4, 1.55),
-    ("gated_cross_attention", "forward", _LONG, 1, 2.5),
-    ("gated_cross_attention", "backward", _LONG, 4, 5.5),
-    ("absorbed_attention", "forward", (1, 4, 1024, 16, 64, 64, torch.bfloat16), 3, 2.3),
-    ("absorbed_attention", "backward", (1, 4, 1024, 16, 64, 64, torch.bfloat16), 4, 5.9),
-    ("absorbed_attention", "forward", (1, 4, 320, 100, 64, 64, torch.bfloat16), 4, 10.6),
-    ("absorbed_attention", "backward", (1, 4, 320, 100, 64, 64, torch.bfloat16), 5, 15.8),
-    ("absorbed_attention", "forward", (1, 16, 300, 1, 640, 0, torch.bfloat16), 3, 7.7),
-]
-
-
-def least(batch, positions, channels, dtype, which):
-    """Bytes that must move (docs/architecture.md): features once, results once; text, weights, and vectors once."""
-    size = dtype.itemsize
-    features = batch * positions * channels * size
-    vectors = batch * channels * size
-    weights = 4 * batch * positions
-    return {
-        "multiply": 2 * features + vectors + weights,
-        "pool": features + 2 * vectors + weights,
-        "multiply backward": 3 * features + 2 * vectors + weights,
-        "pool backward": 2 * features + 3 * vectors + weights,
-    }[which]
-
-
-def moved(batch, positions, channels, dtype, which):
-    """What the emulator counts for one call: loaded, stored, launches, blocks, shared."""
-    from support import emulated
-
-    image = torch.randn(batch, positions, channels).to(dtype)
-    text = torch.randn(batch, channels).to(dtype)
-    pool = which.startswith("pool")
-    arguments = (image, text, None, None, channels**-0.5, 1, pool, False)
-    result, weights = torch.ops.mmkernels.spatial_attention_emulated(*arguments)
-    if which.endswith("backward"):
-        emulated.counts()
-        torch.ops.mmkernels.spatial_attention_emulated_backward(
-            torch.ones_like(result), None, image, text, *arguments[2:4], weights, *arguments[4:], True, True
-        )
-    return emulated.counts() if which.endswith("backward") else _again(emulated, arguments)
-
-
-def attention_least(operation, which, batch, heads, positions, tokens, d, dv, dtype):
-    """Bytes that must move: queries, keys, values and gate once, results once, 8 bytes a row for its softmax; gradients
-    likewise."""
-    if operation == "absorbed_attention":
-        return absorbed_least(which, batch, heads, positions, tokens, d, dv, dtype)
-    rows = batch * heads
-    image, text = rows * positions, rows * tokens
-    inputs = (image + text) * d + text * dv + image * dv  # the last: the gate, or the image's values
-    results, softmax = image * dv, 8 * image
-    if operation == "bidirectional_attention":
-        results = results + text * dv
-        softmax = softmax + 8 * text
-    if which == "forward":
-        return (inputs + results) * dtype.itemsize + softmax
-    return (2 * inputs + 2 * results) * dtype.itemsize + softmax  # results: before the gate, and their gradient
-
-
-def absorbed_least(which, batch, heads, positions, tokens, d, dv, dtype):
-    """Bytes that must move: image, keys and values once, results once, 8 bytes a row for its softmax; gradients
-    likewise."""
-    image = batch * positions
-    text = batch * heads * tokens
-    softmax = 8 * text + (8 * heads * image if dv else 0)
-    if which == "forward":
-        return (image * (d + dv) + text * (2 * d + dv)) * dtype.itemsize + softmax
-    return (image * (2 * d + dv) + text * (4 * d + 2 * dv)) * dtype.itemsize + softmax
-
-
-def absorbed_moved(which, batch, heads, positions, tokens, d, dv, dtype):
-    """What the emulator counts for one call, all gradients."""
-    from support import emulated
-
-    image = torch.randn(batch, positions, d).to(dtype)
-    key = (torch.randn(batch, heads, tokens, d) * d**-0.5).to(dtype)
-    value = torch.randn(batch, heads, tokens, dv).to(dtype) if dv else None
-    inputs = (image, key, None, value, None, None)
-    emulated.counts()
-    image_out, text_out, *softmax, unrounded = torch.ops.mmkernels.absorbed_attention_emulated(*inputs, True)
-    if which == "forward":
-        return emulated.counts()
-    grads = (torch.ones_like(image_out) if dv else None, torch.ones_like(text_out))
-    exact = text_out if dtype == torch.float32 else unrounded
-    needs = (True, True, False, bool(dv))
-    emulated.counts()
-    torch.ops.mmkernels.absorbed_attention_emulated_backward(*grads, *inputs, exact, *softmax, True, *needs)
-    return emulated.counts()
-
-
-def attention_moved(operation, which, batch, heads, positions, tokens, d, dv, dtype):
-    """What the emulator counts for one call. Backward: all gradients, the result before the gate was kept."""
-    if operation == "absorbed_attention":
-        return absorbed_moved(which, batch, heads, positions, tokens, d, dv, dtype)
-    from support import emulated
-
-    make = lambda rows, channels: torch.randn(batch, heads, rows, channels).to(dtype)
-    query = make(positions, d)
-    key = make(tokens, d)
-    value = make(tokens, dv)
-    other = make(positions, dv)
-    run, back = (getattr(torch.ops.mmkernels, f"{operation}_emulated{suffix}") for suffix in ("", "_backward"))
-    if operation == "gated_cross_attention":
-        inputs = (query, key, value, other, None, None, None)
-        emulated.counts()
-        result, attended, softmax = run(*inputs, d**-0.5, which == "backward")
-        if which == "forward":
-            return emulated.counts()
-        emulated.counts()
-        back(torch.ones_like(result), *inputs, attended, softmax, d**-0.5, True, True, True, True, True, False)
-        return emulated.counts()
-    inputs = (query, key, other, value, None, None)
-    emulated.counts()
-    image_out, text_out, *softmax = run(*inputs, d**-0.5)
-    if which == "backward":
-        emulated.counts()
-        back(
-            torch.ones_like(image_out),
-            torch.ones_like(text_out),
-            *inputs,
-            image_out,
-            text_out,
-            *softmax,
-            d**-0.5,
-            True,
-            True,
-            True,
-            True,
-        )
-    return emulated.counts()
 
 
 def attention_rows():
@@ -208,12 +71,6 @@ def attention_rows():
     return rows
 
 
-def _again(emulated, arguments):
-    emulated.counts()
-    torch.ops.mmkernels.spatial_attention_emulated(*arguments)
-    return emulated.counts()
-
-
 def setup(folder=ROOT):
     """setup.py of a checkout, for its functions and flags."""
     spec = importlib.util.spec_from_file_location("mmkernels_setup", folder / "setup.py")
@@ -231,8 +88,6 @@ def kernel_jobs():
 
 def resources(architecture, operation="spatial_attention"):
     """{kernel: registers, spilled bytes, static shared memory, stack}"""
-    from support import compiling
-
     _, said = compiling.compiled(*kernel_jobs()[operation])
     found = {}
     for part in said.split("Compiling entry function")[1:]:
@@ -267,8 +122,6 @@ def movement_rows():
 
 def cluster_rows():
     """What an H100 would move without clusters, and with them."""
-    from support import emulated
-
     rows = []
     for shape in SHAPES:
         batch, positions, channels, dtype = shape
@@ -316,8 +169,6 @@ fill a quarter to all of the 64 columns, but zeros are read, too.
 
 def row_rows():
     """What the kernels of channel and additive attention count beside the library's products."""
-    from support import emulated
-
     rows = []
     for operation, shape, hidden, dtype in (
         ("channel", (2, 196, 256), 256, torch.float32),
@@ -453,5 +304,4 @@ Of channel and additive attention, blocks of 256 threads (pooled sums and column
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     main()

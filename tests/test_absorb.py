@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from support.attention_tests import assert_rule, draw
-from test_projections import kernels_of, projections
+from support.projections import kernels_of, projections
 from torch import nn
 
 import mmkernels as mmk
@@ -140,6 +140,18 @@ def test_hard_projections(extension, kind, dtype, change):
     tensors[0] = draw(B, N, D, seed=100) + 3 * draw(D, seed=5)
     leave = CANCEL if dtype != torch.float32 else ()
     assert_same(module.to(dtype), [t.to(dtype) for t in tensors], leave, **KINDS[kind][2])
+
+
+@pytest.mark.parametrize("kind, seed", [("pooling", 6), ("pooling", 7), ("pooling", 9), ("pooling of queries", 3)])
+def test_a_rest_of_the_sum_of_gradients(extension, kind, seed):
+    """A softmax's gradients add up to 0, rounded to a rest: times what all positions have in common it was three times
+    what plain PyTorch's is, whose sums cancel by themselves. Draws that showed it."""
+    module = made(kind)
+    ill_conditioned(module)
+    tensors = inputs(kind)
+    tensors[0] = draw(B, N, D, seed=seed) + 3 * draw(D, seed=5)
+    assert_same(module, tensors)
+    assert_same(module, tensors, **KINDS[kind][2])
 
 
 @pytest.mark.property("the module's projections", operation=["absorbed_attention"])

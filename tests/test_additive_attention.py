@@ -21,7 +21,6 @@ from mmkernels import cases
 OPERATION = "additive_attention"
 on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
 on_every_backend_and_dtype = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, cases.DTYPES))
-in_float64 = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, [torch.float64]))
 NAMES = ("image", "query", "w_image", "w_query", "v", "bias", "w_gate", "bias_gate")
 
 

@@ -23,6 +23,7 @@ WITH_GRADIENTS = set(functional.__all__) - {
 }
 
 sizes = st.integers(1, 9)
+few = st.integers(1, 3)  # samples and heads: more would be the same again
 widths = st.integers(1, 40)
 shares = st.sampled_from([None, 0.0, 0.3, 0.9])  # of what is masked out; None: no mask
 
@@ -90,7 +91,7 @@ def spatial_attention(draw_from):
 
 @st.composite
 def gated_cross_attention(draw_from):
-    batch, heads, positions, tokens = (draw_from(sizes) for _ in range(4))
+    batch, heads, positions, tokens = (draw_from(drawn) for drawn in (few, few, sizes, sizes))
     width = draw_from(widths)
     value_width = draw_from(widths)
     shapes = {
@@ -116,7 +117,7 @@ def gated_cross_attention(draw_from):
 
 @st.composite
 def bidirectional_attention(draw_from):
-    batch, heads, positions, tokens = (draw_from(sizes) for _ in range(4))
+    batch, heads, positions, tokens = (draw_from(drawn) for drawn in (few, few, sizes, sizes))
     width = draw_from(widths)
     value_width = draw_from(widths)
     shapes = {
@@ -139,7 +140,7 @@ def bidirectional_attention(draw_from):
 
 @st.composite
 def absorbed_attention(draw_from):
-    batch, heads, positions, tokens = (draw_from(sizes) for _ in range(4))
+    batch, heads, positions, tokens = (draw_from(drawn) for drawn in (few, few, sizes, sizes))
     width = draw_from(widths)
     value_width = draw_from(widths)
     attend, bias, wide = (draw_from(st.booleans()) for _ in range(3))

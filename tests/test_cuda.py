@@ -1,17 +1,11 @@
-"""The CUDA kernels: cut into few and many chunks, under sanitizers, what they move, what they need, and that they
-build."""
+"""The CUDA kernels: cut into few and many chunks, under sanitizers, and what they move."""
 
 import os
-import shutil
 import subprocess
-import sysconfig
 
-import gpu_table
-import pybind11
 import pytest
 import torch
-from support import compiling, emulated
-from torch.utils import cpp_extension
+from support import compiling, emulated, traffic
 
 import mmkernels as mmk
 from mmkernels import cases, tolerance
@@ -19,9 +13,7 @@ from mmkernels import cases, tolerance
 OPERATION = "spatial_attention"
 ATTENTION = ("gated_cross_attention", "bidirectional_attention")
 BACKEND = "cuda-emulated"
-NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(os.environ.get("CUDA_HOME", ""), "bin"))
 
-needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc isn't installed")
 needs_emulator = pytest.mark.skipif(emulated.why_not_here() is not None, reason=str(emulated.why_not_here()))
 
 
@@ -171,26 +163,26 @@ def test_scores_far_below_those_of_masked_positions(combine, shared):
 
 
 @needs_emulator
-@pytest.mark.parametrize("which", gpu_table.PASSES)
+@pytest.mark.parametrize("which", traffic.PASSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_moves_no_more_than_it_must(which, dtype):
     """A sample that fits in shared memory: features once, results once, in one launch."""
     shape = (3, 96, 128, dtype)
-    found = gpu_table.moved(*shape, which)
-    minimum = gpu_table.least(*shape, which)
+    found = traffic.moved(*shape, which)
+    minimum = traffic.least(*shape, which)
     assert found.launches == 1
     assert minimum <= found.loaded + found.stored <= 1.02 * minimum
 
 
 @needs_emulator
-@pytest.mark.parametrize("which", gpu_table.PASSES)
+@pytest.mark.parametrize("which", traffic.PASSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_cluster_moves_no_more_than_it_must(which, dtype):
     """Too large for a block: still once, in one launch; each block reads the text."""
     shape = (3, 960, 128, dtype)
     with emulated.configured(shared=140_000, processors=20, cluster=8):
-        found = gpu_table.moved(*shape, which)
-        minimum = gpu_table.least(*shape, which)
+        found = traffic.moved(*shape, which)
+        minimum = traffic.least(*shape, which)
     assert found.launches == 1 and found.cluster > 1
     assert minimum <= found.loaded + found.stored <= 1.02 * minimum
 
@@ -199,7 +191,7 @@ def test_a_cluster_moves_no_more_than_it_must(which, dtype):
 def test_few_samples_are_split_over_all_processors():
     """A cluster reads them once, but its few processors can't draw all of the memory's bandwidth."""
     with emulated.configured(shared=20_000, processors=64, cluster=8):
-        one, many = (gpu_table.moved(samples, 300, 64, torch.float32, "multiply") for samples in (1, 4))
+        one, many = (traffic.moved(samples, 300, 64, torch.float32, "multiply") for samples in (1, 4))
     assert (one.cluster, one.launches) == (1, 2) and (many.cluster, many.launches) == (8, 1)
 
 
@@ -209,8 +201,8 @@ def test_what_a_split_sample_moves(which, twice):
     """Two launches, many blocks; the features that are combined are read again, by pool none."""
     shape = (1, 6000, 64, torch.float32)
     with emulated.configured(shared=60_000, processors=8):
-        found = gpu_table.moved(*shape, which)
-        minimum = gpu_table.least(*shape, which)
+        found = traffic.moved(*shape, which)
+        minimum = traffic.least(*shape, which)
     assert found.launches == 2 and found.blocks >= 2 * 16
     features = 6000 * 64 * 4
     assert minimum + twice * features <= found.loaded + found.stored <= minimum + twice * features + 0.2 * features
@@ -313,10 +305,10 @@ def test_attention_refuses_what_does_not_fit(operation):
 
 
 @needs_emulator
-@pytest.mark.parametrize("operation, which, shape, launches, limit", gpu_table.ATTENTION_LIMITS)
+@pytest.mark.parametrize("operation, which, shape, launches, limit", traffic.ATTENTION_LIMITS)
 def test_what_attention_moves(operation, which, shape, launches, limit):
-    found = gpu_table.attention_moved(operation, which, *shape)
-    minimum = gpu_table.attention_least(operation, which, *shape)
+    found = traffic.attention_moved(operation, which, *shape)
+    minimum = traffic.attention_least(operation, which, *shape)
     assert found.launches == launches
     assert minimum <= found.loaded + found.stored <= limit * minimum
 
@@ -426,80 +418,3 @@ def test_random_arguments(program, mode, count):
     done = subprocess.run([program, "1", str(count)], capture_output=True, text=True, env=environment, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert int(done.stdout.split()[-3]) > count // 20  # so many in clusters, in several panels, or in order
-
-
-@needs_nvcc
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
-def test_resources(architecture):
-    """No spills, and registers for a block of 512 threads: 65,536 / 512 = 128."""
-    found = gpu_table.resources(architecture)
-    assert len(found) == 18
-    wrong = {name: vars(r) for name, r in found.items() if r.registers > 128 or r.spilled or r.static}
-    assert not wrong
-
-
-@needs_nvcc
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
-@pytest.mark.parametrize(
-    "operation, kernels",
-    [
-        ("gated_cross_attention", 33),
-        ("bidirectional_attention", 22),
-        ("absorbed_attention", 24),
-        ("deformable_attention", 21),
-    ],
-)
-def test_attention_resources(architecture, operation, kernels):
-    """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward (of
-    absorbed attention forward, too), which is all that shared memory has room for."""
-    found = gpu_table.resources(architecture, operation)
-    assert len(found) == kernels
-    wrong = {name: vars(r) for name, r in found.items() if r.registers > 255 or r.spilled or r.static or r.stack}
-    assert not wrong
-
-
-@needs_nvcc
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
-@pytest.mark.parametrize("file, kernels", [("channel_attention", 9), ("additive_attention", 29), ("rows", 5)])
-def test_row_resources(architecture, file, kernels):
-    """No spills, no stack, registers for three blocks of 256 threads a processor."""
-    found = gpu_table.resources(architecture, file)
-    assert len(found) == kernels
-    wrong = {name: vars(r) for name, r in found.items() if r.registers > 80 or r.spilled or r.static or r.stack}
-    assert not wrong
-
-
-@needs_nvcc
-@pytest.mark.slow
-def test_builds_and_links():
-    """The very sources, flags and libraries of setup.py, against the headers of whatever torch is here."""
-    setup = gpu_table.setup()
-    includes = [
-        f"-I{path}" for path in (*cpp_extension.include_paths(), pybind11.get_include(), sysconfig.get_path("include"))
-    ]
-    bindings = [*emulated.ROOT.glob("csrc/torch/*.cpp"), emulated.ROOT / "csrc/isa.cpp"]
-    jobs = list(gpu_table.kernel_jobs().values())
-    jobs += [(source, [*setup.binding_flags(None), *includes]) for source in bindings]
-    folders = [f"-L{path}" for path in [*cpp_extension.library_paths(), *setup.cuda_library_folders()]]
-    libraries = ["-ltorch", "-ltorch_cpu", "-lc10", *(f"-l{name}" for name in setup.CUDA_LIBRARIES)]
-    target = compiling.program(setup.LIBRARY, jobs, ["-shared", *folders, *libraries])
-    missing = subprocess.run(
-        ["nm", "-DC", "--undefined-only", target], capture_output=True, text=True, check=True
-    ).stdout
-    assert "aoti_torch_get_current_cuda_stream" in missing
-    assert "cudaLaunchKernel" not in missing and "mmk::cuda" not in missing  # the runtime and the kernels are in it
-
-
-@needs_nvcc
-@needs_emulator
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "rows", [gpu_table.movement_rows, gpu_table.cluster_rows, gpu_table.attention_rows, gpu_table.row_rows]
-)
-def test_table_is_up_to_date(rows):
-    """docs/generated/gpu.md says what is counted now. (test_resources has a budget for registers.)"""
-    written = gpu_table.FILE.read_text()
-    assert all(row in written for row in rows())

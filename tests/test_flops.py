@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 from support.calls import VARIANTS, function_of, tensors_of
+from support.projections import KINDS, kernels_of, with_gradients
 from test_absorb import IMAGE_MASK, computed, inputs, made
 from test_absorb import KINDS as ABSORBING
-from test_projections import KINDS, kernels_of, with_gradients
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker

@@ -22,7 +22,6 @@ from mmkernels import cases
 OPERATION = "gated_cross_attention"
 on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
 on_every_backend_and_dtype = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, cases.DTYPES))
-in_float64 = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, [torch.float64]))
 
 
 def inputs(dtype=torch.float32, device="cpu", shape=(2, 3, 13, 11, 8, 6)):

@@ -1,5 +1,6 @@
 """Keras layers on its torch backend: against Keras's own layers, built symbolically, trained, saved and loaded."""
 
+import inspect
 import os
 import runpy
 import sys
@@ -178,7 +179,7 @@ def test_trains_saves_and_loads(kind, masked, tmp_path):
     features = layers.Conv2D(8, 3, padding="same", activation="relu")(image)
     if kind == "spatial":
         options = {"mask": mask} if masked else {}
-        pooled = SpatialAttention(2, "pool", scale=0.5, bias_initializer="random_normal")([features, text], **options)
+        pooled = SpatialAttention(2, "pool", scale=2.0, bias_initializer="random_normal")([features, text], **options)
     else:
         weighed = ChannelAttention(kernel_initializer="he_normal")([features, text])
         pooled = layers.GlobalAveragePooling2D()(weighed)
@@ -197,6 +198,46 @@ def test_trains_saves_and_loads(kind, masked, tmp_path):
     assert (model.predict(data, verbose=0) == loaded.predict(data, verbose=0)).all()
     config = [layer.get_config() for layer in model.layers]
     assert config == [layer.get_config() for layer in loaded.layers]
+
+
+@pytest.mark.parametrize("kind", [SpatialAttention, ChannelAttention])
+def test_every_option_is_kept(kind):
+    """By name, none at its default."""
+    options = {
+        "num_heads": 2,
+        "combine": "pool",
+        "rescale": True,
+        "scale": 0.25,
+        "use_bias": False,
+        "kernel_initializer": "he_normal",
+        "bias_initializer": "ones",
+        "data_format": "channels_first",
+        "backend": "reference",
+    }
+    of_class = inspect.signature(kind).parameters.keys() - {"options"}
+    assert of_class <= options.keys()
+    layer = kind(**{name: options[name] for name in of_class}, name="mine", dtype="mixed_bfloat16")
+    config = layer.get_config()
+    assert kind.from_config(config).get_config() == config
+    assert config["name"] == "mine"
+    for name in of_class:
+        kept = config[name]
+        if name.endswith("initializer"):
+            assert type(keras.initializers.get(kept)) is type(keras.initializers.get(options[name]))
+        else:
+            assert kept == options[name]
+
+
+def test_the_projection_may_change():
+    """Keras's LoRA of the text's projection takes effect, and is what trains."""
+    layer = SpatialAttention()
+    image, text = draw(3, 7, 8), draw(3, 6, seed=1)
+    before = layer([image, text])
+    layer.text_projection.enable_lora(2)
+    assert torch.equal(layer([image, text]), before)  # it begins as 0
+    layer.text_projection.lora_kernel_b.assign(draw(2, 8, seed=2))
+    assert not torch.equal(layer([image, text]), before)
+    assert len(layer.trainable_variables) == 3
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,19 @@ from kernels.layer import repos  # noqa: E402
 
 NAME = "MultiScaleDeformableAttention"
 INFERENCE = kernels.Mode.INFERENCE
-# Those of transformers that are no copies of each other in other files.
-MODELS = ("deformable_detr", "grounding_dino", "rt_detr", "omdet_turbo")
+# Those of transformers whose files have the class.
+MODELS = (
+    "deformable_detr",
+    "grounding_dino",
+    "lw_detr",
+    "mm_grounding_dino",
+    "omdet_turbo",
+    "pp_doclayout_v2",
+    "pp_doclayout_v3",
+    "pp_doclayout_v4",
+    "rf_detr",
+    "rt_detr",
+)
 SHAPES = [(5, 4), (3, 2)]
 
 

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from support import interpreter
 from support.attention_tests import draw
 from support.runnable import runnable
 from torch._subclasses import FakeTensorMode
@@ -62,10 +63,11 @@ def computed_on_all(operation, backend, device, dtype):
     """(case, kind of what is computed) of every small case there is: all options, masks, layouts, packed bags, nothing
     at all."""
     function = functools.partial(getattr(mmk, operation), backend=backend)
-    return [
-        (case, kind(computed(function, with_gradients(case.build(dtype, device)))))
-        for case in cases.selected(operation, small=True)
-    ]
+    with interpreter.launching_nothing():
+        return [
+            (case, kind(computed(function, with_gradients(case.build(dtype, device)))))
+            for case in cases.selected(operation, small=True)
+        ]
 
 
 @pytest.mark.property("meta and fake")

@@ -169,6 +169,21 @@ def test_nothing_takes_part(name):
     assert not found[1 + which].any()
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_under_autocast(name):
+    make, plain, inputs, length, has_weights = MODELS[name]
+    model, inputs = make(), inputs()
+    mask = mask_of(length)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        found = model(*inputs, mask=mask)
+        peer = plain(model, *inputs, mask=mask)
+    truth = plain(
+        copy.deepcopy(model).double(), *(t.double() if t.is_floating_point() else t for t in inputs), mask=mask
+    )
+    peer, truth = ((each[0] if has_weights else each).detach() for each in (peer, truth))
+    assert_rule(found, truth, peer.to(found.dtype), batch=3)
+
+
 def test_one_head_projects_words_where_more_project_pixels():
     """The same numbers with `out` on either side of the attention."""
     model = seeded(PixelWordAttention, 8, 6)

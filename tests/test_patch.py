@@ -2,6 +2,8 @@
 
 import copy
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -24,6 +26,10 @@ class ToyAttention(nn.Module):
 
 class ToySubclass(ToyAttention):
     pass
+
+
+class LinearAttention(nn.Linear):
+    """Of no known kind."""
 
 
 class Block(nn.Module):
@@ -108,18 +114,73 @@ def test_state_dict_stays():
 def test_left_alone():
     own = ToyAttention()
     own.forward = own.forward
-    model = model_of(ToySubclass(), own, ToyAttention(dropout=0.5), nn.MultiheadAttention(4, 2), nn.Linear(4, 4))
+    model = model_of(ToySubclass(), own, ToyAttention(dropout=0.5), LinearAttention(4, 4), nn.Linear(4, 4))
     report = mmkernels.patch(model)
     assert report.replaced == []
     reasons = report.left_alone
     assert reasons["0.attention"] == "a subclass of ToyAttention, which may compute something else"
     assert reasons["1.attention"] == "its forward was replaced by somebody else"
     assert reasons["2.attention"] == "it trains with dropout"
-    assert "3.attention" in reasons
+    assert reasons["3.attention"] == "no operation is known to fit this class"
     assert "4.attention" not in reasons
     assert mmkernels.patch(model.eval()).replaced == ["2.attention"]
     model.train()
     assert not torch.equal(model[2](*INPUT), INPUT[0] + 7)
+
+
+def wrap(module, seen):
+    """As accelerate adds a hook to a module: its forward is kept, and called by another."""
+    module.kept = module.forward
+    module.forward = lambda *arguments: seen.append(module) or module.kept(*arguments)
+
+
+def test_wrapped_by_somebody_else():
+    """The wrapper stays; what it has kept of ours computes as before once the model is unpatched."""
+    model, seen = model_of(), []
+    before = model[0](*INPUT)
+    attention = model[0].attention
+    mmkernels.patch(model)
+    wrap(attention, seen)
+    assert mmkernels.patch(model).left_alone == {"0.attention": "its forward was replaced by somebody else"}
+    assert torch.equal(model[0](*INPUT), INPUT[0] + 7)
+    assert mmkernels.unpatch(model) == ["0.attention"]
+    assert torch.equal(model[0](*INPUT), before)
+    assert len(seen) == 2
+    attention.forward = attention.__dict__.pop("kept")
+    assert torch.equal(model[0](*INPUT), before)
+    assert mmkernels.patch(model).replaced == ["0.attention"]
+    assert torch.equal(model[0](*INPUT), INPUT[0] + 7)
+    mmkernels.unpatch(model)
+    assert "forward" not in attention.__dict__
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = ToyAttention()
+
+    def head(self, image, text):
+        return (image * text[:, None]).sum(1)
+
+    def forward(self, image, text):
+        return self.head(self.backbone(image, text), text)
+
+
+def test_methods():
+    """Of a module that does more than the method: its parts are patched, too. One that somebody else gave stays."""
+    mmkernels.integrations.register(Model, lambda module: Replacement("spatial_attention", fused_head, "head"))
+    model = Model()
+    assert mmkernels.patch(model).replaced == ["", "backbone"]
+    assert torch.equal(model(*INPUT), torch.full((), 3.0))
+    assert mmkernels.unpatch(model) == ["", "backbone"]
+    own = model.head = lambda image, text: text
+    assert mmkernels.patch(model).left_alone == {"": "its head was replaced by somebody else"}
+    mmkernels.unpatch(model)
+    assert model.head is own
+
+
+def fused_head(module, image, text):
+    return torch.tensor(3.0)
 
 
 def test_the_model_itself():
@@ -180,7 +241,7 @@ def test_report_is_a_table():
     report = mmkernels.patch(model_of(ToyAttention(), ToySubclass()), dry_run=True)
     title, head, rule, first, second = str(report).splitlines()
     assert title == "1 of 2 modules that look like attention would be replaced"
-    assert head.split() == ["module", "class", "now", "why", "not"]
+    assert head.split() == ["module", "class", "now", "note"]
     assert first.split() == ["0.attention", "ToyAttention", "spatial_attention"]
     assert "a subclass of ToyAttention" in second
     assert str(mmkernels.patch(nn.Linear(2, 2))) == "0 of 0 modules that look like attention replaced"
@@ -200,3 +261,12 @@ def test_report_is_a_table():
 def test_mistakes(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_packages_by_name():
+    """A package's module is imported when it is named; one that isn't there is no attribute."""
+    code = "import mmkernels; print(mmkernels.integrations.transformers.register.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "mmkernels.integrations.transformers", done.stderr
+    with pytest.raises(AttributeError, match="has no attribute 'pandas'"):
+        _ = mmkernels.integrations.pandas

@@ -30,8 +30,11 @@ def test_everything_follows():
     assert schema.forward("f") == "f(Tensor a, Tensor? b, float c) -> (Tensor, Tensor)"
     assert schema.into("f") == "f_out(Tensor a, Tensor? b, float c, Tensor(a!) out) -> Tensor"
     assert schema.backward("f") == (
-        "f_backward(Tensor? grad_result, Tensor a, Tensor? b, Tensor extra, float c, bool need_b_grad) -> (Tensor)"
+        "f_backward(Tensor? grad_result, Tensor a, Tensor? b, Tensor extra, float c, bool need_b_grad) -> Tensor"
     )
+    call = schema.backward_call(("grad", "a", "b", "extra", 1.0, True))
+    assert (call.output_grads.result, call.inputs.b, call.kept.extra, call.options.c) == ("grad", "b", "extra", 1.0)
+    assert call.needs.b is True
 
 
 @pytest.mark.parametrize(

@@ -68,15 +68,15 @@ def absorbed(positions, tokens, masked=False, d=65, dv=257):
     return make
 
 
-def deformable(points, channels=33):
+def deformable(points, queries=20, heads=3, channels=33):
     """Of several points one, whose scores aren't -Inf."""
 
     def make(draw):
-        scores = draw.normal(2, 20, 3, points)
+        scores = draw.normal(2, queries, heads, points)
         return {
-            "value": draw.normal(2, 26, 3, channels),
+            "value": draw.normal(2, 26, heads, channels),
             "spatial_shapes": [(5, 4), (2, 3)],
-            "locations": draw.normal(2, 20, 3, points, 2).sigmoid(),
+            "locations": draw.normal(2, queries, heads, points, 2).sigmoid(),
             "scores": scores.masked_fill(~alone(1, points), float("-inf")),
             "points": [points - 1, 1],
         }
@@ -172,7 +172,7 @@ SINGLES = [
     Single("one token in a mask of many", "absorbed_attention", absorbed(9, 70, True), (0,)),
     Single("one point", "deformable_attention", deformable(1)),
     Single("one of 5 points", "deformable_attention", deformable(5)),
-    Single("one of 40 points", "deformable_attention", deformable(40)),
+    Single("one of 40 points", "deformable_attention", deformable(40, queries=5, heads=2)),
     Single("one position and token", "bidirectional_attention", bidirectional(1, 1)),
     Single("one position", "bidirectional_attention", bidirectional(1, 64), (1,)),
     Single("one position, many tokens", "bidirectional_attention", bidirectional(1, 70), (1,)),

@@ -24,7 +24,6 @@ ALL = cases.DTYPES
 
 on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
 on_every_backend_and_dtype = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, ALL))
-in_float64 = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION, [torch.float64]))
 both_ways = pytest.mark.parametrize("combine", ["multiply", "pool"])
 
 
@@ -56,20 +55,6 @@ def calling(**options):
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
     assert_right(OPERATION, case, dtype, device, backend)
-
-
-GRADCHECKS = {
-    "plain": {},
-    "pool": {"combine": "pool"},
-    "heads": {"num_heads": 3},
-    "rescale": {"rescale": True},
-    "pool, heads, rescale": {"combine": "pool", "num_heads": 2, "rescale": True},
-    "scale": {"scale": 0.7},
-    "bdhw": {"layout": "bdhw"},
-    "bdhw pool": {"layout": "bdhw", "combine": "pool"},
-    "packed": {"offsets": (0, 3, 3, 10)},
-    "packed pool": {"offsets": (0, 3, 3, 10), "combine": "pool", "num_heads": 2},
-}
 
 
 @pytest.mark.property("the autograd Function")
@@ -350,9 +335,6 @@ def test_more_than_2_31_elements(backend, device, dtype, layout):
         options = {"layout": "bdhw"}
     result, weights = mmk.spatial_attention(image, text, combine="pool", need_weights=True, backend=backend, **options)
     assert torch.equal(weights, torch.full_like(weights, 1 / n)) and torch.equal(result, row[0])
-
-
-# Determinism and threads ----------------------------------------------------------------------------------------------
 
 
 # How PyTorch sees it --------------------------------------------------------------------------------------------------

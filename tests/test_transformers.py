@@ -5,7 +5,8 @@ import io
 
 import pytest
 import torch
-from support.attention_tests import assert_rule, draw, outputs
+from support.attention_tests import assert_rule
+from support.patched import assert_equal, assert_patched, upstream_of, with_gradients
 from torch import distributed, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.device_mesh import init_device_mesh
@@ -17,46 +18,12 @@ pytest.importorskip("transformers")
 
 from support import transformers_modules as tiny
 
+from mmkernels.integrations.transformers import reasons
+
 DTYPES = [torch.float32, torch.bfloat16]
 in_both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 DEFORMABLE = [(folder, n) for folder in (*tiny.DETR, *tiny.PADDING_MASK) for n in (2, 4)]
 DEFORMABLE += [(folder, 4) for folder in tiny.UNEVEN]
-
-
-def with_gradients(call, module, tensors):
-    """What ``call(module, *tensors)`` gives, and the gradients of tensors and parameters; 0 where there is none."""
-    leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in tensors]
-    results = call(module, *leaves)
-    results = results if isinstance(results, tuple) else (results,)
-    upstream = upstream_of(results)
-    wanted = [*leaves, *module.parameters()]
-    grads = torch.autograd.grad(results, wanted, upstream, allow_unused=True, materialize_grads=True)
-    return [*(r.detach() for r in results), *grads]
-
-
-def assert_equal(found, expected):
-    assert all(torch.equal(a, b) for a, b in zip(outputs(found), outputs(expected), strict=True))
-
-
-def upstream_of(results):
-    """Gradients that flow in. Rounded once: the truth gets the same."""
-    return [draw(*r.shape, seed=9 + i).to(torch.bfloat16).to(r.dtype) for i, r in enumerate(results)]
-
-
-def assert_patched(call, module, tensors, operation):
-    """A patched module is right beside itself in float64 and as it was, and it comes back."""
-    dtype = tensors[0].dtype
-    module.to(dtype)
-    truth = with_gradients(call, copy.deepcopy(module).double(), [t.double() for t in tensors])
-    plain = with_gradients(call, module, tensors)
-    state = module.state_dict()
-    assert mmkernels.patch(module).replaced == [""]
-    assert mmkernels.patch(module, dry_run=True).rows[0].operation == operation
-    assert_rule(with_gradients(call, module, tensors), truth, plain)
-    assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
-    mmkernels.unpatch(module)
-    assert not [name for name in module.__dict__ if "mmkernels" in name or name == "forward"]
-    assert_equal(with_gradients(call, module, tensors), plain)
 
 
 @in_both_dtypes
@@ -107,6 +74,21 @@ def test_what_samples_may_be_replaced():
     mmkernels.unpatch(module)
     module.attn.forward = module.attn.forward
     assert "replaced by somebody else" in mmkernels.patch(module).left_alone[""]
+
+
+@in_both_dtypes
+@pytest.mark.parametrize("folder", ["deformable_detr", "mask2former", "d_fine", "rt_detr_v2"])
+def test_deformable_under_autocast(folder, dtype):
+    """As exact as before, and of the same dtype; D-FINE's samples what no projection has rounded."""
+    module, tensors = tiny.deformable(folder), tiny.deformable_tensors(folder, 4, dtype)
+    call = lambda module, tensors: tiny.call_deformable(folder, module, *tensors)[0].detach()
+    truth = call(copy.deepcopy(module).double(), [t.double() for t in tensors])
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = call(module, tensors)
+        mmkernels.patch(module)
+        found = call(module, tensors)
+    assert found.dtype == plain.dtype
+    assert_rule(found, truth, plain)
 
 
 def test_training_with_dropout():
@@ -268,3 +250,25 @@ def test_distributed(layer, patch_first, wrap, one_process):
     grads = [p.grad.full_tensor() if wrap is fully_shard else p.grad for p in wrapped.parameters()]
     found = [*results, *(torch.zeros_like(t) if t.grad is None else t.grad for t in tensors), *grads]
     assert_equal(found, fused)
+
+
+REASONS = {
+    ("bert", "BertSelfAttention"): reasons.CHOSEN,
+    ("vit", "ViTAttention"): reasons.CHOSEN,
+    ("swinv2", "Swinv2SelfAttention"): reasons.BIAS,
+    ("sam", "SamVisionAttention"): reasons.BIAS,
+    ("deberta_v2", "DisentangledSelfAttention"): reasons.BIAS,
+    ("longformer", "LongformerSelfAttention"): reasons.PAIRS,
+    ("mobilevitv2", "MobileViTV2LinearSelfAttention"): reasons.PAIRS,
+    ("vilt", "ViltSelfAttention"): reasons.WRITTEN_OUT,
+    ("lxmert", "LxmertAttention"): reasons.WRITTEN_OUT,
+}
+
+
+@pytest.mark.parametrize("folder, name", REASONS)
+def test_why_not(folder, name):
+    """The report tells what a class's code shows."""
+    cls = getattr(tiny.source(folder), name)
+    bare = cls.__new__(cls)
+    nn.Module.__init__(bare)
+    assert mmkernels.patch(bare).left_alone == {"": REASONS[folder, name]}

@@ -1,51 +1,19 @@
-"""The Triton kernels, interpreted on the CPU, against the float64 reference: what the cases of all backends don't
-reach.
-
-triton.jit reads TRITON_INTERPRET when a kernel is defined, so it has to be set before mmkernels is imported: `make
-test-triton`.
-"""
+"""Spatial attention in Triton, interpreted on the CPU, against the float64 reference: what the cases of all backends
+don't reach."""
 
 import functools
-import importlib.util
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from support.attention_tests import assert_computes, assert_meets, standard_of
+from support.triton_tests import Guards, draw, interpreted, on_every_dtype
 
 import mmkernels as mmk
-from mmkernels import backends
 
 OPERATION = "spatial_attention"
-INSTALLED = importlib.util.find_spec("triton") is not None
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-if not INSTALLED:
-    pytest.skip("triton is not installed", allow_module_level=True)
-
-interpreted = pytest.mark.skipif(not backends.INTERPRETED, reason="mmkernels was imported without TRITON_INTERPRET=1")
-on_every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 both_ways = pytest.mark.parametrize("combine", ["multiply", "pool"])
 run = functools.partial(mmk.spatial_attention, backend="triton", need_weights=True)
-
-
-def in_own_process(*command, **environment):
-    root = Path(__file__).parent.parent
-    return subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]), **environment},
-    )
-
-
-def draw(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
 
 
 def unaligned(*shape, dtype=torch.float32, seed=0):
@@ -253,26 +221,9 @@ def test_out(shape, dtype, combine):
 @pytest.mark.parametrize("shape", [(2, 9, 5), (1, 2100, 20), (2050, 12)], ids=str)
 def test_nothing_is_written_beside_a_tensor(shape, combine, monkeypatch):
     """Weights, gradients and scratch, too: every tensor that the operation allocates lies between guards."""
-    allocated = []
-
-    def guarded(size, dtype, strides=None):
-        room = (
-            torch.Size(size).numel()
-            if strides is None
-            else 1 + sum((n - 1) * s for n, s in zip(size, strides))
-            if all(size)
-            else 0
-        )
-        base = torch.full((room + 64,), 77.0, dtype=dtype)
-        allocated.append((base, room))
-        return base[32 : 32 + room].view(size) if strides is None else base.as_strided(size, strides, 32)
-
-    monkeypatch.setattr(
-        torch,
-        "empty",
-        lambda *size, dtype, device: guarded(size[0] if isinstance(size[0], (tuple, list)) else size, dtype),
-    )
-    monkeypatch.setattr(torch, "empty_like", lambda t, **_: guarded(t.shape, t.dtype, t.stride()))
+    guards = Guards()
+    guards.place_fresh(monkeypatch)
+    monkeypatch.setattr(torch, "empty_like", lambda t, **_: guards.place(t.shape, t.dtype, t.stride()))
     image, packed = draw(*shape), len(shape) == 2
     offsets = torch.tensor([0, 7, 7, shape[0]]) if packed else None
     text = draw(3 if packed else shape[0], shape[-1], seed=1)
@@ -281,9 +232,7 @@ def test_nothing_is_written_beside_a_tensor(shape, combine, monkeypatch):
     grads = torch.ops.mmkernels.spatial_attention_triton_backward(
         result, weights, image, text, *options[:2], weights, *options[2:], True, True
     )
-    assert len(allocated) >= 4
-    for base, room in allocated:
-        assert bool((base[:32] == 77).all()) and bool((base[32 + room :] == 77).all())
+    assert len(guards.bases) >= 4 and guards.intact()
     for tensor in (result, weights, *grads):
         assert not (tensor == 77).any()
 
@@ -373,133 +322,3 @@ def test_same_bits_every_time():
     grads = (draw(1, 2100, 24), draw(1, 1, 2100))
     first, second = (everything(run, image, text, grads) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
-
-
-# How PyTorch sees it -------------------------------------------------------------------------------------------------
-
-FIRST_USE = """
-import sys, torch, mmkernels as mmk
-image, text = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 4)
-run = lambda i, t: mmk.spatial_attention(i, t, backend="triton")
-result = torch.compile(run, fullgraph=True, backend="aot_eager")(image, text)
-result.sum().backward()
-assert torch.equal(result, run(image, text))
-"""
-
-
-@pytest.mark.slow
-def test_first_use_is_compiled():
-    """torch.compile of one graph brings the module, too."""
-    done = in_own_process("-c", FIRST_USE, TRITON_INTERPRET="1")
-    assert done.returncode == 0, done.stderr
-
-
-@interpreted
-@pytest.mark.skipif(backends.extension is None, reason="the C++ operations aren't built")
-@pytest.mark.parametrize("suffix", ["", "_out", "_backward"])
-def test_schema_is_that_of_the_other_backends(suffix):
-    mmk.spatial_attention(draw(1, 1, 1), draw(1, 1), backend="triton")
-    schema = lambda name: str(getattr(torch.ops.mmkernels, name + suffix).default._schema).replace(name, OPERATION)
-    assert schema(f"{OPERATION}_triton") == schema(OPERATION)
-
-
-@pytest.mark.property("opcheck", "opcheck backward", backend="triton")
-@interpreted
-@pytest.mark.slow
-@both_ways
-def test_opcheck(combine):
-    image = draw(2, 7, 6).requires_grad_()
-    text = draw(2, 6, seed=1).requires_grad_()
-    options = (draw(2, 7) > 0, None, 0.5, 2, combine == "pool", True)
-    run(image, text)  # brings the operations
-    operations = torch.ops.mmkernels
-    torch.library.opcheck(operations.spatial_attention_triton.default, (image, text, *options))
-    result, weights = operations.spatial_attention_triton(image.detach(), text.detach(), *options)
-    torch.library.opcheck(
-        operations.spatial_attention_triton_out.default, (image.detach(), text.detach(), *options, result)
-    )
-    torch.library.opcheck(
-        operations.spatial_attention_triton_backward.default,
-        (result, weights, image, text, *options[:2], weights, *options[2:], True, True),
-    )
-
-
-@pytest.mark.property("mistakes of a kernel's caller", backend="triton")
-@interpreted
-@pytest.mark.parametrize(
-    "name, value",
-    [
-        ("text", torch.zeros(2, 5)),
-        ("mask", torch.ones(2, 8, dtype=torch.bool)),
-        ("num_heads", 4),
-        ("offsets", torch.tensor([0, 7])),
-    ],
-)
-def test_operation_refuses_what_would_not_be_safe(name, value):
-    run(draw(1, 1, 1), draw(1, 1))
-    arguments = {
-        "image": draw(2, 7, 6),
-        "text": draw(2, 6),
-        "mask": None,
-        "offsets": None,
-        "scale": 1.0,
-        "num_heads": 1,
-        "pool": False,
-        "rescale": False,
-        name: value,
-    }
-    with pytest.raises(RuntimeError, match="text|mask|num_heads|image"):
-        torch.ops.mmkernels.spatial_attention_triton(**arguments)
-
-
-@interpreted
-def test_interpreter_runs_by_name_only(own_backends):
-    image = torch.empty(1)
-    assert backends.choose(OPERATION, image) is not backends.choose(OPERATION, image, "triton")
-    backends.register("cpu", lambda device_type, dtype: "not built")
-    assert backends.choose(OPERATION, image) is backends.choose(OPERATION, image, "reference")
-
-
-@interpreted
-def test_float64_is_refused():
-    with pytest.raises(mmk.BackendError, match="triton: it has no float64"):
-        run(draw(1, 3, 2).double(), draw(1, 2).double())
-
-
-HIDE = """
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
-"""
-CODE = """
-import sys, torch, mmkernels as mmk
-image, text = torch.randn(1, 3, 2), torch.randn(1, 2)
-mmk.spatial_attention(image, text)
-assert "mmkernels.triton" not in sys.modules and "triton" not in sys.modules, "triton was imported"
-try:
-    mmk.spatial_attention(image, text, backend="triton")
-except mmk.BackendError as error:
-    print(error)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "hide, reason",
-    [("", "TRITON_INTERPRET=1"), (HIDE, "pip install mmkernels[triton]")],
-    ids=["there", "not installed"],
-)
-def test_triton_is_imported_only_when_needed(hide, reason):
-    done = in_own_process("-c", hide + CODE, TRITON_INTERPRET="0")
-    assert done.returncode == 0 and reason in done.stdout, done.stdout + done.stderr
-
-
-@interpreted
-def test_backward_refuses_absent_weights():
-    image = torch.randn(2, 5, 8)
-    text = torch.randn(2, 8)
-    mmk.spatial_attention(image, text, backend="triton")
-    with pytest.raises(RuntimeError, match="weights"):
-        torch.ops.mmkernels.spatial_attention_triton_backward(
-            image, None, image, text, None, None, None, 1.0, 1, False, False, True, True
-        )

@@ -1,33 +1,20 @@
-"""Gated cross-attention and bidirectional attention in Triton, interpreted: what the cases of all backends don't reach.
-
-`make test-triton` runs it; see test_triton.py.
-"""
+"""Gated cross-attention and bidirectional attention in Triton, interpreted: what the cases of all backends don't
+reach."""
 
 import functools
 import importlib
-import importlib.util
 import inspect
 
 import pytest
 import torch
 from support.attention_tests import assert_computes, assert_meets, assert_rule, standard_of
+from support.triton_tests import Guards, draw, interpreted, on_every_dtype
 
 import mmkernels as mmk
 from mmkernels import backends
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is not installed", allow_module_level=True)
-
 OPERATIONS = ("gated_cross_attention", "bidirectional_attention")
-interpreted = pytest.mark.skipif(not backends.INTERPRETED, reason="mmkernels was imported without TRITON_INTERPRET=1")
 on_both = pytest.mark.parametrize("operation", OPERATIONS)
-on_every_dtype = pytest.mark.parametrize(
-    "dtype", (torch.float32, torch.bfloat16, torch.float16), ids=lambda d: str(d).removeprefix("torch.")
-)
-
-
-def draw(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
 
 
 def inputs(operation, shape, dtype=torch.float32):
@@ -240,21 +227,11 @@ def test_nothing_is_written_beside_a_tensor(operation, count, monkeypatch):
     some = masks(operation, shape)
     getattr(mmk, operation)(*tensors, backend="triton")  # brings the operations
     processors(monkeypatch, count)
-    allocated = []
-
-    def guarded(size, dtype):
-        room = torch.Size(size).numel()
-        base = torch.full((room + 64,), 77.0, dtype=dtype)
-        allocated.append((base, room))
-        return base[32 : 32 + room].view(size)
-
+    guards = Guards()
     module = importlib.import_module(f"mmkernels.triton.{operation}")
-    monkeypatch.setattr(module, "empty_heads", lambda like, channels: guarded((*like.shape[:3], channels), like.dtype))
-    monkeypatch.setattr(
-        torch,
-        "empty",
-        lambda *size, dtype, device: guarded(size[0] if isinstance(size[0], (tuple, list)) else size, dtype),
-    )
+    place_heads = lambda like, channels: guards.place((*like.shape[:3], channels), like.dtype)
+    monkeypatch.setattr(module, "empty_heads", place_heads)
+    guards.place_fresh(monkeypatch)
     operations = torch.ops.mmkernels
     if operation == "gated_cross_attention":
         arguments = (*tensors, some["attn_mask"][:, None].expand(1, 2, 70), None, None, 0.3)
@@ -269,9 +246,7 @@ def test_nothing_is_written_beside_a_tensor(operation, count, monkeypatch):
         grads = operations.bidirectional_attention_triton_backward(
             *produced[:2], *arguments, *produced, 0.3, *(True,) * 4
         )
-    assert len(allocated) >= 7
-    for base, room in allocated:
-        assert bool((base[:32] == 77).all()) and bool((base[32 + room :] == 77).all())
+    assert len(guards.bases) >= 7 and guards.intact()
     for tensor in (*produced, *grads):
         assert not (tensor == 77).any()
 

@@ -1,55 +1,26 @@
-"""Channel and additive attention in Triton, interpreted: what the cases of all backends don't reach.
-
-`make test-triton` runs it; see test_triton.py.
-"""
+"""Channel and additive attention in Triton, interpreted: what the cases of all backends don't reach."""
 
 import functools
-import importlib.util
 
 import pytest
 import torch
-from support.attention_tests import assert_computes, assert_meets, assert_rule, standard_of
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.attention_tests import assert_computes, assert_meets, standard_of
+from support.triton_rows import (
+    ADDITIVE,
+    ADDITIVE_OPTIONS,
+    CHANNEL,
+    NAMES,
+    VIEWS,
+    additive,
+    assert_formula,
+    channel,
+    panels_of,
+    processors,
+)
+from support.triton_tests import draw, interpreted, on_every_dtype
 
 import mmkernels as mmk
 from mmkernels import backends
-
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is not installed", allow_module_level=True)
-
-interpreted = pytest.mark.skipif(not backends.INTERPRETED, reason="mmkernels was imported without TRITON_INTERPRET=1")
-on_every_dtype = pytest.mark.parametrize(
-    "dtype", (torch.float32, torch.bfloat16, torch.float16), ids=lambda d: str(d).removeprefix("torch.")
-)
-CHANNEL = "channel_attention"
-ADDITIVE = "additive_attention"
-
-
-def draw(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
-
-
-def channel(shape, dtype=torch.float32, text=5):
-    """image, text, weight, bias"""
-    B, _, D = shape
-    return [
-        draw(*shape, dtype=dtype),
-        draw(B, text, dtype=dtype, seed=1),
-        draw(D, D + text, dtype=dtype, seed=2) * D**-0.5,
-        draw(D, dtype=dtype, seed=3),
-    ]
-
-
-NAMES = ("image", "query", "w_image", "w_query", "v", "bias", "w_gate", "bias_gate")
-
-
-def additive(shape, hidden, maps=1, bags=None, dtype=torch.float32):
-    """The tensors of NAMES."""
-    B, D = bags or shape[0], shape[-1]
-    sizes = (shape, (B, 5), (hidden, D), (hidden, 5), (maps, hidden), (hidden,), (hidden, D), (hidden,))
-    return [
-        draw(*size, dtype=dtype, seed=i) * (size[1] ** -0.5 if i in (2, 3, 4, 6) else 1) for i, size in enumerate(sizes)
-    ]
 
 
 def function(operation, module, **options):
@@ -71,37 +42,6 @@ def check(operation, tensors, **options):
     names = ("image", "text", "weight", "bias") if operation == CHANNEL else NAMES
     arguments = {**dict(zip(names, tensors)), **options, "need_weights": True}
     return tuple(assert_meets(standard_of(operation, arguments), operation, "triton").values())
-
-
-def assert_formula(formula, tensors, found):
-    """`found` is ``formula(*tensors)`` in float64, as near as it is in float32."""
-    assert_rule(found, truth=formula(*(t.double() for t in tensors)), peer=formula(*tensors))
-
-
-def panels_of(monkeypatch, values):
-    """Panels of so many float32 values, at least 16 rows: they begin and end within samples."""
-    from mmkernels.triton import rows
-
-    monkeypatch.setattr(rows, "PANEL_BYTES", values * 4)
-
-
-def processors(monkeypatch, count):
-    """A device of so many: samples of 256 rows and more are split, and their sums merged."""
-    from mmkernels.triton import additive_attention
-
-    monkeypatch.setattr(additive_attention, "processors", lambda tensor: count)
-
-
-VIEWS = {
-    "contiguous": lambda t: t,
-    "rows apart": lambda t: t.repeat_interleave(2, 1)[:, ::2],
-    "channels apart": lambda t: t.repeat_interleave(2, 2)[..., 1::2],
-    "window": lambda t: torch.nn.functional.pad(t, (1, 1, 2, 2), value=77.0)[:, 2:-2, 1:-1],
-    "transposed": lambda t: t.mT.contiguous().mT,
-    "one sample for all": lambda t: t[:1].expand(t.shape),
-    "one row for all": lambda t: t[:, :1].expand(t.shape),
-    "batch last": lambda t: t.permute(1, 2, 0).contiguous().permute(2, 0, 1),
-}
 
 
 @interpreted
@@ -148,14 +88,6 @@ def test_wide_channels(channels):
     """Rows that fit a program, and such as are walked."""
     image, *others = channel((1, 3, channels), text=2)
     check(CHANNEL, (image, *others))
-
-
-ADDITIVE_OPTIONS = {
-    "pool": ((3, 37, 11), None, {}),
-    "multiply": ((3, 37, 11), None, {"combine": "multiply"}),
-    "packed": ((111, 11), (0, 40, 40, 41, 111), {}),
-    "packed multiply": ((111, 11), (0, 40, 40, 41, 111), {"combine": "multiply"}),
-}
 
 
 @interpreted
@@ -253,259 +185,6 @@ def normalised(scores):
         BLOCK=16,
     )
     return weights
-
-
-@interpreted
-@pytest.mark.virtual_memory
-def test_many_weights():
-    """Map 2's weights begin at 2^31, past what 32 bits hold."""
-    from mmkernels.triton import additive_attention, additive_tiles
-    from mmkernels.triton.common import launch
-
-    step, scores = 2**30, draw(5, 3)
-    weights = torch.empty(2 * step + 5)
-    placed = additive_tiles.Weights(weights, 0, step)
-    launch(
-        additive_attention.normalise,
-        (1, 3),
-        scores,
-        placed,
-        scores,
-        scores,
-        torch.tensor([0, 5]),
-        5,
-        3,
-        PACKED=True,
-        MASKED=False,
-        GIVE=False,
-        BLOCK=16,
-    )
-    assert_formula(
-        lambda scores: scores.softmax(0).T, [scores], torch.stack([weights[k * step : k * step + 5] for k in range(3)])
-    )
-    partial = torch.empty(1, 1, 3, 2)
-    image = draw(5, 2)
-    features = additive_tiles.Image(image, 0, 2, 1)
-    first_row = additive_tiles.ResultGrad(image, 0, 0, 0, 1)  # for all
-    launch(
-        additive_attention.pool,
-        (1, 1, 3),
-        placed,
-        features,
-        torch.tensor([0, 5]),
-        partial,
-        5,
-        3,
-        2,
-        1,
-        PACKED=True,
-        BLOCK_N=16,
-        BLOCK_C=2,
-    )
-    assert_formula(lambda scores, image: scores.softmax(0).T @ image, [scores, image], partial[0, 0])
-    found = torch.empty(3, 5)
-    launch(
-        additive_attention.differentiate_weights,
-        (1, 3),
-        placed,
-        features,
-        first_row,
-        image,
-        torch.tensor([0, 5]),
-        found,
-        5,
-        3,
-        2,
-        1,
-        PACKED=True,
-        GRAD=True,
-        GIVEN=False,
-        BLOCK_N=16,
-        BLOCK_C=2,
-    )
-    assert_formula(lambda image: (image @ image[0]).expand(3, 5), [image], found)
-    result = torch.empty(5, 2)
-    through = torch.zeros(5, 2)
-    launch(
-        additive_attention.combine,
-        (1, 1),
-        through,
-        placed,
-        first_row,
-        image,
-        torch.zeros(5, dtype=torch.int32),
-        torch.tensor([0, 5]),
-        result,
-        5,
-        3,
-        2,
-        0,
-        PACKED=True,
-        GRAD=True,
-        MASKED=False,
-        BLOCK_N=16,
-        BLOCK_C=2,
-    )
-    assert_formula(lambda scores, image: scores.softmax(0).sum(1)[:, None] * image[0], [scores, image], result)
-
-
-class Allocations(TorchDispatchMode):
-    """Bytes of the largest memory that comes up beside that of `known` tensors."""
-
-    def __init__(self, known):
-        super().__init__()
-        self.known = {t.untyped_storage().data_ptr() for t in known if isinstance(t, torch.Tensor)}
-        self.largest = 0
-
-    def __torch_dispatch__(self, called, types, arguments=(), options=None):
-        found = called(*arguments, **(options or {}))
-        for t in found if isinstance(found, (tuple, list)) else (found,):
-            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in self.known:
-                self.largest = max(self.largest, t.untyped_storage().nbytes())
-        return found
-
-
-@interpreted
-@pytest.mark.parametrize("hidden", (1, 40))
-def test_scratch_is_a_few_panels(hidden, monkeypatch):
-    """Nothing of the image's size but results, however narrow the hidden layer and however the image lies."""
-    from mmkernels.triton import additive_attention, channel_attention
-
-    panels_of(monkeypatch, 32 * 16)
-    shape = (2, 500, 64)
-    image = VIEWS["window"](draw(*shape))
-    mask = draw(2, 500, seed=1) > 0
-    inputs = (
-        image,
-        draw(2, hidden),
-        draw(hidden, 64),
-        draw(1, hidden),
-        draw(hidden, 64, seed=1),
-        draw(hidden),
-        mask,
-        None,
-        None,
-    )
-    with Allocations(inputs) as mode:
-        result, weights, scores, kept = additive_attention.forward(*inputs, 0, True, 0.0, True, 0)
-        additive_attention.backward(
-            result, weights, scores, *inputs, weights, kept, 0, True, 0.0, True, 0, False, *[True] * 5
-        )
-    assert mode.largest <= max(8 * 512, 40 * 64) * 4 < image.numel()
-    inputs = image[..., :32], draw(2, 32), draw(32, 32)
-    up = draw(1).expand(2, 500, 32)
-    with Allocations((*inputs, up)) as mode:
-        channel_attention.backward(up, None, *inputs, None, False, 0, False, True, True)
-    assert mode.largest <= 32 * 32 * 4
-
-
-class Guards:
-    """Every tensor that an operation allocates lies between guards; what it doesn't write stays 77."""
-
-    def __init__(self, monkeypatch):
-        self.bases = []
-        place = lambda t: self.place(t.shape, t.dtype)
-        empty = torch.empty
-        zeros = torch.zeros
-        new_empty = torch.Tensor.new_empty
-        monkeypatch.setattr(
-            torch, "empty", lambda *size, dtype, device: place(empty(*size, dtype=dtype, device=device))
-        )
-        monkeypatch.setattr(
-            torch, "zeros", lambda *size, dtype, device: place(zeros(*size, dtype=dtype, device=device)).zero_()
-        )
-        # With a device it is the interpreter that asks.
-        monkeypatch.setattr(
-            torch.Tensor,
-            "new_empty",
-            lambda t, *size, **options: new_empty(t, *size, **options) if options else place(new_empty(t, *size)),
-        )
-
-    def place(self, shape, dtype):
-        room = torch.Size(shape).numel()
-        base = torch.full((room + 64,), 77.0, dtype=dtype)
-        self.bases.append((base, room))
-        return base[32 : 32 + room].view(shape)
-
-    def intact(self):
-        return all(bool((base[:32] == 77).all()) and bool((base[32 + room :] == 77).all()) for base, room in self.bases)
-
-
-@interpreted
-@pytest.mark.parametrize("operation", (CHANNEL, *ADDITIVE_OPTIONS))
-def test_nothing_is_written_beside_a_tensor(operation, monkeypatch):
-    """Results, gradients and scratch, and all of them are written."""
-    from mmkernels.triton import additive_attention, channel_attention, rows
-
-    panels_of(monkeypatch, 20 * 18)
-    processors(monkeypatch, 8)
-    product = rows.product
-    for module in (
-        additive_attention,
-        channel_attention,
-    ):  # torch's own products aren't in question: what is written over them is
-        monkeypatch.setattr(
-            module,
-            "product",
-            lambda *operands: guards.place((found := product(*operands)).shape, found.dtype).copy_(found),
-        )
-    if operation == CHANNEL:
-        inputs = draw(3, 37, 13), draw(3, 13), draw(13, 13)
-        up = draw(3, 37, 13, seed=4), draw(3, 37, 13, seed=5)
-        module = channel_attention
-        options = (True, 0)
-        needs = 3
-    else:
-        shape, offsets, chosen = ADDITIVE_OPTIONS[operation]
-        image, _, w_image, _, v, bias_gate, w_gate, _ = additive(shape, 9, 1 if chosen else 3)
-        bags = 3 if offsets is None else 4
-        inputs = (
-            image,
-            draw(bags, 9),
-            w_image,
-            v,
-            w_gate,
-            bias_gate,
-            draw(*shape[:-1]) > 0,
-            None if offsets is None else torch.tensor(offsets),
-            torch.tensor(3) if chosen else None,
-        )
-        module = additive_attention
-        options = (0, not chosen, 0.25 if chosen else 0.0, True, 0)
-        needs = 6
-    guards = Guards(monkeypatch)
-    produced = module.forward(*inputs, *options)
-    if operation != CHANNEL:
-        up = [torch.ones_like(t) for t in produced[:3]]
-    kept = produced[2:] if operation == CHANNEL else produced[1::2]
-    grads = module.backward(*up, *inputs, *kept, *options, *[True] * needs)
-    assert len(guards.bases) >= 8 and guards.intact()
-    assert not any((t == 77).any() for t in (*produced, *grads))
-
-
-@interpreted
-@pytest.mark.parametrize("bounds", ((0,), (0, 9000, 40), (5, 40, 7), (-70, -3, 41), (40, 0, 40)), ids=str)
-@pytest.mark.parametrize("pooled", (True, False))
-def test_wrong_offsets_touch_no_foreign_memory(bounds, pooled, monkeypatch):
-    """A GPU can't refuse them without waiting: the results are wrong, the tensors around keep their values."""
-    from mmkernels.triton import additive_attention
-
-    image, _, w_image, _, v, bias_gate, w_gate, _ = additive((41, 4), 3)
-    guards = Guards(monkeypatch)
-    inputs = (
-        image,
-        guards.place((len(bounds) - 1, 3), torch.float32),
-        w_image,
-        v,
-        w_gate,
-        bias_gate,
-        None,
-        torch.tensor(bounds),
-        torch.tensor(3),
-    )
-    result, weights, scores, kept = additive_attention.forward(*inputs, 0, pooled, 0.25, True, 0)
-    additive_attention.backward(result, weights, scores, *inputs, weights, kept, 0, pooled, 0.25, True, 0, *[True] * 6)
-    assert guards.intact()
 
 
 @interpreted

@@ -1,4 +1,5 @@
-"""Writes docs/api.md from the signatures and docstrings of what is public, and the stub that lists the modules' files.
+"""Writes docs/api.md from the signatures and docstrings of what is public, and the stubs of packages that find their
+files by the list of functions.
 
 python tools/api_reference.py      (make docs)
 """
@@ -9,8 +10,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "api.md"
-STUB = ROOT / "mmkernels" / "modules" / "__init__.pyi"
 SECTION = re.compile(r"^(Args|Returns|Raises|Shape|Source):\s*(.*)$")
 ITEM = re.compile(r"^ {4}(\w+(?:, \w+)*): ")
 HEAD = """# API
@@ -42,12 +41,27 @@ def page():
     return "\n".join(parts)
 
 
-def stub():
-    """Type checkers don't run the package, which finds its files by the list of functions."""
+def stub(line):
+    """Of a package that finds its files by the list of functions: type checkers don't run it. `line` is of a file."""
     from mmkernels import functional
 
-    lines = [f"from .{operation} import *" for operation in functional.__all__]
-    return "\n".join(["# Written by make docs.", "# ruff: noqa: F403", *lines, ""])
+    return "\n".join(["# Written by make docs.", *map(line, functional.__all__), ""])
+
+
+def functions_stub():
+    def line(operation):
+        name = "".join(part.title() for part in operation.split("_")) + "Function"
+        return f"from .{operation} import {name} as {name}"
+
+    return stub(line)
+
+
+def modules_stub():
+    return stub(lambda operation: f"from .{operation} import *  # noqa: F403")
+
+
+def reference_stub():
+    return stub(lambda operation: f"from .{operation} import {operation} as {operation}")
 
 
 def is_module_class(value):
@@ -100,7 +114,14 @@ def markdown(docstring):
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
+WRITTEN = {
+    "docs/api.md": page,
+    "mmkernels/modules/__init__.pyi": modules_stub,
+    "mmkernels/ops/__init__.pyi": functions_stub,
+    "mmkernels/reference/__init__.pyi": reference_stub,
+}
+
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    PAGE.write_text(page(), encoding="utf-8")
-    STUB.write_text(stub(), encoding="utf-8")
+    for file, text in WRITTEN.items():
+        (ROOT / file).write_text(text(), encoding="utf-8")

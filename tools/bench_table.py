@@ -3,7 +3,7 @@
 python tools/bench_table.py      (make docs)
 
 A table stands between ``<!-- FILE.json -->`` and ``<!-- end -->``; FILE is what ``python -m mmkernels bench --operation
-NAME --json FILE`` wrote.
+NAME --json FILE`` wrote, or ``bench --models --json FILE``.
 """
 
 import json
@@ -25,9 +25,11 @@ def page():
 
 def table(found):
     """What was raced against peers, forward and training in one line; and on what."""
-    env = found["environment"]
-    where = f"{env['processor']} ({env['cpu_isa']}), {env['threads']} threads, torch {env['torch']}"
-    (rows,) = (result["rows"] for result in found["operations"].values())
+    if "models" in found:
+        return _models(found)
+    ((operation, result),) = found["operations"].items()
+    rows = result["rows"]
+    whose = _whose(operation)
     raced = {(*_line(row["kind"]), row["shape"]): row for row in rows if "speed-up" in row}
     lines = [
         "| | shape | forward, ms | times faster than | forward + backward, ms | times faster than |",
@@ -35,8 +37,45 @@ def table(found):
     ]
     for title, shape in dict.fromkeys((title, shape) for title, _, shape in raced):
         cells = [cell for training in (False, True) for cell in _cells(raced.get((title, training, shape)))]
+        title = ", ".join([title, *whose.get(shape, ())])
         lines.append(f"| {' | '.join([title, shape.replace('x', ' × '), *cells])} |")
-    return "\n".join([*lines, "", f"{where}; commit {env['commit']}, {env['time'][:10]}.", ""])
+    return "\n".join([*lines, "", _where(found), ""])
+
+
+def _whose(operation):
+    """Shapes by name -> whose they are, where the benchmark tells."""
+    from mmkernels.bench import benchmark_of, contests
+
+    return {contests.shape_name(shape): [name] for shape, name in getattr(benchmark_of(operation), "WHOSE", {}).items()}
+
+
+def _where(found):
+    env = found["environment"]
+    where = f"{env['processor']} ({env['cpu_isa']}), {env['threads']} threads, torch {env['torch']}"
+    return f"{where}; commit {env['commit']}, {env['time'][:10]}."
+
+
+def _models(found):
+    lines = [
+        "| model | plain, s | patched, s | times faster (spread) | the layers | their share before | peak memory, MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["models"]:
+        if "faster" not in row:
+            continue
+        layers, share = row.get("layers faster"), row.get("share of the model")
+        plain, fused = row.get("plain, MB"), row.get("fused, MB")
+        cells = [
+            row["model"],
+            f"{row['plain, s']:.2f}",
+            f"{row['fused, s']:.2f}",
+            f"**{row['faster']:.2f}** ({row['least']:.2f} to {row['most']:.2f})",
+            "" if layers is None else f"{layers:.1f} times",
+            "" if share is None else f"{100 * share:.0f} %",
+            "" if plain is None else f"{plain:.0f} -> {fused:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _where(found), ""])
 
 
 def _line(kind):
@@ -53,7 +92,7 @@ def _cells(row):
     from mmkernels.bench.plot import PEERS
 
     against = {name.removeprefix("vs "): value for name, value in row.items() if name.startswith("vs ")}
-    return f"{row['ours']:.1f}", ", ".join(f"{PEERS.get(peer, peer)} {value:.1f}" for peer, value in against.items())
+    return f"{row['ours']:.3g}", ", ".join(f"{PEERS.get(peer, peer)} {value:.1f}" for peer, value in against.items())
 
 
 if __name__ == "__main__":

@@ -60,16 +60,18 @@ struct AbsorbedBackward {
         share(width),
         tokens(size(g)) {}
 
-  // Sums over a sample's positions: of key, of value, of key_bias.
+  // Sums over a sample's positions: of key, of value, of key_bias, and of what a softmax over positions gives the
+  // scores, which is 0 but for rounding.
   static int64_t size(const AbsorbedAttentionBackward& g) {
     const Groups groups(g.forward.H, g.forward.T);
-    return groups.columns() * (padded<C>(g.forward.D) + value_size(g) + 1);
+    return groups.columns() * (padded<C>(g.forward.D) + value_size(g) + 2);
   }
   static int64_t value_size(const AbsorbedAttentionBackward& g) {
     return g.grad_value.data ? padded<C>(g.forward.Dv) : 0;
   }
   C* value_sums() const { return tokens.data + groups.columns() * key_width; }
   C* bias_sums() const { return value_sums() + groups.columns() * value_size(g); }
+  C* rests() const { return bias_sums() + groups.columns(); }
 
   void start(int64_t index) {
     in.set(index);
@@ -217,6 +219,7 @@ struct AbsorbedBackward {
       const C base = text_base.data[j + c];
       const C certain = text_certain.data[j + c];
       const C mean = text_mean.data[j + c];
+      vec<C> rest = {};
       for (int64_t i = 0; i < count; i += lanes<C>) {
         const vec<C> e = load(excluded.data + i) == 0 ? exp_below(load(s + i) - base) : vec<C>{};
         store(s + i, e);
@@ -225,7 +228,10 @@ struct AbsorbedBackward {
         vec<C> x = e == certain ? vec<C>{} : e * (load(dr + i) - mean);
         x = e == 0 ? vec<C>{} : x;
         store(d + i, c < attended ? load(d + i) + x : x);
+        rest += x;
       }
+      if (of_scores)
+        rests()[j + c] += mmk::sum<C>(rest);
     }
   }
 
@@ -244,6 +250,9 @@ struct AbsorbedBackward {
 };
 
 // A sample's gradients from the sums over its positions; 0 where there is none.
+// The scores' gradients by a softmax over positions add up to 0, rounded to a rest, which multiplies what all positions
+// have in common: much more than the gradient where they have much. Shared out as the weights are it is no more, and
+// the key's gradient has that much less of the weighted mean, text_out.
 template <class T, class C>
 void write_gradients(const AbsorbedAttentionBackward& g, int64_t index, const C* sums) {
   const AbsorbedAttention& a = g.forward;
@@ -253,6 +262,9 @@ void write_gradients(const AbsorbedAttentionBackward& g, int64_t index, const C*
   const int64_t value_width = padded<C>(a.Dv);
   const C* value_sums = sums + in.groups.columns() * key_width;
   const C* bias_sums = value_sums + in.groups.columns() * AbsorbedBackward<T>::value_size(g);
+  const C* rests = bias_sums + in.groups.columns();
+  Scratch<C> key(key_width);
+  Scratch<C> mean(key_width);
   C* biases = static_cast<C*>(g.grad_key_bias);
   with_flag(a.wide_text, [&](auto wide) {
     using U = std::conditional_t<wide.value, C, T>;
@@ -273,8 +285,16 @@ void write_gradients(const AbsorbedAttentionBackward& g, int64_t index, const C*
       in.each_column(k, [&](int64_t column, int64_t h, int64_t t, bool takes_part) {
         const int64_t j = k * in.groups.stride + column;
         // What a product may have left behind the last column that takes part is no sum.
-        write_all(h, t, takes_part || g.grad_text_out.data ? sums + j * key_width : nullptr,
-                  takes_part ? value_sums + j * value_width : nullptr, bias_sums[j]);
+        const C* key_sums = takes_part || g.grad_text_out.data ? sums + j * key_width : nullptr;
+        if (g.grad_text_out.data && g.grad_key.data) {
+          read_rows<C>(
+              1, a.D, [&](int64_t) { return in.template row<const C>(a.unrounded, index, h, t); }, a.unrounded.c,
+              mean.data, key_width);
+          for (int64_t c = 0; c < key_width; c += lanes<C>)
+            store(key.data + c, load(key_sums + c) - splat(rests[j]) * load(mean.data + c));
+          key_sums = key.data;
+        }
+        write_all(h, t, key_sums, takes_part ? value_sums + j * value_width : nullptr, bias_sums[j]);
         if (!takes_part && g.grad_key.data)
           clear_replaced(in.template row<U>(a.key, index, h, t), a.key.c, in.template row<U>(g.grad_key, index, h, t),
                          g.grad_key.c, a.D);

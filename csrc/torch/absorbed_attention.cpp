@@ -74,8 +74,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image, 
                                                            bool pool) {
   AbsorbedAttention a = arguments(image, key, key_bias, value, image_mask, text_mask, pool);
   const ScalarType accumulate = accumulate_type(a.dtype);
-  auto empty = [&](bool wanted, std::vector<int64_t> sizes, ScalarType type) {
-    return torch::stable::new_empty(image, wanted ? sizes : std::vector<int64_t>{0}, type);
+  auto empty = [&](bool wanted, Shape sizes, ScalarType type) {
+    return empty_tensor(image, wanted ? sizes : Shape{0}, type);
   };
   const bool attend = value.has_value();
   Tensor image_out = empty(attend, {a.B, a.N, a.Dv}, image.scalar_type());
@@ -112,8 +112,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional& grad_image_o
   AbsorbedAttention& a = g.forward;
   const Anchor anchor(image);
   const ScalarType accumulate = accumulate_type(a.dtype);
-  Tensor image_rows = torch::stable::contiguous(image_softmax);
-  Tensor text_rows = torch::stable::contiguous(text_softmax);
+  Tensor image_rows = dense(image_softmax);
+  Tensor text_rows = dense(text_softmax);
   if (value) {
     anchor.check(image_softmax, "image_softmax", accumulate, {a.B, a.H, 2, a.N});
     a.image_softmax = image_rows.mutable_data_ptr();
@@ -134,10 +134,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional& grad_image_o
   }
   const bool of_bias = key_bias && need_key_bias_grad;
   const bool of_value = value && need_value_grad;
-  Tensor grad_image =
-      torch::stable::new_empty(image, need_image_grad ? std::vector<int64_t>{a.B, a.N, a.D} : std::vector<int64_t>{0});
-  Tensor grad_key_bias = torch::stable::new_empty(
-      image, of_bias ? std::vector<int64_t>{a.B, a.H, a.T} : std::vector<int64_t>{0}, accumulate);
+  Tensor grad_image = empty_tensor(image, need_image_grad ? Shape{a.B, a.N, a.D} : Shape{0});
+  Tensor grad_key_bias = empty_tensor(image, of_bias ? Shape{a.B, a.H, a.T} : Shape{0}, accumulate);
   auto [grad_key, to_key] = gradient(key, need_key_grad);
   auto [grad_value, to_value] = gradient(value ? *value : key, of_value);
   advise_huge_pages(grad_image);

@@ -20,7 +20,7 @@ namespace mmk::binding {
 namespace {
 
 Optional contiguous_if(const Optional& t) {
-  return t ? Optional(torch::stable::contiguous(*t)) : t;
+  return t ? Optional(dense(*t)) : t;
 }
 
 // The tensors as they were given; biases and offsets contiguous.
@@ -79,8 +79,7 @@ struct Arguments {
       anchor.check(*bias_gate, "bias_gate", accumulate_type(a.dtype), {a.A}),
           a.bias_gate = operands.bias_gate->data_ptr();
     if (mask) {
-      anchor.check(*mask, "mask", ScalarType::Bool,
-                   offsets ? std::vector<int64_t>{a.N} : std::vector<int64_t>{a.B, a.N});
+      anchor.check(*mask, "mask", ScalarType::Bool, offsets ? Shape{a.N} : Shape{a.B, a.N});
       a.mask = {static_cast<const bool*>(mask->data_ptr()), offsets ? 0 : mask->stride(0), 0,
                 mask->stride(offsets ? 0 : 1)};
     }
@@ -90,7 +89,7 @@ struct Arguments {
       anchor.check(*seed, "seed", ScalarType::Long, {});
       a.dropout = dropout_of(dropout_p, static_cast<const int64_t*>(operands.seed->data_ptr()));
     }
-    result_shape = pool ? std::vector<int64_t>{a.B, a.K, a.D} : sizes(image);
+    result_shape = pool ? std::vector<int64_t>{a.B, a.K, a.D} : image.sizes().vec();
     weights_shape = offsets ? std::vector<int64_t>{a.K, a.N} : std::vector<int64_t>{a.B, a.K, a.N};
     scores_shape = need_scores ? weights_shape : std::vector<int64_t>{0};
     a.kept_rows = kept_rows;
@@ -107,10 +106,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image, const Op
   Arguments all(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, seed, activation, pool, dropout_p,
                 need_scores, kept_rows);
   AdditiveAttention& a = all.a;
-  Tensor result = torch::stable::new_empty(image, all.result_shape);
-  Tensor weights = torch::stable::new_empty(image, all.weights_shape, accumulate_type(a.dtype));
-  Tensor scores = torch::stable::new_empty(image, all.scores_shape, accumulate_type(a.dtype));
-  Tensor kept = torch::stable::new_empty(image, all.kept_shape, accumulate_type(a.dtype));
+  Tensor result = empty_tensor(image, all.result_shape);
+  Tensor weights = empty_tensor(image, all.weights_shape, accumulate_type(a.dtype));
+  Tensor scores = empty_tensor(image, all.scores_shape, accumulate_type(a.dtype));
+  Tensor kept = empty_tensor(image, all.kept_shape, accumulate_type(a.dtype));
   advise_huge_pages(result);
   a.result = rows(result);
   a.weights = weights.mutable_data_ptr();
@@ -136,9 +135,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const ScalarType accumulate = accumulate_type(all.a.dtype);
   if (grad_result)
     anchor.check(*grad_result, "grad_result", anchor.type, all.result_shape), g.grad_result = rows(*grad_result);
-  Tensor all_weights = torch::stable::contiguous(weights);
+  Tensor all_weights = dense(weights);
   anchor.check(weights, "weights", accumulate, all.weights_shape);
-  Tensor products = torch::stable::contiguous(kept);
+  Tensor products = dense(kept);
   anchor.check(kept, "kept", accumulate, all.kept_shape);
   Optional all_grad_weights = contiguous_if(grad_weights);
   if (grad_weights)
@@ -213,14 +212,13 @@ void cuda_forward(const AdditiveAttention& a, const Operands& operands) {
   nothing_kept(a.kept_rows);
   on_stream(operands.image, [&](void* stream) {
     const int64_t rows = cuda::sampled_rows(a).rows;
-    Tensor scores = torch::stable::new_empty(operands.image, {rows, a.K}, ScalarType::Float),
-           v = transposed(in_float(operands.v));
+    Tensor scores = empty_tensor(operands.image, {rows, a.K}, ScalarType::Float), v = transposed(in_float(operands.v));
     each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor&, Tensor& u, Optional& t) {
       check_launch(cuda::additive_attention_activate(a, panel, floats(u), t ? floats(*t) : nullptr, stream));
       Tensor own = torch::stable::narrow(scores, 0, panel.first, panel.rows);
       torch::stable::copy_(own, product(u, v));
     });
-    Tensor partial = torch::stable::new_empty(scores, {cuda::additive_attention_scratch(a)});
+    Tensor partial = empty_tensor(scores, {cuda::additive_attention_scratch(a)});
     check_launch(cuda::additive_attention_finish(a, floats(scores), floats(partial), stream));
   });
 }
@@ -239,8 +237,7 @@ void cuda_backward(const AdditiveAttentionBackward& g, const Operands& operands,
       check_launch(cuda::clear(grad_bias_gate, a.A, stream));
     const WeightSum of_image(operands.image, a.A, a.D, g.grad_w_image, stream),
         of_gate(operands.image, a.A, a.D, g.grad_w_gate, stream), of_v(operands.image, a.K, a.A, g.grad_v, stream);
-    Tensor grad_scores = torch::stable::new_empty(operands.image, {a.K, samples.rows}, ScalarType::Float),
-           v = in_float(operands.v);
+    Tensor grad_scores = empty_tensor(operands.image, {a.K, samples.rows}, ScalarType::Float), v = in_float(operands.v);
     check_launch(cuda::additive_attention_scores(g, floats(grad_scores), stream));
     each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor& x, Tensor& u, Optional& t) {
       Tensor ds = transposed(torch::stable::narrow(grad_scores, 1, panel.first, panel.rows));  // [rows, K]

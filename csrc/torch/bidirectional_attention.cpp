@@ -62,8 +62,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image_query, co
   const ScalarType accumulate = accumulate_type(a.dtype);
   Tensor image_out = empty_heads(image_query, a.dv);
   Tensor text_out = empty_heads(text_key, a.dv);
-  Tensor image_softmax = torch::stable::new_empty(image_query, {a.B, a.H, 2, a.N}, accumulate);
-  Tensor text_softmax = torch::stable::new_empty(image_query, {a.B, a.H, 2, a.T}, accumulate);
+  Tensor image_softmax = empty_tensor(image_query, {a.B, a.H, 2, a.N}, accumulate);
+  Tensor text_softmax = empty_tensor(image_query, {a.B, a.H, 2, a.T}, accumulate);
   a.image_out = head_rows(image_out);
   a.text_out = head_rows(text_out);
   a.image_softmax = image_softmax.mutable_data_ptr();
@@ -90,8 +90,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional& grad_image_o
   anchor.check(text_out, "text_out", anchor.type, {a.B, a.H, a.T, a.dv});
   anchor.check(image_softmax, "image_softmax", accumulate, {a.B, a.H, 2, a.N});
   anchor.check(text_softmax, "text_softmax", accumulate, {a.B, a.H, 2, a.T});
-  Tensor image_rows = torch::stable::contiguous(image_softmax);
-  Tensor text_rows = torch::stable::contiguous(text_softmax);
+  Tensor image_rows = dense(image_softmax);
+  Tensor text_rows = dense(text_softmax);
   a.image_out = head_rows(image_out);
   a.text_out = head_rows(text_out);
   a.image_softmax = image_rows.mutable_data_ptr();

@@ -26,7 +26,7 @@ struct Arguments {
   std::vector<int64_t> kept_shape;
 
   Arguments(const Tensor& image, const Tensor& given_bias, const Tensor& weight, int64_t kept_rows)
-      : bias_hidden(torch::stable::contiguous(given_bias)) {
+      : bias_hidden(dense(given_bias)) {
     a.dtype = dtype_of(image, "image");
     const Anchor anchor(image);
     STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == 3, "image must be a dense [B, N, D] tensor");
@@ -48,7 +48,7 @@ template <auto Launch>
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Tensor& bias_hidden, const Tensor& weight,
                                            bool need_weights, int64_t kept_rows) {
   Arguments all(image, bias_hidden, weight, kept_rows);
-  Tensor kept = torch::stable::new_empty(image, all.kept_shape, accumulate_type(all.a.dtype));
+  Tensor kept = empty_tensor(image, all.kept_shape, accumulate_type(all.a.dtype));
   all.a.kept = kept.mutable_data_ptr();
   Tensor result = dense_gradient(image, true);
   Tensor weights = dense_gradient(image, need_weights);
@@ -69,14 +69,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const O
   Arguments all(image, bias_hidden, weight, kept_rows);
   const Anchor anchor(image);
   anchor.check(given_kept, "kept", accumulate_type(all.a.dtype), all.kept_shape);
-  Tensor kept = torch::stable::contiguous(given_kept);
+  Tensor kept = dense(given_kept);
   all.a.kept = kept.mutable_data_ptr();
   ChannelAttentionBackward g;
   g.forward = all.a;
   if (grad_result)
-    anchor.check(*grad_result, "grad_result", anchor.type, sizes(image)), g.grad_result = rows(*grad_result);
+    anchor.check(*grad_result, "grad_result", anchor.type, image.sizes()), g.grad_result = rows(*grad_result);
   if (need_weights && grad_weights)
-    anchor.check(*grad_weights, "grad_weights", anchor.type, sizes(image)), g.grad_weights = rows(*grad_weights);
+    anchor.check(*grad_weights, "grad_weights", anchor.type, image.sizes()), g.grad_weights = rows(*grad_weights);
   Tensor grad_image = dense_gradient(image, need_image_grad);
   Tensor grad_bias_hidden = dense_gradient(all.bias_hidden, need_bias_hidden_grad);
   Tensor grad_weight = dense_gradient(weight, need_weight_grad);
@@ -127,7 +127,7 @@ void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const
       check_launch(cuda::clear(static_cast<float*>(g.grad_bias_hidden), a.B * a.D, stream));
     Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
       Tensor scores = product(x, columns);
-      Tensor direct = torch::stable::new_empty(scores, g.grad_image.data ? sizes(scores) : std::vector<int64_t>{0});
+      Tensor direct = empty_tensor(scores, g.grad_image.data ? scores.sizes() : Shape{0});
       check_launch(cuda::channel_attention_differentiate(g, panel, floats(scores),
                                                          g.grad_image.data ? floats(direct) : nullptr, stream));
       // Before they are rounded for the products: this sum cancels.

@@ -22,6 +22,7 @@ using torch::headeronly::DeviceType;
 using torch::headeronly::Layout;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Shape = torch::headeronly::IntHeaderOnlyArrayRef;
 
 inline Dtype dtype_of(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
@@ -44,11 +45,24 @@ inline ScalarType accumulate_type(Dtype dtype) {
   return dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float;
 }
 
-inline void check_shape(const Tensor& t, const char* name, const std::vector<int64_t>& sizes) {
-  bool fits = t.layout() == Layout::Strided && t.dim() == int64_t(sizes.size());
-  for (size_t i = 0; fits && i < sizes.size(); ++i)
-    fits = t.size(i) == sizes[i];
+inline void check_shape(const Tensor& t, const char* name, Shape sizes) {
+  const bool fits = t.layout() == Layout::Strided && t.sizes().equals(sizes);
   STD_TORCH_CHECK(fits, name, " doesn't have the shape that the other arguments call for");
+}
+
+// An uninitialized tensor on another's device, in a dtype or the other's. torch::stable::new_empty is the same by way
+// of the dispatcher's stack of boxed arguments, which takes longer than a small kernel; so does
+// torch::stable::contiguous.
+inline Tensor empty_tensor(const Tensor& like, Shape sizes, std::optional<ScalarType> type = {}) {
+  int32_t dtype = type ? torch::stable::detail::to<int32_t>(torch::stable::detail::from(*type)) : 0;
+  AtenTensorHandle empty;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(
+      like.get(), sizes.data(), int64_t(sizes.size()), type ? &dtype : nullptr, nullptr, nullptr, 0, nullptr, &empty));
+  return Tensor(empty);
+}
+
+inline Tensor dense(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
 // The tensor that everything else must be like.
@@ -61,7 +75,7 @@ struct Anchor {
   explicit Anchor(const Tensor& t)
       : tensor(t), type(t.scalar_type()), device(t.device().type()), index(t.get_device_index()) {}
 
-  void check(const Tensor& t, const char* name, ScalarType wanted, const std::vector<int64_t>& sizes) const {
+  void check(const Tensor& t, const char* name, ScalarType wanted, Shape sizes) const {
     STD_TORCH_CHECK(t.device().type() == device && t.get_device_index() == index, name,
                     " must be on the other arguments' device");
     STD_TORCH_CHECK(t.scalar_type() == wanted, name, " has the wrong dtype");
@@ -74,7 +88,7 @@ struct Anchor {
 inline Tensor bag_bounds(const Anchor& anchor, const Tensor& offsets, int64_t rows) {
   STD_TORCH_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1, "offsets must be [B + 1]");
   anchor.check(offsets, "offsets", ScalarType::Long, {offsets.size(0)});
-  Tensor bounds = torch::stable::contiguous(offsets);
+  Tensor bounds = dense(offsets);
   if (anchor.device == DeviceType::CPU) {
     const int64_t* bound = static_cast<const int64_t*>(bounds.data_ptr());
     const int64_t bags = bounds.size(0) - 1;
@@ -107,18 +121,12 @@ inline void advise_huge_pages(const Tensor& t) {
 #endif
 }
 
-inline std::vector<int64_t> sizes(const Tensor& t) {
-  std::vector<int64_t> all;
-  for (int64_t i = 0; i < t.dim(); ++i)
-    all.push_back(t.size(i));
-  return all;
-}
-
 // A contiguous gradient; empty if it isn't needed.
 inline Tensor dense_gradient(const Tensor& like, bool need) {
-  Tensor t = torch::stable::new_empty(like, need ? sizes(like) : std::vector<int64_t>{0});
-  if (need)
-    advise_huge_pages(t);
+  if (!need)
+    return empty_tensor(like, {0});
+  Tensor t = empty_tensor(like, like.sizes());
+  advise_huge_pages(t);
   return t;
 }
 

@@ -33,7 +33,7 @@ inline void check_launch(const char* error) {
 template <class Floats, class Run>
 void on_current_stream(const Tensor& like, Floats floats, Run run) {
   on_stream(like, [&](void* stream) {
-    Tensor scratch = torch::stable::new_empty(like, {floats()}, ScalarType::Float);
+    Tensor scratch = empty_tensor(like, {floats()}, ScalarType::Float);
     check_launch(run(static_cast<float*>(scratch.mutable_data_ptr()), stream));
   });
 }

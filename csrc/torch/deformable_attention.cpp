@@ -27,7 +27,7 @@ Tensor dense_from(const Tensor& t, int64_t first) {
   int64_t stride = 1;
   for (int64_t i = t.dim() - 1; i >= first; stride *= t.size(i--))
     if (t.size(i) != 1 && t.stride(i) != stride)
-      return torch::stable::contiguous(t);
+      return dense(t);
   return t;
 }
 
@@ -105,8 +105,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& value, const Tensor& locations,
                                    bool /*deterministic: the backward call's*/) {
   const Given given(value, locations, scores);
   DeformableAttention a = given.arguments(mask, spatial_shapes, points, softmax);
-  Tensor result = torch::stable::new_empty(value, {a.B, a.Q, a.H * a.d});
-  Tensor softmax_rows = torch::stable::new_empty(value, softmax_shape(a), accumulate_type(a.dtype));
+  Tensor result = empty_tensor(value, {a.B, a.Q, a.H * a.d});
+  Tensor softmax_rows = empty_tensor(value, softmax_shape(a), accumulate_type(a.dtype));
   advise_huge_pages(result);
   a.result = result_rows(result, a.d);
   if (softmax)
@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const T
   DeformableAttention& a = g.forward;
   g.deterministic = deterministic;
   const Anchor anchor(value);
-  Tensor rows = torch::stable::contiguous(softmax_rows);
+  Tensor rows = dense(softmax_rows);
   if (softmax) {
     anchor.check(softmax_rows, "softmax_rows", accumulate_type(a.dtype), softmax_shape(a));
     a.softmax_rows = rows.mutable_data_ptr();

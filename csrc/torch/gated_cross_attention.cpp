@@ -60,8 +60,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& query, const Tensor& ke
                                            const Optional& bias, double scale, bool need_attended) {
   GatedCrossAttention a = arguments(query, key, value, gate, tokens, pairs, bias, scale);
   Tensor result = empty_heads(query, a.dv);
-  Tensor attended = need_attended && gate ? empty_heads(query, a.dv) : torch::stable::new_empty(query, {0});
-  Tensor softmax = torch::stable::new_empty(query, {a.B, a.H, 2, a.N}, accumulate_type(a.dtype));
+  Tensor attended = need_attended && gate ? empty_heads(query, a.dv) : empty_tensor(query, {0});
+  Tensor softmax = empty_tensor(query, {a.B, a.H, 2, a.N}, accumulate_type(a.dtype));
   a.result = head_rows(result);
   if (need_attended && gate)
     a.attended = head_rows(attended);
@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   anchor.check(*grad_result, "grad_result", anchor.type, {a.B, a.H, a.N, a.dv});
   anchor.check(attended, "attended", anchor.type, {a.B, a.H, a.N, a.dv});
   anchor.check(softmax, "softmax", accumulate_type(a.dtype), {a.B, a.H, 2, a.N});
-  Tensor rows = torch::stable::contiguous(softmax);
+  Tensor rows = dense(softmax);
   g.grad_result = head_rows(*grad_result);
   a.attended = head_rows(attended);
   a.softmax = rows.mutable_data_ptr();
@@ -99,9 +99,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   g.grad_value = to_value;
   g.grad_gate = to_gate;
   need_bias_grad = need_bias_grad && bias;
-  Tensor grad_bias = torch::stable::new_empty(
-      query, need_bias_grad ? std::vector<int64_t>{a.B, a.H, a.N, a.T} : std::vector<int64_t>{0},
-      accumulate_type(a.dtype));
+  Tensor grad_bias =
+      empty_tensor(query, need_bias_grad ? Shape{a.B, a.H, a.N, a.T} : Shape{0}, accumulate_type(a.dtype));
   if (need_bias_grad)
     g.grad_bias = grad_bias.mutable_data_ptr();
   if (need_query_grad || need_key_grad || need_value_grad || g.grad_gate.data || need_bias_grad)

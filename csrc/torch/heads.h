@@ -28,8 +28,8 @@ inline Tensor empty_heads(const Tensor& like, int64_t channels) {
   int64_t H = like.size(1);
   int64_t N = like.size(2);
   Tensor t = H > 1 && N > 1 && like.stride(1) < like.stride(2)
-                 ? torch::stable::transpose(torch::stable::new_empty(like, {B, N, H, channels}), 1, 2)
-                 : torch::stable::new_empty(like, {B, H, N, channels});
+                 ? torch::stable::transpose(empty_tensor(like, {B, N, H, channels}), 1, 2)
+                 : empty_tensor(like, {B, H, N, channels});
   advise_huge_pages(t);
   return t;
 }
@@ -37,7 +37,7 @@ inline Tensor empty_heads(const Tensor& like, int64_t channels) {
 // A gradient, and where the kernel writes it: nowhere if it isn't needed.
 inline std::pair<Tensor, HeadRows> gradient(const Tensor& like, bool need) {
   if (!need)
-    return {torch::stable::new_empty(like, {0}), HeadRows{}};
+    return {empty_tensor(like, {0}), HeadRows{}};
   Tensor t = empty_heads(like, like.size(3));
   return {t, head_rows(t)};
 }

@@ -19,7 +19,7 @@ inline Tensor transposed(const Tensor& t) {
 // those alone.
 inline Tensor product(const Tensor& a, const Tensor& b) {
   using torch::stable::detail::from;
-  Tensor to = torch::stable::new_empty(a, {a.size(0), b.size(1)}, ScalarType::Float);
+  Tensor to = empty_tensor(a, {a.size(0), b.size(1)}, ScalarType::Float);
 #ifndef MMK_EMULATED  // the CPU's library has no product of another dtype
   if (a.scalar_type() != ScalarType::Float) {
     std::array<StableIValue, 4> stack{from(a), from(b), from(ScalarType::Float), from(to)};
@@ -71,7 +71,7 @@ struct Panels {
     for (int64_t first = 0; first < samples.rows; first += size) {
       const int64_t count = samples.rows - first < size ? samples.rows - first : size;
       Tensor all = flat ? *flat : image;
-      Tensor x = flat ? torch::stable::narrow(all, 0, first, count) : torch::stable::new_empty(image, {count, D});
+      Tensor x = flat ? torch::stable::narrow(all, 0, first, count) : empty_tensor(image, {count, D});
       cuda::Panel panel = cuda::panel_of(samples, first, count);
       if (!flat)
         check_launch(cuda::gather_rows(dtype, samples, panel, rows, mask, D, x.mutable_data_ptr(), stream));
@@ -89,10 +89,7 @@ struct WeightSum {
   void* stream;
   bool wanted;
   WeightSum(const Tensor& like, int64_t out, int64_t in, bool wanted, void* stream)
-      : sum(torch::stable::new_empty(like, wanted ? std::vector<int64_t>{out, in} : std::vector<int64_t>{0},
-                                     ScalarType::Float)),
-        stream(stream),
-        wanted(wanted) {
+      : sum(empty_tensor(like, wanted ? Shape{out, in} : Shape{0}, ScalarType::Float)), stream(stream), wanted(wanted) {
     if (wanted)
       check_launch(cuda::clear(floats(sum), out * in, stream));
   }

@@ -51,10 +51,15 @@ void merge_rows(SpatialAttention& a, std::initializer_list<Features*> all) {
   a.Y = 1;
 }
 
+// Uninitialized, with the strides that torch gives it.
+Tensor empty_image(const Tensor& image) {
+  return image.is_contiguous() ? empty_tensor(image, image.sizes()) : torch::stable::empty_like(image);
+}
+
 struct Arguments {
   SpatialAttention a;
   std::optional<Tensor> offsets;  // contiguous
-  std::vector<int64_t> weights_shape, pooled_shape, image_shape;
+  std::vector<int64_t> weights_shape, pooled_shape;
 };
 
 Arguments arguments(const Tensor& image, const Tensor& text, const std::optional<Tensor>& mask,
@@ -68,8 +73,6 @@ Arguments arguments(const Tensor& image, const Tensor& text, const std::optional
                                   : image.dim() == 4 ? 4
                                                      : 3),
                   "image must be [B, N, D] or [B, D, Y, X], or [rows, D] with offsets");
-  for (int64_t i = 0; i < image.dim(); ++i)
-    all.image_shape.push_back(image.size(i));
   std::vector<int64_t> grid;
   if (offsets) {
     all.offsets = bag_bounds(anchor, *offsets, image.size(0));
@@ -134,8 +137,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& image, const Tensor& text, cons
                                    const std::optional<Tensor>& offsets, double scale, int64_t num_heads, bool pool,
                                    bool rescale) {
   Arguments all = arguments(image, text, mask, offsets, scale, num_heads, pool, rescale);
-  Tensor weights = torch::stable::new_empty(image, all.weights_shape, accumulate_type(all.a.dtype));
-  Tensor result = pool ? torch::stable::new_empty(image, all.pooled_shape) : torch::stable::empty_like(image);
+  Tensor weights = empty_tensor(image, all.weights_shape, accumulate_type(all.a.dtype));
+  Tensor result = pool ? empty_tensor(image, all.pooled_shape) : empty_image(image);
   advise_huge_pages(result);
   forward_into<Launch>(all, weights, result);
   return {result, weights};
@@ -146,9 +149,9 @@ Tensor forward_out(const Tensor& image, const Tensor& text, const std::optional<
                    const std::optional<Tensor>& offsets, double scale, int64_t num_heads, bool pool, bool rescale,
                    const Tensor& out) {
   Arguments all = arguments(image, text, mask, offsets, scale, num_heads, pool, rescale);
-  Anchor(image).check(out, "out", image.scalar_type(), pool ? all.pooled_shape : all.image_shape);
+  Anchor(image).check(out, "out", image.scalar_type(), pool ? Shape(all.pooled_shape) : image.sizes());
   check_positive(out, "out");
-  Tensor weights = torch::stable::new_empty(image, all.weights_shape, accumulate_type(all.a.dtype));
+  Tensor weights = empty_tensor(image, all.weights_shape, accumulate_type(all.a.dtype));
   forward_into<Launch>(all, weights, out);
   return weights;
 }
@@ -164,23 +167,23 @@ std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& grad_result, co
   const Anchor anchor(image);
   const ScalarType accumulate = accumulate_type(a.dtype);
   anchor.check(weights, "weights", accumulate, all.weights_shape);
-  Tensor w = torch::stable::contiguous(weights);
+  Tensor w = dense(weights);
   a.weights = w.data_ptr();
   SpatialAttentionBackward g;
   if (grad_result) {
-    anchor.check(*grad_result, "grad_result", anchor.type, pool ? all.pooled_shape : all.image_shape);
+    anchor.check(*grad_result, "grad_result", anchor.type, pool ? Shape(all.pooled_shape) : image.sizes());
     pool ? void(g.grad_pooled = vectors(*grad_result)) : void(g.grad_result = features(*grad_result));
   }
   std::optional<Tensor> gw;
   if (grad_weights) {
     anchor.check(*grad_weights, "grad_weights", accumulate, all.weights_shape);
-    gw = torch::stable::contiguous(*grad_weights);
+    gw = dense(*grad_weights);
     g.grad_weights = gw->data_ptr();
   }
-  Tensor scratch = torch::stable::new_empty(image, all.weights_shape, accumulate);
+  Tensor scratch = empty_tensor(image, all.weights_shape, accumulate);
   g.grad_scores = scratch.mutable_data_ptr();
-  Tensor grad_image = need_image_grad ? torch::stable::empty_like(image) : torch::stable::new_empty(image, {0});
-  Tensor grad_text = torch::stable::new_empty(text, need_text_grad ? all.pooled_shape : std::vector<int64_t>{0});
+  Tensor grad_image = need_image_grad ? empty_image(image) : empty_tensor(image, {0});
+  Tensor grad_text = empty_tensor(text, need_text_grad ? all.pooled_shape : Shape{0});
   if (need_image_grad) {
     g.grad_image = features(grad_image);
     advise_huge_pages(grad_image);

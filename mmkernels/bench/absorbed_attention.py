@@ -108,6 +108,11 @@ POOLINGS = (
     (16, 257, 1408, 12, 768, 32, 768),
     (1, 50_176, 261, 1, 261, 512, 1024),
 )
+# What the README's table calls the shapes.
+WHOSE = {
+    **{shape: f"{shape[3]} tokens" for shape in SHAPES},
+    **dict(zip(POOLINGS, ("SigLIP's", "CLIP's", "Q-Former's", "Perceiver's"))),
+}
 
 
 def _pooling_inputs(shape, device):
@@ -234,11 +239,11 @@ def figures(rows):
             if found := values(rows, kind, column, only=of_shape):
                 title = f"{kind.removesuffix(', ms')}, {tokens}, against {_peer(column)}"
                 yield report.Figure(title, target, least(found))
-    heads = ("SigLIP's", 10, "vs multihead"), ("CLIP's", 3, "vs multihead"), ("Q-Former's", 1.5, "vs multihead")
-    for shape, (head, target, column) in zip(POOLINGS, (*heads, ("Perceiver's", 1, "vs sdpa"))):
+    heads = (10, "vs multihead"), (3, "vs multihead"), (1.5, "vs multihead"), (1, "vs sdpa")
+    for shape, (target, column) in zip(POOLINGS, heads):
         name = shape_name(shape)
         if found := values(rows, "pooling head, ms", column, only=lambda row, name=name: row["shape"] == name):
-            yield report.Figure(f"{head} pooling head, against {_peer(column)}", target, least(found))
+            yield report.Figure(f"{WHOSE[shape]} pooling head, against {_peer(column)}", target, least(found))
     few = [row["ours"] for row in rows if "memory" in row["kind"] and row["shape"] == shape_name(SHAPES[0])]
     if few and few[0] is not None:
         yield report.Figure("fusion layer's memory, 16 tokens, MB", 12, most(few), at_most=True, unit=" MB")

@@ -97,25 +97,31 @@ def show(found, console):
             for column in columns:
                 table.add_column(column, justify="left" if column == "shape" else "right")
             for row in rows:
-                table.add_row(*(_text(row.get(column)) for column in columns))
+                table.add_row(*(text(row.get(column)) for column in columns))
             console.print(table)
             for row in rows:
                 for problem in row.get("wrong", ()):
                     console.print(f"[red]{operation} {row['shape']} is wrong, so it has no speed-up[/]: {problem}")
-        table = Table("figure", "target", "reached", "", title=f"{operation}: figures")
-        for figure in result["figures"]:
-            sign = "<=" if figure["at_most"] else ">="
-            table.add_row(
-                figure["name"],
-                f"{sign} {figure['target']:.2f}{figure['unit']}",
-                f"{figure['reached']:.2f}{figure['unit']}"
-                if figure["reached"] == figure["reached"]
-                else "nothing measured",
-                "[green]pass[/]" if figure["passed"] else "[red]miss[/]",
-            )
-        console.print(table)
+        show_figures(operation, result["figures"], console)
         for line in left_out_lines(operation, result["left out"]):
             console.print(f"[yellow]{line}[/]")
+
+
+def show_figures(title, figures, console):
+    from rich.table import Table
+
+    table = Table("figure", "target", "reached", "", title=f"{title}: figures")
+    for figure in figures:
+        sign = "<=" if figure["at_most"] else ">="
+        table.add_row(
+            figure["name"],
+            f"{sign} {figure['target']:.2f}{figure['unit']}",
+            f"{figure['reached']:.2f}{figure['unit']}"
+            if figure["reached"] == figure["reached"]
+            else "nothing measured",
+            "[green]pass[/]" if figure["passed"] else "[red]miss[/]",
+        )
+    console.print(table)
 
 
 def left_out_lines(operation, left_out):
@@ -137,7 +143,7 @@ def as_json(found):
     return json.dumps(clean(found), indent=1)
 
 
-def _text(value):
+def text(value):
     if value is None:
         return "–"
     if isinstance(value, float):

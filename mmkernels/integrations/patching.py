@@ -8,6 +8,7 @@ import functools
 import importlib
 import re
 import sys
+import types
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,15 @@ from torch import nn
 
 # Packages whose classes are known, and where their table `CONVERTERS` stands.
 TABLES = {
+    "diffusers": f"{__package__}.diffusers",
+    "monai": f"{__package__}.monai",
+    "open_clip": f"{__package__}.open_clip",
+    "timm": f"{__package__}.timm",
+    "torch": f"{__package__}.multihead",
+    "torchmil": f"{__package__}.torchmil",
     "transformers": f"{__package__}.transformers.converters",
 }
-# (Replacement, value before or MISSING) of a swapped module: with it, so that copies can be undone, too.
+# (Replacement, value before or MISSING, value now) of a swapped module: with it, so that copies can be undone, too.
 SWAPPED = "_mmkernels_swapped"
 LOOKS_LIKE_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 _own = {}
@@ -33,19 +40,20 @@ class Replacement:
 
     Args:
         operation: the operation's name; None for a companion that computes nothing, which no report lists.
-        value: in place of ``forward``: a function of a module-level name, ``(module, *arguments)``; of another
-            attribute: its value.
+        value: in place of the attribute; of a method: a function that a file has by its name, ``(module, *arguments)``.
         attribute: which one.
+        note: for the report: what of its calls it is for, where not all.
     """
 
     operation: str | None
     value: object
     attribute: str = "forward"
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A module: replaced by an operation, or left alone for a reason."""
+    """A module: replaced by an operation (``reason``: for which of its calls, if not all), or left alone (why)."""
 
     name: str
     kind: str
@@ -84,7 +92,7 @@ class PatchReport:
         title = f"{len(self)} of {len(self.rows)} modules that look like attention {verb}"
         if not self.rows:
             return title
-        cells = [("module", "class", "now", "why not")]
+        cells = [("module", "class", "now", "note")]
         cells += [(row.name or "(the model)", row.kind, row.operation or "-", row.reason) for row in self.rows]
         widths = [max(map(len, column)) for column in zip(*cells)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
@@ -115,7 +123,8 @@ def patch(model, *, dry_run=False):
     Instances only: classes and packages stay as they are, parameters and submodules where they are (the same
     ``state_dict``). A call that an operation can't do goes the module's own way: training with dropout, weights that
     are returned because somebody asked for them, projections that are hooked, wrapped or quantised, exporting to ONNX.
-    Patching twice is once. Copies of a patched model are patched.
+    Patching twice is once. Copies of a patched model are patched; ``copy.copy`` and ``nn.DataParallel`` make none that
+    are whole (the replicas' ``forward`` is still the original's), and ``torch.jit.script`` takes none: unpatch before.
 
     Args:
         model: a ``torch.nn.Module``; wrapped by ``torch.compile``, DDP or FSDP, too.
@@ -130,7 +139,7 @@ def patch(model, *, dry_run=False):
     rows, companions, inside = [], [], ()
     for name, module in model.named_modules():
         if inside and name.startswith(inside):
-            continue
+            continue  # the module that it is a part of computes without it
         found = _find(module)
         if found is None:
             continue
@@ -142,8 +151,9 @@ def patch(model, *, dry_run=False):
             continue
         if not dry_run:
             _swap(module, found)
-        rows.append(Row(name, type(module).__name__, found.operation, ""))
-        inside += (f"{name}." if name else "",)
+        rows.append(Row(name, type(module).__name__, found.operation, found.note))
+        if found.attribute == "forward":
+            inside += (f"{name}." if name else "",)
     report = PatchReport(rows, dry_run)
     for name, module, found in companions:
         within = f"{name}." if name else ""
@@ -161,14 +171,15 @@ def unpatch(model):
     _check_module(model)
     names = []
     for name, module in model.named_modules():
-        if SWAPPED not in module.__dict__:
-            continue
-        names.append(name)
-        found, before = module.__dict__[SWAPPED]
-        if before is MISSING:
-            del module.__dict__[found.attribute]
-        else:
-            setattr(module, found.attribute, before)
+        if SWAPPED in module.__dict__:
+            names.append(name)
+            found, before, _ = module.__dict__[SWAPPED]
+            if not _is_swapped(module):
+                pass  # somebody else has replaced it since, and it is no longer ours
+            elif before is MISSING:
+                del module.__dict__[found.attribute]
+            else:
+                setattr(module, found.attribute, before)
         for ours in [key for key in module.__dict__ if key.startswith("_mmkernels_")]:
             del module.__dict__[ours]
     return names
@@ -191,20 +202,27 @@ def _check_module(model):
 
 def _find(module):
     """A :class:`Replacement`, why there is none, or None for what is no attention."""
-    if SWAPPED in module.__dict__:
+    if _is_swapped(module):
         return module.__dict__[SWAPPED][0]
     cls = _class_of(module)
     convert = _converter(cls)
     if convert is not None:
-        if "forward" in module.__dict__:
+        if _has_own(module, "forward"):
             return "its forward was replaced by somebody else"
-        return convert(module)
+        found = convert(module)
+        if isinstance(found, Replacement) and _is_method(found) and _has_own(module, found.attribute):
+            return f"its {found.attribute} was replaced by somebody else"
+        return found
     known = next((base.__name__ for base in cls.__mro__[1:] if _converter(base) is not None), None)
     if known is not None:
         return f"a subclass of {known}, which may compute something else"
-    if LOOKS_LIKE_ATTENTION.search(cls.__name__):
-        return "no operation is known to fit this class"
+    if _looks_like_attention(module) and not any(_looks_like_attention(p) for p in module.modules() if p is not module):
+        return _why_not(cls)  # what only holds others isn't told
     return None
+
+
+def _looks_like_attention(module):
+    return LOOKS_LIKE_ATTENTION.search(_class_of(module).__name__) is not None
 
 
 def _class_of(module):
@@ -219,18 +237,52 @@ def _class_of(module):
 def _converter(cls):
     if cls in _own:
         return _own[cls]
+    table = _table(cls)
+    return None if table is None else table.CONVERTERS.get(f"{cls.__module__}.{cls.__qualname__}")
+
+
+def _why_not(cls):
+    """As the class's package tells it, where its table has ``why_not(cls)``."""
+    told = getattr(_table(cls), "why_not", lambda cls: None)
+    return told(cls) or "no operation is known to fit this class"
+
+
+def _table(cls):
     package = cls.__module__.partition(".")[0]
-    if package not in TABLES:
-        return None
-    return importlib.import_module(TABLES[package]).CONVERTERS.get(f"{cls.__module__}.{cls.__qualname__}")
+    return importlib.import_module(TABLES[package]) if package in TABLES else None
 
 
 def _swap(module, found):
-    if SWAPPED in module.__dict__:
+    if _is_swapped(module):
         return
-    if found.attribute == "forward":
-        before, value = MISSING, functools.partial(found.value, module)
+    if _is_method(found):
+        before, value = MISSING, functools.partial(_method, module, found)
     else:
         before, value = getattr(module, found.attribute), found.value
-    module.__dict__[SWAPPED] = found, before
+    module.__dict__[SWAPPED] = found, before, value
     setattr(module, found.attribute, value)
+
+
+def _method(module, found, *arguments, **named):
+    """In a method's place. Whoever wrapped it, and calls it after :func:`unpatch`, gets the module's own."""
+    if SWAPPED in module.__dict__:
+        return found.value(module, *arguments, **named)
+    return getattr(type(module), found.attribute)(module, *arguments, **named)
+
+
+def _is_method(found):
+    return isinstance(found.value, types.FunctionType)
+
+
+def _is_swapped(module):
+    """Whether the module still has what :func:`_swap` gave it, not replaced or wrapped by somebody else since."""
+    if SWAPPED not in module.__dict__:
+        return False
+    found, _, value = module.__dict__[SWAPPED]
+    return getattr(module, found.attribute) is value
+
+
+def _has_own(module, method):
+    """Whether somebody else gave this instance a method. One of ours may be left, given back by who had wrapped it."""
+    value = module.__dict__.get(method)
+    return value is not None and getattr(value, "func", None) is not _method

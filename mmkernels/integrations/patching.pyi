@@ -9,6 +9,7 @@ class Replacement:
     operation: str | None
     value: Any
     attribute: str = "forward"
+    note: str = ""
 
 @dataclass(frozen=True)
 class Row:

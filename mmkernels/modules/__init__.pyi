@@ -1,9 +1,8 @@
 # Written by make docs.
-# ruff: noqa: F403
-from .absorbed_attention import *
-from .additive_attention import *
-from .bidirectional_attention import *
-from .channel_attention import *
-from .deformable_attention import *
-from .gated_cross_attention import *
-from .spatial_attention import *
+from .absorbed_attention import *  # noqa: F403
+from .additive_attention import *  # noqa: F403
+from .bidirectional_attention import *  # noqa: F403
+from .channel_attention import *  # noqa: F403
+from .deformable_attention import *  # noqa: F403
+from .gated_cross_attention import *  # noqa: F403
+from .spatial_attention import *  # noqa: F403

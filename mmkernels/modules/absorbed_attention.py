@@ -3,7 +3,7 @@ from torch import nn
 
 from .. import backends, checks, functional
 from .absorb import absorb_heads, absorbs, multiply_adds, project_pooled, scale_of
-from .common import check_absorb, check_features, join_heads, project_heads
+from .common import check_absorb, check_features, join_heads, project_heads, without_masked
 
 __all__ = ["AttentionPooling"]
 
@@ -18,8 +18,9 @@ class AttentionPooling(nn.Module):
     Args:
         image_dim: D, channels of the image features.
         num_heads: H, divides ``embed_dim``.
-        num_queries: T, learned queries (``query``, a parameter ``[T, D]``); 1 where they are given.
-        query_dim: channels of given queries; None: they are learned.
+        num_queries: T, the number of learned queries (``query``, a parameter ``[T, D]``). Leave it where they are
+            given: they may be any number.
+        query_dim: channels of queries that each call gives; None: they are learned.
         out_dim: channels of the result; default ``image_dim``.
         embed_dim: channels of queries, keys and values, all heads together; default ``image_dim``.
         bias: whether the projections have one.
@@ -31,7 +32,12 @@ class AttentionPooling(nn.Module):
 
     Shape:
         image ``[B, N, D]``, query ``[B, T, query_dim]`` or None where they are learned, image_mask bool ``[B, N]``
-        (True = takes part) -> ``[B, T, out_dim]``.
+        (True = takes part) -> ``[B, T, out_dim]``. Of a sample without any position that takes part it is the output
+        projection's bias; NaN or Inf of positions that don't reaches no result and no gradient.
+
+    Weights of an ``nn.MultiheadAttention`` (SigLIP's head has one): its ``in_proj_weight`` and ``in_proj_bias`` hold
+    those of ``query_projection``, ``key_projection`` and ``value_projection``, one above the other; ``out_proj`` is
+    ``out_projection``. A learned query is projected, too, as there.
 
     Source: Lee et al. 2019 (arXiv:1810.00825), section 3.2; as in SigLIP (arXiv:2303.15343), CLIP's attention pooling
     (arXiv:2103.00020: the mean is the query), Q-Former (arXiv:2301.12597), Perceiver (arXiv:2103.03206).
@@ -102,6 +108,7 @@ class AttentionPooling(nn.Module):
 
     def _projected(self, image, query, image_mask):
         width = query.shape[3]
+        image = without_masked(image, image_mask)
         return functional.gated_cross_attention(
             query.expand(image.shape[0], -1, -1, -1),
             project_heads(self, "key_projection", "image", image, width),

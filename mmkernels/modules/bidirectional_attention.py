@@ -12,7 +12,7 @@ from .absorb import (
     with_stand_in,
     without_hidden,
 )
-from .common import check_absorb, check_features, join_heads, project_heads
+from .common import check_absorb, check_features, join_heads, project_heads, without_masked
 
 __all__ = ["BidirectionalAttention"]
 
@@ -35,7 +35,8 @@ class BidirectionalAttention(nn.Module):
     Shape:
         image ``[B, N, D]``, text ``[B, T, E]``, image_mask bool ``[B, N]``, text_mask bool ``[B, T]`` (True = takes
         part) -> (``[B, N, D]``, ``[B, T, E]``): what image and text have learnt of each other; residuals and norms are
-        the caller's.
+        the caller's. The masks say what the other side may attend to: a masked token, too, gets its row of the result.
+        With nothing to attend to a row is the output projection's bias. NaN or Inf that is masked out counts as 0.
 
     Source: Li et al. 2022 (arXiv:2112.03857), equations 4 to 6; as in Liu et al. 2023 (arXiv:2303.05499).
     """
@@ -78,6 +79,13 @@ class BidirectionalAttention(nn.Module):
     def forward(self, image, text, *, image_mask=None, text_mask=None):
         check_features("image", image, ("B", None), ("N", None), ("D", None))
         check_features("text", text, ("B", image.shape[0]), ("T", None), ("E", None))
+        for name, mask, size in (
+            ("image_mask", image_mask, ("N", image.shape[1])),
+            ("text_mask", text_mask, ("T", text.shape[1])),
+        ):
+            if mask is not None:
+                checks.boolean_mask(name, mask, "image", image, ("B", image.shape[0]), size)
+        text = without_masked(text, text_mask)
         width = self.embed_dim // self.num_heads
         text_key = project_heads(self, "text_key_projection", "text", text, width)
         text_value = project_heads(self, "text_value_projection", "text", text, width)
@@ -87,6 +95,7 @@ class BidirectionalAttention(nn.Module):
 
     def _projected(self, image, text_key, text_value, image_mask, text_mask):
         width = text_key.shape[3]
+        image = without_masked(image, image_mask)
         image_query = project_heads(self, "image_query_projection", "image", image, width)
         image_value = project_heads(self, "image_value_projection", "image", image, width)
         image_out, text_out = functional.bidirectional_attention(
@@ -116,9 +125,6 @@ class BidirectionalAttention(nn.Module):
         )
 
     def _absorbed(self, image, text_key, text_value, image_mask, text_mask):
-        if text_mask is not None:
-            batch, _, tokens, _ = text_key.shape
-            checks.boolean_mask("text_mask", text_mask, "image", image, ("B", batch), ("T", tokens))
         width = text_key.shape[3]
         scale = scale_of(self.scale, width)
         query, out, value = self.image_query_projection, self.image_out_projection, self.image_value_projection

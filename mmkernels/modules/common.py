@@ -55,15 +55,18 @@ def may_be_read(operation, backend, **projections):
     return True
 
 
-def is_plain_linear(module):
+def is_plain(module, kind):
+    """Of this very class, and a call runs nothing but the class's forward."""
+    return type(module) is kind and "forward" not in module.__dict__ and not has_hooks(module)
+
+
+def is_plain_linear(module, kind=nn.Linear):
     """Nothing but a weight and a bias: nobody notices whether it is called or its weight is read."""
     return (
-        type(module) is nn.Linear
-        and "forward" not in module.__dict__
+        is_plain(module, kind)
         and type(module._parameters.get("weight")) in PLAIN_TENSORS
         and "bias" in module._parameters
         and (module._parameters["bias"] is None or type(module._parameters["bias"]) in PLAIN_TENSORS)
-        and not has_hooks(module)
     )
 
 
@@ -82,6 +85,12 @@ def check_input(name, tensor, **projections):
                 f"{name} must have {weight.shape[1]} channels for {projection_name}, got shape {list(tensor.shape)}"
             )
         checks.like(name, tensor, f"{projection_name}.weight", weight)
+
+
+def without_masked(features, mask):
+    """``[B, N, C]``, where what is masked out, of NaN or Inf, counts as 0: the gradient of a weight that it meets would
+    be 0 times that, NaN."""
+    return features if mask is None else features.where(mask[:, :, None], features.nan_to_num(0, 0, 0))
 
 
 def meet(tensor, other):

@@ -12,6 +12,7 @@ from .common import (
     join_heads,
     project_heads,
     split_heads,
+    without_masked,
 )
 
 __all__ = ["GatedCrossAttention"]
@@ -45,7 +46,8 @@ class GatedCrossAttention(nn.Module):
 
     Shape:
         image ``[B, N, D]``, text ``[B, T, E]``, mask bool ``[B, T]`` (True = a token, False = padding) or anything that
-        :func:`mmkernels.gated_cross_attention` takes -> ``[B, N, D]``.
+        :func:`mmkernels.gated_cross_attention` takes -> ``[B, N, D]``. Without any token to attend to it is the output
+        projection's bias (but for a norm); NaN or Inf of padding reaches no result and no gradient.
 
     Source: Yang et al. 2022 (arXiv:2112.02244), section 3.2.
     """
@@ -97,6 +99,7 @@ class GatedCrossAttention(nn.Module):
     def forward(self, image, text, *, mask=None, need_weights=False):
         check_features("image", image, ("B", None), ("N", None), ("D", None))
         check_features("text", text, ("B", image.shape[0]), ("T", None), ("E", None))
+        text = without_masked(text, _token_mask(mask, text))
         key = project_heads(self, "key_projection", "text", text, self.embed_dim // self.num_heads)
         value = project_heads(self, "value_projection", "text", text, self.value_dim // self.num_heads)
         if mask is not None:
@@ -135,8 +138,7 @@ class GatedCrossAttention(nn.Module):
 
     def _absorbs(self, image, key, value, mask, need_weights):
         batch, heads, tokens, width = key.shape
-        tokens_masked = mask is not None and mask.dtype == torch.bool and mask.shape == (batch, tokens)
-        if need_weights or not (mask is None or tokens_masked):
+        if need_weights or (mask is not None and _token_mask(mask, key[:, 0]) is None):
             if not check_absorb(self.absorb):
                 return False
             if checks.flag("need_weights", need_weights):
@@ -178,3 +180,11 @@ class GatedCrossAttention(nn.Module):
             f"image_dim={self.image_dim}, text_dim={self.text_dim}, num_heads={self.num_heads}, "
             f"absorb={self.absorb}, backend={self.backend!r}"
         )
+
+
+def _token_mask(mask, tokens):
+    """`mask`, where it is one of these ``[B, T, C]``, neither of pairs nor added; and not a mistake, which is told
+    elsewhere."""
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.device != tokens.device:
+        return None
+    return mask if mask.shape == tokens.shape[:2] else None

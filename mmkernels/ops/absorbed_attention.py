@@ -15,7 +15,9 @@ def absorbed_attention(
     an ``N x H T`` matrix is ever written. Attention is linear around its softmax, so a layer with projections is this
     one exactly: the image's query projection and the scale go into ``key`` (its bias into ``key_bias``), the output
     projection into ``value``, and the image's value projection follows ``text_out``. It pays where
-    ``T (D - d) < D d`` (d channels a head): :func:`mmkernels.absorb_pays` counts.
+    ``T (D - d) < D d`` (d channels a head): :func:`mmkernels.absorb_pays` counts. Layers with the usual projections as
+    parameters, which absorb them by themselves: :class:`mmkernels.BidirectionalAttention`,
+    :class:`mmkernels.GatedCrossAttention`, :class:`mmkernels.AttentionPooling`.
 
     Args:
         image: ``[B, N, D]``, float32, bfloat16, float16 or float64, any strides (a channels-first map is a view).

@@ -196,7 +196,6 @@ OPERATION = Operation(
     shared=("w_image", "v", "w_gate", "bias_gate", "offsets"),
     extras=("kept",),
     kept=("weights", "kept"),
-    keep=lambda inputs, produced: (produced.weights, produced.kept),
     reference=_reference,
     fake=_fake,
     fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape),

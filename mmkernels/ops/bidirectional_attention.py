@@ -105,7 +105,6 @@ OPERATION = Operation(
     differentiable=("image_query", "text_key", "image_value", "text_value"),
     extras=("image_softmax", "text_softmax"),
     kept=("image_out", "text_out", "image_softmax", "text_softmax"),
-    keep=lambda inputs, produced: produced,
     reference=_reference,
     fake=_fake,
     fake_grad=lambda name, tensor: empty_heads(tensor, tensor.shape[3]),

@@ -110,7 +110,6 @@ OPERATION = Operation(
     shared=("weight",),
     extras=("kept",),
     kept=("kept",),
-    keep=lambda inputs, produced: (produced.kept,),
     reference=_reference,
     fake=_fake,
     fake_grad=lambda name, tensor: tensor.new_empty(tensor.shape),

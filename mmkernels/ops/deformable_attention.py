@@ -158,7 +158,6 @@ OPERATION = Operation(
     differentiable=("value", "locations", "scores"),
     extras=("softmax_rows",),
     kept=("softmax_rows",),
-    keep=lambda inputs, produced: (produced.softmax_rows,),
     reference=_reference,
     fake=_fake,
     fake_grad=_fake_grad,

@@ -9,11 +9,11 @@ An operation's kernels come as two registered functions, ``NAME`` and ``NAME_bac
 
 ``inputs`` are tensors or None, ``options`` plain values, ``extras`` what only the backward pass wants, ``kept`` what it
 gets of outputs and extras, ``needs`` one bool for each differentiable input; a gradient that isn't needed comes as an
-empty tensor. The plain PyTorch reference serves as a backend of the same form, and gives the second derivatives and the
-tangents of all.
+empty tensor. (A result that is alone comes bare, as PyTorch wants it; here everything gives tuples.) The plain PyTorch
+reference serves as a backend of the same form, and gives the second derivatives and the tangents of all.
 """
 
-import collections
+import itertools
 
 import torch
 from torch.overrides import has_torch_function
@@ -21,7 +21,7 @@ from torch.overrides import has_torch_function
 from .. import backends, torch_private
 from . import flops
 from .common import fold, move_batch
-from .registration import register_autograd, register_fake, register_out, tangent, tracked
+from .registration import in_tuple, register_autograd, register_fake, register_out, register_vmap, tangent, tracked
 from .schema import Schema
 
 
@@ -87,27 +87,25 @@ class Operation:
         differentiable: names of the tensors that have gradients.
         shared: names of those without a batch dimension in front (weights).
         extras: names of the last results, which only the backward pass wants.
-        kept: names of what it gets beside the arguments: ``keep(inputs, outputs + extras)``, which takes both as named
-            tuples, tells what that is.
+        kept: names of what it gets beside the arguments.
+        keep: ``(inputs, outputs + extras) ->`` what that is, both named tuples. None: the results of those names.
         reference: ``(*inputs, *options) -> outputs``, a tuple, in plain PyTorch.
         fake: ``(*inputs, *options) -> outputs + extras``: tensors of the right shape, dtype and strides.
         fake_grad: ``(name, input) ->`` a tensor like its gradient.
     """
 
-    def __init__(self, name, schema, *, differentiable, extras, kept, keep, reference, fake, fake_grad, shared=()):
+    def __init__(self, name, schema, *, differentiable, extras, kept, reference, fake, fake_grad, keep=None, shared=()):
         self.name = name
         self.schema = Schema(schema, differentiable, extras, kept)
         self.outputs = len(self.schema.outputs)
         self.extras = len(extras)
         self.kept = len(kept)
-        self.keep = keep
+        self.keep = keep or self._kept_by_name
         self.reference = reference
         self.fake = fake
         self.fake_grad = fake_grad
         inputs = self.schema.inputs
         self.names, self.inputs = inputs, len(inputs)
-        self.Inputs = collections.namedtuple("Inputs", inputs)
-        self.Produced = collections.namedtuple("Produced", self.schema.returns)
         self.differentiable = tuple(inputs.index(i) for i in differentiable)
         self.shared = {inputs.index(i) for i in shared}
         self.Function, self.BackwardFunction = _functions(self)
@@ -124,7 +122,7 @@ class Operation:
         backward = getattr(namespace, f"{name}_backward").default
         into = getattr(namespace, f"{name}_out").default if hasattr(namespace, f"{name}_out") else None
         for backend in names:
-            run = Implementation(self, backend, forward, backward, into)
+            run = Implementation(self, backend, in_tuple(forward), in_tuple(backward), into)
             backends.implement(backend, self.name, run)
 
         flops.register(forward, self.reference)
@@ -133,11 +131,11 @@ class Operation:
         register_fake(backward, self._fake_backward)
         register_autograd(forward, lambda *arguments: self.Function.apply(*arguments, run))
         register_autograd(backward, lambda *arguments: self.BackwardFunction.apply(*arguments, run))
-        torch.library.register_vmap(f"mmkernels::{name}", self._vmap(forward))
-        torch.library.register_vmap(f"mmkernels::{name}_backward", self._vmap(backward, self.outputs))
+        register_vmap(forward, self._vmap(run.forward))
+        register_vmap(backward, self._vmap(run.backward, self.outputs))
         if into is not None:
             flops.register(into, self._reference_into)
-            register_fake(into, lambda *arguments: self.fake(*arguments[:-1])[1])
+            register_fake(into, lambda *arguments: self.fake(*arguments[:-1])[1:])
             register_out(into)
 
     def choose(self, tensor, backend):
@@ -156,36 +154,44 @@ class Operation:
 
     def reference_backward(self, *arguments):
         """First derivatives by autograd through the reference: differentiable again."""
-        upstream, inputs, _, options, needs = self._split(arguments)
-        wanted = [i for i, need in zip(self.differentiable, needs) if need and inputs[i] is not None]
+        call = self.schema.backward_call(arguments)
 
-        def run(*tensors):
-            given = dict(zip(wanted, tensors))
-            return self.reference(*(given.get(i, value) for i, value in enumerate(inputs)), *options)
+        def run(tensors):
+            return self.reference(*call.inputs._replace(**tensors), *call.options)
 
-        outputs, pull = torch.func.vjp(run, *(inputs[i] for i in wanted))
-        grads = dict(
-            zip(
-                wanted,
-                pull(tuple(torch.zeros_like(o) if g is None else g.to(o.dtype) for o, g in zip(outputs, upstream))),
-            )
+        outputs, pull = torch.func.vjp(run, self._wanted(call))
+        upstream = (torch.zeros_like(o) if g is None else g.to(o.dtype) for o, g in zip(outputs, call.output_grads))
+        (grads,) = pull(tuple(upstream))
+        return self._gradients(call, grads)
+
+    def _wanted(self, call):
+        """The tensors whose gradients a backward call asks for, by their names."""
+        named = ((name, getattr(call.inputs, name)) for name, need in call.needs._asdict().items() if need)
+        return {name: tensor for name, tensor in named if tensor is not None}
+
+    def _gradients(self, call, grads):
+        """What a backward call returns, of gradients by their names."""
+        return tuple(
+            grads[name] if name in grads else call.inputs[0].new_empty(0) for name in self.schema.differentiable
         )
-        return tuple(grads[i] if i in grads else inputs[0].new_empty(0) for i in self.differentiable)
 
     def _reference_before_backward(self, *arguments):
         """What its backward pass begins with: the forward pass, of what it is called with."""
-        _, inputs, _, options, _ = self._split(arguments)
-        return self.reference(*inputs, *options)
+        call = self.schema.backward_call(arguments)
+        return self.reference(*call.inputs, *call.options)
 
     # Autograd --------------------------------------------------------------------------------------------------------
 
     def _setup_context(self, ctx, inputs, output, backend):
         inputs, ctx.options = inputs[: self.inputs], inputs[self.inputs :]
         ctx.backend = backend
-        ctx.save_for_backward(*inputs, *self.keep(self.Inputs(*inputs), self.Produced(*output)))
+        ctx.save_for_backward(*inputs, *self.keep(self.schema.Inputs(*inputs), self.schema.Returns(*output)))
         ctx.save_for_forward(*inputs)
         ctx.mark_non_differentiable(*(t for t in output[self.outputs :] if t is not None))
         ctx.set_materialize_grads(False)
+
+    def _kept_by_name(self, inputs, returned):
+        return (getattr(returned, name) for name in self.schema.kept)
 
     def _jvp(self, ctx):
         return *_tangents(self.reference, *ctx.saved_tensors, *ctx.options), *(None,) * self.extras
@@ -209,10 +215,10 @@ class Operation:
         return self.BackwardFunction.apply(*arguments, backend)
 
     def _setup_second(self, ctx, inputs, output):
-        upstream, given, _, options, needs = self._split(inputs)
-        ctx.save_for_backward(*upstream, *given)
-        ctx.save_for_forward(*upstream, *given)
-        ctx.options = (*options, *needs)
+        call = self.schema.backward_call(inputs)
+        ctx.save_for_backward(*call.output_grads, *call.inputs)
+        ctx.save_for_forward(*call.output_grads, *call.inputs)
+        ctx.options = (*call.options, *call.needs)
         ctx.set_materialize_grads(False)
 
     def _backward_jvp(self, ctx):
@@ -221,39 +227,27 @@ class Operation:
     def _second(self, ctx, *grads):
         """Second derivatives, in plain PyTorch: what is kept is a function of the inputs there, and gets no
         gradient."""
-        saved = ctx.saved_tensors
-        sources = [*range(self.outputs), *(self.outputs + i for i in self.differentiable)]
-        sources = [i for i in sources if saved[i] is not None]
+        call = self.schema.backward_call((*ctx.saved_tensors, *(None,) * self.kept, *ctx.options))
 
-        def first(*tensors):
-            given = dict(zip(sources, tensors))
-            return self.reference_backward(
-                *(given.get(i, value) for i, value in enumerate(saved)), *(None,) * self.kept, *ctx.options
+        def first(output_grads, inputs):
+            changed = call._replace(
+                output_grads=call.output_grads._replace(**output_grads), inputs=call.inputs._replace(**inputs)
             )
+            return self.reference_backward(*itertools.chain(*changed))
 
-        firsts, pull = torch.func.vjp(first, *(saved[i] for i in sources))
-        found = [None] * (len(saved) + self.kept + len(ctx.options))
-        seconds = pull(tuple(torch.zeros_like(f) if g is None else g for f, g in zip(firsts, grads)))
-        for i, grad in zip(sources, seconds):
-            found[i] = grad
-        return tuple(found)
-
-    def _split(self, arguments):
-        """What the backward pass is called with, in its parts."""
-        a = self.outputs
-        b = self.outputs + self.inputs
-        c = self.outputs + self.inputs + self.kept
-        d = len(arguments) - len(self.differentiable)
-        return arguments[:a], arguments[a:b], arguments[b:c], arguments[c:d], arguments[d:]
+        given = {name: grad for name, grad in call.output_grads._asdict().items() if grad is not None}
+        tensors = {name: getattr(call.inputs, name) for name in self.schema.differentiable}
+        firsts, pull = torch.func.vjp(first, given, {n: t for n, t in tensors.items() if t is not None})
+        of_grads, of_inputs = pull(tuple(torch.zeros_like(f) if g is None else g for f, g in zip(firsts, grads)))
+        seconds = (*map(of_grads.get, self.schema.outputs), *map(of_inputs.get, self.schema.inputs))
+        return *seconds, *(None,) * (self.kept + len(ctx.options))
 
     # Fake and vmap ---------------------------------------------------------------------------------------------------
 
     def _fake_backward(self, *arguments):
-        _, inputs, _, _, needs = self._split(arguments)
-        return tuple(
-            self.fake_grad(self.names[i], inputs[i]) if need and inputs[i] is not None else inputs[0].new_empty(0)
-            for i, need in zip(self.differentiable, needs)
-        )
+        call = self.schema.backward_call(arguments)
+        grads = {name: self.fake_grad(name, tensor) for name, tensor in self._wanted(call).items()}
+        return self._gradients(call, grads)
 
     def _vmap(self, function, before=0):
         """Folds the new dimension into the batch; where weights are vmapped, or want gradients, or bags are packed,

@@ -11,6 +11,21 @@ from .. import torch_private
 _library = torch.library.Library("mmkernels", "FRAGMENT")
 
 
+def _alone(operation):
+    """Whether an operation has one result, which the dispatcher gives and takes bare."""
+    return len(operation._schema.returns) == 1
+
+
+def in_tuple(operation):
+    """An operation that gives a tuple, with one result, too."""
+    return (lambda *arguments: (operation(*arguments),)) if _alone(operation) else operation
+
+
+def _as_returned(operation, function):
+    """A function that gives a tuple as what the operation returns."""
+    return (lambda *arguments: function(*arguments)[0]) if _alone(operation) else function
+
+
 def register_fake(operation, fake):
     """Tells PyTorch what an operation returns. Where only some of the arguments are meta tensors PyTorch calls the
     fake, not the
@@ -25,12 +40,14 @@ def register_fake(operation, fake):
             )
         return fake(*arguments)
 
-    torch.library.register_fake(operation.name(), checked)
+    torch.library.register_fake(operation.name(), _as_returned(operation, checked))
 
 
 def register_autograd(operation, apply):
     """Where autograd follows an argument ``apply(*arguments)`` runs, the apply of an autograd Function, else the kernel
     alone."""
+
+    apply = _as_returned(operation, apply)
 
     def run(keyset, *arguments):
         if not tracked(*arguments):
@@ -43,6 +60,16 @@ def register_autograd(operation, apply):
         return apply(*arguments)
 
     _implement(operation, "Autograd", run)
+
+
+def register_vmap(operation, vmap):
+    """``vmap(info, in_dims, *arguments)`` gives results and their dimensions, both as tuples."""
+
+    def run(info, in_dims, *arguments):
+        results, dims = vmap(info, in_dims, *arguments)
+        return (results[0], dims[0]) if _alone(operation) else (results, dims)
+
+    torch.library.register_vmap(operation.name(), run)
 
 
 def register_out(operation):

@@ -1,6 +1,12 @@
 """An operation's one schema string, and the schemas of its registered functions, which follow from it."""
 
 import re
+from collections import namedtuple
+from itertools import islice
+
+# What the backward pass is called with, part by part. Each has its names: the outputs', the arguments', what is kept,
+# and those of the arguments that have gradients.
+BackwardCall = namedtuple("BackwardCall", ("output_grads", "inputs", "kept", "options", "needs"))
 
 
 class Schema:
@@ -32,6 +38,20 @@ class Schema:
         self.differentiable = tuple(differentiable)
         self.kept = tuple(kept)
         self._types = types
+        self.Inputs = namedtuple("Inputs", self.inputs)
+        self.Returns = namedtuple("Returns", self.returns)
+        self._parts = (
+            namedtuple("OutputGrads", self.outputs),
+            self.Inputs,
+            namedtuple("Kept", self.kept),
+            namedtuple("Options", self.options),
+            namedtuple("Needs", self.differentiable),
+        )
+
+    def backward_call(self, arguments):
+        """The arguments of ``NAME_backward`` as a :class:`BackwardCall`."""
+        rest = iter(arguments)
+        return BackwardCall(*(part(*islice(rest, len(part._fields))) for part in self._parts))
 
     def forward(self, name):
         """The schema of ``NAME``."""
@@ -39,7 +59,7 @@ class Schema:
 
     def into(self, name):
         """Of ``NAME_out``, which writes the first output and returns the second."""
-        return f"{name}_out({self.arguments}, Tensor(a!) out) -> Tensor"
+        return f"{name}_out({self.arguments}, Tensor(a!) out) -> {_tensors(1)}"
 
     def backward(self, name):
         """Of ``NAME_backward``."""
@@ -54,4 +74,4 @@ class Schema:
 
 
 def _tensors(count):
-    return f"({', '.join(['Tensor'] * count)})"
+    return "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"

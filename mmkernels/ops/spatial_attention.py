@@ -186,7 +186,6 @@ OPERATION = Operation(
     differentiable=("image", "text"),
     extras=(),
     kept=("weights",),
-    keep=lambda inputs, produced: (produced.weights,),
     reference=_reference,
     fake=_fake,
     fake_grad=_fake_grad,

@@ -10,7 +10,7 @@ from typing_extensions import assert_type
 
 import mmkernels as mmk
 from mmkernels import functional, reference
-from mmkernels.models import ImageTextModel
+from mmkernels.models import ImageTextModel, PixelWordAttention, StackedAttentionNetwork, TopDownCaptioner
 
 Pair = tuple[Tensor, Tensor]
 image = torch.randn(8, 49, 64)
@@ -56,6 +56,9 @@ def modules(either: bool) -> None:
     assert_type(pool(image, need_weights=True, need_scores=True), tuple[Tensor, Tensor, Tensor])
     assert_type(pool(image, need_weights=either), Tensor | Pair)
     assert_type(ImageTextModel(combine="multiply").predict(image, text), Tensor)
+    assert_type(PixelWordAttention(64, 128)(image, text[:, None], mask=mask), Tensor)
+    assert_type(StackedAttentionNetwork(64, 128, 10)(image, text, mask=mask, need_weights=True), Pair)
+    assert_type(TopDownCaptioner(100, 64).generate(image, start=1, length=5), Tensor)
     nn.Sequential(spatial, gated).to("cpu")
 
 

@@ -19,7 +19,7 @@ PYTEST = [sys.executable, "-m", "pytest", "-vv", "--no-header", "--tb=no", "-rfE
 FILES = {  # of a backend's own tests
     "cpu": [],
     "cuda": ["test_cuda.py"],
-    "triton": ["test_triton.py", "test_triton_attention.py", "test_triton_rows.py"],
+    "triton": ["test_triton.py", "test_triton_attention.py", "test_triton_rows.py", "test_triton_rows_memory.py"],
 }
 CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL, -signal.SIGTRAP}
 

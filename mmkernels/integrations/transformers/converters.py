@@ -1,6 +1,7 @@
 """Which classes of transformers an operation fits, by full name: no model is imported to look."""
 
-from . import deformable, fusion
+from . import deformable, fusion, pooling
+from .reasons import why_not as why_not
 
 
 def _models(convert, suffix, **classes):
@@ -51,4 +52,23 @@ CONVERTERS = {
         grounding_dino="GroundingDino",
         mm_grounding_dino="MMGroundingDino",
     ),
+    **_models(
+        pooling.convert_probe,
+        "MultiheadAttentionPoolingHead",
+        idefics2="Idefics2",
+        phi4_multimodal="Phi4MultimodalVision",
+        siglip="Siglip",
+        siglip2="Siglip2",
+    ),
+    **_models(pooling.convert_class_token, "AttentionPoolingHead", aimv2="Aimv2"),
+    **_models(pooling.convert_per_channel, "MultiheadAttentionPoolingHead", videoprism="VideoPrism"),
+    **_models(pooling.convert_cross, "PoolerCrossAttention", vjepa2="VJEPA2"),
+    **_models(
+        pooling.convert_qformer,
+        "QFormerMultiHeadAttention",
+        blip_2="Blip2",
+        instructblip="InstructBlip",
+        instructblipvideo="InstructBlipVideo",
+    ),
+    **_models(pooling.convert_perceiver, "SelfAttention", perceiver="Perceiver"),
 }

@@ -7,7 +7,9 @@ True where an image is padded), and RT-DETRv2's and D-FINE's (with as many point
 import torch
 
 from ... import functional
+from ...modules.common import is_plain
 from ...ops.common import accumulate_dtype
+from ...reference.precision import autocast_is_on, without_autocast
 from ..patching import Replacement, exported, plain
 from .weights import weights_wanted
 
@@ -61,7 +63,8 @@ def _forward(module, locate, hidden_states, mask, states, attention_mask, named)
     shapes = named.get("spatial_shapes_list")
     reference = named.get("reference_points")
     core = getattr(module, "attn", None)
-    if shapes is None or reference is None or states is None or exported() or (core is not None and _hooked(core)):
+    fits = shapes is not None and states is not None and reference is not None and reference.shape[-1] in (2, 4)
+    if not fits or exported() or (core is not None and not is_plain(core, type(core))):
         return plain(module, hidden_states, attention_mask, encoder_hidden_states=states, **named)
     position = named.get("position_embeddings")
     if position is not None:
@@ -74,16 +77,12 @@ def _forward(module, locate, hidden_states, mask, states, attention_mask, named)
     offsets = offsets.unflatten(-1, (heads, sum(points), 2))
     scores = scores.unflatten(-1, (heads, sum(points)))
     mask = None if mask is None else mask.bool()
-    attended = functional.deformable_attention(
-        value.unflatten(-1, (heads, -1)),
-        shapes,
-        locate(module, offsets, reference, shapes, points),
-        scores,
-        points=points,
-        mask=mask,
-    )
+    locations = locate(module, offsets, reference, shapes, points)
+    attended = _attend(value.unflatten(-1, (heads, -1)), shapes, locations, scores, points, mask)
     if hasattr(module, "output_proj"):
         attended = module.output_proj(attended)
+    elif autocast_is_on(attended.device.type):
+        attended = attended.to(accumulate_dtype(attended))
     weights = None
     if named.get("output_attentions") or weights_wanted(module):
         weights = scores.softmax(-1)
@@ -92,8 +91,10 @@ def _forward(module, locate, hidden_states, mask, states, attention_mask, named)
     return attended, weights
 
 
-def _hooked(module):
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+@without_autocast
+def _attend(value, shapes, locations, scores, points, mask):
+    """As in plain PyTorch, whose ``grid_sample`` autocast runs in float32: a wide value stays so."""
+    return functional.deformable_attention(value, shapes, locations, scores.to(value.dtype), points=points, mask=mask)
 
 
 def _points(module):

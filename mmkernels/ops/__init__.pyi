@@ -1,0 +1,8 @@
+# Written by make docs.
+from .absorbed_attention import AbsorbedAttentionFunction as AbsorbedAttentionFunction
+from .additive_attention import AdditiveAttentionFunction as AdditiveAttentionFunction
+from .bidirectional_attention import BidirectionalAttentionFunction as BidirectionalAttentionFunction
+from .channel_attention import ChannelAttentionFunction as ChannelAttentionFunction
+from .deformable_attention import DeformableAttentionFunction as DeformableAttentionFunction
+from .gated_cross_attention import GatedCrossAttentionFunction as GatedCrossAttentionFunction
+from .spatial_attention import SpatialAttentionFunction as SpatialAttentionFunction

@@ -1,0 +1,8 @@
+# Written by make docs.
+from .absorbed_attention import absorbed_attention as absorbed_attention
+from .additive_attention import additive_attention as additive_attention
+from .bidirectional_attention import bidirectional_attention as bidirectional_attention
+from .channel_attention import channel_attention as channel_attention
+from .deformable_attention import deformable_attention as deformable_attention
+from .gated_cross_attention import gated_cross_attention as gated_cross_attention
+from .spatial_attention import spatial_attention as spatial_attention

@@ -1,0 +1,128 @@
+"""Whole detection and segmentation models of transformers, as small as their configurations let them be."""
+
+import torch
+import transformers as hf
+
+from .attention_tests import draw
+from .transformers_modules import randomised
+
+SIZES = {
+    "d_model": 32,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "num_queries": 5,
+    "decoder_layers": 2,
+}
+PICTURE = draw(1, 3, 64, 96)
+IDS = torch.tensor([[101, 700, 800, 1012, 102]])
+TEXT = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+
+
+def swin(*stages):
+    return hf.SwinConfig(
+        image_size=64, embed_dim=12, depths=[1] * 4, num_heads=[1, 2, 2, 3], window_size=4, out_features=list(stages)
+    )
+
+
+def grounding_dino(prefix):
+    text = hf.BertConfig(
+        vocab_size=1200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    config = getattr(hf, f"{prefix}Config")(
+        backbone_config=swin("stage2", "stage3", "stage4"),
+        text_config=text,
+        encoder_layers=1,
+        fusion_droppath=0.0,
+        **SIZES,
+    )
+    return getattr(hf, f"{prefix}ForObjectDetection")(config), TEXT
+
+
+def deformable_detr():
+    backbone = hf.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1] * 4,
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = hf.DeformableDetrConfig(backbone_config=backbone, encoder_layers=1, **SIZES)
+    return hf.DeformableDetrForObjectDetection(config), {}
+
+
+def rt_detr(prefix):
+    """RT-DETR and RT-DETRv2."""
+    backbone = hf.RTDetrResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1] * 4,
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    channels = {"encoder_in_channels": [16, 24, 32], "decoder_in_channels": [32] * 3, "encoder_hidden_dim": 32}
+    config = getattr(hf, f"{prefix}Config")(backbone_config=backbone, **channels, **SIZES)
+    return getattr(hf, f"{prefix}ForObjectDetection")(config), {}
+
+
+def on_hgnet(prefix, **options):
+    """D-FINE, DEIMv2 and PP-DocLayout v4."""
+    backbone = hf.HGNetV2Config(
+        stem_channels=[3, 8, 8],
+        hidden_sizes=[16, 24, 32, 40],
+        stage_in_channels=[8, 16, 24, 32],
+        stage_mid_channels=[4, 8, 8, 8],
+        stage_out_channels=[16, 24, 32, 40],
+        stage_num_blocks=[1] * 4,
+        stage_numb_of_layers=[2] * 4,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    channels = {"encoder_in_channels": [24, 32, 40], "decoder_in_channels": [32] * 3, "encoder_hidden_dim": 32}
+    config = getattr(hf, f"{prefix}Config")(backbone_config=backbone, **channels, **SIZES, **options)
+    return getattr(hf, f"{prefix}ForObjectDetection")(config), {}
+
+
+def segmentation(prefix, **inputs):
+    """Mask2Former and OneFormer."""
+    options = {"is_training": False, "text_encoder_width": 16, "task_seq_len": 5} if prefix == "OneFormer" else {}
+    sizes = dict.fromkeys(("hidden_dim", "mask_dim", "conv_dim", "feature_size", "mask_feature_size"), 32)
+    config = getattr(hf, f"{prefix}Config")(
+        backbone_config=swin("stage1", "stage2", "stage3", "stage4"),
+        encoder_feedforward_dim=16,
+        dim_feedforward=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=4,
+        num_queries=5,
+        **sizes,
+        **options,
+    )
+    return getattr(hf, f"{prefix}ForUniversalSegmentation")(config), inputs
+
+
+# (model and what it takes beside a picture, operations that patch finds in it)
+MODELS = {
+    "grounding_dino": (lambda: grounding_dino("GroundingDino"), {"deformable_attention", "bidirectional_attention"}),
+    "mm_grounding_dino": (
+        lambda: grounding_dino("MMGroundingDino"),
+        {"deformable_attention", "bidirectional_attention"},
+    ),
+    "deformable_detr": (deformable_detr, {"deformable_attention"}),
+    "rt_detr": (lambda: rt_detr("RTDetr"), {"deformable_attention"}),
+    "rt_detr_v2": (lambda: rt_detr("RTDetrV2"), {"deformable_attention"}),
+    "d_fine": (lambda: on_hgnet("DFine", decoder_n_points=[3, 2, 3]), {"deformable_attention"}),
+    "deimv2": (lambda: on_hgnet("Deimv2", decoder_n_points=[3, 2, 3]), {"deformable_attention"}),
+    "pp_doclayout_v4": (lambda: on_hgnet("PPDocLayoutV4"), {"deformable_attention"}),
+    "mask2former": (lambda: segmentation("Mask2Former"), {"deformable_attention", "absorbed_attention"}),
+    "oneformer": (
+        lambda: segmentation("OneFormer", task_inputs=torch.arange(5)[None]),
+        {"deformable_attention", "absorbed_attention"},
+    ),
+}
+
+
+def build(name):
+    make, _ = MODELS[name]
+    model, inputs = make()
+    return randomised(model), {"pixel_values": PICTURE, **inputs}
