@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+from torch.fx import _symbolic_trace
 from torch.utils import _python_dispatch
 from torch.utils.module_tracker import ModuleTracker
 
@@ -59,6 +60,12 @@ def traces_operations():
     """Whether make_fx writes down every operation that runs, with the values that Python looks at as constants
     (torch/fx/experimental/proxy_tensor.py)."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+def symbolic(arguments):
+    """Whether torch.fx.symbolic_trace runs, and gave one of these in place of a tensor: it has no sizes to compare.
+    Export and compilers set the flag, too, and give tensors (torch/fx/_symbolic_trace.py)."""
+    return _symbolic_trace._is_fx_tracing_flag and any(isinstance(a, torch.fx.Proxy) for a in arguments)
 
 
 def constant_while_traced(function):

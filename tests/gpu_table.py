@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import torch
 from support import compiling, emulated
-from support.traffic import PASSES, attention_least, attention_moved, least, moved
+from support.traffic import all_moved, attention_least, attention_moved, least
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "generated" / "gpu.md"
@@ -108,8 +108,7 @@ def movement_rows():
     rows = []
     for shape in SHAPES:
         batch, positions, channels, dtype = shape
-        for which in PASSES:
-            found = moved(*shape, which)
+        for which, found in all_moved(*shape).items():
             minimum = least(*shape, which)
             total = found.loaded + found.stored
             times = " | ".join(f"{1e6 * minimum / peak:.1f}" for peak in PEAKS.values())
@@ -125,12 +124,14 @@ def cluster_rows():
     rows = []
     for shape in SHAPES:
         batch, positions, channels, dtype = shape
-        for which in PASSES:
+        counted = []
+        for cluster in (1, emulated.H100["cluster"]):
+            with emulated.configured(**emulated.H100 | {"cluster": cluster}):
+                counted.append(all_moved(*shape))
+        for which in counted[0]:
             row = f"| {batch}, {positions}, {channels} | {str(dtype).removeprefix('torch.')} | {which} |"
-            for cluster in (1, emulated.H100["cluster"]):
-                with emulated.configured(**emulated.H100 | {"cluster": cluster}):
-                    found = moved(*shape, which)
-                    minimum = least(*shape, which)
+            minimum = least(*shape, which)
+            for found in (each[which] for each in counted):
                 total = found.loaded + found.stored
                 row += f" {total / 1e6:.2f} | {total / minimum:.2f} | {found.launches} |"
             rows.append(row + f" {found.cluster} | {found.shared / 1024:.0f} |")
@@ -144,6 +145,16 @@ def resource_rows(found):
         + " |"
         for name in sorted(found[ARCHITECTURES[0]])
     ]
+
+
+def resource_table(found):
+    return "\n".join(
+        [
+            "| kernel | " + " | ".join(f"sm_{a}" for a in ARCHITECTURES) + " |",
+            "|---|" + "---|" * len(ARCHITECTURES),
+            *resource_rows(found),
+        ]
+    )
 
 
 def attention_section():
@@ -164,6 +175,25 @@ fill a quarter to all of the 64 columns, but zeros are read, too.
 | operation | B, H, N, T, d, dv | dtype | pass | least, MB | counted, MB | ratio | launches | blocks | shared, KiB | A100, µs | H100, µs |
 |---|---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(attention_rows())}
+"""
+
+
+def deformable_rows():
+    from support import gpu_deformable
+
+    return gpu_deformable.table([PEAKS["A100"], PEAKS["H100"]])
+
+
+def deformable_section(found):
+    from support import gpu_deformable
+
+    return f"""{gpu_deformable.SECTION}
+
+{chr(10).join(deformable_rows())}
+
+{gpu_deformable.RESOURCES}
+
+{resource_table(found)}
 """
 
 
@@ -236,9 +266,7 @@ def attention_resources(found):
 is made for. Absorbed attention's have 256 threads in both passes; those that pack and merge 128. Nothing is spilled, no static
 shared memory. float32 runs in full float32.
 
-| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
-|---|{"---|" * len(ARCHITECTURES)}
-{chr(10).join(resource_rows(found))}
+{resource_table(found)}
 """
 
 
@@ -251,6 +279,7 @@ def main():
             | resources(architecture, "absorbed_attention")
             for architecture in ARCHITECTURES
         }
+        deformable = {a: resources(a, "deformable_attention") for a in ARCHITECTURES}
         rows = {
             architecture: {
                 name: r
@@ -284,22 +313,19 @@ clusters would leave more than half of the processors idle: 1 block, the same as
 {chr(10).join(cluster_rows())}
 
 {attention_section()}
+{deformable_section(deformable)}
 {row_section()}
 ## Registers and bytes spilled, by `ptxas -v`
 
 Blocks of 256 threads, or 512 where the tile takes most of a processor's shared memory; no static shared memory. The budget that the
 tests hold the kernels to is 128 registers and nothing spilled.
 
-| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
-|---|{"---|" * len(ARCHITECTURES)}
-{chr(10).join(resource_rows(found))}
+{resource_table(found)}
 
 {attention_resources(attention)}
 Of channel and additive attention, blocks of 256 threads (pooled sums and column sums: 128), a warp a row.
 
-| kernel | {" | ".join(f"sm_{a}" for a in ARCHITECTURES)} |
-|---|{"---|" * len(ARCHITECTURES)}
-{chr(10).join(resource_rows(rows))}
+{resource_table(rows)}
 """)
 
 

@@ -86,7 +86,14 @@ def test_builds_and_links():
 @needs_emulator
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "rows", [gpu_table.movement_rows, gpu_table.cluster_rows, gpu_table.attention_rows, gpu_table.row_rows]
+    "rows",
+    [
+        gpu_table.movement_rows,
+        gpu_table.cluster_rows,
+        gpu_table.attention_rows,
+        gpu_table.deformable_rows,
+        gpu_table.row_rows,
+    ],
 )
 def test_table_is_up_to_date(rows):
     """docs/generated/gpu.md says what is counted now. (test_resources has a budget for registers.)"""

@@ -3,7 +3,7 @@ move."""
 
 import pytest
 import torch
-from support import emulated
+from support import emulated, gpu_deformable
 from support.attention_tests import assert_right, deterministic, draw
 
 import mmkernels as mmk
@@ -43,19 +43,13 @@ def test_many_levels(ordered):
         assert_right(OPERATION, case, torch.float32, "cpu", BACKEND)
 
 
-@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1.1), (torch.bfloat16, 1.1)], ids=["float32", "bfloat16"])
-def test_what_it_moves(dtype, limit):
-    """Forward: locations, scores and result once, of the value four rows a point (fewer at the edges)."""
-    shape = 1, 8, 32, 300, 4, ((20, 30), (10, 15))
-    given = arguments_of(shape, dtype)
-    emulated.counts()
-    result = mmk.deformable_attention(**given, backend=BACKEND)
-    found = emulated.counts()
-    points = given["scores"].numel()
-    once = given["locations"].nbytes + given["scores"].nbytes + result.nbytes + 8 * 8 * 300
-    rows = 4 * points * 32 * dtype.itemsize
-    assert found.launches == 1
-    assert once < found.loaded + found.stored <= limit * (once + rows)
+@pytest.mark.parametrize("which, shape, launches, limit", gpu_deformable.LIMITS)
+def test_what_it_moves(which, shape, launches, limit):
+    """Everything once, and the rows at the corners of all points."""
+    found = gpu_deformable.moved(which, *shape)
+    minimum, rows = gpu_deformable.least(which, *shape), gpu_deformable.of_rows(which, *shape)
+    assert found.launches == launches
+    assert minimum < found.loaded + found.stored <= limit * (minimum + rows)
 
 
 def test_the_only_position():

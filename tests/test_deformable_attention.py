@@ -1,6 +1,8 @@
 """deformable_attention: the same tests on every backend that can run here."""
 
+import copy
 import functools
+import pickle
 
 import pytest
 import torch
@@ -134,6 +136,25 @@ def test_module(extension, boxes, num_points):
     points = torch.rand(2, 7, len(LEVELS), 4 if boxes else 2, generator=torch.Generator().manual_seed(1))
     tensors = draw(2, 7, 24), draw(2, 26, 24, seed=1), points
     assert_module(lambda m, q, i, p: m(q, i, p, LEVELS, query_position=q.cos(), mask=mask), module, tensors)
+
+
+@pytest.mark.parametrize("num_points", [2, (3, 1)], ids=str)
+@pytest.mark.parametrize("boxes", [False, True])
+def test_module_keeps_constants_for_any_call(extension, boxes, num_points):
+    """Those of sizes that no other test has, made in inference mode, serve autograd, vmap and copies of the module."""
+    levels = ((1, 29), (2, 3 + 2 * boxes))
+    module = mmk.DeformableAttention(6, 3, 2, num_points)
+    torch.nn.init.normal_(module.score_projection.weight)
+    size = sum(y * x for y, x in levels)
+    query, image, points = draw(2, 3, 6), draw(2, size, 6, seed=1), torch.rand(2, 3, 2, 4 if boxes else 2)
+    with torch.inference_mode():
+        expected = module(query, image, points, levels)
+    for function in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        result = function(query, image, points.requires_grad_(), torch.tensor(levels))
+        assert torch.equal(result, expected)
+        torch.autograd.backward(result.sum())
+    run = lambda *tensors: module(*(t[None] for t in tensors), levels)[0]
+    torch.testing.assert_close(torch.func.vmap(run)(query, image, points), expected)
 
 
 def test_module_begins_as_published():

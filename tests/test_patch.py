@@ -229,6 +229,14 @@ def test_compiled(patch_first):
     assert torch.allclose(compiled(*INPUT), before)
 
 
+def test_traced_by_fx():
+    """Its own operations, since symbols have no sizes to choose by."""
+    model = model_of()[0]
+    before = model(*INPUT)
+    mmkernels.patch(model)
+    assert torch.equal(torch.fx.symbolic_trace(model)(*INPUT), before)
+
+
 def test_moved():
     model = model_of()
     mmkernels.patch(model)

@@ -16,6 +16,17 @@ PRIVATE = re.compile(
 )
 
 
+def test_symbolic():
+    """Asked in each call of a patched module, where PyTorch's own function would warn."""
+    warned = torch.fx._symbolic_trace.is_fx_tracing_warning
+    warned.cache_clear()
+    seen = []
+    traced = torch.fx.symbolic_trace(lambda tensor: seen.append(torch_private.symbolic((1, tensor))) or tensor + 1)
+    assert seen == [True]
+    assert not torch_private.symbolic((traced(torch.ones(2)),))
+    assert warned.cache_info().currsize == 0
+
+
 def test_private_names_stand_in_one_file():
     files = {str(path): path.read_text() for path in (ROOT / "mmkernels").rglob("*.py")}
     assert len(PRIVATE.findall(files.pop(str(ROOT / "mmkernels/torch_private.py")))) >= 10

@@ -158,6 +158,22 @@ each_layer = pytest.mark.parametrize("layer", LAYERS)
 
 
 @each_layer
+def test_autocast(layer):
+    """Dtypes as before."""
+    make, call, tensors = LAYERS[layer]
+    module = make()
+
+    def run(module, *tensors):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return call(module, *tensors)
+
+    truth = with_gradients(call, copy.deepcopy(module).double(), [t.double() for t in tensors])
+    plain = with_gradients(run, module, tensors)
+    mmkernels.patch(module)
+    assert_rule(with_gradients(run, module, tensors), truth, plain)
+
+
+@each_layer
 def test_copies(layer):
     make, call, tensors = LAYERS[layer]
     module = make()

@@ -210,10 +210,11 @@ PADDING = PADDED.bool()[:, None, None].expand(2, 1, 7, 9)
 @pytest.mark.parametrize(
     "mask", [None, PADDING, PADDING[:, :, :1], PADDING[1:, :, :1].expand(2, 4, 1, 9), PADDING[:, :, :1].float() * 3]
 )
-def test_values_and_gradients(shared, mask, counted):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_values_and_gradients(shared, mask, dtype, counted):
     module = Attention()
     module.num_key_value_groups = shared
-    tensors = heads(shared=shared)
+    tensors = heads(shared=shared, dtype=dtype)
 
     def run(implementation, tensors, mask):
         leaves = [t.detach().requires_grad_() for t in tensors]
@@ -309,6 +310,23 @@ def test_compiled(counted):
     run = lambda *tensors: attend(module, *tensors, attention_mask=PADDING)
     eager = run(*tensors)
     assert torch.equal(torch.compile(run, backend="aot_eager", fullgraph=True)(*tensors), eager)
+
+
+def test_exported_with_open_sizes():
+    """Thresholds close none of them: SDPA computes it. A graph of known sizes has the operation."""
+
+    def exported(**options):
+        query, key, value = (draw(2, 64, 16, 8, seed=i).transpose(1, 2) for i in range(3))
+        return str(torch.export.export(Called(), (query, key, value), **options))
+
+    sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
+    assert "mmkernels" not in exported(dynamic_shapes=(sizes, sizes, sizes))
+    assert "mmkernels" in exported()
+
+
+class Called(nn.Module):
+    def forward(self, query, key, value):
+        return attend(Attention(), query, key, value)
 
 
 def test_registered_twice():

@@ -201,6 +201,7 @@ def table(rows):
         "`block`: positions (merge: chunks) x channels that a program holds. Attention over heads: rows x columns of a score tile x",
         "channels multiplied at once (queries', values') x channels of a gradient that a program holds (queries', values');",
         "Channel and additive attention: rows x channels of a program, or scores of a block.",
+        "Deformable attention: queries (`add_cells`: positions) x points x channels; `differentiate` with and without the gradient of value.",
         "`differentiate` comes once for each side whose gradients it writes, `attend` (bidirectional) for each side's result.",
         "",
     ]

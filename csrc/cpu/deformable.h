@@ -40,11 +40,12 @@ MMK_INLINE vec<acc_t<T>> load_first(const T* p, int64_t count) {
 }
 
 // Channels are walked in packs: vectors; where a row is shorter, vectors of 16 bytes; where it is still shorter, single
-// channels.
+// channels. Packs may overlap, of those that say so.
 template <class C>
 struct Wide {
   using type = vec<C>;
   static constexpr int64_t count = lanes<C>;
+  static constexpr bool overlaps = true;
   template <class T>
   static MMK_INLINE type load(const T* p) {
     return mmk::load(p);
@@ -59,6 +60,7 @@ template <class C>
 struct Narrow {
   typedef C type __attribute__((vector_size(16)));
   static constexpr int64_t count = 16 / sizeof(C);
+  static constexpr bool overlaps = true;
   template <class T>
   static MMK_INLINE type load(const T* p) {
     type v;
@@ -89,6 +91,7 @@ template <class C>
 struct Single {
   using type = C;
   static constexpr int64_t count = 1;
+  static constexpr bool overlaps = false;
   template <class T>
   static MMK_INLINE type load(const T* p) {
     return to_acc(*p);
@@ -103,10 +106,43 @@ struct Single {
   }
 };
 
-// f(Pack, constant number of packs, first channel, first channel of the last pack) for blocks that cover `channels`:
-// the last pack ends with them, and overlaps the one before where they aren't whole packs.
-template <class C, class F>
+// Neighbours in bfloat16 share 32 bits: a shift and a mask make floats of both, where a vector of neighbours would have
+// to be spread first.
+struct Pairs {
+  struct type {
+    vec<float> even, odd;
+    MMK_INLINE type operator*(float x) const { return {even * x, odd * x}; }
+    MMK_INLINE type operator*(const type& x) const { return {even * x.even, odd * x.odd}; }
+    MMK_INLINE type& operator+=(const type& x) {
+      even += x.even;
+      odd += x.odd;
+      return *this;
+    }
+  };
+  static constexpr int64_t count = 2 * lanes<float>;
+  static constexpr bool overlaps = false;
+  static MMK_INLINE type load(const bf16* p) {
+    vec<uint32_t> both;
+    memcpy(&both, p, sizeof both);
+    return {bit_cast<vec<float>>(both << 16), bit_cast<vec<float>>(both & 0xffff0000u)};
+  }
+  static MMK_INLINE void store(bf16* p, const type& v) {
+    const vec<uint32_t> both = widen(round_bf16(v.even)) | widen(round_bf16(v.odd)) << 16;
+    memcpy(p, &both, sizeof both);
+  }
+  static MMK_INLINE void sum4(const type (&v)[4], float (&sums)[4]) {
+    vec<float> added[4];
+    for (int i = 0; i < 4; ++i)
+      added[i] = v[i].even + v[i].odd;
+    mmk::sum4<float>(added, sums);
+  }
+};
+
+// f(Pack, constant number of packs, first channel, first channel of the last pack) for blocks that cover `channels` of
+// rows of T: the last pack ends with them, and overlaps the one before where they aren't whole packs.
+template <class T, class F>
 MMK_INLINE void each_block(int64_t channels, F f) {
+  using C = acc_t<T>;
   auto blocks = [&](auto pack) {
     constexpr int64_t width = decltype(pack)::count;
     const int64_t packs = (channels + width - 1) / width;
@@ -127,6 +163,9 @@ MMK_INLINE void each_block(int64_t channels, F f) {
       }
     }
   };
+  if constexpr (std::is_same<T, bf16>::value)
+    if (channels % Pairs::count == 0)
+      return blocks(Pairs{});
   if (channels >= lanes<C>)
     blocks(Wide<C>{});
   else if (channels >= Narrow<C>::count)
@@ -363,6 +402,7 @@ struct Sampling {
 // Rows of a head's value map where they lie, and what stands for those that aren't there.
 template <class T>
 struct Rows {
+  using element = std::remove_const_t<T>;
   T* data;
   int64_t step;
   T* absent;
@@ -377,6 +417,7 @@ struct Rows {
 // what it could.
 template <class C>
 struct DenseRows {
+  using element = std::remove_const_t<C>;
   C* data;
   int64_t step;
   template <class I>

@@ -15,7 +15,7 @@ MMK_INLINE void load_once(const T* from, int64_t first, int64_t last, typename P
 #pragma GCC unroll 4
   for (int v = 0; v < Packs; ++v)
     to[v] = Pack::load(from + channel_of<Pack, Packs>(v, first, last));
-  if constexpr (Pack::count > 1) {
+  if constexpr (Pack::overlaps) {
     const int64_t twice = first + (Packs - 1) * Pack::count - last;
     if (twice > 0)
       for (int64_t i = 0; i < Pack::count; ++i)
@@ -82,7 +82,7 @@ struct QueryGradients {
       sampling.locate();
       for (int64_t lane = 0; lane < sampling.count; ++lane) {
         const T* grad = upstream + (q + lane) * g.grad_result.q;
-        each_block<C>(a.d, [&](auto pack, auto packs, int64_t begin, int64_t end) {
+        each_block<typename R::element>(a.d, [&](auto pack, auto packs, int64_t begin, int64_t end) {
           dot_rows<decltype(pack), packs.value>(sampling, lane, rows, grad, begin, end, dots.data);
         });
       }

@@ -46,7 +46,7 @@ struct DeformableForward {
       sampling.locate();
       for (int64_t lane = 0; lane < sampling.count; ++lane) {
         T* out = result + (q + lane) * a.result.q;
-        each_block<C>(a.d, [&](auto pack, auto packs, int64_t begin, int64_t end) {
+        each_block<typename R::element>(a.d, [&](auto pack, auto packs, int64_t begin, int64_t end) {
           weighted_rows<decltype(pack), packs.value>(sampling, lane, rows, begin, end, out);
         });
       }

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..torch_private import symbolic
+
 # Packages whose classes are known, and where their table `CONVERTERS` stands.
 TABLES = {
     "diffusers": f"{__package__}.diffusers",
@@ -122,9 +124,10 @@ def patch(model, *, dry_run=False):
 
     Instances only: classes and packages stay as they are, parameters and submodules where they are (the same
     ``state_dict``). A call that an operation can't do goes the module's own way: training with dropout, weights that
-    are returned because somebody asked for them, projections that are hooked, wrapped or quantised, exporting to ONNX.
-    Patching twice is once. Copies of a patched model are patched; ``copy.copy`` and ``nn.DataParallel`` make none that
-    are whole (the replicas' ``forward`` is still the original's), and ``torch.jit.script`` takes none: unpatch before.
+    are returned because somebody asked for them, projections that are hooked, wrapped or quantised, exporting to ONNX,
+    ``torch.jit.trace`` and ``torch.fx.symbolic_trace``. Patching twice is once. Copies of a patched model are patched;
+    not so ``copy.copy``'s and ``nn.DataParallel``'s, whose ``forward`` stays the original's, and ``torch.jit.script``
+    takes none: :func:`unpatch` before.
 
     Args:
         model: a ``torch.nn.Module``; wrapped by ``torch.compile``, DDP or FSDP, too.
@@ -191,8 +194,9 @@ def plain(module, *arguments, **named):
 
 
 def exported():
-    """Whether a graph is made for those who don't know this package's operations."""
-    return torch.jit.is_tracing() or torch.jit.is_scripting() or torch.onnx.is_in_onnx_export()
+    """Whether a graph is made for those who don't know this package's operations. Who exports to ONNX has imported what
+    does it: nobody else has to."""
+    return torch.jit.is_tracing() or ("torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export())
 
 
 def _check_module(model):
@@ -264,8 +268,9 @@ def _swap(module, found):
 
 
 def _method(module, found, *arguments, **named):
-    """In a method's place. Whoever wrapped it, and calls it after :func:`unpatch`, gets the module's own."""
-    if SWAPPED in module.__dict__:
+    """In a method's place. Whoever wrapped it, and calls it after :func:`unpatch`, gets the module's own, and so does
+    ``torch.fx.symbolic_trace``."""
+    if SWAPPED in module.__dict__ and not symbolic((*arguments, *named.values())):
         return found.value(module, *arguments, **named)
     return getattr(type(module), found.attribute)(module, *arguments, **named)
 

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import torch
@@ -5,6 +6,8 @@ from torch import nn
 
 from .. import backends, checks, functional
 from ..ops.common import accumulate_dtype
+from ..ops.deformable_attention import flat_shapes
+from ..torch_private import transforms_active
 from .common import check_channels, check_features, check_input
 
 __all__ = ["DeformableAttention"]
@@ -111,12 +114,14 @@ class DeformableAttention(nn.Module):
         check_channels("value_projection", value, self.embed_dim)
         check_channels("score_projection", scores, self.num_heads * points)
         check_channels("offset_projection", offsets, 2 * self.num_heads * points)
-        if len(spatial_shapes) != self.num_levels:
-            raise ValueError(f"spatial_shapes must have {self.num_levels} levels, got {len(spatial_shapes)}")
+        shapes = flat_shapes(spatial_shapes)
+        shapes = tuple(zip(shapes[::2], shapes[1::2]))
+        if len(shapes) != self.num_levels:
+            raise ValueError(f"spatial_shapes must have {self.num_levels} levels, got {len(shapes)}")
         attended = functional.deformable_attention(
             value.unflatten(2, (self.num_heads, -1)),
-            spatial_shapes,
-            self._locations(offsets.unflatten(2, (self.num_heads, points, 2)), reference_points, spatial_shapes),
+            shapes,
+            self._locations(offsets.unflatten(2, (self.num_heads, points, 2)), reference_points, shapes),
             scores.unflatten(2, (self.num_heads, points)),
             points=self.num_points,
             mask=mask,
@@ -124,20 +129,34 @@ class DeformableAttention(nn.Module):
         )
         return self.out_projection(attended)
 
-    def _locations(self, offsets, reference_points, spatial_shapes):
+    def _locations(self, offsets, reference_points, shapes):
         """In float32 at least: a coordinate needs its bits. Offsets are in pixels of a level, or, of boxes, in
         halves of the box over the number of points."""
-        counts = torch.tensor(self.num_points, device=offsets.device)
-        of_points = lambda per_level: per_level.repeat_interleave(counts, -2, output_size=sum(self.num_points))
+        of_points = lambda per_level: constant(
+            tuple(each for each, count in zip(per_level, self.num_points) for _ in range(count)), offsets
+        )
+        levels = of_points(range(self.num_levels))
         offsets = offsets.to(accumulate_dtype(offsets))
-        points = of_points(reference_points.to(offsets.dtype))[:, :, None]
+        points = reference_points.to(offsets.dtype).index_select(2, levels)[:, :, None]
         if points.shape[-1] == 2:
-            sizes = torch.as_tensor(spatial_shapes, device=offsets.device).flip(-1)
-            return points + offsets / of_points(sizes)
-        return points[..., :2] + offsets / of_points(counts[:, None]) * (0.5 * points[..., 2:])
+            return points + offsets / of_points([(x, y) for y, x in shapes])
+        return points[..., :2] + offsets / of_points([(n,) for n in self.num_points]) * (0.5 * points[..., 2:])
 
     def extra_repr(self):
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, num_levels={self.num_levels}, "
             f"num_points={self.num_points}, backend={self.backend!r}"
         )
+
+
+def constant(numbers, like):
+    """A tensor of nested tuples of ints on the device of `like`, made once; where a graph is traced, a part of that."""
+    if checks.is_traced(like) or transforms_active():
+        return torch.tensor(numbers, device=like.device)
+    return _kept_constant(numbers, like.device)
+
+
+@functools.lru_cache(256)
+def _kept_constant(numbers, device):
+    with torch.inference_mode(False):  # what is made there is of no use to autograd
+        return torch.tensor(numbers, device=device)

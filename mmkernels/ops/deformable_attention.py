@@ -41,7 +41,7 @@ def deformable_attention(
     Source: Zhu et al. 2021, Deformable DETR (arXiv:2010.04159), equation 3; different points a level: Lv et al. 2024,
     RT-DETRv2 (arXiv:2407.17140).
     """
-    shapes = _pairs(spatial_shapes)
+    shapes = flat_shapes(spatial_shapes)
     points = None if points is None else _points(points)
     options = (softmax, len(shapes), *shapes, *(() if points is None else points))
     call = _passed.key(options, (value, locations, scores, mask))
@@ -63,7 +63,7 @@ def deformable_attention(
 _passed = checks.Passed()
 
 
-def _pairs(spatial_shapes):
+def flat_shapes(spatial_shapes):
     """As a flat tuple (Y, X, Y, X, ...) of ints."""
     if isinstance(spatial_shapes, torch.Tensor):
         checks.is_tensor("spatial_shapes", spatial_shapes)

@@ -8,7 +8,8 @@ points, from the L2 cache where neighbouring queries sample near each other:
 
 Where torch.use_deterministic_algorithms asks for it, nothing is added atomically: points are sorted by the cell of four
 positions that they lie in (`find_cells`; 28 bytes a point while it runs), and each position adds up the points of the
-four cells around it in that order (`add_cells`: the result's gradient is read where R would be written).
+four cells around it in that order (`add_cells`: the result's gradient is read where R would be written). One program
+goes through all points of its positions: where most queries look at one place, the others wait for it.
 """
 
 import functools

@@ -35,13 +35,14 @@ KERNEL = [
     "-Wno-unknown-pragmas",
     f"-I{EMULATOR}",
 ]
-# The machine itself is never built with ThreadSanitizer; under AddressSanitizer it stays plain, too.
+# The machine itself is never built with ThreadSanitizer; under AddressSanitizer it stays plain, too. A report tells
+# lines, which takes -g1.
 MODES = {
     "plain": ["-O2"],
-    "tsan": ["-O1", "-g", "-fsanitize=thread"],
+    "tsan": ["-O1", "-g1", "-fsanitize=thread"],
     "asan": [
         "-O1",
-        "-g",
+        "-g1",
         "-fsanitize=address,bounds-strict,alignment",
         "-fno-sanitize-recover=bounds-strict,alignment",
     ],

@@ -38,19 +38,31 @@ def least(batch, positions, channels, dtype, which):
 
 
 def moved(batch, positions, channels, dtype, which):
-    """What the emulator counts for one call: loaded, stored, launches, blocks, shared."""
+    """What the emulator counts for one pass: loaded, stored, launches, blocks, shared."""
+    combine = which.partition(" ")[0]
+    return next(found for each, found in _passes(batch, positions, channels, dtype, combine) if each == which)
+
+
+def all_moved(batch, positions, channels, dtype):
+    """The same of each of PASSES, by name."""
+    return {
+        which: found
+        for combine in ("multiply", "pool")
+        for which, found in _passes(batch, positions, channels, dtype, combine)
+    }
+
+
+def _passes(batch, positions, channels, dtype, combine):
     image = torch.randn(batch, positions, channels).to(dtype)
     text = torch.randn(batch, channels).to(dtype)
-    pool = which.startswith("pool")
-    arguments = (image, text, None, None, channels**-0.5, 1, pool, False)
+    arguments = (image, text, None, None, channels**-0.5, 1, combine == "pool", False)
     emulated.counts()
     result, weights = torch.ops.mmkernels.spatial_attention_emulated(*arguments)
-    if which.endswith("backward"):
-        emulated.counts()
-        torch.ops.mmkernels.spatial_attention_emulated_backward(
-            torch.ones_like(result), None, image, text, *arguments[2:4], weights, *arguments[4:], True, True
-        )
-    return emulated.counts()
+    yield combine, emulated.counts()
+    torch.ops.mmkernels.spatial_attention_emulated_backward(
+        torch.ones_like(result), None, image, text, *arguments[2:4], weights, *arguments[4:], True, True
+    )
+    yield f"{combine} backward", emulated.counts()
 
 
 def attention_least(operation, which, batch, heads, positions, tokens, d, dv, dtype):

@@ -64,6 +64,7 @@ def _forward(module, locate, hidden_states, mask, states, attention_mask, named)
     reference = named.get("reference_points")
     core = getattr(module, "attn", None)
     fits = shapes is not None and states is not None and reference is not None and reference.shape[-1] in (2, 4)
+    fits = fits and (mask is None or mask.dim() == 2)
     if not fits or exported() or (core is not None and not is_plain(core, type(core))):
         return plain(module, hidden_states, attention_mask, encoder_hidden_states=states, **named)
     position = named.get("position_embeddings")

@@ -6,6 +6,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
 from ... import functional
+from ...torch_private import known_true
 from ..patching import exported
 
 NAME = "mmkernels"
@@ -54,8 +55,8 @@ def attention(
         or (causal and attention_mask is None and positions > 1)
         or query.device.type != "cpu"
         or exported()
-        or not _fits(query, key, value, attention_mask)
         or not _faster(query, key)
+        or not _fits(query, key, value, attention_mask)
     ):
         return sdpa_attention_forward(
             module,
@@ -91,13 +92,14 @@ def _fits(query, key, value, mask):
 
 def _faster(query, key):
     """Whether SDPA is slower, as measured on one core with AVX2: 1.1 to 1.4 x in float32, 1.2 to 1.7 x in bfloat16, and
-    there by factors with one query. With few queries, tokens or scores it isn't."""
+    there by factors with one query. With few queries, tokens or scores it isn't; nor is it where an exported graph
+    leaves sizes open, which these limits would close."""
     batch, heads, positions, _ = query.shape
     tokens = key.shape[2]
     scores = batch * heads * positions * tokens
-    if positions == 1:
-        return query.dtype == torch.bfloat16 and heads == key.shape[1] and scores >= 1 << 11
-    return positions >= 32 and tokens >= 32 and scores >= 1 << 17
+    if known_true(positions == 1):
+        return query.dtype == torch.bfloat16 and heads == key.shape[1] and known_true(scores >= 1 << 11)
+    return known_true(positions >= 32) and known_true(tokens >= 32) and known_true(scores >= 1 << 17)
 
 
 def _attend(query, key, value, mask, scale):

@@ -4,6 +4,7 @@ import threading
 
 import torch
 
+from ...torch_private import has_hooks
 from ..patching import plain
 
 # Threads that run an encoder with output_attentions, in each of its modules.
@@ -31,7 +32,7 @@ def _recorded(module):
     elif collector.compiling:
         collected = collector.global_var
     else:
-        return bool(module._forward_hooks)
+        return has_hooks(module)
     return collected is not None and any(key.endswith("attentions") for key in collected)
 
 
