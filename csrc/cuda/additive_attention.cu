@@ -98,18 +98,20 @@ MMK_DEVICE void hidden(const HiddenTask& t, int64_t r, Each each) {
     philox(seed, uint32_t(j), uint64_t(row), Dropped::hidden, word);
     if (gates)
       philox(seed, uint32_t(j), uint64_t(row), Dropped::gate, word_of_gate);
-#pragma unroll
-    for (int64_t w = 0; w < philox_words; ++w) {
-      const int64_t c = w * quarter + j;
-      if (c >= a.A)
-        continue;
+#pragma unroll 1  // together they take too many registers; so words move up, for an index that varies would spill them
+    for (int64_t c = j; c < a.A; c += quarter) {
       Unit h = unit(c);
-      const float factor = word[w] < a.dropout.threshold ? 0.f : scale;
+      const float factor = word[0] < a.dropout.threshold ? 0.f : scale;
       h.y *= factor;
       h.slope *= factor;
       if (gates)
-        h.s *= word_of_gate[w] < a.dropout.threshold ? 0.f : scale;
+        h.s *= word_of_gate[0] < a.dropout.threshold ? 0.f : scale;
       each(c, h);
+#pragma unroll
+      for (int w = 1; w < philox_words; ++w) {
+        word[w - 1] = word[w];
+        word_of_gate[w - 1] = word_of_gate[w];
+      }
     }
   }
 }
