@@ -38,9 +38,9 @@ class Passed:
             if tensor is None:
                 key.append(None)
                 continue
-            if type(tensor) not in _PLAIN_TENSORS or tensor.is_nested:
+            if type(tensor) not in _PLAIN_TENSORS or tensor.is_nested or tensor.layout is not torch.strided:
                 return None
-            key += tensor.shape, tensor.dtype, tensor.device, tensor.layout
+            key += tensor.shape, tensor.dtype, tensor.device
         return None if tensors[0] is None or autocast_is_on(tensors[0].device.type) else tuple(key)
 
     def __contains__(self, key):

@@ -1,3 +1,4 @@
+from . import transformers as transformers
 from .patching import PatchReport as PatchReport
 from .patching import Replacement as Replacement
 from .patching import patch as patch

@@ -57,7 +57,7 @@ def kept_rows(run, rows, columns, dtype, *inputs):
     """Of how many of the first rows the CPU's forward pass keeps what its backward pass would have to compute again
     (`columns` numbers of `dtype` each): as many as KEPT_BYTES hold. None without a backward pass, in an exported graph,
     which may run anywhere, nor under torch.func's transforms, which fold samples."""
-    if not needs_gradient(*inputs) or getattr(run, "backend", None) != "cpu":
+    if getattr(run, "backend", None) != "cpu" or not needs_gradient(*inputs):
         return 0
     if torch.compiler.is_exporting() or transforms_active():
         return 0
@@ -103,7 +103,14 @@ def fold(tensor):
 
 def needs_gradient(*tensors):
     """Whether a backward pass may come."""
-    return torch.is_grad_enabled() and (transforms_active() or any(t is not None and t.requires_grad for t in tensors))
+    if not torch.is_grad_enabled():
+        return False
+    if transforms_active():
+        return True
+    for t in tensors:
+        if t is not None and t.requires_grad:
+            return True
+    return False
 
 
 def empty_heads(like, channels):

@@ -100,7 +100,7 @@ class Operation:
         self.outputs = len(self.schema.outputs)
         self.extras = len(extras)
         self.kept = len(kept)
-        self.keep = keep or self._kept_by_name
+        self.keep = self._kept_by_name(kept) if keep is None else self._kept_by(keep)
         self.reference = reference
         self.fake = fake
         self.fake_grad = fake_grad
@@ -185,13 +185,17 @@ class Operation:
     def _setup_context(self, ctx, inputs, output, backend):
         inputs, ctx.options = inputs[: self.inputs], inputs[self.inputs :]
         ctx.backend = backend
-        ctx.save_for_backward(*inputs, *self.keep(self.schema.Inputs(*inputs), self.schema.Returns(*output)))
+        ctx.save_for_backward(*inputs, *self.keep(inputs, output))
         ctx.save_for_forward(*inputs)
         ctx.mark_non_differentiable(*(t for t in output[self.outputs :] if t is not None))
         ctx.set_materialize_grads(False)
 
-    def _kept_by_name(self, inputs, returned):
-        return (getattr(returned, name) for name in self.schema.kept)
+    def _kept_by_name(self, kept):
+        places = [self.schema.returns.index(name) for name in kept]
+        return lambda inputs, returned: [returned[i] for i in places]
+
+    def _kept_by(self, keep):
+        return lambda inputs, returned: keep(self.schema.Inputs(*inputs), self.schema.Returns(*returned))
 
     def _jvp(self, ctx):
         return *_tangents(self.reference, *ctx.saved_tensors, *ctx.options), *(None,) * self.extras
@@ -202,7 +206,7 @@ class Operation:
         wanted = ctx.needs_input_grad
         present = [wanted[i] and saved[i] is not None for i in self.differentiable]
         found = [None] * (self.inputs + len(ctx.options) + 1)
-        if True in present and any(g is not None for g in upstream):
+        if True in present and (upstream[0] is not None or any(g is not None for g in upstream)):
             result = self._first(ctx.backend, *upstream, *saved, *ctx.options, *present)
             for i, need, grad in zip(self.differentiable, present, result):
                 if need:

@@ -7,7 +7,8 @@ import torch
 
 def autocast_is_on(device_type):
     """Devices that know no autocast (meta) are asked nothing: PyTorch would raise."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    known = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
+    return known and torch.is_autocast_enabled(device_type)
 
 
 def without_autocast(function):

@@ -83,6 +83,36 @@ def on_hgnet(prefix, **options):
     return getattr(hf, f"{prefix}ForObjectDetection")(config), {}
 
 
+def lw_detr():
+    """Its backbone divides a square picture into windows."""
+    backbone = hf.LwDetrViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=64,
+        pretrain_image_size=64,
+        patch_size=16,
+        mlp_ratio=1,
+        num_windows=4,
+        window_block_indices=[0],
+        out_features=["stage2"],
+    )
+    config = hf.LwDetrConfig(
+        backbone_config=backbone,
+        projector_scale_factors=[1.0, 2.0],
+        hidden_expansion=0.5,
+        c2f_num_blocks=1,
+        d_model=32,
+        decoder_layers=2,
+        decoder_self_attention_heads=2,
+        decoder_cross_attention_heads=2,
+        decoder_ffn_dim=16,
+        num_queries=5,
+        group_detr=2,
+    )
+    return hf.LwDetrForObjectDetection(config), {"pixel_values": PICTURE[..., :64]}
+
+
 def segmentation(prefix, **inputs):
     """Mask2Former and OneFormer."""
     options = {"is_training": False, "text_encoder_width": 16, "task_seq_len": 5} if prefix == "OneFormer" else {}
@@ -114,6 +144,7 @@ MODELS = {
     "d_fine": (lambda: on_hgnet("DFine", decoder_n_points=[3, 2, 3]), {"deformable_attention"}),
     "deimv2": (lambda: on_hgnet("Deimv2", decoder_n_points=[3, 2, 3]), {"deformable_attention"}),
     "pp_doclayout_v4": (lambda: on_hgnet("PPDocLayoutV4"), {"deformable_attention"}),
+    "lw_detr": (lw_detr, {"deformable_attention"}),
     "mask2former": (lambda: segmentation("Mask2Former"), {"deformable_attention", "absorbed_attention"}),
     "oneformer": (
         lambda: segmentation("OneFormer", task_inputs=torch.arange(5)[None]),
