@@ -1,7 +1,8 @@
 // Additive attention: weights = softmax over positions of v . h_n, h_n = act(w_image image_n + bias_hidden_b) [*
-// sigmoid(w_gate image_n + bias_gate)]; result = the weighted sum of image, for each of K maps, or image times its
-// weight.
+// sigmoid(w_gate image_n + bias_gate)], both factors dropped out by themselves; result = the weighted sum of image, for
+// each of K maps, or image times its weight.
 #pragma once
+#include "dropout.h"
 #include "parallel.h"
 #include "tensor.h"
 
@@ -24,7 +25,8 @@ struct AdditiveAttention {
   Projection w_gate;                  // [A, D], or data null
   const void* bias_gate = nullptr;    // [A] contiguous, float (double), or null
   Projection v;                       // [K, A]
-  Mask mask;                          // [B, N], y = 0; packed: b = 0
+  Dropout dropout;
+  Mask mask;  // [B, N], y = 0; packed: b = 0
   bool pool = true;
   SampleRows result;        // pool: [B, K, D], else like image (K = 1)
   void* weights = nullptr;  // [B, K, N] contiguous (packed: [K, N]), float (double); forward writes, backward reads

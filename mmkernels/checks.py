@@ -182,6 +182,14 @@ def integer(name, value):
     return value if isinstance(value, (int, torch.SymInt)) else int(value)
 
 
+def share(name, value):
+    """A number from 0 to 1."""
+    value = number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, got {value}")
+    return value
+
+
 def dimension(name, value):
     """A size of at least 1."""
     value = integer(name, value)

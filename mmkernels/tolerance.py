@@ -67,7 +67,7 @@ def evaluate(
     `upstream(i, tensor)` gives the gradient that flows into output i (default: :func:`upstream_like`).
     """
     arguments = {name: _leaf(value, dtype, gradients) for name, value in arguments.items()}
-    with torch.set_grad_enabled(gradients):
+    with torch.set_grad_enabled(gradients), _same_numbers(arguments.get("dropout_p")):
         outputs = function(**arguments, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     found = {name: output.detach() for name, output in zip(names, outputs) if output is not None}
@@ -270,6 +270,17 @@ def _samples(name, tensor, arguments):
     if name == "image.grad" or (name == "result" and arguments["combine"] != "pool"):
         return tensor.split(sizes, 0)
     return tensor.unbind(0)
+
+
+@contextmanager
+def _same_numbers(dropout_p):
+    """Dropout draws the same seed in every run."""
+    if not dropout_p:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 @contextmanager

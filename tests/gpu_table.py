@@ -223,9 +223,10 @@ def row_rows():
                 torch.randn(hidden),
                 None,
                 None,
+                None,
             )
         )
-        options = (False, 0) if operation == "channel" else (0, True, False, 0)
+        options = (False, 0) if operation == "channel" else (0, True, 0.0, False, 0)
         emulated.counts()
         result, weights, *_, kept = run(*inputs, *options)
         forward = emulated.counts()

@@ -166,7 +166,9 @@ def test_far_apart(backend, device, dtype, shape, dim, combine, maps):
 def test_function(backend, device, dtype):
     t = inputs(dtype, device)
     bias_hidden = t["query"] @ t["w_query"].T + t["bias"]
-    apply = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, False, 0, backend)[0]
+    apply = lambda *given: mmk.AdditiveAttentionFunction.apply(
+        *given, None, None, None, 0, True, 0.0, False, 0, backend
+    )[0]
     found = gradients(apply, (t["image"], bias_hidden, t["w_image"], t["v"], t["w_gate"], t["bias_gate"]))
     compute = lambda function, *t: [gradients(functools.partial(call_of(), function), t)[i] for i in (0, 1, 3, 5, 7, 8)]
     assert_computes(compute, OPERATION, backend, t.values(), found=[found[i] for i in (0, 1, 3, 4, 5, 6)])
@@ -181,7 +183,9 @@ def test_autocast(backend, device, dtype):
         result = run_of(backend)(*t.values())
     assert result.dtype == torch.bfloat16
     assert_computes(call_of(), OPERATION, backend, [x.bfloat16() for x in t.values()], found=result)
-    run = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, 0, True, False, 0, backend)[0]
+    run = lambda *given: mmk.AdditiveAttentionFunction.apply(*given, None, None, None, 0, True, 0.0, False, 0, backend)[
+        0
+    ]
     tensors = (t["image"], t["query"] @ t["w_query"].T, t["w_image"], t["v"], t["w_gate"], t["bias_gate"])
     plain = gradients(run, tensors)
     with torch.autocast(device, torch.bfloat16):
@@ -189,14 +193,15 @@ def test_autocast(backend, device, dtype):
 
 
 @pytest.mark.property("opcheck")
-@pytest.mark.parametrize("packed, kept_rows", [(False, 0), (True, 0), (False, 7), (True, 13)])
-def test_opcheck(extension, packed, kept_rows):
+@pytest.mark.parametrize("packed, kept_rows, p", [(False, 0, 0.0), (True, 0, 0.0), (False, 7, 0.5), (True, 13, 0.0)])
+def test_opcheck(extension, packed, kept_rows, p):
+    seed = torch.tensor(5) if p else None
     t = inputs(shape=(13, 20) if packed else (2, 13, 20), bags=2, maps=2)
     bias_hidden = (t["query"] @ t["w_query"].T).detach()
     given = [x.requires_grad_() for x in (t["image"], bias_hidden, t["w_image"], t["v"], t["w_gate"], t["bias_gate"])]
     torch.library.opcheck(
         torch.ops.mmkernels.additive_attention.default,
-        (*given, None, torch.tensor([0, 5, 13]) if packed else None, 2, True, packed, kept_rows),
+        (*given, None, torch.tensor([0, 5, 13]) if packed else None, seed, 2, True, p, packed, kept_rows),
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from support.compiling import ROOT
 from support.gpu_calls import Call, chosen
 
+import mmkernels as mmk
 from mmkernels import backends, cases, functional
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -85,6 +86,28 @@ def test_replays(operation, gradients, backend, device):
     for case in chosen(operation, small=device == "cpu"):
         for dtype in DTYPES:
             assert_replays(Call(operation, case, dtype, device, backend), device, gradients)
+
+
+@places(("cpu", "cpu"), ("cuda", "cuda"), ("triton", "cuda"))
+def test_a_replay_drops_anew(backend, device):
+    """Every replay takes another seed from the generator, and its backward pass drops what its forward pass did."""
+    skip_unless_it_runs(backend, "additive_attention", device)
+    image, layer = torch.ones(1, 50, 3, device=device), torch.ones(40, 3, device=device)
+    maps = torch.eye(40, device=device).requires_grad_()
+    options = {"activation": "relu", "dropout_p": 0.25, "need_scores": True, "backend": backend}
+
+    def run():
+        _, scores = mmk.additive_attention(image, None, layer, None, maps, **options)
+        return scores.detach(), *torch.autograd.grad(scores.sum(), maps)
+
+    replay, (scores, grad) = replayed(run, device)
+    found = []
+    for _ in range(2):
+        replay()
+        assert torch.equal(scores.unique(), scores.new_tensor([0, 4]))
+        assert torch.equal(grad.diagonal(), scores[0].sum(1))
+        found.append(scores.clone())
+    assert not torch.equal(*found)
 
 
 @places(("cpu", "cpu"), ("cuda", "cuda"))

@@ -194,9 +194,9 @@ def test_one_gradient_alone(wanted):
     from mmkernels.triton import additive_attention
 
     image, _, w_image, _, v, bias_gate, w_gate, _ = additive((2, 20, 6), 4, 2)
-    inputs = image, draw(2, 4), w_image, v, w_gate, bias_gate, None, None
-    result, weights, scores, kept = additive_attention.forward(*inputs, 0, True, True, 0)
-    rest = *inputs, weights, kept, 0, True, True, 0
+    inputs = image, draw(2, 4), w_image, v, w_gate, bias_gate, None, None, None
+    result, weights, scores, kept = additive_attention.forward(*inputs, 0, True, 0.0, True, 0)
+    rest = *inputs, weights, kept, 0, True, 0.0, True, 0
     for up in ((result, None, None), (None, weights, None), (None, None, scores)):
         together = additive_attention.backward(*up, *rest, *[True] * 6)
         alone = additive_attention.backward(*up, *rest, *[i == wanted for i in range(6)])
@@ -282,8 +282,9 @@ def test_opcheck(packed):
         leaf(4),
         None,
         torch.tensor([0, 5, 13]) if packed else None,
+        torch.tensor(3) if packed else None,
     )
-    options = 2, True, True, 0
+    options = 2, True, 0.25 if packed else 0.0, True, 0
     torch.library.opcheck(operations.additive_attention_triton.default, (*inputs, *options))
     if not packed:  # the second derivatives look at the offsets
         produced = operations.additive_attention_triton(*inputs, *options)
@@ -308,12 +309,30 @@ def test_opcheck(packed):
         (5, torch.zeros(5)),
         (6, torch.ones(2, 8) > 0),
         (7, torch.tensor([0, 7])),
-        (11, 5),
+        (8, torch.tensor(3)),
+        (11, -0.5),
+        (11, 0.5),
+        (13, 5),
     ),
 )
 def test_operation_refuses_what_would_not_be_safe(place, value):
     mmk.additive_attention(*additive((1, 1, 1), 1)[:5], backend="triton")
-    arguments = [draw(2, 7, 6), draw(2, 4), draw(4, 6), draw(2, 4), draw(4, 6), draw(4), None, None, 0, True, False, 0]
+    arguments = [
+        draw(2, 7, 6),
+        draw(2, 4),
+        draw(4, 6),
+        draw(2, 4),
+        draw(4, 6),
+        draw(4),
+        None,
+        None,
+        None,
+        0,
+        True,
+        0.0,
+        False,
+        0,
+    ]
     torch.ops.mmkernels.additive_attention_triton(*arguments)
     arguments[place] = value
     with pytest.raises((RuntimeError, NotImplementedError)):

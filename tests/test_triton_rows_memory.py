@@ -144,11 +144,12 @@ def test_scratch_is_a_few_panels(hidden, monkeypatch):
         draw(hidden),
         mask,
         None,
+        None,
     )
     with Allocations(inputs) as mode:
-        result, weights, scores, kept = additive_attention.forward(*inputs, 0, True, True, 0)
+        result, weights, scores, kept = additive_attention.forward(*inputs, 0, True, 0.0, True, 0)
         additive_attention.backward(
-            result, weights, scores, *inputs, weights, kept, 0, True, True, 0, False, *[True] * 5
+            result, weights, scores, *inputs, weights, kept, 0, True, 0.0, True, 0, False, *[True] * 5
         )
     assert mode.largest <= max(8 * 512, 40 * 64) * 4 < image.numel()
     inputs = image[..., :32], draw(2, 32), draw(32, 32)
@@ -218,9 +219,10 @@ def test_nothing_is_written_beside_a_tensor(operation, monkeypatch):
             bias_gate,
             draw(*shape[:-1]) > 0,
             None if offsets is None else torch.tensor(offsets),
+            torch.tensor(3) if chosen else None,
         )
         module = additive_attention
-        options = (0, not chosen, True, 0)
+        options = (0, not chosen, 0.25 if chosen else 0.0, True, 0)
         needs = 6
     guards = AllGuards(monkeypatch)
     produced = module.forward(*inputs, *options)
@@ -250,7 +252,8 @@ def test_wrong_offsets_touch_no_foreign_memory(bounds, pooled, monkeypatch):
         bias_gate,
         None,
         torch.tensor(bounds),
+        torch.tensor(3),
     )
-    result, weights, scores, kept = additive_attention.forward(*inputs, 0, pooled, True, 0)
-    additive_attention.backward(result, weights, scores, *inputs, weights, kept, 0, pooled, True, 0, *[True] * 6)
+    result, weights, scores, kept = additive_attention.forward(*inputs, 0, pooled, 0.25, True, 0)
+    additive_attention.backward(result, weights, scores, *inputs, weights, kept, 0, pooled, 0.25, True, 0, *[True] * 6)
     assert guards.intact()

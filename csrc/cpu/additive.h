@@ -18,6 +18,20 @@ inline vec<C> load_some(const C* p, int64_t count) {
   return v;
 }
 
+template <class C>
+inline void draw_factors(const Dropout& dropout, int64_t row, Dropped which, int64_t units, C* to) {
+  const uint64_t seed = uint64_t(*dropout.seed);
+  const int64_t quarter = quarter_of(units);
+  const uint32_t threshold = dropout.threshold;
+  const C scale = C(dropout.scale);
+  for (int64_t j = 0; j < quarter; ++j) {
+    uint32_t word[philox_words];
+    philox(seed, uint32_t(j), uint64_t(row), which, word);
+    for (int64_t w = 0; w < philox_words; ++w)
+      to[w * quarter + j] = word[w] < threshold ? C(0) : scale;
+  }
+}
+
 inline Samples samples_of(const AdditiveAttention& a) {
   return {a.B, a.N, a.offsets};
 }
@@ -86,6 +100,13 @@ struct Inputs {
     if (a.w_gate.data)
       read_rows<C>(count, a.A, [&](int64_t r) -> const C* { return saved(first + r) + a.A; }, 1, gates, ld);
     return true;
+  }
+  // What dropout multiplies a row's hidden units with, 0 or the scale of what stays, and `drawn` further on its gates.
+  int64_t drawn() const { return width + philox_words; }
+  void draw(int64_t row, C* to) const {
+    draw_factors(a.dropout, row, Dropped::hidden, a.A, to);
+    if (a.w_gate.data)
+      draw_factors(a.dropout, row, Dropped::gate, a.A, to + drawn());
   }
   vec<C> with_bias(const C* x, const C* bias, int64_t column) const {
     return bias ? load(x + column) + load_some(bias + column, a.A - column) : load(x + column);

@@ -3,7 +3,7 @@
 // activation, gate and v while its hidden vectors are in the second-level cache; its scores feed an online softmax, and
 // its rows, still in that cache, the pooled sums. Threads share out the tiles; samples that several threads have a part
 // of are merged in a fixed order.
-// Backward, with w = weights, h = act(u) s, s = sigmoid(t), G = grad_result:
+// Backward, with w = weights, h = act(u) s, s = sigmoid(t), G = grad_result (dropout multiplies act, act' and s):
 //   dw_kn = <G_k, x_n> + grad_weights_kn (multiply: <G_n, x_n>);
 //   ds_kn = w_kn (dw_kn - sum_n w_kn dw_kn) + grad_scores_kn;
 //   dh_n = sum_k ds_kn v_k;  du = dh s act'(u);  dt = dh act(u) s (1 - s);

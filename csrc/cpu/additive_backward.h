@@ -141,7 +141,7 @@ struct Backward {
              const WeightGradient<C>& gradient) const {
     Scratch<C> copy((tile_rows + slack) * channels), maps((tile_rows + slack) * in.maps),
         hidden((tile_rows + slack) * in.width), grad_rows(grad_image ? (tile_rows + slack) * channels : 0),
-        result_rows(grad_image && a.pool ? a.K * channels : 0);
+        result_rows(grad_image && a.pool ? a.K * channels : 0), factors(a.dropout.seed ? 2 * in.drawn() : 0);
     int64_t packed = -1;
     for (int64_t t = begin; t < end; ++t) {
       const int64_t slot = t - first_tile;
@@ -158,9 +158,14 @@ struct Backward {
       });
       gemm_tile<C, false>(count, a.A, a.K, maps.data, in.maps, {v_rows.data, 0}, hidden.data, in.width, false);
       with_activation(a.activation, [&](auto f) {
-        for (int64_t r = 0; r < count; ++r)
-          differentiate<f.value>(du + r * gradient.out_width, dt + r * gradient.out_width, hidden.data + r * in.width,
-                                 in.bias_hidden(first + r));
+        with_flag(a.dropout.seed, [&](auto drop) {
+          for (int64_t r = 0; r < count; ++r) {
+            if (drop)
+              in.draw(first + r, factors.data);
+            differentiate<f.value, drop>(du + r * gradient.out_width, dt + r * gradient.out_width,
+                                         hidden.data + r * in.width, in.bias_hidden(first + r), factors.data);
+          }
+        });
       });
       if (g.grad_v)
         gemm_tile<C, true>(a.K, a.A, count, maps.data, in.maps, {hidden.data, in.width}, grad_v.data + p * v_size(),
@@ -201,13 +206,21 @@ struct Backward {
   }
 
   // A row of u, t and dh -> du, dt and h.
-  template <Activation F>
-  void differentiate(C* u, C* t, C* dh, const C* bias_hidden) const {
+  template <Activation F, bool Drop>
+  void differentiate(C* u, C* t, C* dh, const C* bias_hidden, const C* factors) const {
     for (int64_t c = 0; c < a.A; c += lanes<C>) {
       vec<C> slope, up = load(dh + c), h = activate<F, C>(in.with_bias(u, bias_hidden, c), slope);
+      if constexpr (Drop) {
+        const vec<C> factor = load_some(factors + c, a.A - c);
+        h *= factor;
+        slope *= factor;
+      }
       if (a.w_gate.data) {
-        const vec<C> s = sigmoid<C>(in.with_bias(t, static_cast<const C*>(a.bias_gate), c));
-        store(t + c, up * h * s * (C(1) - s));
+        vec<C> s = sigmoid<C>(in.with_bias(t, static_cast<const C*>(a.bias_gate), c));
+        const vec<C> rest = C(1) - s;
+        if constexpr (Drop)
+          s *= load_some(factors + in.drawn() + c, a.A - c);
+        store(t + c, up * h * s * rest);
         h *= s;
         up *= s;
       }

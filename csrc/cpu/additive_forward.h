@@ -101,7 +101,7 @@ struct Forward {
   void part(int64_t p, int64_t begin, int64_t end) {
     Scratch<C> copy((tile_rows + slack) * padded<C>(a.D)), hidden((tile_rows + slack) * in.width),
         gates(a.w_gate.data ? (tile_rows + slack) * in.width : 0), scores((tile_rows + slack) * in.maps),
-        memory(size());
+        memory(size()), factors(a.dropout.seed ? 2 * in.drawn() : 0);
     const State<C> state(memory.data, in.maps);
     for (int64_t first = begin; first < end; first += tile_rows) {
       const int64_t count = end - first < tile_rows ? end - first : tile_rows;
@@ -110,8 +110,14 @@ struct Forward {
       in.project(x, step, count, hidden.data, gates.data, in.width);
       in.save(first, count, hidden.data, gates.data, in.width);
       with_activation(a.activation, [&](auto f) {
-        for (int64_t r = 0; r < count; ++r)
-          activate_row<f.value>(hidden.data + r * in.width, gates.data + r * in.width, in.bias_hidden(first + r));
+        with_flag(a.dropout.seed, [&](auto drop) {
+          for (int64_t r = 0; r < count; ++r) {
+            if (drop)
+              in.draw(first + r, factors.data);
+            activate_row<f.value, drop>(hidden.data + r * in.width, gates.data + r * in.width,
+                                        in.bias_hidden(first + r), factors.data);
+          }
+        });
       });
       gemm_tile<C, false>(count, a.K, a.A, hidden.data, in.width, {in.v.data, 0}, scores.data, in.maps, false);
       in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) {
@@ -135,12 +141,18 @@ struct Forward {
     }
   }
 
-  template <Activation F>
-  void activate_row(C* hidden, const C* gates, const C* bias_hidden) const {
+  template <Activation F, bool Drop>
+  void activate_row(C* hidden, const C* gates, const C* bias_hidden, const C* factors) const {
     for (int64_t c = 0; c < a.A; c += lanes<C>) {
       vec<C> h = activate<F, C>(in.with_bias(hidden, bias_hidden, c));
-      if (a.w_gate.data)
-        h *= sigmoid<C>(in.with_bias(gates, static_cast<const C*>(a.bias_gate), c));
+      if constexpr (Drop)
+        h *= load_some(factors + c, a.A - c);
+      if (a.w_gate.data) {
+        vec<C> s = sigmoid<C>(in.with_bias(gates, static_cast<const C*>(a.bias_gate), c));
+        if constexpr (Drop)
+          s *= load_some(factors + in.drawn() + c, a.A - c);
+        h *= s;
+      }
       store(hidden + c, h);
     }
   }

@@ -17,7 +17,8 @@ struct Backward {
   const bool need_grad_scores;  // a gradient of query or key is wanted
   Scratch<C> key_columns, key_rows, value_columns, grad_output_columns, grad_output_rows, query, image_values,
       grad_output, scores, weights, grad_weights, grad_scores, query_sums, value_sums, image_mean, text_mean, text_base,
-      text_certain, text_grad_output, tokens;
+      text_certain, text_grad_output, key_centre, query_centre, image_excess, text_excess, tokens;
+  Order positions;
   bool some_certain = false;  // a token's weight may be exactly 1
 
   Backward(const BidirectionalAttentionBackward& g, const Tiles& tiles)
@@ -48,7 +49,12 @@ struct Backward {
         text_base(padded<C>(a.T) + token_block),
         text_certain(padded<C>(a.T) + token_block),
         text_grad_output(a.T * value_width),
-        tokens(size(a)) {}
+        key_centre(query_width),
+        query_centre(query_width),
+        image_excess(rows),
+        text_excess(width),
+        tokens(size(a)),
+        positions(a.N) {}
 
   static int64_t size(const BidirectionalAttention& a) { return (a.T + slack) * (padded<C>(a.d) + padded<C>(a.dv)); }
   C* key_sums() const { return tokens.data; }
@@ -71,6 +77,8 @@ struct Backward {
       pack_columns(grad_output, in.order, a.T, a.dv, C(1), grad_output_columns.data);
       pack_rows(grad_output, in.order, a.T, a.dv, grad_output_rows.data);
     }
+    if (need_grad_scores)
+      find_centres();
     some_certain = false;
     for (int64_t i = 0; i < padded<C>(a.T); ++i) {
       const int64_t t = i < a.T ? in.order[i] : -1;
@@ -80,6 +88,13 @@ struct Backward {
       some_certain = some_certain || text_certain.data[i] == 1;
     }
     memset(tokens.data, 0, size(a) * sizeof(C));
+  }
+  // Of those that take part.
+  void find_centres() {
+    find_centre(in.order.count, [&](int64_t i) { return in.key.row(in.order[i]); }, in.key.c, a.d, key_centre.data);
+    positions.find(in.image_mask.data, in.image_mask.n, a.N, false);
+    find_centre(
+        positions.count, [&](int64_t i) { return in.query.row(positions[i]); }, in.query.c, a.d, query_centre.data);
   }
   // What arrives times the softmax's share, since the weights are a factor of all that has it. [count, value_width]
   void read_grad_output(Head<T> from, const SoftmaxRows<C>& softmax, int64_t first, int64_t count, C* to) const {
@@ -138,9 +153,14 @@ struct Backward {
       if (grad_query)
         gemm_tile<C, false>(count, a.d, n, ds, width, {key_rows.data + t * query_width, 0}, query_sums.data,
                             query_width, k != 0);
-      if (g.grad_text_key.data)
-        gemm_tile<C, true>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width,
-                           query_width, true);
+      for (int64_t r = 0; grad_query && valid && r < count; ++r)
+        add_scaled(query_sums.data + r * query_width, key_centre.data, query_width, -image_excess.data[r]);
+      if (!g.grad_text_key.data)
+        continue;
+      gemm_tile<C, true>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width, query_width,
+                         true);
+      for (int64_t i = 0; grad_text_out && i < n; ++i)
+        add_scaled(key_sums() + (t + i) * query_width, query_centre.data, query_width, -text_excess.data[i]);
     }
     for (int64_t r = 0; r < count; ++r) {
       const int64_t n = first + r;
@@ -153,51 +173,76 @@ struct Backward {
     }
   }
 
-  // weights = exponentials, grad_scores += P (dP - mean). Lanes behind the last token that takes part get 0.
+  // weights = exponentials, grad_scores = P (dP - mean). Lanes behind the last token that takes part get 0.
   void over_tokens(int64_t first, int64_t count, int64_t n) {
     const int64_t last = vectors<C>(n) * lanes<C> - lanes<C>;
     const vec<C> none = padding<C>(n);
+    const bool all = n == in.order.count;
     for (int64_t r = 0; r < count; ++r) {
-      const int64_t at = r * width;
+      C* p = weights.data + r * width;
+      C* ds = grad_scores.data + r * width;
+      const C* s = scores.data + r * width;
+      const C* dp = grad_weights.data + r * width;
       const C base = in.image_softmax.base(first + r);
       const C certain = in.image_softmax.certain(first + r);
-      const C mean = image_mean.data[r];
+      vec<C> total = {};
+      vec<C> mean = {};
+      for (int64_t i = 0; i <= last; i += lanes<C>) {
+        const vec<C> x = load(s + i) - base;
+        const vec<C> e = exp_below(i == last ? x + none : x);
+        store(p + i, e);
+        if (!need_grad_scores)
+          continue;
+        total += e;
+        mean += e == 0 ? vec<C>{} : e * load(dp + i);
+      }
+      if (!need_grad_scores)
+        continue;
+      const C sum_of_weights = sum<C>(total);
+      const C own = !all ? image_mean.data[r] : sum_of_weights == 0 ? C(0) : sum<C>(mean) / sum_of_weights;
+      vec<C> left = {};
       with_flag(certain == 1, [&](auto may_be) {
         for (int64_t i = 0; i <= last; i += lanes<C>) {
-          vec<C> s = load(scores.data + at + i) - base;
-          const vec<C> p = exp_below(i == last ? s + none : s);
-          store(weights.data + at + i, p);
-          if (!need_grad_scores)
-            continue;
-          vec<C> d = p * (load(grad_weights.data + at + i) - mean);
+          const vec<C> e = load(p + i);
+          vec<C> d = e * (load(dp + i) - own);
           if (may_be.value)
-            d = p == certain ? vec<C>{} : d;
-          store(grad_scores.data + at + i, i == last ? (none == vec<C>{} ? d : vec<C>{}) : d);
+            d = e == certain ? vec<C>{} : d;
+          d = i == last ? (none == vec<C>{} ? d : vec<C>{}) : d;
+          store(ds + i, d);
+          left += d;
         }
       });
+      image_excess.data[r] = sum<C>(left);
     }
   }
 
   // scores = exponentials, grad_scores += R (dR - mean of the token). 0 in rows that don't take part.
   void over_positions(int64_t first, int64_t count, int64_t n, int64_t t) {
+    for (int64_t r = 0; r < count; ++r)
+      if (!in.valid(first + r))
+        memset(scores.data + r * width, 0, padded<C>(n) * sizeof(C));
     with_flag(some_certain, [&](auto some) {
-      for (int64_t r = 0; r < count; ++r) {
-        C* s = scores.data + r * width;
-        C* ds = grad_scores.data + r * width;
-        if (!in.valid(first + r)) {
-          memset(s, 0, padded<C>(n) * sizeof(C));
-          continue;
-        }
-        for (int64_t i = 0; i < n; i += lanes<C>) {
-          const vec<C> p = exp_below(load(s + i) - load(text_base.data + t + i));
-          store(s + i, p);
+      for (int64_t i = 0; i < n; i += lanes<C>) {
+        const vec<C> base = load(text_base.data + t + i);
+        const vec<C> certain = load(text_certain.data + t + i);
+        const vec<C> mean = load(text_mean.data + t + i);
+        vec<C> left = {};
+        for (int64_t r = 0; r < count; ++r) {
+          if (!in.valid(first + r))
+            continue;
+          C* s = scores.data + r * width + i;
+          C* ds = grad_scores.data + r * width + i;
+          const vec<C> p = exp_below(load(s) - base);
+          store(s, p);
           if (!need_grad_scores)
             continue;
-          vec<C> d = p * (load(grad_weights.data + r * width + i) - load(text_mean.data + t + i));
+          vec<C> d = p * (load(grad_weights.data + r * width + i) - mean);
           if (some.value)
-            d = p == load(text_certain.data + t + i) ? vec<C>{} : d;
-          store(ds + i, load(ds + i) + d);
+            d = p == certain ? vec<C>{} : d;
+          store(ds, load(ds) + d);
+          left += d;
         }
+        store(text_excess.data + i, left);
       }
     });
   }

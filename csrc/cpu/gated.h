@@ -201,23 +201,39 @@ inline void write_bias(const HeadInputs<T>& in, C* grad_bias, const C* grad_scor
 // Scores -> exponentials, and the weights' gradient -> that of the scores.
 template <class C>
 struct Recovery {
-  const C *base, *certain, *mean;  // of the queries
+  const C *base, *certain, *mean;  // of the queries; mean null: found here, from all tokens
+  C* excess;                       // what the gradients of a query's scores add up to
   bool some_certain;               // a weight may be exactly 1
 
   // Of `n` tokens, [token, query]; grad_scores null: only the weights.
   void operator()(C* weights, C* grad_scores, int64_t width, int64_t count, int64_t n) const {
     with_flag(some_certain, [&](auto some) {
-      for (int64_t i = 0; i < n; ++i) {
-        C* p = weights + i * width;
-        C* ds = grad_scores + i * width;
-        for (int64_t r = 0; r < count; r += lanes<C>) {
-          const vec<C> w = exp_below(load(p + r) - load(base + r));
-          store(p + r, w);
+      for (int64_t r = 0; r < count; r += lanes<C>) {
+        C* p = weights + r;
+        C* ds = grad_scores + r;
+        vec<C> total = {};
+        vec<C> sum = {};
+        for (int64_t i = 0; i < n * width; i += width) {
+          const vec<C> w = exp_below(load(p + i) - load(base + r));
+          store(p + i, w);
           if (!grad_scores)
             continue;
-          const vec<C> d = w * (load(ds + r) - load(mean + r));
-          store(ds + r, some.value && w == load(certain + r) ? vec<C>{} : d);
+          total += w;
+          sum += w * load(ds + i);
         }
+        if (!grad_scores)
+          continue;
+        const vec<C> own = mean ? load(mean + r) : sum / (total == 0 ? splat(C(1)) : total);
+        vec<C> left = {};
+        for (int64_t i = 0; i < n * width; i += width) {
+          const vec<C> w = load(p + i);
+          vec<C> d = w * (load(ds + i) - own);
+          if (some.value)
+            d = w == load(certain + r) ? vec<C>{} : d;
+          store(ds + i, d);
+          left += d;
+        }
+        store(excess + r, left);
       }
     });
   }

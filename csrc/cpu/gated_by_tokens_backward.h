@@ -16,8 +16,8 @@ struct BackwardByTokens {
   const int64_t width, query_width, value_width;
   const bool scores_matter;  // anything but grad_value and grad_gate
   TokenRows<T> keys, values;
-  Scratch<C> query, query_columns, upstream, upstream_columns, mean, base, certain, weights, grad_scores, key_sums,
-      value_sums, sums;
+  Scratch<C> query, query_columns, upstream, upstream_columns, mean, base, certain, centre, excess, weights,
+      grad_scores, key_sums, value_sums, sums;
   int64_t found = 0;  // queries of which a weight may be exactly 1
 
   BackwardByTokens(const GatedCrossAttentionBackward& g, const Tiles& tiles)
@@ -38,6 +38,8 @@ struct BackwardByTokens {
         mean(rows()),
         base(rows()),
         certain(rows()),
+        centre(query_width),
+        excess(rows()),
         weights((tiles.height + slack) * width + slack),
         grad_scores((tiles.height + slack) * width + slack),
         key_sums((tiles.height + slack) * query_width),
@@ -82,8 +84,13 @@ struct BackwardByTokens {
             a.dv, queries(n), [&](int64_t r) { return upstream.data + (n + r) * value_width; }, 1, C(1),
             upstream_columns.data + n * a.dv);
     }
-    if (g.grad_query.data)
+    if (g.grad_query.data) {
       memset(sums.data, 0, size(g) * sizeof(C));
+      // Of few: they are read for it alone.
+      const int64_t count = in.order.count;
+      const int64_t some = count < 8 ? count : 8;
+      find_centre(some, [&](int64_t i) { return in.key.row(in.order[i * count / some]); }, in.key.c, a.d, centre.data);
+    }
     if (!begins || in.order.count == a.T)
       return;
     for (int64_t t = 0; t < a.T; ++t) {  // those that take part are written over
@@ -104,8 +111,14 @@ struct BackwardByTokens {
     if (count <= 0)
       return;
     if (single)
-      return one_by_one(first, count);
-    all_at_once(first, count);
+      one_by_one(first, count);
+    else
+      all_at_once(first, count);
+    if (g.grad_query.data)
+      for (int64_t n = 0; n < a.N; ++n)
+        add_scaled(sums.data + n * query_width, centre.data, query_width, -excess.data[n]);
+    if (single)
+      return;
     for (int64_t i = 0; i < count; ++i) {
       write_token(grad_key, a.d, key_sums.data + i * query_width, in.scale.score, in.order[first + i]);
       write_token(grad_value, a.dv, value_sums.data + i * value_width, C(1), in.order[first + i]);
@@ -128,8 +141,8 @@ struct BackwardByTokens {
       in.finish(p, width, n, queries(n), first, count);
       if (scores_matter)
         product(values, in.value, upstream_columns.data, ds);
-      Recovery<C>{base.data + n, certain.data + n, mean.data + n, found > 0}(p, scores_matter ? ds : nullptr, width,
-                                                                             padded<C>(queries(n)), count);
+      Recovery<C>{base.data + n, certain.data + n, has_all(count) ? nullptr : mean.data + n, excess.data + n,
+                  found > 0}(p, scores_matter ? ds : nullptr, width, padded<C>(queries(n)), count);
       if (g.grad_value.data)
         gemm_tile<C, false>(count, a.dv, queries(n), p, width, {upstream.data + n * value_width, value_width},
                             value_sums.data, value_width, n != 0);
@@ -174,14 +187,18 @@ struct BackwardByTokens {
     if (grad_value)
       outer(weights.data, upstream.data, value_width, C(1), first, count, grad_value, a.dv);
   }
+  bool has_all(int64_t count) const { return count == in.order.count; }
   void recover(C* p, C* ds, int64_t count, int64_t n) const {
+    for (int64_t i = 0; i < count; i += lanes<C>)
+      store(p + i, exp_below(load(p + i) - base.data[n]));
+    if (!scores_matter)
+      return;
+    const C own = has_all(count) ? weighted_mean(p, ds, count) : mean.data[n];
     for (int64_t i = 0; i < count; i += lanes<C>) {
-      const vec<C> w = exp_below(load(p + i) - base.data[n]);
-      store(p + i, w);
-      if (!scores_matter)
-        continue;
-      store(ds + i, w == certain.data[n] ? vec<C>{} : w * (load(ds + i) - mean.data[n]));
+      const vec<C> w = load(p + i);
+      store(ds + i, w == certain.data[n] ? vec<C>{} : w * (load(ds + i) - own));
     }
+    excess.data[n] = sum_of(ds, count);
   }
   // to[token] = factor * sum over queries of coefficients[query, token] rows[query]
   void outer(const C* coefficients, const C* rows, int64_t step, C factor, int64_t first, int64_t count, Head<T> to,

@@ -102,7 +102,7 @@ struct Backward {
   const int64_t width, query_width, value_width;
   const bool scores_matter;  // anything but grad_value and grad_gate
   Scratch<C> keys, key_panels, values, query, query_columns, upstream, upstream_columns, weights, grad_scores, sums,
-      mean, base, certain, tokens;
+      mean, base, certain, centre, excess, tokens;
 
   Backward(const GatedCrossAttentionBackward& g, const Tiles& tiles)
       : g(g),
@@ -126,6 +126,8 @@ struct Backward {
         mean(width),
         base(width),
         certain(width),
+        centre(query_width),
+        excess(width),
         tokens(size(a)) {}
 
   // Sums for the tokens of a head: of dkey, then of dvalue.
@@ -143,8 +145,10 @@ struct Backward {
     read_tokens(in.key, in.order, in.order.count, a.d, keys.data);
     if (scores_matter)
       read_tokens(in.value, in.order, in.order.count, a.dv, values.data);
-    if (grad_query)
+    if (grad_query) {
       pack_rows(in.key, in.order, in.order.count, a.d, key_panels.data);
+      find_centre(in.order.count, [&](int64_t i) { return keys.data + i * query_width; }, 1, a.d, centre.data);
+    }
     memset(tokens.data, 0, size(a) * sizeof(C));
   }
 
@@ -165,7 +169,8 @@ struct Backward {
     }
     for (int64_t r = count; r < padded<C>(count); ++r)
       mean.data[r] = 0, base.data[r] = infinity<C>, certain.data[r] = 2;
-    const Recovery<C> recover{base.data, certain.data, mean.data, found > 0};
+    const bool all = blocks(in.order.count) == 1;
+    const Recovery<C> recover{base.data, certain.data, all ? nullptr : mean.data, excess.data, found > 0};
     Fetch fetch;
     ahead(fetch, first + count);
     fetch.spread(count * in.order.count * 2 * (a.d + a.dv));
@@ -189,6 +194,8 @@ struct Backward {
       if (grad_query)
         gemm_tile<C, true>(count, a.d, n, ds, width, {key_panels.data + t * query_width, 0}, sums.data, query_width,
                            k != 0, fetch);
+      for (int64_t r = 0; grad_query && r < count; ++r)
+        add_scaled(sums.data + r * query_width, centre.data, query_width, -excess.data[r]);
       if (g.grad_key.data)
         gemm_tile<C, false>(n, a.d, count, ds, width, {query.data, query_width}, key_sums() + t * query_width,
                             query_width, true, fetch);

@@ -206,6 +206,57 @@ inline void scale_rows(C* x, int64_t rows, int64_t step, int64_t count, const C*
         store(x + r * step + i, load(x + r * step + i) * factor[r]);
 }
 
+// The gradients of a softmax's scores add up to 0. Where their mean comes from results that were rounded they don't
+// quite, and what is left over, times what keys have in common, may be larger than a query's gradient. So the mean is
+// found again where a tile has all tokens. Else what keys have in common is taken from what is left over.
+
+// sum(w x) / sum(w), 0 where all weights are.
+template <class C>
+inline C weighted_mean(const C* w, const C* x, int64_t count) {
+  vec<C> totals = {};
+  vec<C> sums = {};
+  int64_t i = 0;
+  for (; i + lanes<C> <= count; i += lanes<C>) {
+    totals += load(w + i);
+    sums += load(w + i) * load(x + i);
+  }
+  C total = sum<C>(totals);
+  C found = sum<C>(sums);
+  for (; i < count; ++i) {
+    total += w[i];
+    found += w[i] * x[i];
+  }
+  return total == 0 ? C(0) : found / total;
+}
+template <class C>
+inline C sum_of(const C* x, int64_t count) {
+  vec<C> sums = {};
+  int64_t i = 0;
+  for (; i + lanes<C> <= count; i += lanes<C>)
+    sums += load(x + i);
+  C total = sum<C>(sums);
+  for (; i < count; ++i)
+    total += x[i];
+  return total;
+}
+// About what rows have in common: the mean of some of them. row(i) has `channels` `step` apart.
+template <class C, class Row>
+inline void find_centre(int64_t rows, Row row, int64_t step, int64_t channels, C* to) {
+  constexpr int64_t most = 32;
+  const int64_t apart = (rows + most - 1) / most;
+  memset(to, 0, padded<C>(channels) * sizeof(C));
+  int64_t found = 0;
+  for (int64_t i = 0; i < rows; i += apart, ++found) {
+    const auto* from = row(i);
+    int64_t c = 0;
+    for (; step == 1 && c + lanes<C> <= channels; c += lanes<C>)
+      store(to + c, load(to + c) + load(from + c));
+    for (; c < channels; ++c)
+      to[c] += to_acc(from[c * step]);
+  }
+  multiply(to, channels, 1 / C(found ? found : 1));
+}
+
 // A head's gradient from the sums of its tokens, in their order; those without a sum get zeros.
 template <class T, class C>
 inline void write_tokens(const C* sums, int64_t step, int64_t columns, C factor, const Order& order, int64_t summed,

@@ -59,44 +59,82 @@ MMK_DEVICE float activate(float x, float& slope) {
   }
 }
 
-// f(column, activation, its slope, gate) for a warp's row.
-template <Activation F, class Each>
+// A hidden unit: its activation and the gate, as they are multiplied, the activation's slope, and what is left of the
+// gate to 1.
+struct Unit {
+  float y, slope, s, rest;
+};
+
+// f(column, unit) for a warp's row.
+template <Activation F, bool Drop, class Each>
 MMK_DEVICE void hidden(const HiddenTask& t, int64_t r, Each each) {
   const AdditiveAttention& a = t.a;
+  const int64_t row = t.panel.first + r;
   const float* u = t.u + r * a.A;
   const float* gates = t.t ? t.t + r * a.A : nullptr;
   const float* bias_gate = static_cast<const float*>(a.bias_gate);
   const float* bias_hidden =
-      a.bias_hidden ? static_cast<const float*>(a.bias_hidden) + sample_of(t.rows, t.panel.first + r) * a.A : nullptr;
-  for (int64_t c = threadIdx.x % 32; c < a.A; c += 32) {
-    float slope;
-    const float y = activate<F>(load(u + c) + (bias_hidden ? load(bias_hidden + c) : 0.f), slope);
-    float s = 1;
+      a.bias_hidden ? static_cast<const float*>(a.bias_hidden) + sample_of(t.rows, row) * a.A : nullptr;
+  auto unit = [&](int64_t c) {
+    Unit h;
+    h.y = activate<F>(load(u + c) + (bias_hidden ? load(bias_hidden + c) : 0.f), h.slope);
+    h.s = 1;
     if (gates)
-      s = reciprocal(1 + exponential(-(load(gates + c) + (bias_gate ? load(bias_gate + c) : 0.f))));
-    each(c, y, slope, s);
+      h.s = reciprocal(1 + exponential(-(load(gates + c) + (bias_gate ? load(bias_gate + c) : 0.f))));
+    h.rest = 1 - h.s;
+    return h;
+  };
+  if constexpr (!Drop) {
+    for (int64_t c = threadIdx.x % 32; c < a.A; c += 32)
+      each(c, unit(c));
+    return;
+  }
+  const uint64_t seed = uint64_t(load(a.dropout.seed));
+  const float scale = float(a.dropout.scale);
+  const int64_t quarter = quarter_of(a.A);
+  for (int64_t j = threadIdx.x % 32; j < quarter; j += 32) {
+    uint32_t word[philox_words];
+    uint32_t word_of_gate[philox_words] = {};
+    philox(seed, uint32_t(j), uint64_t(row), Dropped::hidden, word);
+    if (gates)
+      philox(seed, uint32_t(j), uint64_t(row), Dropped::gate, word_of_gate);
+#pragma unroll 1  // together they take too many registers; so words move up, for an index that varies would spill them
+    for (int64_t c = j; c < a.A; c += quarter) {
+      Unit h = unit(c);
+      const float factor = word[0] < a.dropout.threshold ? 0.f : scale;
+      h.y *= factor;
+      h.slope *= factor;
+      if (gates)
+        h.s *= word_of_gate[0] < a.dropout.threshold ? 0.f : scale;
+      each(c, h);
+#pragma unroll
+      for (int w = 1; w < philox_words; ++w) {
+        word[w - 1] = word[w];
+        word_of_gate[w - 1] = word_of_gate[w];
+      }
+    }
   }
 }
 
-template <Activation F>
+template <Activation F, bool Drop>
 MMK_DEVICE void forward_hidden(const HiddenTask& t) {
   const int64_t r = warp_row();
   if (r < t.panel.rows)
-    hidden<F>(t, r, [&](int64_t c, float y, float, float s) { store(t.u + r * t.a.A + c, y * s); });
+    hidden<F, Drop>(t, r, [&](int64_t c, const Unit& h) { store(t.u + r * t.a.A + c, h.y * h.s); });
 }
 
-template <Activation F>
+template <Activation F, bool Drop>
 MMK_DEVICE void backward_hidden(const HiddenTask& t) {
   const int64_t r = warp_row();
   if (r >= t.panel.rows)
     return;
-  hidden<F>(t, r, [&](int64_t c, float y, float slope, float s) {
+  hidden<F, Drop>(t, r, [&](int64_t c, const Unit& h) {
     const int64_t at = r * t.a.A + c;
     const float grad = load(t.grad_hidden + at);
-    store(t.grad_hidden + at, y * s);
-    store(t.u + at, grad * s * slope);
+    store(t.grad_hidden + at, h.y * h.s);
+    store(t.u + at, grad * h.s * h.slope);
     if (t.t)
-      store(t.t + at, grad * y * s * (1 - s));
+      store(t.t + at, grad * h.y * h.s * h.rest);
   });
 }
 
@@ -298,17 +336,21 @@ MMK_DEVICE void write(const WriteTask& t) {
   }
 }
 
-#define MMK_HIDDEN(name)                                                                                           \
-  extern "C" __global__ void __launch_bounds__(256, 1) additive_attention_activate_##name(const HiddenTask task) { \
-    forward_hidden<Activation::name>(task);                                                                        \
-  }                                                                                                                \
-  extern "C" __global__ void __launch_bounds__(256, 1)                                                             \
-      additive_attention_differentiate_##name(const HiddenTask task) {                                             \
-    backward_hidden<Activation::name>(task);                                                                       \
+#define MMK_HIDDEN(name, Drop, suffix)                                         \
+  extern "C" __global__ void __launch_bounds__(256, 1)                         \
+      additive_attention_activate_##name##suffix(const HiddenTask task) {      \
+    forward_hidden<Activation::name, Drop>(task);                              \
+  }                                                                            \
+  extern "C" __global__ void __launch_bounds__(256, 1)                         \
+      additive_attention_differentiate_##name##suffix(const HiddenTask task) { \
+    backward_hidden<Activation::name, Drop>(task);                             \
   }
-MMK_HIDDEN(tanh)
-MMK_HIDDEN(relu)
-MMK_HIDDEN(gelu)
+MMK_HIDDEN(tanh, false, )
+MMK_HIDDEN(relu, false, )
+MMK_HIDDEN(gelu, false, )
+MMK_HIDDEN(tanh, true, _dropout)
+MMK_HIDDEN(relu, true, _dropout)
+MMK_HIDDEN(gelu, true, _dropout)
 #undef MMK_HIDDEN
 extern "C" __global__ void __launch_bounds__(256, 1) additive_attention_normalise(const FinishTask task) {
   normalise(task);
@@ -337,10 +379,12 @@ MMK_KERNELS(bf16, bf16)
 MMK_KERNELS(f16, f16)
 #undef MMK_KERNELS
 
-#define MMK_ACTIVATION(a, kernel)                       \
-  ((a).activation == Activation::tanh   ? kernel##_tanh \
-   : (a).activation == Activation::relu ? kernel##_relu \
-                                        : kernel##_gelu)
+#define MMK_ACTIVATION(a, kernel) \
+  ((a).dropout.seed ? MMK_ACTIVATION_OF((a).activation, kernel, _dropout) : MMK_ACTIVATION_OF((a).activation, kernel, ))
+#define MMK_ACTIVATION_OF(activation, kernel, suffix)         \
+  ((activation) == Activation::tanh   ? kernel##_tanh##suffix \
+   : (activation) == Activation::relu ? kernel##_relu##suffix \
+                                      : kernel##_gelu##suffix)
 
 constexpr int columns = 128;  // threads of pool and merge, a channel each
 constexpr int64_t block_scratch = row_threads / 32 * int64_t(sizeof(float));

@@ -26,7 +26,7 @@ Optional contiguous_if(const Optional& t) {
 // The tensors as they were given; biases and offsets contiguous.
 struct Operands {
   Tensor image, w_image, v;
-  Optional bias_hidden, w_gate, bias_gate, offsets;
+  Optional bias_hidden, w_gate, bias_gate, offsets, seed;
 };
 
 // Gradients of weights, which a library's product may leave.
@@ -42,8 +42,8 @@ struct Arguments {
 
   Arguments(const Tensor& image, const Optional& bias_hidden, const Tensor& w_image, const Tensor& v,
             const Optional& w_gate, const Optional& bias_gate, const Optional& mask, const Optional& offsets,
-            int64_t activation, bool pool, bool need_scores, int64_t kept_rows)
-      : operands{image, w_image, v, contiguous_if(bias_hidden), w_gate, contiguous_if(bias_gate), {}} {
+            const Optional& seed, int64_t activation, bool pool, double dropout_p, bool need_scores, int64_t kept_rows)
+      : operands{image, w_image, v, contiguous_if(bias_hidden), w_gate, contiguous_if(bias_gate), {}, seed} {
     a.dtype = dtype_of(image, "image");
     const Anchor anchor(image);
     STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == (offsets ? 2 : 3),
@@ -83,6 +83,12 @@ struct Arguments {
       a.mask = {static_cast<const bool*>(mask->data_ptr()), offsets ? 0 : mask->stride(0), 0,
                 mask->stride(offsets ? 0 : 1)};
     }
+    STD_TORCH_CHECK(dropout_p >= 0 && dropout_p <= 1, "dropout_p must be from 0 to 1");
+    STD_TORCH_CHECK(bool(seed) == (dropout_p > 0), "seed must be given with dropout_p, and only then");
+    if (seed) {
+      anchor.check(*seed, "seed", ScalarType::Long, {});
+      a.dropout = dropout_of(dropout_p, static_cast<const int64_t*>(operands.seed->data_ptr()));
+    }
     result_shape = pool ? std::vector<int64_t>{a.B, a.K, a.D} : image.sizes().vec();
     weights_shape = offsets ? std::vector<int64_t>{a.K, a.N} : std::vector<int64_t>{a.B, a.K, a.N};
     scores_shape = need_scores ? weights_shape : std::vector<int64_t>{0};
@@ -95,10 +101,10 @@ template <auto Launch>
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image, const Optional& bias_hidden,
                                                    const Tensor& w_image, const Tensor& v, const Optional& w_gate,
                                                    const Optional& bias_gate, const Optional& mask,
-                                                   const Optional& offsets, int64_t activation, bool pool,
-                                                   bool need_scores, int64_t kept_rows) {
-  Arguments all(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, need_scores,
-                kept_rows);
+                                                   const Optional& offsets, const Optional& seed, int64_t activation,
+                                                   bool pool, double dropout_p, bool need_scores, int64_t kept_rows) {
+  Arguments all(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, seed, activation, pool, dropout_p,
+                need_scores, kept_rows);
   AdditiveAttention& a = all.a;
   Tensor result = empty_tensor(image, all.result_shape);
   Tensor weights = empty_tensor(image, all.weights_shape, accumulate_type(a.dtype));
@@ -118,12 +124,12 @@ template <auto Launch>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Optional& grad_result, const Optional& grad_weights, const Optional& grad_scores, const Tensor& image,
     const Optional& bias_hidden, const Tensor& w_image, const Tensor& v, const Optional& w_gate,
-    const Optional& bias_gate, const Optional& mask, const Optional& offsets, const Tensor& weights, const Tensor& kept,
-    int64_t activation, bool pool, bool need_scores, int64_t kept_rows, bool need_image_grad,
-    bool need_bias_hidden_grad, bool need_w_image_grad, bool need_v_grad, bool need_w_gate_grad,
-    bool need_bias_gate_grad) {
-  Arguments all(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, need_scores,
-                kept_rows);
+    const Optional& bias_gate, const Optional& mask, const Optional& offsets, const Optional& seed,
+    const Tensor& weights, const Tensor& kept, int64_t activation, bool pool, double dropout_p, bool need_scores,
+    int64_t kept_rows, bool need_image_grad, bool need_bias_hidden_grad, bool need_w_image_grad, bool need_v_grad,
+    bool need_w_gate_grad, bool need_bias_gate_grad) {
+  Arguments all(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, seed, activation, pool, dropout_p,
+                need_scores, kept_rows);
   AdditiveAttentionBackward g;
   const Anchor anchor(image);
   const ScalarType accumulate = accumulate_type(all.a.dtype);
@@ -273,13 +279,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
   m.def(
       MMK_OPERATION
       "(Tensor image, Tensor? bias_hidden, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? bias_gate, Tensor? mask, "
-      "Tensor? offsets, int activation, bool pool, bool need_scores, SymInt kept_rows) -> (Tensor, Tensor, Tensor, "
+      "Tensor? offsets, Tensor? seed, int activation, bool pool, float dropout_p, bool need_scores, SymInt kept_rows) "
+      "-> (Tensor, Tensor, Tensor, "
       "Tensor)");
   m.def(MMK_OPERATION
         "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor? grad_scores, Tensor image, Tensor? bias_hidden, "
         "Tensor w_image, Tensor v, "
-        "Tensor? w_gate, Tensor? bias_gate, Tensor? mask, Tensor? offsets, Tensor weights, Tensor kept, int "
-        "activation, bool pool, bool need_scores, SymInt kept_rows, "
+        "Tensor? w_gate, Tensor? bias_gate, Tensor? mask, Tensor? offsets, Tensor? seed, Tensor weights, "
+        "Tensor kept, int activation, bool pool, float dropout_p, bool need_scores, SymInt kept_rows, "
         "bool need_image_grad, bool need_bias_hidden_grad, bool need_w_image_grad, bool need_v_grad, bool "
         "need_w_gate_grad, "
         "bool need_bias_gate_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");

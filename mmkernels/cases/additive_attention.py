@@ -127,6 +127,27 @@ def generate():
     yield case("networks", "gate without bias", some, query=0, bias=False, gated=True)
     for maps in (2, 3, 8, 17):
         yield case("networks", f"{maps} maps", some, maps=maps, gated=maps % 2 == 0, need_weights=True)
+    for p, activation in ((0.25, "tanh"), (0.9, "gelu"), (1.0, "relu")):
+        for gated, shape in itertools.product((False, True), ((3, 21, 18, 10), (2, 130, 9, 33))):
+            yield case(
+                "dropout",
+                f"{p} {activation}{' gated' * gated} {'x'.join(map(str, shape))}",
+                shape,
+                activation=activation,
+                gated=gated,
+                maps=2,
+                dropout_p=p,
+                need_weights=True,
+                need_scores=True,
+            )
+    options = {"gated": True, "dropout_p": 0.25, "need_weights": True}
+    yield case(
+        "dropout", "multiplied, masked", some, combine="multiply", mask=lambda draw, *n: draw.mask(*n), **options
+    )
+    yield case("dropout", "packed", (59, 22, 9), bags=(0, 1, 37, 0, 0, 5, 16, 0), **options)
+    yield case("dropout", "views", (2, 9, 16, 130), make=DENSE[-1], query=0, bias=False, **options)
+    yield case("dropout", "large", (2, 3000, 40, 64), **options)
+    yield case("dropout", "empty", (2, 0, 7, 3), **options)
     yield case("networks", "scores alone", some, maps=2, need_scores=True)
     yield case("networks", "large scores", (2, 65, 24, 16), gain=12, need_weights=True)
     for combine in both:

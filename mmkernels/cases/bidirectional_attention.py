@@ -1,7 +1,15 @@
 """Sizes, layouts, masks, options."""
 
-from .common import Case
-from .heads import HEAD_SIZES, HEAD_SIZES_LARGE, HEADS, heads_last, heads_small
+from .common import Case, in_common
+from .heads import (
+    HEAD_SIZES,
+    HEAD_SIZES_LARGE,
+    HEADS,
+    IN_COMMON_SCALE,
+    IN_COMMON_SIZES,
+    heads_last,
+    heads_small,
+)
 from .layouts import MASKS, contiguous, mask_random, reaching
 
 OUTPUTS = ("image_out", "text_out")
@@ -9,7 +17,17 @@ OUTPUTS = ("image_out", "text_out")
 
 def generate():
     def case(
-        group, name, shape, *, make=contiguous, make_text=None, image_mask=None, text_mask=None, gain=1, **options
+        group,
+        name,
+        shape,
+        *,
+        make=contiguous,
+        make_text=None,
+        image_mask=None,
+        text_mask=None,
+        gain=1,
+        common=(),
+        **options,
     ):
         def build(draw):
             batch, heads, positions, tokens, d, dv = shape
@@ -23,6 +41,8 @@ def generate():
             }
             if gain != 1:
                 arguments["image_query"] = arguments["image_query"] * gain
+            for name in common:
+                arguments[name] = in_common(draw, arguments[name])
             if callable(options.get("scale")):
                 arguments["scale"] = options["scale"](arguments["image_query"], arguments["text_key"])
             if image_mask is not None:
@@ -67,3 +87,12 @@ def generate():
         yield case(
             "extremes", f"scores near the largest, {sign}, 70 tokens", (1, 1, 130, 70, 12, 10), scale=reaching(sign)
         )
+    for names in (("text_key",), ("image_query",), ("image_query", "text_key")):
+        for shape in IN_COMMON_SIZES:
+            yield case(
+                "extremes",
+                f"{', '.join(names)} in common, {shape[3]} tokens",
+                shape,
+                common=names,
+                scale=IN_COMMON_SCALE,
+            )

@@ -2,8 +2,16 @@
 
 import torch
 
-from .common import Case
-from .heads import HEAD_SIZES, HEAD_SIZES_LARGE, HEADS, heads_last, heads_small
+from .common import Case, in_common
+from .heads import (
+    HEAD_SIZES,
+    HEAD_SIZES_LARGE,
+    HEADS,
+    IN_COMMON_SCALE,
+    IN_COMMON_SIZES,
+    heads_last,
+    heads_small,
+)
 from .layouts import (
     contiguous,
     mask_all,
@@ -17,7 +25,9 @@ from .layouts import (
 
 
 def generate():
-    def case(group, name, shape, *, make=contiguous, make_text=None, gate=True, mask=None, gain=1, **options):
+    def case(
+        group, name, shape, *, make=contiguous, make_text=None, gate=True, mask=None, gain=1, common=(), **options
+    ):
         def build(draw):
             batch, heads, positions, tokens, d, dv = shape
             text = make_text or make
@@ -29,6 +39,8 @@ def generate():
             }
             if gain != 1:
                 arguments["query"] = arguments["query"] * gain
+            for name in common:
+                arguments[name] = in_common(draw, arguments[name])
             if callable(options.get("scale")):
                 arguments["scale"] = options["scale"](arguments["query"], arguments["key"])
             if gate:
@@ -115,6 +127,17 @@ def generate():
             gate=False,
             mask=lambda draw, b, h, n, t: draw.mask(b, t),
         )
+
+    for names in (("key",), ("query", "key")):
+        for shape in IN_COMMON_SIZES:
+            yield case(
+                "extremes",
+                f"{', '.join(names)} in common, {shape[3]} tokens",
+                shape,
+                common=names,
+                scale=IN_COMMON_SCALE,
+                gate=shape[3] < 100,
+            )
 
     yield case("masks", "BT, 1023 tokens", (2, 1, 65, 1023, 24, 24), mask=lambda draw, b, h, n, t: draw.mask(b, t))
     yield case(

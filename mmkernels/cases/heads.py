@@ -64,6 +64,11 @@ HEAD_SIZES_LARGE = (
 )
 
 
+# Sizes for rows that have a large part in common. Scores are kept small: a softmax that chooses one has no gradient.
+IN_COMMON_SIZES = ((2, 2, 21, 5, 16, 12), (1, 2, 40, 60, 24, 16), (1, 1, 3, 113, 17, 7), (1, 1, 130, 600, 24, 16))
+IN_COMMON_SCALE = 0.02
+
+
 def heads_small(shape):
     batch, heads, positions, tokens, d, dv = shape
     return batch * heads * positions * tokens * (d + dv) <= 40 * SMALL

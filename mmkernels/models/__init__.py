@@ -3,6 +3,16 @@
 from .bottom_up import TopDownCaptioner
 from .image_text import ImageTextModel
 from .lavt import LanguageGate, PixelWordAttention
+from .mil import AttentionMIL, ClamOutput, ClamSB
 from .san import StackedAttentionNetwork
 
-__all__ = ["ImageTextModel", "LanguageGate", "PixelWordAttention", "StackedAttentionNetwork", "TopDownCaptioner"]
+__all__ = [
+    "AttentionMIL",
+    "ClamOutput",
+    "ClamSB",
+    "ImageTextModel",
+    "LanguageGate",
+    "PixelWordAttention",
+    "StackedAttentionNetwork",
+    "TopDownCaptioner",
+]

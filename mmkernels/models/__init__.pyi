@@ -6,9 +6,19 @@ from torch import Tensor, nn
 from ..modules import SpatialAttention
 from .bottom_up import TopDownCaptioner
 from .lavt import LanguageGate, PixelWordAttention
+from .mil import AttentionMIL, ClamOutput, ClamSB
 from .san import StackedAttentionNetwork
 
-__all__ = ["ImageTextModel", "LanguageGate", "PixelWordAttention", "StackedAttentionNetwork", "TopDownCaptioner"]
+__all__ = [
+    "AttentionMIL",
+    "ClamOutput",
+    "ClamSB",
+    "ImageTextModel",
+    "LanguageGate",
+    "PixelWordAttention",
+    "StackedAttentionNetwork",
+    "TopDownCaptioner",
+]
 
 class ImageTextModel(nn.Module):
     image_encoder: nn.Module

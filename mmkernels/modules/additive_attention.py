@@ -2,8 +2,9 @@ from torch import nn
 
 from .. import backends, checks, functional
 from ..ops.common import autocast
-from ..reference.additive_attention import ACTIVATIONS, combine_positions, wanted
+from ..reference.additive_attention import ACTIVATIONS, combine_positions, drop, wanted
 from ..reference.bags import Bags
+from ..reference.dropout import GATE, HIDDEN, draw_seed
 from .common import check_channels, check_image, check_input, may_be_read
 
 __all__ = ["AdditiveAttention"]
@@ -26,6 +27,8 @@ class AdditiveAttention(nn.Module):
         num_queries: K, attention maps.
         activation: ``"tanh"``, ``"relu"`` or ``"gelu"``.
         gated: whether a second projection gates the hidden vector by a sigmoid.
+        dropout: the share of hidden units, and of gates, that training drops (where CLAM has it): ``dropout_p`` of
+            :func:`mmkernels.additive_attention`.
         combine: ``"pool"`` or ``"multiply"`` (one map only), as in :func:`mmkernels.additive_attention`.
         bias: whether the projections have one.
         backend: as in :func:`mmkernels.additive_attention`.
@@ -43,6 +46,7 @@ class AdditiveAttention(nn.Module):
         num_queries=1,
         activation="tanh",
         gated=False,
+        dropout=0.0,
         *,
         combine="pool",
         bias=True,
@@ -62,12 +66,14 @@ class AdditiveAttention(nn.Module):
             raise ValueError(f"num_queries must be 1 with combine='multiply', got {num_queries}")
         bias = checks.flag("bias", bias)
         gated = checks.flag("gated", gated)
+        dropout = checks.share("dropout", dropout)
         self.image_dim = image_dim
         self.hidden_dim = hidden_dim
         self.query_dim = query_dim
         self.num_queries = num_queries
         self.activation = activation
         self.gated = gated
+        self.dropout = dropout
         self.combine = combine
         self.backend = backend
         options = {"device": device, "dtype": dtype}
@@ -113,6 +119,7 @@ class AdditiveAttention(nn.Module):
             mask=mask,
             offsets=offsets,
             combine=self.combine,
+            dropout_p=self.dropout if self.training else 0.0,
             need_weights=need_weights,
             need_scores=need_scores,
             backend=self.backend,
@@ -135,11 +142,12 @@ class AdditiveAttention(nn.Module):
             bias_hidden = self.query_projection(query)
             check_channels("query_projection", bias_hidden, hidden.shape[-1], "like image_projection")
             hidden = hidden + (bias_hidden[:, None] if bags is None else bags.spread(bias_hidden))
-        hidden = ACTIVATIONS[self.activation](hidden)
+        seed = draw_seed(image.device) if self.training and self.dropout else None
+        hidden = drop(ACTIVATIONS[self.activation](hidden), seed, HIDDEN, self.dropout)
         if self.gate_projection is not None:
             gate = self.gate_projection(image)
             check_channels("gate_projection", gate, hidden.shape[-1], "like image_projection")
-            hidden = hidden * gate.sigmoid()
+            hidden = hidden * drop(gate.sigmoid(), seed, GATE, self.dropout)
         scores = self.score_projection(hidden)
         check_channels("score_projection", scores, self.num_queries)
         return combine_positions(image, scores, mask, bags, self.combine == "pool")
@@ -148,5 +156,6 @@ class AdditiveAttention(nn.Module):
         return (
             f"image_dim={self.image_dim}, hidden_dim={self.hidden_dim}, query_dim={self.query_dim}, "
             f"num_queries={self.num_queries}, "
-            f"activation={self.activation!r}, gated={self.gated}, combine={self.combine!r}, backend={self.backend!r}"
+            f"activation={self.activation!r}, gated={self.gated}, dropout={self.dropout}, "
+            f"combine={self.combine!r}, backend={self.backend!r}"
         )

@@ -14,6 +14,7 @@ class AdditiveAttention(nn.Module):
     num_queries: int
     activation: Activation
     gated: bool
+    dropout: float
     combine: Combine
     backend: str | None
     image_projection: nn.Module
@@ -28,6 +29,7 @@ class AdditiveAttention(nn.Module):
         num_queries: int = 1,
         activation: Activation = "tanh",
         gated: bool = False,
+        dropout: float = 0.0,
         *,
         combine: Combine = "pool",
         bias: bool = True,

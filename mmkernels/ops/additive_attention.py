@@ -2,6 +2,7 @@
 
 from .. import backends, checks
 from ..reference.additive_attention import ACTIVATIONS, attend, wanted
+from ..reference.dropout import draw_seed
 from .common import accumulate_dtype, autocast, cast, kept_rows, linear
 from .operation import Operation
 
@@ -20,6 +21,7 @@ def additive_attention(
     mask=None,
     offsets=None,
     combine="pool",
+    dropout_p=0.0,
     need_weights=False,
     need_scores=False,
     backend=None,
@@ -47,6 +49,11 @@ def additive_attention(
             ``offsets[b]:offsets[b+1]``.
         combine: ``"pool"``: ``[B, K, D]``, the weighted sums. ``"multiply"`` (K = 1 only): like image, every position
         times its weight.
+        dropout_p: the share, from 0 to 1, of elements that are set to 0 while the rest is scaled by ``1 / (1 - p)``: of
+            the activated hidden vector, and, independently, of the gate where there is one. Always, as in SDPA: give 0
+            for inference. Each call takes a seed from torch's default generator of the device, so that
+            ``torch.manual_seed`` repeats it; which elements follows from the seed, the row (counted over samples and
+            positions, or over packed rows) and the hidden unit: the same on every backend, and in the backward pass.
         need_weights: also return the weights, ``[B, K, N]`` (packed: ``[K, rows]``), float32 (float64 for float64),
         differentiable.
         need_scores: also return, last, the scores before the softmax, of the weights' shape and dtype, differentiable;
@@ -67,7 +74,7 @@ def additive_attention(
     2018 (arXiv:1707.07998); gated, over bags: Ilse et al. 2018 (arXiv:1802.04712).
     """
     tensors = image, query, w_image, w_query, v, bias, w_gate, bias_gate
-    key = _passed.key((activation, combine, need_weights, need_scores), (*tensors, mask, offsets))
+    key = _passed.key((activation, combine, dropout_p, need_weights, need_scores), (*tensors, mask, offsets))
     if key in _passed:
         offsets = checks.bag_values(offsets, image)
     else:
@@ -77,6 +84,7 @@ def additive_attention(
         image, query, w_image, w_query, v, bias, w_gate, bias_gate = tensors = autocast(*tensors)
         need_weights = checks.flag("need_weights", need_weights)
         need_scores = checks.flag("need_scores", need_scores)
+        dropout_p = checks.share("dropout_p", dropout_p)
         if offsets is not None:
             offsets = checks.bag_offsets(offsets, image)
         _check(dict(zip(TENSORS, tensors)), activation, mask, offsets, combine)
@@ -96,9 +104,11 @@ def additive_attention(
         cast(bias_gate, accumulate),
         mask,
         offsets,
+        draw_seed(image.device) if dropout_p else None,
     )
     rows = kept_rows(run, image.numel() // image.shape[-1], kept_columns(w_image, w_gate), accumulate, *inputs[:6])
-    result, weights, scores, _ = run(*inputs, _INDICES[activation], combine == "pool", need_scores, rows)
+    options = _INDICES[activation], combine == "pool", dropout_p, need_scores, rows
+    result, weights, scores, _ = run(*inputs, *options)
     return wanted(result, (weights, need_weights), (scores, need_scores))
 
 
@@ -146,9 +156,9 @@ def _check(given, activation, mask, offsets, combine):
 
 
 # The operation. inputs: bias_hidden [B, A], the query's part of the hidden vector and the bias, and bias_gate [A], both
-# float32 (float64); offsets int64. options: activation, an index into ACTIVATIONS, pool, need_scores (without it the
-# scores are empty), and kept_rows. extra: the first kept_rows rows' products with w_image and w_gate [kept_rows, A or 2
-# A]. The weights and it are kept.
+# float32 (float64); offsets int64; seed int64 [], where dropout_p isn't 0. options: activation, an index into
+# ACTIVATIONS, pool, dropout_p, need_scores (without it the scores are empty), and kept_rows. extra: the first kept_rows
+# rows' products with w_image and w_gate [kept_rows, A or 2 A]. The weights and it are kept.
 
 
 def kept_columns(w_image, w_gate):
@@ -157,12 +167,13 @@ def kept_columns(w_image, w_gate):
 
 
 def _reference(*arguments):
-    *inputs, activation, pool, need_scores, _ = arguments
-    result, weights, scores = attend(*inputs, list(ACTIVATIONS)[activation], pool)
+    *inputs, activation, pool, dropout_p, need_scores, _ = arguments
+    result, weights, scores = attend(*inputs, list(ACTIVATIONS)[activation], pool, dropout_p)
     return result, weights, scores if need_scores else weights.new_empty(0)
 
 
-def _fake(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool, need_scores, kept_rows):
+def _fake(*arguments):
+    image, _, w_image, v, w_gate, _, _, offsets, _, _, pool, _, need_scores, kept_rows = arguments
     batch = image.shape[0] if offsets is None else offsets.shape[0] - 1
     maps = v.shape[0]
     channels = image.shape[-1]
@@ -178,9 +189,9 @@ def _fake(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, acti
 
 OPERATION = Operation(
     "additive_attention",
-    "(Tensor image, Tensor? bias_hidden, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? bias_gate, Tensor? "
-    "mask, Tensor? offsets, int activation, bool pool, bool need_scores, SymInt kept_rows) -> (Tensor result, "
-    "Tensor weights, Tensor scores, Tensor kept)",
+    "(Tensor image, Tensor? bias_hidden, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? bias_gate, Tensor? mask, "
+    "Tensor? offsets, Tensor? seed, int activation, bool pool, float dropout_p, bool need_scores, SymInt kept_rows) -> "
+    "(Tensor result, Tensor weights, Tensor scores, Tensor kept)",
     differentiable=("image", "bias_hidden", "w_image", "v", "w_gate", "bias_gate"),
     shared=("w_image", "v", "w_gate", "bias_gate", "offsets"),
     extras=("kept",),

@@ -255,14 +255,15 @@ class Operation:
 
     def _vmap(self, function, before=0):
         """Folds the new dimension into the batch; where weights are vmapped, or want gradients, or bags are packed,
-        calls one after another."""
+        or
+        dropout counts rows, calls one after another."""
         shared = {before + i for i in self.shared}
-        offsets = before + self.names.index("offsets") if "offsets" in self.names else None
+        apart = {before + i for i, name in enumerate(self.names) if name in ("offsets", "seed")}
 
         def run(info, in_dims, *arguments):
             size = info.batch_size
             tensors = [i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)]
-            if offsets in tensors or (before and shared) or any(in_dims[i] is not None for i in shared):
+            if not apart.isdisjoint(tensors) or (before and shared) or any(in_dims[i] is not None for i in shared):
                 calls = [
                     function(
                         *(

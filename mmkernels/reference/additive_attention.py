@@ -4,6 +4,7 @@ import torch
 from torch.nn.functional import gelu
 
 from .bags import Bags, bag_bounds
+from .dropout import GATE, HIDDEN, draw_seed, dropout_factors
 from .precision import without_autocast
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": gelu}
@@ -24,6 +25,7 @@ def additive_attention(
     mask=None,
     offsets=None,
     combine="pool",
+    dropout_p=0.0,
     need_weights=False,
     need_scores=False,
 ):
@@ -36,16 +38,16 @@ def additive_attention(
     bias_hidden = bias if query is None else query @ w_query.T if bias is None else query @ w_query.T + bias
     if bias_hidden is not None:
         bias_hidden = bias_hidden.expand(image.shape[0] if offsets is None else offsets.shape[0] - 1, -1)
-    result, weights, scores = attend(
-        image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, combine == "pool"
-    )
+    inputs = image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets
+    seed = draw_seed(image.device) if dropout_p else None
+    result, weights, scores = attend(*inputs, seed, activation, combine == "pool", dropout_p)
     return wanted(result, (weights, need_weights), (scores, need_scores))
 
 
 @without_autocast
-def attend(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool):
+def attend(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, seed, activation, pool, dropout_p):
     """(result, weights, scores), where ``bias_hidden`` ``[B, A]`` holds the query's part of the hidden vector and the
-    bias, or is None."""
+    bias, or is None, and so is ``seed`` without dropout."""
     dtype = image.dtype
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     x, w_image, v, w_gate = (None if t is None else t.to(accumulate) for t in (image, w_image, v, w_gate))
@@ -56,11 +58,20 @@ def attend(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, act
     if bias_hidden is not None:
         bias_hidden = bias_hidden[:, None] if bags is None else bags.spread(bias_hidden)
     hidden = ACTIVATIONS[activation](x @ w_image.T if bias_hidden is None else x @ w_image.T + bias_hidden)
+    hidden = drop(hidden, seed, HIDDEN, dropout_p)
     if w_gate is not None:
         gate = x @ w_gate.T
-        hidden = hidden * torch.sigmoid(gate if bias_gate is None else gate + bias_gate)
+        gate = torch.sigmoid(gate if bias_gate is None else gate + bias_gate)
+        hidden = hidden * drop(gate, seed, GATE, dropout_p)
     result, weights, scores = _combine(hidden @ v.T, x, part, bags, pool)
     return result.to(dtype), weights, scores
+
+
+def drop(units, seed, which, p):
+    """Hidden units ``[B, N, A]``, packed ``[rows, A]``, after dropout, if there is a seed."""
+    if seed is None:
+        return units
+    return units * dropout_factors(seed, units.shape[:-1], units.shape[-1], which, p, units.dtype)
 
 
 def wanted(result, *others):

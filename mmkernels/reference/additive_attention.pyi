@@ -19,6 +19,7 @@ def additive_attention(
     mask: Tensor | None = None,
     offsets: Offsets | None = None,
     combine: Combine = "pool",
+    dropout_p: float = 0.0,
     need_weights: Literal[False] = False,
     need_scores: Literal[False] = False,
 ) -> Tensor: ...
@@ -37,6 +38,7 @@ def additive_attention(
     mask: Tensor | None = None,
     offsets: Offsets | None = None,
     combine: Combine = "pool",
+    dropout_p: float = 0.0,
     need_weights: Literal[True],
     need_scores: Literal[False] = False,
 ) -> tuple[Tensor, Tensor]: ...
@@ -55,6 +57,7 @@ def additive_attention(
     mask: Tensor | None = None,
     offsets: Offsets | None = None,
     combine: Combine = "pool",
+    dropout_p: float = 0.0,
     need_weights: Literal[False] = False,
     need_scores: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
@@ -73,6 +76,7 @@ def additive_attention(
     mask: Tensor | None = None,
     offsets: Offsets | None = None,
     combine: Combine = "pool",
+    dropout_p: float = 0.0,
     need_weights: Literal[True],
     need_scores: Literal[True],
 ) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -91,6 +95,7 @@ def additive_attention(
     mask: Tensor | None = None,
     offsets: Offsets | None = None,
     combine: Combine = "pool",
+    dropout_p: float = 0.0,
     need_weights: bool,
     need_scores: Literal[False] = False,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
@@ -109,6 +114,7 @@ def additive_attention(
     mask: Tensor | None = None,
     offsets: Offsets | None = None,
     combine: Combine = "pool",
+    dropout_p: float = 0.0,
     need_weights: bool = False,
     need_scores: bool,
 ) -> Tensor | tuple[Tensor, ...]: ...

@@ -18,10 +18,11 @@ import torch
 import triton
 
 from ..ops.additive_attention import OPERATION, kept_columns
+from ..reference.dropout import scale, threshold
 from ..reference.precision import without_autocast
 from .additive_backward import combine, differentiate, differentiate_scores, differentiate_weights
 from .additive_forward import activate, normalise, pool, spread
-from .additive_tiles import Image, Panel, ResultGrad, Weights
+from .additive_tiles import Dropout, Image, Panel, ResultGrad, Weights
 from .common import define, launch, on_device, processors, require
 from .rows import Rows, WeightGradient, nothing_kept, product, sum_columns
 
@@ -29,7 +30,8 @@ from .rows import Rows, WeightGradient, nothing_kept, product, sum_columns
 class Problem:
     """The arguments of one call, checked."""
 
-    def __init__(self, image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool):
+    def __init__(self, inputs, activation, pool, dropout_p):
+        image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, seed = inputs
         if image.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise RuntimeError(f"image must be float32, bfloat16 or float16, got {image.dtype}")
         if (
@@ -61,6 +63,12 @@ class Problem:
         ):
             if t is not None:
                 require(t, name, image, shape, dtype)
+        if not 0 <= dropout_p <= 1 or (seed is not None) != (dropout_p > 0):
+            raise RuntimeError("dropout_p must be from 0 to 1, with a seed where it isn't 0")
+        if seed is not None:
+            require(seed, "seed", image, (), torch.int64)
+        self.seed = seed
+        self.dropout_p = dropout_p
         self.image = image
         self.v = v
         self.w_image = w_image
@@ -105,11 +113,19 @@ class Problem:
 
     def elementwise(self, kernel, u, t, *others, first, last, **options):
         """Starts activate or differentiate on a panel."""
-        block_n, block_c = (16, 64) if self.hidden >= 64 else (64, triton.next_power_of_2(self.hidden))
+        units = self.hidden
+        block_n, block_c = (16, 64) if units >= 64 else (64, triton.next_power_of_2(units))
+        dropout = Dropout(self.image, 0, 1.0, 0)  # not looked at
+        if self.seed is not None:
+            units = triton.cdiv(self.hidden, 4)
+            block_c = min(32, triton.next_power_of_2(units))
+            block_n = 512 // block_c
+            dropout = Dropout(self.seed, threshold(self.dropout_p), scale(self.dropout_p), first)
         launch(
             kernel,
-            (triton.cdiv(last - first, block_n), triton.cdiv(self.hidden, block_c)),
+            (triton.cdiv(last - first, block_n), triton.cdiv(units, block_c)),
             Panel(u, self.optional(t), self.optional(self.bias_hidden), self.optional(self.bias_gate), self.hidden),
+            dropout,
             *others,
             self.rows.sample(first, last),
             last - first,
@@ -117,6 +133,7 @@ class Problem:
             BIAS_HIDDEN=self.bias_hidden is not None,
             GATED=t is not None,
             BIAS_GATE=self.bias_gate is not None,
+            DROPOUT=self.seed is not None,
             **options,
             BLOCK_N=block_n,
             BLOCK_C=block_c,
@@ -127,11 +144,11 @@ class Problem:
 
 
 @without_autocast
-def forward(
-    image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool_them, need_scores, kept_rows
-):
+def forward(*arguments):
+    *inputs, activation, pool_them, dropout_p, need_scores, kept_rows = arguments
     nothing_kept(kept_rows)
-    p = Problem(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool_them)
+    image, _, w_image, v, w_gate, *_ = inputs
+    p = Problem(inputs, activation, pool_them, dropout_p)
     result = image.new_empty(p.result_shape)
     weights = torch.empty(p.weights_shape, dtype=torch.float32, device=image.device)
     given = weights.new_empty(p.weights_shape if need_scores else 0)
@@ -206,10 +223,12 @@ def backward(
     bias_gate,
     mask,
     offsets,
+    seed,
     weights,
     kept,
     activation,
     pool_them,
+    dropout_p,
     need_scores,
     kept_rows,
     need_image_grad,
@@ -220,7 +239,8 @@ def backward(
     need_bias_gate_grad,
 ):
     nothing_kept(kept_rows)
-    p = Problem(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, activation, pool_them)
+    inputs = image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, seed
+    p = Problem(inputs, activation, pool_them, dropout_p)
     require(weights, "weights", image, p.weights_shape, torch.float32)
     for name, grad, shape, dtype in (
         ("grad_result", grad_result, p.result_shape, None),

@@ -3,28 +3,56 @@
 import triton
 import triton.language as tl
 
-from .additive_tiles import hidden, range_of, split_of
+from .additive_tiles import factors_of, hidden, philox_words, range_of, split_of
 from .common import all_have_read
 
 
 @triton.jit
 def activate(
     p,
+    dropout,
     sample,
     rows,
     F: tl.constexpr,
     BIAS_HIDDEN: tl.constexpr,
     GATED: tl.constexpr,
     BIAS_GATE: tl.constexpr,
+    DROPOUT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """A panel: u, t -> h, in place of u."""
+    """A panel: u, t -> h, in place of u. With DROPOUT a program has its columns of every quarter."""
     r = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = (r < rows)[:, None] & (c < p.A)[None, :]
     b = tl.load(sample + r, mask=r < rows, other=0)
-    y, _, s = hidden(p, b, r, c, inside, F, BIAS_HIDDEN, GATED, BIAS_GATE)
+    if DROPOUT:
+        quarter = tl.cdiv(p.A, 4)
+        words = philox_words(dropout, r, c, 0, BLOCK_N, BLOCK_C)
+        words_of_gate = philox_words(dropout, r, c, 1, BLOCK_N, BLOCK_C) if GATED else words
+        for w in tl.static_range(4):
+            at = tl.where(c < quarter, w * quarter + c, p.A)
+            factors = factors_of(words, words_of_gate, w, dropout)
+            activate_tile(p, b, r, at, rows, factors, F, BIAS_HIDDEN, GATED, BIAS_GATE, True)
+    else:
+        activate_tile(p, b, r, c, rows, (), F, BIAS_HIDDEN, GATED, BIAS_GATE, False)
+
+
+@triton.jit
+def activate_tile(
+    p,
+    b,
+    r,
+    c,
+    rows,
+    factors,
+    F: tl.constexpr,
+    BIAS_HIDDEN: tl.constexpr,
+    GATED: tl.constexpr,
+    BIAS_GATE: tl.constexpr,
+    DROPOUT: tl.constexpr,
+):
+    inside = (r < rows)[:, None] & (c < p.A)[None, :]
+    y, _, s, _ = hidden(p, b, r, c, inside, factors, F, BIAS_HIDDEN, GATED, BIAS_GATE, DROPOUT)
     all_have_read()
     tl.store(p.u + r[:, None] * p.A + c[None, :], y * s, mask=inside)
 

@@ -35,6 +35,15 @@ class Weights(NamedTuple):
     k: int
 
 
+class Dropout(NamedTuple):
+    """csrc/dropout.h; `first` is a panel's first row."""
+
+    seed: Any
+    threshold: Any
+    scale: Any
+    first: Any
+
+
 class Panel(NamedTuple):
     """[rows, A] u and t, and what is added to them: [B, A] bias_hidden, [A] bias_gate."""
 
@@ -64,9 +73,20 @@ def activation(x, F: tl.constexpr):
 
 @triton.jit
 def hidden(
-    p, sample, r, c, inside, F: tl.constexpr, BIAS_HIDDEN: tl.constexpr, GATED: tl.constexpr, BIAS_GATE: tl.constexpr
+    p,
+    sample,
+    r,
+    c,
+    inside,
+    factors,
+    F: tl.constexpr,
+    BIAS_HIDDEN: tl.constexpr,
+    GATED: tl.constexpr,
+    BIAS_GATE: tl.constexpr,
+    DROPOUT: tl.constexpr,
 ):
-    """(activation, its derivative, gate) of a panel's tile"""
+    """(activation, its derivative, gate, what is left of the gate to 1) of a panel's tile; with DROPOUT the first three
+    times their factors, of hidden units and of gates."""
     at = r[:, None] * p.A + c[None, :]
     x = tl.load(p.u + at, mask=inside, other=0.0)
     if BIAS_HIDDEN:
@@ -78,7 +98,33 @@ def hidden(
         if BIAS_GATE:
             z += tl.load(p.bias_gate + c, mask=c < p.A, other=0.0)[None, :]
         s = 1.0 / (1.0 + tl.exp(-z))
-    return y, slope, s
+    rest = 1.0 - s
+    if DROPOUT:
+        y *= factors[0]
+        slope *= factors[0]
+        if GATED:
+            s *= factors[1]
+    return y, slope, s, rest
+
+
+@triton.jit
+def philox_words(dropout, r, j, which: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Four words for each row r of a panel and counter j (csrc/dropout.h)."""
+    row = (dropout.first + r)[:, None] + tl.zeros([BLOCK_N, BLOCK_C], tl.int64)
+    counter = j[None, :] + tl.zeros([BLOCK_N, BLOCK_C], tl.int32)
+    low = (row & 0xFFFFFFFF).to(tl.uint32)
+    high = (row >> 32).to(tl.uint32)
+    return tl.philox(tl.load(dropout.seed), counter.to(tl.uint32), low, high, tl.zeros_like(low) + which)
+
+
+@triton.jit
+def factors_of(words, words_of_gate, w: tl.constexpr, dropout):
+    """What dropout multiplies the hidden units of the w-th quarter with, and their gates."""
+    threshold = tl.cast(dropout.threshold, tl.uint32)
+    return (
+        tl.where(words[w] < threshold, 0.0, dropout.scale),
+        tl.where(words_of_gate[w] < threshold, 0.0, dropout.scale),
+    )
 
 
 @triton.jit

@@ -218,6 +218,7 @@ class Heads:
             **outer,
             ALL_ROWS=rows.size <= block_n,
             ALL_COLS=cols.size <= block_t,
+            CENTRED=rows.grad is not None and to_query is not None,
             num_warps=configuration.warps,
             num_stages=configuration.stages,
             **compiler_options(),

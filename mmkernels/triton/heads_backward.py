@@ -99,6 +99,15 @@ def mean(p, dp, axis: tl.constexpr):
 
 
 @triton.jit
+def centre(side, b, h, c, C: tl.constexpr, BLOCK: tl.constexpr):
+    """[c]: about what the queries that take part have in common: the mean of some."""
+    n = arange(0, BLOCK) * tl.cdiv(side.size, BLOCK)
+    some = Place(b, h, n, taking_part(side, b, h, n))
+    x = load_tile(side.query, some, c, C, tl.float32, False)
+    return tl.sum(x, 0) / tl.maximum(tl.sum(some.valid.to(tl.float32), 0), 1.0)
+
+
+@triton.jit
 def write_query_gradient(rows, to_query, dq, scale, at, live, c, D: tl.constexpr, BOTH: tl.constexpr):
     """Exact zeros where nothing takes part, and where a NaN counted as 0. `live`: of the rows' own softmax."""
     exist = inside(rows, at)
@@ -144,11 +153,14 @@ def differentiate(
     OUT_V: tl.constexpr,
     ALL_ROWS: tl.constexpr,
     ALL_COLS: tl.constexpr,
+    CENTRED: tl.constexpr,
 ):
     """A program for each block of rows, chunk of columns, and OUT_D and OUT_V channels of the rows' gradients.
 
     rows.grad: the rows' softmax over the columns; cols.grad: the columns' softmax over the rows; either or both.
     ALL_ROWS, ALL_COLS: a tile holds them all, so that delta is known exactly, where `prepare` had a rounded result.
+    CENTRED: the rows' softmax gives ds that add up to 0, but for roundings to 16 bits (delta's, ds's own). What the
+    columns have in common is taken away from what those multiply: it may be larger than the gradient.
     """
     rows = Side(*rows)
     cols = Side(*cols)
@@ -174,6 +186,7 @@ def differentiate(
             row_g = load_tile(rows.grad, live_row, c, V, DOT)
         if cols.grad is not None:
             row_v = load_tile(rows.value, row, c, V, DOT)
+    excess = tl.zeros([BLOCK_N], tl.float32)
     dq = tl.zeros([BLOCK_N, OUT_D], tl.float32)
     dv = tl.zeros([BLOCK_N, OUT_V], tl.float32)
     begin = split * chunk
@@ -206,6 +219,9 @@ def differentiate(
             if ALL_COLS:
                 row_delta = mean(p, dp, 1)
             ds += p * (dp - row_delta[:, None]) * spread(row_share)[:, None]
+            if CENTRED:
+                if cols.grad is not None:
+                    excess += tl.sum(ds, 1)
         if cols.grad is not None:
             p = exponential(tl.where(row_valid[:, None], s, float("-inf")), col_top[None, :])
             g = None
@@ -228,7 +244,13 @@ def differentiate(
         if to_query is not None:
             if D > BLOCK_D or OUT_D != BLOCK_D:
                 k = load_queries(cols, query_col, out_d, D, BOTH, DOT, False)
-            dq = tl.dot(ds.to(DOT), k, dq, input_precision=PRECISION)
+            rounded = ds.to(DOT)
+            dq = tl.dot(rounded, k, dq, input_precision=PRECISION)
+            if CENTRED:
+                if cols.grad is None:
+                    excess += tl.sum(rounded.to(tl.float32), 1)
+    if CENTRED:
+        dq -= excess[:, None] * centre(cols, b, h, out_d, D, BLOCK_T)[None, :]
     if splits == 1:
         if to_query is not None:
             write_query_gradient(rows, to_query, dq, scale, row, row_live, out_d, D, BOTH)

@@ -15,9 +15,9 @@ from mmkernels import cases, functional, tolerance
 
 
 def chosen(operation, small=False):
-    """Of every group of cases one in its middle and its last; of the empty ones none, for a graph of nothing isn't
-    one."""
-    usable = [case for case in cases.selected(operation, small=small) if case.group != "empty"]
+    """Of every group of cases one in its middle and its last; of the empty ones none, for a graph of nothing isn't one,
+    nor of those with dropout, for a replay drops other elements."""
+    usable = [case for case in cases.selected(operation, small=small) if case.group not in ("empty", "dropout")]
     groups = [list(group) for _, group in itertools.groupby(usable, key=lambda case: case.group)]
     return [group[i] for group in groups for i in sorted({len(group) // 2, len(group) - 1})]
 

@@ -58,6 +58,8 @@ FURTHER = {
         "num_heads 5": ({"num_heads": 5}, ValueError, "num_heads must be at least 1 and divide embed_dim = 12, got 5")
     },
     "AdditiveAttention": {
+        "dropout too large": ({"dropout": 1.5}, ValueError, "dropout must be from 0 to 1, got 1.5"),
+        "dropout a flag": ({"dropout": True}, TypeError, "dropout must be a number, got bool"),
         "maps multiplied": (
             {"num_queries": 2, "combine": "multiply"},
             ValueError,

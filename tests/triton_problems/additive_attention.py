@@ -25,6 +25,16 @@ PROBLEMS = {
         "float16",
         {"bags": 8, "activation": 2, "maps": 4},
     ),
+    "a bag of 512 channels, A = 256, gated, dropout, fp32": (
+        (1, 500, 512, 256),
+        "float32",
+        {"gated": True, "dropout_p": 0.25},
+    ),
+    "a bag of 64 channels, A = 40, gelu, dropout, bf16": (
+        (1, 500, 64, 40),
+        "bfloat16",
+        {"activation": 2, "dropout_p": 0.5},
+    ),
     "36 x 2048, A = 512, relu, multiplied, fp32": ((4, 36, 2048, 512), "float32", {"activation": 1, "pool": False}),
 }
 
@@ -39,6 +49,7 @@ def launch(
     activation=0,
     maps=1,
     pool=True,
+    dropout_p=0.0,
     need_scores=False,
 ):
     *image, hidden = shape
@@ -55,7 +66,8 @@ def launch(
         torch.zeros(hidden) if gated else None,
         mask,
         offsets,
+        torch.tensor(0) if dropout_p else None,
     )
-    options = activation, pool, need_scores, 0
+    options = activation, pool, dropout_p, need_scores, 0
     result, weights, scores, kept = module.forward(*inputs, *options)
     module.backward(result, weights, scores if need_scores else None, *inputs, weights, kept, *options, *[True] * 6)

@@ -116,7 +116,7 @@ MUTANTS = (
     Mutant(
         "additive_attention",
         "gate's slope without 1 - s",
-        "dh * y * s * (1.0 - s)",
+        "dh * y * s * rest",
         "dh * y * s",
     ),
     Mutant(
