@@ -3,6 +3,7 @@
 #pragma once
 #include "../additive_attention.h"
 
+#include "dropout.h"
 #include "rows.h"
 
 namespace mmk {
@@ -16,20 +17,6 @@ inline vec<C> load_some(const C* p, int64_t count) {
   for (int64_t i = 0; i < count; ++i)
     v[i] = p[i];
   return v;
-}
-
-template <class C>
-inline void draw_factors(const Dropout& dropout, int64_t row, Dropped which, int64_t units, C* to) {
-  const uint64_t seed = uint64_t(*dropout.seed);
-  const int64_t quarter = quarter_of(units);
-  const uint32_t threshold = dropout.threshold;
-  const C scale = C(dropout.scale);
-  for (int64_t j = 0; j < quarter; ++j) {
-    uint32_t word[philox_words];
-    philox(seed, uint32_t(j), uint64_t(row), which, word);
-    for (int64_t w = 0; w < philox_words; ++w)
-      to[w * quarter + j] = word[w] < threshold ? C(0) : scale;
-  }
 }
 
 inline Samples samples_of(const AdditiveAttention& a) {
