@@ -10,59 +10,20 @@
 // one: its score has no gradient, and rounding must not leave one.
 //   grad_query[row] = scale sum ds key, grad_value[row] = sum p' grad[column].
 //
+// The ds of a softmax add up to 0, but for roundings to 16 bits: delta's, and theirs. Times what keys have in common
+// that may be larger than a query's gradient, so it is taken away: sums of ds as they are multiplied, times `centre`,
+// about the keys' mean.
+//
 // Gated cross-attention: Own with the image's rows gives grad_query and grad_bias, Other with the text's rows grad_key
 // and grad_value (query and key change places). Bidirectional attention: Own and Other, once with each side's rows.
 // Where all rows are in one tile (a short text) one launch does both: `whole`, the columns' gradients come from
 // the same ds and p. Where few rows meet a long stream it is split; sums are left in scratch, and `backward_merge` adds
 // them in a fixed order.
 #pragma once
-#include "heads_task.h"
+#include "heads_merge.h"
 #include "stream_pipeline.h"
 
 namespace mmk::cuda {
-
-// What both the kernel and the merge know of a task: where it takes part, and what is written there.
-template <class T>
-struct BackwardRows {
-  const BackwardTask& t;
-  int64_t bh, b, h;
-  MMK_DEVICE BackwardRows(const BackwardTask& t, int64_t bh) : t(t), bh(bh), b(bh / t.heads), h(bh % t.heads) {}
-  MMK_DEVICE bool row_valid(int64_t r) const {
-    return !t.row_mask.data || load(t.row_mask.data + b * t.row_mask.b + h * t.row_mask.h + r * t.row_mask.t);
-  }
-  MMK_DEVICE bool column_valid(int64_t n) const {
-    return !t.column_mask.data ||
-           load(t.column_mask.data + b * t.column_mask.b + h * t.column_mask.h + n * t.column_mask.t);
-  }
-  MMK_DEVICE bool fully_masked(const float* softmax, int64_t rows, int64_t r) const {
-    return softmax && share_of(softmax, bh, rows, r) == 0;
-  }
-  // The gradient of what counted as 0 because it takes no part and isn't finite is 0.
-  MMK_DEVICE void put_input(const HeadRows& to, const HeadRows& input, int64_t r, int64_t c, float (&x)[8], int count,
-                            bool valid, bool fully_masked) const {
-    if (!valid && !t.drop) {
-      float y[8];
-      get<8>(y, head_of<T>(input, b, h) + r * input.n + c * input.c, input.c, count);
-#pragma unroll
-      for (int e = 0; e < 8; ++e)
-        if (!(fabsf(y[e]) < INFINITY))
-          x[e] = 0;
-    }
-#pragma unroll
-    for (int e = 0; e < 8; ++e)
-      x[e] = fully_masked || (!valid && t.drop) ? 0.f : x[e] * float(t.scale);
-    put<8>(head_of<T>(to, b, h) + r * to.n + c * to.c, x, to.c, count);
-  }
-  MMK_DEVICE void put_value(const HeadRows& to, int64_t r, int64_t c, float (&x)[8], int count, bool valid) const {
-#pragma unroll
-    for (int e = 0; e < 8; ++e)
-      x[e] = valid ? x[e] : 0.f;
-    put<8>(head_of<T>(to, b, h) + r * to.n + c * to.c, x, to.c, count);
-  }
-  MMK_DEVICE void put_query(int64_t r, int64_t c, float (&x)[8], int count) const {
-    put_input(t.grad_query, t.query, r, c, x, count, row_valid(r), t.drop && fully_masked(t.softmax, t.rows, r));
-  }
-};
 
 template <class T, int C, bool Own, bool Other>
 struct Backward : BackwardRows<T> {
@@ -78,6 +39,7 @@ struct Backward : BackwardRows<T> {
   T *buffers, *rows, *ds, *other, *own;
   ColumnSide* side;
   uint8_t* valid;
+  float* centre;           // of the channels of this chunk
   int group, column_half;  // the warp's 16 rows, its half of the channels
 
   MMK_DEVICE Backward(const BackwardTask& t, unsigned char* shared)
@@ -98,6 +60,7 @@ struct Backward : BackwardRows<T> {
     own = reinterpret_cast<T*>(shared + at.own);
     side = reinterpret_cast<ColumnSide*>(shared + at.side);
     valid = shared + at.valid;
+    centre = reinterpret_cast<float*>(shared + at.centre);
     group = threadIdx.x / 32 % 4;
     column_half = threadIdx.x / 128;
   }
@@ -173,9 +136,28 @@ struct Backward : BackwardRows<T> {
     bool valid[2];
   };
 
-  // Weights and the scores' gradients, to shared memory.
+  // About what the queries, or keys, of those that take part have in common: the mean of some.
+  template <class Valid>
+  MMK_DEVICE void find_centre(const HeadRows& f, int64_t count, Valid takes_part) const {
+    constexpr int most = 16;
+    const int c = threadIdx.x;
+    if (c >= C)
+      return;
+    const int64_t channel = chunk * C + c;
+    const int64_t apart = ceil_div(count, int64_t(most));
+    float sum = 0;
+    float found = 0;
+    for (int64_t r = 0; channel < t.d && r < count; r += apart)
+      if (takes_part(r)) {
+        sum += to_float(load(head_of<T>(f, b, h) + r * f.n + channel * f.c));
+        found += 1;
+      }
+    centre[c] = found == 0 ? 0.f : sum / found;
+  }
+
+  // Weights and the scores' gradients, to shared memory; left: what the rows' add up to, as far as it should be 0.
   MMK_DEVICE void weigh(const float (&s)[J][4], const float (&dp)[J][4], const float (&dq)[J][4], const RowSide& mine,
-                        int at, int n) const {
+                        int at, int n, float (&left)[2]) const {
     const float scale = float(t.scale) * log4e;
 #pragma unroll
     for (int j = 0; j < J; ++j) {
@@ -206,19 +188,47 @@ struct Backward : BackwardRows<T> {
           p = mine.power[half](x) * mine.share[half];
           d = p == 1 ? 0.f : p * (dp[j][i] - mine.delta[half]);
         }
+        const float of_row = d;
         if (Other && attends && mine.valid[half] && its[i % 2].share != 0) {
           q = its[i % 2].power(x) * its[i % 2].share;
           d += q == 1 ? 0.f : q * (dq[j][i] - its[i % 2].delta);
         }
+        const T multiplied = from_float<T>(d);
+        if (Own)
+          left[half] += Other ? of_row : to_float(multiplied);
         if (t.grad_bias && chunk == 0 && r < t.rows && k < end)
           store(t.grad_bias + bh * t.rows * t.columns + r * t.grad_bias_row + k * t.grad_bias_column, d);
         const int to = (16 * group + lane_row() + 8 * half) * Layout::weights + c;
-        ds[to] = from_float<T>(d);
+        ds[to] = multiplied;
         if (Other)
           other[to] = from_float<T>(q);
         if (Own && t.whole)
           own[to] = from_float<T>(p);
       }
+    }
+  }
+
+  static constexpr bool centred_columns = Other && !Own;  // Own: ds adds up to more than roundings
+
+  // The sums of 16 columns of ds, spread as the rows of a product.
+  MMK_DEVICE void add_up(float (&sum)[4], const T* from) const {
+    const int lane = threadIdx.x % 32;
+    if constexpr (sizeof(T) == 2) {
+      from += (lane % 8 + lane / 16 * 8) * Layout::weights + lane / 8 % 2 * 8;
+      const uint32_t ones = pair_of<T>(1, 1);
+#pragma unroll
+      for (int k = 0; k < tile_rows; k += 16) {
+        uint32_t x[4];
+        load_matrices<true>(x, from + k * Layout::weights);
+        mma_tile<T>(sum, x, ones, ones);
+      }
+    } else {
+      for (int k = lane % 4; k < tile_rows; k += 4) {
+        sum[0] += from[k * Layout::weights + lane_row()];
+        sum[2] += from[k * Layout::weights + lane_row() + 8];
+      }
+      sum[0] = over_lanes(sum[0], 4, Sum());
+      sum[2] = over_lanes(sum[2], 4, Sum());
     }
   }
 
@@ -231,12 +241,18 @@ struct Backward : BackwardRows<T> {
       const int c0 = item / row_groups * width;
       float x[4][4];
       if (t.grad_key.data && c0 < t.d) {
+        float left[4] = {};
+        if (centred_columns)
+          add_up(left, ds + r0);
         clear(x);
         mma<4, true, true>(x, ds + r0, Layout::weights, row_panel(0) + c0, pitch, tile_rows);
         emit_rows(x, [&](int r, int c, float (&v)[8]) {
           const int k = n + r0 + r;
           if (k >= end || c0 + c >= t.d)
             return;
+          if (centred_columns)
+            for (int e = 0; e < 8; ++e)
+              v[e] -= left[r < 8 ? 0 : 2] * centre[c0 + c + e];
           this->put_input(t.grad_key, t.key, k, c0 + c, v, int(least<int64_t>(8, t.d - c0 - c)), this->column_valid(k),
                           t.drop && this->fully_masked(t.column_softmax, t.columns, k));
         });
@@ -302,17 +318,33 @@ struct Backward : BackwardRows<T> {
   }
 
   // The sums of the rows, to where they are wanted.
-  MMK_DEVICE void finish(const float (&to_query)[W][4], const float (&to_value)[Other ? W : 1][4]) const {
+  MMK_DEVICE void finish(const float (&to_query)[W][4], const float (&to_value)[Other ? W : 1][4],
+                         const float (&left)[2]) const {
     const int channel = chunk * C + column_half * (C / 2);
     float* memory =
         reinterpret_cast<float*>(rows) + threadIdx.x / 32 * 16 * (C / 2 + 4);  // all is free now; at least two panels
+    float* halves = reinterpret_cast<float*>(buffers);                         // of the rows' sums: [2][64]
     __syncthreads();
+    if (Own) {
+      for (int half = 0; half < 2; ++half) {
+        const float sum = over_lanes(left[half], 4, Sum());
+        if (threadIdx.x % 4 == 0)
+          halves[column_half * tile_rows + 16 * group + lane_row() + 8 * half] = sum;
+      }
+      find_centre(t.key, t.columns, [&](int64_t n) { return this->column_valid(n); });
+      __syncthreads();
+    }
     if (t.grad_query.data)
       emit_through<W>(memory, to_query, [&](int i, int c, float (&x)[8]) {
         const int r = first + 16 * group + i;
         const int count = int(least<int64_t>(8, t.d - channel - c));
         if (r >= t.rows || count <= 0)
           return;
+        if (Own) {
+          const float sum = halves[16 * group + i] + halves[tile_rows + 16 * group + i];
+          for (int e = 0; e < 8; ++e)
+            x[e] -= sum * centre[column_half * (C / 2) + c + e];
+        }
         if (t.splits > 1)
           put<8>(t.partial_query_of(bh, split, r) + channel + c, x, 1, count);
         else
@@ -337,8 +369,11 @@ struct Backward : BackwardRows<T> {
     const int passes = slabs == 1 ? 1 : slabs + 1;
     const RowSide mine = row_side();
     float to_query[W][4], to_value[Other ? W : 1][4];
+    float left[2] = {};
     clear(to_query);
     clear(to_value);
+    if (centred_columns && t.whole)
+      find_centre(t.query, t.rows, [&](int64_t r) { return this->row_valid(r); });
     StreamPipeline<S> tiles(begin, end, t.stages, passes > 1, false);
     for (; tiles.more(); tiles.advance()) {
       float s[J][4], dp[J][4], dq[J][4];
@@ -347,7 +382,7 @@ struct Backward : BackwardRows<T> {
       clear(dq);
       if (!scores(s, dp, dq, tiles, passes))
         continue;
-      weigh(s, dp, dq, mine, tiles.at, tiles.n);
+      weigh(s, dp, dq, mine, tiles.at, tiles.n, left);
       __syncthreads();
       const T* weights = ds + 16 * group * Layout::weights;
       mma<W, false, true>(to_query, weights, Layout::weights, panel(tiles.at, 0) + column_half * (C / 2), pitch, S);
@@ -359,41 +394,8 @@ struct Backward : BackwardRows<T> {
       tiles.release();
     }
     tiles.drain();
-    finish(to_query, to_value);
+    finish(to_query, to_value, left);
   }
 };
-
-// Adds what the splits of the stream have left: a thread 8 channels of a row. Grid (.., 1), block 128.
-template <class T>
-MMK_DEVICE void backward_merge(const BackwardTask& t) {
-  const int64_t packs = ceil_div(t.d, 8);
-  const int64_t value_packs = ceil_div(t.dv, 8);
-  const int64_t item = int64_t(blockIdx.x) * 128 + threadIdx.x;
-  const int64_t row = item / (packs + value_packs);
-  const int64_t c = item % (packs + value_packs) * 8;
-  if (row >= t.count * t.rows)
-    return;
-  const BackwardRows<T> on(t, row / t.rows);
-  const int64_t r = row % t.rows;
-  const int64_t v = c - packs * 8;
-  const bool values = v >= 0;
-  if (!(values ? t.grad_row_value : t.grad_query).data)
-    return;
-  const int64_t width = values ? t.dv : t.d;
-  const int64_t channel = values ? v : c;
-  const int count = int(least<int64_t>(8, width - channel));
-  const float* from = (values ? t.partial_value_of(on.bh, 0, r) : t.partial_query_of(on.bh, 0, r)) + channel;
-  float sum[8] = {};
-  for (int64_t s = 0; s < t.splits; ++s, from += t.rows * width) {
-    float x[8];
-    get<8>(x, from, 1, count);
-    for (int e = 0; e < 8; ++e)
-      sum[e] += x[e];
-  }
-  if (values)
-    on.put_value(t.grad_row_value, r, channel, sum, count, on.row_valid(r));
-  else
-    on.put_query(r, channel, sum, count);
-}
 
 }  // namespace mmk::cuda

@@ -107,7 +107,7 @@ struct BackwardLayout {
   static constexpr int pitch = pitch_of<T, C>;
   static constexpr int weights = S + pad<T>;  // the weights' pitch
   static constexpr int panels = 1 + Own + Other;
-  int64_t rows, ds, other, own, side, valid, total;
+  int64_t rows, ds, other, own, side, valid, centre, total;
   MMK_HOST_DEVICE BackwardLayout(int64_t stages, bool whole) {
     constexpr int64_t size = sizeof(T);
     constexpr int64_t weight_bytes = tile_rows * weights * size;
@@ -117,7 +117,8 @@ struct BackwardLayout {
     own = other + (Other ? weight_bytes : 0);        // p, for the columns' gradients
     side = own + (Own && whole ? weight_bytes : 0);  // ColumnSide [stages][S]
     valid = side + (Other ? stages * S * int64_t(sizeof(ColumnSide)) : 0);  // bytes [stages][S]
-    total = valid + round_up(stages * S, 16);
+    centre = valid + round_up(stages * S, 16);                              // float [C]
+    total = centre + C * 4;
   }
 };
 
