@@ -46,7 +46,6 @@ def test_case(backend, device, dtype, case):
         for combination in runnable(OPERATION, cases.DTYPES)
         for shape in IN_COMMON_SIZES
         if heads_small(shape) or not cases.is_slow(*combination.values[:2])
-        if "cuda" not in combination.values[0]  # up to four times what is allowed in 16 bits
     ],
 )
 def test_all_in_common(backend, device, dtype, shape):

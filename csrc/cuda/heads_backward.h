@@ -155,9 +155,9 @@ struct Backward : BackwardRows<T> {
     centre[c] = found == 0 ? 0.f : sum / found;
   }
 
-  // Weights and the scores' gradients, to shared memory; left: what the rows' add up to, as far as it should be 0.
+  // Weights and the scores' gradients, to shared memory; excess: what the rows' add up to, as far as it should be 0.
   MMK_DEVICE void weigh(const float (&s)[J][4], const float (&dp)[J][4], const float (&dq)[J][4], const RowSide& mine,
-                        int at, int n, float (&left)[2]) const {
+                        int at, int n, float (&excess)[2]) const {
     const float scale = float(t.scale) * log4e;
 #pragma unroll
     for (int j = 0; j < J; ++j) {
@@ -195,7 +195,7 @@ struct Backward : BackwardRows<T> {
         }
         const T multiplied = from_float<T>(d);
         if (Own)
-          left[half] += Other ? of_row : to_float(multiplied);
+          excess[half] += Other ? of_row : to_float(multiplied);
         if (t.grad_bias && chunk == 0 && r < t.rows && k < end)
           store(t.grad_bias + bh * t.rows * t.columns + r * t.grad_bias_row + k * t.grad_bias_column, d);
         const int to = (16 * group + lane_row() + 8 * half) * Layout::weights + c;
@@ -241,9 +241,9 @@ struct Backward : BackwardRows<T> {
       const int c0 = item / row_groups * width;
       float x[4][4];
       if (t.grad_key.data && c0 < t.d) {
-        float left[4] = {};
+        float excess[4] = {};
         if (centred_columns)
-          add_up(left, ds + r0);
+          add_up(excess, ds + r0);
         clear(x);
         mma<4, true, true>(x, ds + r0, Layout::weights, row_panel(0) + c0, pitch, tile_rows);
         emit_rows(x, [&](int r, int c, float (&v)[8]) {
@@ -252,7 +252,7 @@ struct Backward : BackwardRows<T> {
             return;
           if (centred_columns)
             for (int e = 0; e < 8; ++e)
-              v[e] -= left[r < 8 ? 0 : 2] * centre[c0 + c + e];
+              v[e] -= excess[r < 8 ? 0 : 2] * centre[c0 + c + e];
           this->put_input(t.grad_key, t.key, k, c0 + c, v, int(least<int64_t>(8, t.d - c0 - c)), this->column_valid(k),
                           t.drop && this->fully_masked(t.column_softmax, t.columns, k));
         });
@@ -319,7 +319,7 @@ struct Backward : BackwardRows<T> {
 
   // The sums of the rows, to where they are wanted.
   MMK_DEVICE void finish(const float (&to_query)[W][4], const float (&to_value)[Other ? W : 1][4],
-                         const float (&left)[2]) const {
+                         const float (&excess)[2]) const {
     const int channel = chunk * C + column_half * (C / 2);
     float* memory =
         reinterpret_cast<float*>(rows) + threadIdx.x / 32 * 16 * (C / 2 + 4);  // all is free now; at least two panels
@@ -327,7 +327,7 @@ struct Backward : BackwardRows<T> {
     __syncthreads();
     if (Own) {
       for (int half = 0; half < 2; ++half) {
-        const float sum = over_lanes(left[half], 4, Sum());
+        const float sum = over_lanes(excess[half], 4, Sum());
         if (threadIdx.x % 4 == 0)
           halves[column_half * tile_rows + 16 * group + lane_row() + 8 * half] = sum;
       }
@@ -369,7 +369,7 @@ struct Backward : BackwardRows<T> {
     const int passes = slabs == 1 ? 1 : slabs + 1;
     const RowSide mine = row_side();
     float to_query[W][4], to_value[Other ? W : 1][4];
-    float left[2] = {};
+    float excess[2] = {};
     clear(to_query);
     clear(to_value);
     if (centred_columns && t.whole)
@@ -382,7 +382,7 @@ struct Backward : BackwardRows<T> {
       clear(dq);
       if (!scores(s, dp, dq, tiles, passes))
         continue;
-      weigh(s, dp, dq, mine, tiles.at, tiles.n, left);
+      weigh(s, dp, dq, mine, tiles.at, tiles.n, excess);
       __syncthreads();
       const T* weights = ds + 16 * group * Layout::weights;
       mma<W, false, true>(to_query, weights, Layout::weights, panel(tiles.at, 0) + column_half * (C / 2), pitch, S);
@@ -394,7 +394,7 @@ struct Backward : BackwardRows<T> {
       tiles.release();
     }
     tiles.drain();
-    finish(to_query, to_value, left);
+    finish(to_query, to_value, excess);
   }
 };
 
