@@ -1,13 +1,15 @@
 """Triton's interpreter, made to do once what it does again and again: the tests take a third of the time.
 
-What it computes stays the same. Its own functions come into triton.language's place with every launch and every call of
-a device function: here they are found once. And with every tensor, type and operation it makes the same few shapes
-anew, and looks the same things up: here they are kept.
+What it computes stays the same, but that it rounds to bfloat16, as GPUs do. Its own functions come into
+triton.language's place with every launch and every call of a device function: here they are found once. And with every
+tensor, type and operation it makes the same few shapes anew, and looks the same things up: here they are kept.
 """
 
 import contextlib
 import functools
 from unittest import mock
+
+import numpy as np
 
 from mmkernels import backends
 
@@ -156,6 +158,25 @@ def keep_dtypes():
     interpreter._get_np_dtype = np_dtype
 
 
+def round_to_bfloat16():
+    """The interpreter cuts float32's last bits off: all errors have one sign, and what many numbers have in common
+    grows of them."""
+    from triton.language import core
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def convert_float(values, from_type, to_type, rounding_mode):
+        if from_type != core.float32 or to_type != core.bfloat16:
+            return convert(values, from_type, to_type, rounding_mode)
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # the even one of two
+        nan = (bits & 0x7FFFFFFF) > 0x7F800000
+        return np.where(nan, bits >> 16 | 0x40, nearest).astype(np.uint16).reshape(np.shape(values))
+
+    interpreter._convert_float = convert_float
+
+
 @contextlib.contextmanager
 def launching_nothing():
     """Triton's operations allocate what they give, and no kernel runs: for tests of shapes and strides."""
@@ -174,3 +195,4 @@ if INTERPRETS:
     keep_shapes()
     leave_same_types()
     keep_dtypes()
+    round_to_bfloat16()
