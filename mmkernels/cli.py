@@ -123,8 +123,7 @@ def bench(operation, models, model, quick, threads, device, plot_path, json_path
         found = benchmark.run(list(operation) or None, quick=quick, threads=threads, device=device, progress=progress)
     report.show(found, console)
     if json_path:
-        with open(json_path, "w") as file:
-            file.write(report.as_json(found) + "\n")
+        report.save(found, json_path)
     if plot_path:
         from .bench.plot import plot
 
@@ -145,8 +144,7 @@ def _bench_models(parts, quick, threads, json_path):
         found = models.run(names, quick=quick, threads=threads, progress=progress)
     models.show(found, console)
     if json_path:
-        with open(json_path, "w") as file:
-            file.write(report.as_json(found) + "\n")
+        report.save(found, json_path)
 
 
 @main.command()

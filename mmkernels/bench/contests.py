@@ -150,15 +150,15 @@ def contestants(operation, *names, compiled=""):
 def installed(contestants, needs):
     """Without the peers whose package, `needs` by name, isn't installed: a benchmark has `needs` as ``NEEDS``, and
     :func:`left_out` tells."""
-    return {name: make for name, make in contestants.items() if not _missing(needs.get(name))}
+    return {name: make for name, make in contestants.items() if not missing(needs.get(name))}
 
 
 def left_out(benchmark):
     """Peers of an operation's benchmark that can't take part: their packages by their names."""
-    return {name: package for name, package in getattr(benchmark, "NEEDS", {}).items() if _missing(package)}
+    return {name: package for name, package in getattr(benchmark, "NEEDS", {}).items() if missing(package)}
 
 
-def _missing(package):
+def missing(package):
     return package is not None and importlib.util.find_spec(package) is None
 
 

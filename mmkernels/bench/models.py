@@ -7,7 +7,6 @@ how much faster that makes the whole, what memory it needs at most, and by how m
 
 import contextlib
 import gc
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import torch
 
 from .. import integrations
 from . import report
+from .contests import missing
 from .timing import keep_freed_memory, peak_memory
 
 ROUNDS = 5
@@ -67,7 +67,10 @@ def deformable_detr(quick):
     import transformers as hf
 
     backbone = hf.ResNetConfig(out_features=["stage2", "stage3", "stage4"])
-    module = hf.DeformableDetrForObjectDetection(hf.DeformableDetrConfig(**_own_backbone(backbone)))
+    config = hf.DeformableDetrConfig(
+        backbone_config=backbone, backbone=None, use_timm_backbone=False, use_pretrained_backbone=False
+    )
+    module = hf.DeformableDetrForObjectDetection(config)
     return module, {"pixel_values": _picture(1, *((320, 384) if quick else (800, 1333)))}
 
 
@@ -83,21 +86,18 @@ def mask2former(quick):
 def rt_detr(quick):
     import transformers as hf
 
-    module = hf.RTDetrForObjectDetection(hf.RTDetrConfig())
-    size = 320 if quick else 640
-    return module, {"pixel_values": _picture(1, size, size)}
+    return _rt_detr(hf.RTDetrForObjectDetection, hf.RTDetrConfig, quick)
 
 
 def rt_detr_v2(quick):
     import transformers as hf
 
-    module = hf.RTDetrV2ForObjectDetection(hf.RTDetrV2Config())
+    return _rt_detr(hf.RTDetrV2ForObjectDetection, hf.RTDetrV2Config, quick)
+
+
+def _rt_detr(kind, config, quick):
     size = 320 if quick else 640
-    return module, {"pixel_values": _picture(1, size, size)}
-
-
-def _own_backbone(config):
-    return {"backbone_config": config, "backbone": None, "use_timm_backbone": False, "use_pretrained_backbone": False}
+    return kind(config()), {"pixel_values": _picture(1, size, size)}
 
 
 def _picture(batch, y, x):
@@ -287,7 +287,7 @@ def run(names=None, *, quick=False, threads=None, rounds=ROUNDS, progress=None):
     try:
         for i, model in enumerate(chosen):
             progress(model.name, i, len(chosen))
-            if importlib.util.find_spec(model.package) is None:
+            if missing(model.package):
                 rows.append({"model": model.name, "left out": f"{model.package} isn't installed"})
                 continue
             rows.append(_row(model, quick, 2 if quick else rounds))
@@ -313,16 +313,17 @@ def _row(model, quick, rounds):
     module.train(model.training)
     if not difference <= ALLOWED:
         return {"model": model.name, "wrong": f"outputs differ by {difference:.0e} of the largest"}
-    times, layers = {"plain": [], "fused": []}, {"plain": [], "fused": []}
+    kinds = ("plain", model.restore), ("fused", model.fuse)
+    times, layers = ({name: [] for name, _ in kinds} for _ in range(2))
     for _ in range(rounds):
-        for name, change in (("plain", model.restore), ("fused", model.fuse)):
+        for name, change in kinds:
             change(module)
             start = time.perf_counter()
             _, seconds = _timed(step, replaced)
             times[name].append(time.perf_counter() - start)
             layers[name].append(seconds)
     memory = {}
-    for name, change in (("plain", model.restore), ("fused", model.fuse)):
+    for name, change in kinds:
         change(module)
         memory[name] = peak_memory(step)
     ratios = [a / b for a, b in zip(times["plain"], times["fused"])]

@@ -143,6 +143,11 @@ def as_json(found):
     return json.dumps(clean(found), indent=1)
 
 
+def save(found, path):
+    with open(path, "w") as file:
+        file.write(as_json(found) + "\n")
+
+
 def text(value):
     if value is None:
         return "–"

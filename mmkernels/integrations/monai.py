@@ -3,7 +3,7 @@
 from torch import nn
 
 from .. import functional
-from ..modules.common import is_plain
+from ..modules.common import is_plain, reaching
 from .patching import Replacement, exported
 from .pooling import plain_linears
 
@@ -31,9 +31,7 @@ def calc_head(module, x):
         x = module.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
     hidden, _, score = module.attention
     pooled = functional.additive_attention(x, None, hidden.weight, None, score.weight, bias=hidden.bias)[:, 0]
-    if score.bias is not None:
-        pooled = pooled + 0 * score.bias  # data-parallel training waits for a gradient of every parameter
-    return module.myfc(pooled)
+    return module.myfc(reaching(pooled, score.bias))
 
 
 CONVERTERS = {"monai.networks.nets.milmodel.MILModel": convert}

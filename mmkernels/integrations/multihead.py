@@ -5,7 +5,7 @@ from torch.nn.functional import linear
 
 from ..modules.common import meet
 from .patching import Replacement, plain
-from .pooling import absorbed_pooling, pays
+from .pooling import attend, chunks, pays
 
 
 def convert(module):
@@ -40,25 +40,20 @@ def forward(
     image = key if module.batch_first else key.transpose(0, 1)
     tokens = query if module.batch_first else query.transpose(0, 1)
     heads, width = module.num_heads, module.head_dim
-    query_weight, key_weight, value_weight, biases = weights_of(module)
-    weights = query_weight, key_weight, value_weight, module.out_proj.weight
-    if not meet(tokens, image) or not pays(image, tokens.shape[1], heads, width, *weights):
+    weights = weights_of(module)
+    if not meet(tokens, image) or not pays(image, tokens.shape[1], heads, width, *weights, module.out_proj.weight):
         return plain(module, query, key, value, *rest)
-    query_bias, key_bias, value_bias = (None, None, None) if biases is None else biases.chunk(3)
-    projected = linear(tokens, query_weight, query_bias).unflatten(2, (heads, width)).transpose(1, 2)
     mask = None if key_padding_mask is None else ~key_padding_mask
-    pooled = absorbed_pooling(
-        image, projected, key_weight, value_weight, value_bias, width**-0.5, image_mask=mask, key_bias=key_bias
-    )
+    pooled = attend(image, tokens, weights, chunks(module.in_proj_bias, 3), heads, width**-0.5, mask)
     result = linear(pooled, module.out_proj.weight, module.out_proj.bias)
     return (result if module.batch_first else result.transpose(0, 1)), None
 
 
 def weights_of(module):
-    """(query's, key's, value's weight ``[E, channels]``, the three's bias ``[3 E]`` or None)"""
+    """Query's, key's and value's, ``[E, channels]``."""
     if module.in_proj_weight is not None:
-        return *module.in_proj_weight.chunk(3), module.in_proj_bias
-    return module.q_proj_weight, module.k_proj_weight, module.v_proj_weight, module.in_proj_bias
+        return module.in_proj_weight.chunk(3)
+    return module.q_proj_weight, module.k_proj_weight, module.v_proj_weight
 
 
 CONVERTERS = {"torch.nn.modules.activation.MultiheadAttention": convert}

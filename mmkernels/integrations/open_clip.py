@@ -6,7 +6,7 @@ from torch.nn.functional import linear
 
 from ..modules.common import is_plain_linear
 from .patching import Replacement, plain
-from .pooling import absorbed_pooling, pays, plain_linears
+from .pooling import attend, pays, plain_linears
 
 
 def convert(module):
@@ -26,9 +26,8 @@ def forward(module, x):
         return plain(module, x)
     image = torch.cat([image.mean(1, keepdim=True), image], dim=1)
     image = image + module.positional_embedding.to(x.dtype)
-    query = linear(image[:, :1], module.q_proj.weight, module.q_proj.bias).unflatten(2, (heads, width)).transpose(1, 2)
-    key, value = module.k_proj, module.v_proj
-    pooled = absorbed_pooling(image, query, key.weight, value.weight, value.bias, width**-0.5, key_bias=key.bias)
+    biases = [projection.bias for projection in projections]
+    pooled = attend(image, image[:, :1], weights[:3], biases[:3], heads, width**-0.5)
     return linear(pooled[:, 0], module.c_proj.weight, module.c_proj.bias)
 
 

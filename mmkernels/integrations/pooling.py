@@ -1,33 +1,28 @@
 """What pooling heads of several packages share: few queries, a long image, projections that may be absorbed."""
 
-from .. import backends, functional
-from ..modules.absorb import absorb_heads, multiply_adds, project_pooled
-from ..modules.common import PLAIN_TENSORS, is_plain_linear, meet
+from torch.nn.functional import linear
+
+from .. import backends
+from ..modules.absorb import absorbed_pooling, multiply_adds
+from ..modules.common import PLAIN_TENSORS, is_plain_linear, join_heads, meet
 from ..torch_private import known_true
 from .patching import exported
 
 
-def absorbed_pooling(image, query, key_weight, value_weight, value_bias, scale, *, image_mask=None, key_bias=None):
-    """``softmax(scale query key(image)^T) value(image)``, with the image read once as it is.
-
-    The key projection's bias adds the same to a query's scores of all positions, which cancels in the softmax.
+def attend(image, queries, weights, biases, heads, scale, image_mask=None):
+    """Multi-head attention of a few queries before the projection of its result: ``[B, T, H d]``.
 
     Args:
-        image: ``[B, N, D]``. query: ``[B, H, T, d]``, projected.
-        key_weight, value_weight: ``[H d, D]``. value_bias: ``[H d]`` or None.
+        image: ``[B, N, D]``. queries: ``[B, T, E]``, not yet projected.
+        weights, biases: of query, key and value.
         scale: of the scores.
         image_mask: bool ``[B, N]``, True = takes part.
-        key_bias: only given so that it gets its gradient, 0.
-
-    Returns:
-        ``[B, T, H d]``, before the projection of the result.
     """
-    key = absorb_heads(query, key_weight, scale)
-    _, pooled = functional.absorbed_attention(image, key, image_mask=image_mask)
-    if value_bias is not None and key_bias is not None:
-        value_bias = value_bias + 0 * key_bias  # data-parallel training waits for a gradient of every parameter
-    pooled = project_pooled(pooled, value_weight, value_bias, query.shape[3], image_mask)
-    return pooled.transpose(1, 2).flatten(2)
+    query = linear(queries, weights[0], biases[0]).unflatten(2, (heads, -1)).transpose(1, 2)
+    _, key_bias, value_bias = biases
+    return join_heads(
+        absorbed_pooling(image, query, *weights[1:], value_bias, scale, image_mask=image_mask, key_bias=key_bias)
+    )
 
 
 def pays(image, tokens, heads, width, *weights):
@@ -54,3 +49,8 @@ def plain_linears(*modules):
         if not is_plain_linear(module):
             return f"its projection is a {type(module).__name__}, not a plain Linear without hooks"
     return None
+
+
+def chunks(bias, count):
+    """Of packed projections: each one's bias."""
+    return (None,) * count if bias is None else bias.chunk(count)

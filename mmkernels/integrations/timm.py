@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from .. import functional
-from ..modules.common import is_plain, is_plain_linear, meet
+from ..modules.absorb import absorbed_pooling
+from ..modules.common import is_plain, is_plain_linear, join_heads, meet, reaching
 from .patching import Replacement, exported, plain
-from .pooling import absorbed_pooling, pays, plain_linears
+from .pooling import attend, chunks, pays, plain_linears
 
 
 def convert_latent(module):
@@ -24,10 +25,10 @@ def latent_forward(module, x, attn_mask=None):
         return plain(module, x, attn_mask)
     if module.pos_embed is not None:
         x = x + module.pos_embed.unsqueeze(0).to(x.dtype)
-    query = module.q(module.latent.expand(x.shape[0], -1, -1)).unflatten(2, (heads, width)).transpose(1, 2)
-    (key_weight, value_weight), (key_bias, value_bias) = kv.weight.chunk(2), _chunks(kv.bias, 2)
-    x = absorbed_pooling(x, module.q_norm(query), key_weight, value_weight, value_bias, module.scale, key_bias=key_bias)
-    x = module.proj_drop(module.proj(x))
+    query = module.q_norm(module.q(module.latent).unflatten(2, (heads, width)).transpose(1, 2))
+    key_bias, value_bias = chunks(kv.bias, 2)
+    x = absorbed_pooling(x, query, *kv.weight.chunk(2), value_bias, module.scale, key_bias=key_bias)
+    x = module.proj_drop(module.proj(join_heads(x)))
     if module.mlp is not None:
         x = x + module.mlp(module.norm(x))
     if module.pool == "token":
@@ -66,17 +67,11 @@ def pool2d_forward(module, x, pre_logits=False):
     )
     image = torch.cat([first, image], dim=1) + positions
     if module.qkv is not None:
-        weights, biases = module.qkv.weight.chunk(3), _chunks(module.qkv.bias, 3)
+        weights, biases = module.qkv.weight.chunk(3), chunks(module.qkv.bias, 3)
     else:
         weights, biases = zip(*((linear.weight, linear.bias) for linear in linears))
-    query = nn.functional.linear(image[:, :1], weights[0], biases[0]).unflatten(2, (heads, width)).transpose(1, 2)
-    pooled = absorbed_pooling(image, query, weights[1], weights[2], biases[2], module.scale, key_bias=biases[1])
-    pooled = module.drop(pooled)
+    pooled = module.drop(attend(image, image[:, :1], weights, biases, heads, module.scale))
     return (pooled if pre_logits else module.proj(pooled))[:, 0]
-
-
-def _chunks(bias, count):
-    return (None,) * count if bias is None else bias.chunk(count)
 
 
 def convert_context(module):
@@ -94,9 +89,7 @@ def context_forward(module, x):
         return plain(module, x)
     vector = conv.weight.view(1, -1).expand(x.shape[0], -1)
     context = functional.spatial_attention(x, vector, scale=1.0, combine="pool", layout="bdhw")
-    if conv.bias is not None:
-        context = context + 0 * conv.bias  # data-parallel training waits for a gradient of every parameter
-    context = context[:, :, None, None]
+    context = reaching(context, conv.bias)[:, :, None, None]
     if module.mlp_scale is not None:
         x = x * module.gate(module.mlp_scale(context))
     if module.mlp_add is not None:

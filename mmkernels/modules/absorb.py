@@ -8,11 +8,11 @@ absorbed stays in float32 (float64), whatever the image's dtype.
 
 import torch
 
-from .. import backends, checks
+from .. import backends, checks, functional
 from ..ops.common import accumulate_dtype, cast
 from ..reference.precision import without_autocast
 from ..torch_private import known_true
-from .common import check_absorb, is_plain_linear, meet
+from .common import check_absorb, is_plain_linear, meet, reaching
 
 
 def absorb_pays(positions, tokens, image_dim, embed_dim, num_heads, *, out_dim=None, pool=True, attend=True):
@@ -149,6 +149,23 @@ def project_pooled(pooled, weight, bias, width, image_mask):
         if image_mask is not None:
             result = result.where(image_mask.any(1)[:, None, None, None], 0)
     return result.to(pooled.dtype)
+
+
+def absorbed_pooling(
+    image, query, key_weight, value_weight, value_bias, scale, *, image_mask=None, key_bias=None, backend=None
+):
+    """``softmax(scale query key(image)^T) value(image)``, ``[B, H, T, d]``, with the image ``[B, N, D]`` read once as
+    it is.
+
+    Args:
+        query: ``[B, H, T, d]``, or ``[1, H, T, d]`` for all samples, projected.
+        key_weight, value_weight: ``[H d, D]``. value_bias: ``[H d]`` or None.
+        key_bias: adds the same to a query's scores of all positions, which cancels in the softmax; only given so that
+            it gets its gradient, 0.
+    """
+    key = absorb_heads(query, key_weight, scale).expand(image.shape[0], -1, -1, -1)
+    _, pooled = functional.absorbed_attention(image, key, image_mask=image_mask, backend=backend)
+    return project_pooled(pooled, value_weight, reaching(value_bias, key_bias), query.shape[3], image_mask)
 
 
 def _of_heads(parameter, text, width):

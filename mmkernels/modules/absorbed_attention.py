@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from .. import backends, checks, functional
-from .absorb import absorb_heads, absorbs, multiply_adds, project_pooled, scale_of
+from .absorb import absorbed_pooling, absorbs, multiply_adds, scale_of
 from .common import check_absorb, check_features, join_heads, project_heads, without_masked
 
 __all__ = ["AttentionPooling"]
@@ -131,17 +131,17 @@ class AttentionPooling(nn.Module):
         )
 
     def _absorbed(self, image, query, image_mask):
-        """The key projection's bias adds the same to a query's scores of all positions, which cancels in the
-        softmax."""
-        width = query.shape[3]
-        key = absorb_heads(query, self.key_projection.weight, scale_of(self.scale, width))
-        _, pooled = functional.absorbed_attention(
-            image, key.expand(image.shape[0], -1, -1, -1), image_mask=image_mask, backend=self.backend
+        return absorbed_pooling(
+            image,
+            query,
+            self.key_projection.weight,
+            self.value_projection.weight,
+            self.value_projection.bias,
+            scale_of(self.scale, query.shape[3]),
+            image_mask=image_mask,
+            key_bias=self.key_projection.bias,
+            backend=self.backend,
         )
-        bias, cancelled = self.value_projection.bias, self.key_projection.bias
-        if bias is not None and cancelled is not None:
-            bias = bias + 0 * cancelled  # no gradient is 0: data-parallel training waits for one of every parameter
-        return project_pooled(pooled, self.value_projection.weight, bias, width, image_mask)
 
     def extra_repr(self):
         return (

@@ -87,6 +87,12 @@ def check_input(name, tensor, **projections):
         checks.like(name, tensor, f"{projection_name}.weight", weight)
 
 
+def reaching(tensor, cancelled):
+    """`tensor`, which also gives a parameter that cancels its gradient, 0: data-parallel training waits for one of all
+    parameters."""
+    return tensor if tensor is None or cancelled is None else tensor + 0 * cancelled
+
+
 def without_masked(features, mask):
     """``[B, N, C]``, where what is masked out, of NaN or Inf, counts as 0: the gradient of a weight that it meets would
     be 0 times that, NaN."""

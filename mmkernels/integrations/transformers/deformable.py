@@ -47,14 +47,12 @@ def padding_mask_forward(module, hidden_states, attention_mask=None, encoder_hid
     return _forward(module, detr_locations, hidden_states, mask, encoder_hidden_states, attention_mask, named)
 
 
-def uneven_forward(module, hidden_states, attention_mask=None, *arguments, encoder_hidden_states=None, **named):
+def uneven_forward(module, hidden_states, attention_mask=None, *arguments, **named):
     """RT-DETRv2's, D-FINE's and DEIMv2's."""
-    named["encoder_hidden_states"] = encoder_hidden_states
     reference = named.get("reference_points")
     if arguments or reference is None or reference.shape[-1] != 4:
         return plain(module, hidden_states, attention_mask, *arguments, **named)
-    del named["encoder_hidden_states"]
-    states = encoder_hidden_states
+    states = named.pop("encoder_hidden_states", None)
     return _forward(module, uneven_locations, hidden_states, attention_mask, states, attention_mask, named)
 
 

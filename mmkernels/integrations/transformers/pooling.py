@@ -8,10 +8,11 @@ attention takes in float32.
 import torch
 from torch import nn
 
-from ...modules.common import is_plain, is_plain_linear
+from ...modules.absorb import absorbed_pooling
+from ...modules.common import is_plain, is_plain_linear, join_heads
 from .. import multihead
 from ..patching import Replacement, exported, plain
-from ..pooling import absorbed_pooling, pays, plain_linears
+from ..pooling import pays, plain_linears
 from .weights import weights_wanted
 
 OPERATION = "absorbed_attention"
@@ -159,7 +160,6 @@ def _absorbs(module, image, query, key, value):
 
 
 def _pool(image, query, key, value, scale, mask=None):
-    query = query.expand(len(image), -1, -1, -1)
-    return absorbed_pooling(
-        image, query, key.weight, value.weight, value.bias, scale, image_mask=mask, key_bias=key.bias
+    return join_heads(
+        absorbed_pooling(image, query, key.weight, value.weight, value.bias, scale, image_mask=mask, key_bias=key.bias)
     )
