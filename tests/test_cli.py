@@ -19,6 +19,7 @@ pytest.importorskip("rich")
 
 from mmkernels import bench, cli  # noqa: E402
 from mmkernels.bench import contests, gated_cross_attention, report, timing  # noqa: E402
+from mmkernels.cli import common  # noqa: E402
 
 
 def call(*arguments):
@@ -120,7 +121,7 @@ def test_info_without_the_extension(own_backends, monkeypatch, tmp_path):
 
 def test_progress_without_a_terminal(capsys):
     """A line now and then, into a log, too."""
-    with cli._progress("bench") as progress:
+    with common.progress_bar("bench") as progress:
         for done in range(50):
             progress(f"row {done}", done, 50)
     assert capsys.readouterr().err == "row 0 (0 of 50 done)\n"

