@@ -27,8 +27,9 @@ endif
 
 .PHONY: demo lint format test test-slow test-triton test-triton-oldest integrations coverage-table bench bench-quick docs gpu-check install clean mutants
 
+# Not from here: python -m would import the checkout, which has no kernels where the wheel was installed.
 demo: install
-	$(BIN)/python -m mmkernels demo --out out
+	cd $(VENV) && bin/python -m mmkernels demo --out "$(CURDIR)/out"
 
 test: install
 	$(PYTEST) -m "not slow"
