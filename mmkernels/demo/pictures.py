@@ -19,7 +19,9 @@ def attention(model, pairs, seed):
         picture itself).
     """
     chosen = _draw(len(pairs), seed)[:_PICTURES]
-    image, text, label, _ = pairs.collate([pairs[i] for i in chosen])
+    batch = pairs.collate([pairs[i] for i in chosen])
+    image = batch.inputs["image"]
+    text = batch.inputs["text"]
     model.eval()
     weights = model.attention(image, text)
     probabilities = model.predict(image, text)
@@ -34,7 +36,7 @@ def attention(model, pairs, seed):
                     "text": words,
                     "language": pairs.languages[k % len(pairs.languages)],
                     "probability": probabilities[b, k].item(),
-                    "label": bool(label[b, k]),
+                    "label": bool(batch.target[b, k]),
                 }
             )
         rows.append(row)
@@ -49,8 +51,9 @@ def faithfulness(model, pairs, seed):
         ``pictures``; and the figure (PNG bytes).
     """
     chosen = _draw(len(pairs), seed + 1)[:_DELETED]
-    image, text, _, _ = pairs.collate([pairs[i] for i in chosen])
-    text = text[:, 0]
+    batch = pairs.collate([pairs[i] for i in chosen])
+    image = batch.inputs["image"]
+    text = batch.inputs["text"][:, 0]
     model.eval()
     white = (1 - pairs.mean) / pairs.std  # the pictures' own background
     found = measure.deletion(

@@ -19,7 +19,8 @@ def layer_and_model(models, pairs):
         once a text, is of the plain model's step, from 0 to 1; ``rounds``.
     """
     batch = pairs.collate([pairs[i] for i in range(training.BATCH)])
-    image, text, label, _ = batch
+    image = batch.inputs["image"]
+    text = batch.inputs["text"]
     texts = text.shape[1]
     with torch.no_grad():
         features = models["fused"].image_encoder(image)
@@ -34,7 +35,7 @@ def layer_and_model(models, pairs):
 
     def step(model):
         optimizer = torch.optim.Adam(model.parameters())
-        return lambda: training.step(model, optimizer, image, text, label, positive_weight=pairs.negatives)
+        return lambda: training.step(model, optimizer, batch, positive_weight=pairs.positive_weight)
 
     found = {}
     for name, job, what in (
