@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +86,20 @@ def test_version():
 
 def test_unknown_command():
     assert call("velify").exit_code == 2
+
+
+def test_demo_without_the_kernels(monkeypatch, tmp_path):
+    """As from a checkout that wasn't built: refused before anything is trained, with the place to look at."""
+    monkeypatch.setattr(backends, "extension", None)
+    monkeypatch.setattr(backends, "extension_error", "the compiled extension can't be loaded")
+    result = call("demo", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    told = " ".join(result.output.split())
+    assert (
+        "plain PyTorch with itself: the compiled extension can't be loaded" in told
+        and str(Path(mmk.__file__).parent) in told
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_info(tmp_path):

@@ -2,9 +2,11 @@
 
 import json
 import sys
+from pathlib import Path
 
 import click
 
+from .. import backends
 from .common import console, json_option, progress_bar, shown, write_json
 
 
@@ -36,6 +38,11 @@ from .common import console, json_option, progress_bar, shown, write_json
 @json_option
 def demo(out_dir, epochs, limit, size, threads, seed, quick, json_path):
     """Trains the reference model on real pictures and words, and shows where it looks."""
+    if backends.extension is None:
+        raise click.ClickException(
+            f"the demo would compare plain PyTorch with itself: {backends.extension_error}. mmkernels was imported "
+            f"from {Path(backends.__file__).parent}"
+        )
     try:
         from .. import demo as demonstration
     except ModuleNotFoundError as error:
@@ -60,7 +67,7 @@ def demo(out_dir, epochs, limit, size, threads, seed, quick, json_path):
 
 
 def _verify_for_demo(quick):
-    """Of the backends that can run; not the reference, which is the truth, unless there is nothing else."""
+    """Of the backends that can run; not the reference, which is the truth."""
     import torch
 
     from .. import info as page
@@ -69,7 +76,7 @@ def _verify_for_demo(quick):
     able = {row["backend"] for row in page.collect()["backends"] if row["reason"] is None}
     with progress_bar("verify") as progress:
         rows = checker.run(
-            backends=sorted(able - {"reference"}) or None,
+            backends=sorted(able - {"reference"}),
             small=True,
             dtypes=[torch.float32] if quick else None,
             progress=lambda done, total: progress("verify", done, total),
