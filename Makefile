@@ -116,9 +116,9 @@ $(STAMP): $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 ifdef WHEEL
 	rm -rf dist && $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
-	$(BIN)/python -m pip install --quiet "$$(echo dist/*.whl)[cli,demo,test]"
+	$(BIN)/python -m pip install --quiet "$$(echo dist/*.whl)[cli,demo,denoise,test]"
 else
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[cli,demo,test]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[cli,demo,denoise,test]"
 endif
 	touch $@
 

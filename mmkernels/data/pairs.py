@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .batch import Batch
+from .image_files import colour_statistics
 from .pictures import LANGUAGES, catalogue, load_images
 from .text import encode, train_tokenizer
 
@@ -146,18 +147,9 @@ def load(limit=None, *, seed=0, size=224, fraction=0.2, negatives=1, cache_dir=N
     training, validation = split(pictures, fraction=fraction, seed=seed)
     tokenizer = train_tokenizer([p.texts[language] for p in training for language in LANGUAGES])
     images = load_images(training + validation, size=size, cache_dir=cache_dir, progress=progress)
-    mean, std = _statistics(images[: len(training)])
+    mean, std = colour_statistics([images[: len(training)]])
     return Splits(
         Pairs(training, images[: len(training)], tokenizer, mean, std, negatives=negatives, seed=seed),
         Pairs(validation, images[len(training) :], tokenizer, mean, std, seed=seed),
         tokenizer,
     )
-
-
-def _statistics(images):
-    """Mean and standard deviation of every colour, without a float copy of all images."""
-    values = torch.arange(256) / 255
-    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]).double()
-    counts /= counts.sum(1, keepdim=True)
-    mean = counts @ values.double()
-    return mean.float(), (counts @ values.double() ** 2 - mean**2).sqrt().float()
