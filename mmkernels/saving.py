@@ -32,7 +32,8 @@ def save(folder, model, preprocessing=None):
     Raises:
         ImportError: `safetensors` isn't installed.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Copies: what shares memory safetensors refuses.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     weights = require("safetensors.torch").save(tensors)
     description = {
         "format": FORMAT,

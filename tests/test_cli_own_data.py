@@ -32,6 +32,12 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """They take most of the time, and other tests look at them."""
+    monkeypatch.setattr("mmkernels.plot.save", lambda picture, path: None)
+
+
 def write(path, lines, header="path,text,label"):
     path.write_text("\n".join([header, *lines]) + "\n")
     return path
@@ -108,7 +114,7 @@ def check_answers(task, answers, metrics, model):
         assert all((float(row["probability"]) > 0.5) == (row["predicted"] == "yes") for row in answers)
 
 
-def test_what_train_is_told(folder, tmp_path):
+def test_what_train_is_told(folder, tmp_path, without_pictures):
     """Every option arrives: the model and its preprocessing are what was asked for, the same for the same seed."""
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("picture 1 2 3\na 4 5 6\n")
@@ -117,10 +123,10 @@ def test_what_train_is_told(folder, tmp_path):
         "task": "multiclass", "architecture": "shared", "fusion": "gated", "heads": 2, "epochs": 1, "size": 14,
         "resize": "pad", "denoise": "median", "embeddings": vectors, "accumulate": 2, "precision": "bfloat16",
         "seed": 3, "hold-out": 0.3, "learning-rate": 1e-9, "weight-decay": 0.1, "vocabulary": 50, "batch-size": 6,
-        "threads": 1, "root": folder,
+        "threads": 1, "root": folder, "modality-dropout": 0.1,
     }  # fmt: skip
     chosen = [word for name, value in options.items() for word in (f"--{name}", value)]
-    done = call("train", table, "--out", tmp_path / "model", "--allow-missing", *chosen)
+    done = call("train", table, "--out", tmp_path / "model", "--allow-missing", "--recompute", *chosen)
     assert done.exit_code == 0 and "words have a vector" in done.output, done.output
     model, preprocessing = saving.load(tmp_path / "model")
     config = {"task": "multiclass", "architecture": "shared", "fusion": "gated", "num_heads": 2, "embedding": 3}
@@ -154,6 +160,32 @@ def test_what_train_refuses(lines, options, code, message, folder, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_resume(folder, tmp_path, monkeypatch, without_pictures):
+    """Stopped half-way and called again: the same model as in one go."""
+    from mmkernels.training import fitting
+
+    table = write(folder / "resume.csv", lines_of("binary"))
+    chosen = ["--epochs", 3, *QUICK]
+    assert call("train", table, "--out", tmp_path / "whole", *chosen).exit_code == 0
+    update = fitting._step
+    done = []
+
+    def stopped(*arguments):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(None)
+        return update(*arguments)
+
+    monkeypatch.setattr(fitting, "_step", stopped)
+    assert call("train", table, "--out", tmp_path / "halved", *chosen).exit_code == 1
+    monkeypatch.setattr(fitting, "_step", update)
+    other = call("train", table, "--out", tmp_path / "halved", "--resume", *chosen, "--learning-rate", 1)
+    assert other.exit_code == 1 and "learning_rate" in other.output
+    assert call("train", table, "--out", tmp_path / "halved", "--resume", *chosen).exit_code == 0
+    whole, halved = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "halved"))
+    assert whole == halved and not (tmp_path / "halved" / "checkpoint").exists()
+
+
 def test_what_predict_refuses(folder, tmp_path):
     table = write(folder / "some.csv", lines_of("binary"))
     done = call("predict", folder, table, "--out", tmp_path / "out.csv")
@@ -161,7 +193,7 @@ def test_what_predict_refuses(folder, tmp_path):
     assert call("predict", folder, table, "--out", table).exit_code == 2
 
 
-def test_without_images(folder, tmp_path):
+def test_without_images(folder, tmp_path, without_pictures):
     """Text alone: where in an image is no question, so gated attention is the default."""
     words = ["good", "fine", "bad", "poor"]
     lines = [f"a {words[n % 4]} day {n},{'yes' if n % 4 < 2 else 'no'}" for n in range(24)]

@@ -1,5 +1,6 @@
 """``train``."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -48,7 +49,7 @@ DATA = [
     click.option(
         "--allow-missing",
         is_flag=True,
-        help="An empty cell is a missing modality, no mistake; some are dropped in training, too.",
+        help="An empty cell is a missing modality, no mistake.",
     ),
     click.option(
         "--size", type=click.IntRange(10, 4096), default=112, show_default=True, help="Height and width of the images."
@@ -111,7 +112,14 @@ TRAINING = [
         show_default=True,
         help="What is computed in.",
     ),
+    click.option("--recompute", is_flag=True, help="Keep fewer activations: less memory, more time, the same result."),
+    click.option(
+        "--modality-dropout",
+        type=click.FloatRange(0, 1, max_open=True),
+        help="How often a sample goes without one of its modalities; default: 0, with --allow-missing 0.2.",
+    ),
     click.option("--balance", is_flag=True, help="Of two labels, let the rarer count as much as the other."),
+    click.option("--resume", is_flag=True, help="Go on where a training that was stopped, with the same options, was."),
     click.option("--seed", default=0, show_default=True, help="Draws everything random."),
     threads_option,
     device_option,
@@ -147,7 +155,7 @@ def train(csv, out, **chosen):
         device = prepare(chosen["threads"], chosen["device"])
         table, training, validation = _tables(csv, chosen)
         model = _model(training, chosen).to(device)
-        history = _fit(model, training, validation, chosen)
+        history = _fit(model, training, validation, Path(out) / "checkpoint", chosen)
         _finish(model, history, table, training, validation, Path(out), chosen)
 
 
@@ -205,7 +213,7 @@ def _model(training, chosen):
         outputs=preprocessing.outputs,
         num_heads=chosen["heads"],
         sound="sound" in preprocessing.modalities,
-        substitutes=True if len(preprocessing.modalities) < 2 or preprocessing.allow_missing else None,
+        substitutes=True if len(preprocessing.modalities) < 2 or _modality_dropout(chosen) else None,
         **sizes,
     )
     if chosen["embeddings"]:
@@ -214,11 +222,27 @@ def _model(training, chosen):
     return model
 
 
-def _fit(model, training, validation, chosen):
+def _fit(model, training, validation, checkpoint, chosen):
     from .. import training as trainer
 
-    names = ("epochs", "batch_size", "accumulate", "learning_rate", "weight_decay", "precision", "seed")
-    return trainer.fit(model, training, validation=validation, **{name: chosen[name] for name in names})
+    if not chosen["resume"]:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    names = ("epochs", "batch_size", "accumulate", "learning_rate", "weight_decay", "precision", "recompute", "seed")
+    history = trainer.fit(
+        model,
+        training,
+        validation=validation,
+        modality_dropout=_modality_dropout(chosen),
+        checkpoint_dir=checkpoint,
+        **{name: chosen[name] for name in names},
+    )
+    shutil.rmtree(checkpoint)
+    return history
+
+
+def _modality_dropout(chosen):
+    given = chosen["modality_dropout"]
+    return given if given is not None else 0.2 if chosen["allow_missing"] else 0.0
 
 
 def _finish(model, history, table, training, validation, out, chosen):
