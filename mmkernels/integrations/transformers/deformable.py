@@ -18,6 +18,10 @@ def convert(module):
     return _convert(module, detr_forward)
 
 
+def convert_always_weights(module):
+    return _convert(module, always_weights_forward)
+
+
 def convert_padding_mask(module):
     return _convert(module, padding_mask_forward)
 
@@ -39,6 +43,12 @@ def _convert(module, forward):
 def detr_forward(module, hidden_states, attention_mask=None, encoder_hidden_states=None, **named):
     """Deformable DETR's, Grounding DINO's, RT-DETR's, ..."""
     return _forward(module, detr_locations, hidden_states, attention_mask, encoder_hidden_states, attention_mask, named)
+
+
+def always_weights_forward(module, hidden_states, attention_mask=None, encoder_hidden_states=None, **named):
+    """OmDet-Turbo's, whose decoder returns weights for which it never asked. They are few beside what is sampled."""
+    named.setdefault("output_attentions", True)
+    return detr_forward(module, hidden_states, attention_mask, encoder_hidden_states, **named)
 
 
 def padding_mask_forward(module, hidden_states, attention_mask=None, encoder_hidden_states=None, **named):
