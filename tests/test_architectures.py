@@ -372,3 +372,33 @@ def test_compiled(architecture, fusion):
     peer = gradients(model, model, image, text, sound)
     truth = copy.deepcopy(model).double()
     assert_rule(found, gradients(truth, truth, image.double(), text, sound.double()), peer)
+
+
+@pytest.mark.parametrize(
+    "architecture, fusion",
+    [("article", "channel"), ("shared", "spatial"), ("hierarchical", "gated"), ("aligned", "bidirectional")],
+)
+def test_gradients_of_every_sample(architecture, fusion):
+    """As opacus collects them by hooks: those of each sample alone, substitutes' too."""
+    opacus = pytest.importorskip("opacus", reason="opacus is not installed")
+    model = build(architecture, fusion, sound=True, substitutes=True, align_weight=0.0)
+    model = opacus.validators.ModuleValidator.fix(model).train()  # an LSTM that knows of it
+    image, text, sound = inputs(sound=True)
+    present = torch.tensor([True, False, True])
+    target = target_for("binary", 1, None)
+
+    def one_by_one(module, image, target, sound):
+        found = []
+        for i in range(BATCH):
+            module.zero_grad()
+            rows = slice(i, i + 1)
+            module(image[rows], text[rows], sound[rows], text_present=present[rows], target=target[rows])[0].backward()
+            found.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in module.parameters()])
+        return [torch.stack(each) for each in zip(*found)]
+
+    double = [tensor.double() for tensor in (image, target, sound)]
+    truth = one_by_one(copy.deepcopy(model).double(), *double)
+    peer = one_by_one(copy.deepcopy(model), image, target, sound)
+    sampled = opacus.GradSampleModule(model, loss_reduction="mean")
+    sampled(image, text, sound, text_present=present, target=target)[0].backward()
+    assert_rule([p.grad_sample for p in model.parameters()], truth, peer, batch=BATCH)
