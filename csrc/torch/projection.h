@@ -34,35 +34,35 @@ class TextProjection {
   // `before`: columns of the weight that aren't the layer's.
   TextProjection(const Anchor& anchor, int64_t samples, const Tensor& text, const Tensor& weight, int64_t out,
                  int64_t before, const Optional& bias)
-      : text_(text), weight_(weight), bias_(bias), B(samples), A(out), before_(before) {
+      : text(text), weight(weight), bias(bias), B(samples), A(out), before(before) {
     STD_TORCH_CHECK(text.dim() == 2, "text must be [B, E]");
     E = text.size(1);
     anchor.check(text, "text", anchor.type, {B, E});
     anchor.check(weight, "weight", anchor.type, {A, before + E});
     if (bias)
       anchor.check(*bias, "bias", anchor.type, {A});
-    type_ = anchor.type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    type = anchor.type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 #ifndef MMK_EMULATED  // what is tested there is what a GPU gets
-    small_ = anchor.device == DeviceType::CPU && type_ == anchor.type && B * A * E <= 4096;
+    small = anchor.device == DeviceType::CPU && type == anchor.type && B * A * (E + 1) <= 4096;
 #endif
   }
 
   Tensor bias_hidden() const {
     using torch::stable::detail::from;
-    Tensor to = empty_tensor(text_, {B, A}, type_);
-    if (small_) {
+    Tensor to = empty_tensor(text, {B, A}, type);
+    if (small) {
       with_type([&](auto zero) {
         using C = decltype(zero);
         C* out = static_cast<C*>(to.mutable_data_ptr());
         multiply<C>(out, A, B, A, E, text_rows(), transposed(layer_rows()));
-        for (int64_t i = 0; bias_ && i < B * A; ++i)
-          out[i] += static_cast<const C*>(bias_->data_ptr())[i % A * bias_->stride(0)];
+        for (int64_t i = 0; bias && i < B * A; ++i)
+          out[i] += static_cast<const C*>(bias->data_ptr())[i % A * bias->stride(0)];
       });
       return to;
     }
-    const Optional bias = bias_ ? Optional(torch::stable::to(*bias_, type_)) : Optional();
-    std::array<StableIValue, 4> stack{from(torch::stable::to(text_, type_)), from(torch::stable::to(layer(), type_)),
-                                      from(bias), from(to)};
+    const Optional wide = bias ? Optional(torch::stable::to(*bias, type)) : Optional();
+    std::array<StableIValue, 4> stack{from(torch::stable::to(text, type)), from(torch::stable::to(layer(), type)),
+                                      from(wide), from(to)};
     STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
     (void)torch::stable::detail::to<Tensor>(stack[0]);
     return to;
@@ -70,9 +70,9 @@ class TextProjection {
 
   // Of grad [B, A], contiguous. The layer's is written into the last columns of the weight's.
   LayerGradients gradients(const Tensor& grad, const LayerNeeds& needs, Tensor& grad_weight) const {
-    LayerGradients found{dense_gradient(text_, needs.text),
-                         bias_ ? dense_gradient(*bias_, needs.bias) : empty_tensor(text_, {0})};
-    if (small_) {
+    LayerGradients found{dense_gradient(text, needs.text),
+                         bias ? dense_gradient(*bias, needs.bias) : empty_tensor(text, {0})};
+    if (small) {
       with_type([&](auto zero) { small_gradients<decltype(zero)>(grad, needs, grad_weight, found); });
       return found;
     }
@@ -80,7 +80,7 @@ class TextProjection {
       write(found.text, grad, layer());
     if (needs.weight) {
       Tensor to = columns(grad_weight);
-      write(to, torch::stable::transpose(grad, 0, 1), text_);
+      write(to, torch::stable::transpose(grad, 0, 1), text);
     }
     if (needs.bias) {
       const int64_t samples = 0;
@@ -90,42 +90,41 @@ class TextProjection {
   }
 
  private:
-  const Tensor& text_;
-  const Tensor& weight_;
-  const Optional& bias_;
-  int64_t B, A, E;
-  int64_t before_;
-  ScalarType type_;
-  bool small_ = false;
+  const Tensor& text;
+  const Tensor& weight;
+  const Optional& bias;
+  int64_t B;
+  int64_t A;
+  int64_t E;
+  int64_t before;
+  ScalarType type;
+  bool small = false;
 
   template <class F>
   void with_type(F f) const {
-    if (type_ == ScalarType::Double)
+    if (type == ScalarType::Double)
       f(double{});
     else
       f(float{});
   }
 
-  Tensor columns(const Tensor& weight) const {
-    Tensor whole = weight;
-    return torch::stable::narrow(whole, 1, before_, E);
-  }
-  Tensor layer() const { return columns(weight_); }
+  Tensor columns(Tensor whole) const { return torch::stable::narrow(whole, 1, before, E); }
+  Tensor layer() const { return columns(weight); }
 
   // to = a b, rounded once.
   void write(Tensor& to, const Tensor& a, const Tensor& b) const {
-    if (to.scalar_type() == type_)
+    if (to.scalar_type() == type)
       return multiply_into(to, a, b);
-    Tensor exact = empty_tensor(to, to.sizes(), type_);
+    Tensor exact = empty_tensor(to, to.sizes(), type);
     multiply_into(exact, a, b);
     torch::stable::copy_(to, exact);
   }
 
   // Small products: matrices of C that are read with any strides.
-  Projection text_rows() const { return projection(text_); }
+  Projection text_rows() const { return projection(text); }
   Projection layer_rows() const {
-    const char* data = static_cast<const char*>(weight_.data_ptr());
-    return {data + before_ * weight_.stride(1) * weight_.element_size(), weight_.stride(0), weight_.stride(1)};
+    const char* data = static_cast<const char*>(weight.data_ptr());
+    return {data + before * weight.stride(1) * weight.element_size(), weight.stride(0), weight.stride(1)};
   }
   static Projection transposed(const Projection& m) { return {m.data, m.column, m.row}; }
 
@@ -150,7 +149,7 @@ class TextProjection {
     if (needs.text)
       multiply<C>(static_cast<C*>(found.text.mutable_data_ptr()), E, B, E, A, up, layer_rows());
     if (needs.weight)
-      multiply<C>(static_cast<C*>(grad_weight.mutable_data_ptr()) + before_, before_ + E, A, E, B, transposed(up),
+      multiply<C>(static_cast<C*>(grad_weight.mutable_data_ptr()) + before, before + E, A, E, B, transposed(up),
                   text_rows());
     if (needs.bias) {
       const C one = 1;
