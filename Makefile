@@ -69,7 +69,8 @@ test-triton-oldest: install $(OLDEST_TRITON)
 # timm and open_clip ask for torchvision, which would bring another torch; what we use of them does without.
 INTEGRATIONS := -c tests/integrations.txt "$(TORCH)"
 $(VENV)/.integrations: $(STAMP) tests/integrations.txt
-	$(BIN)/python -m pip install --quiet $(INTEGRATIONS) transformers diffusers keras kernels monai torchmil ftfy
+	$(BIN)/python -m pip install --quiet $(INTEGRATIONS) transformers diffusers keras kernels monai torchmil ftfy \
+		accelerate peft onnx onnxscript
 	$(BIN)/python -m pip install --quiet --no-deps $(INTEGRATIONS) timm open_clip_torch
 	touch $@
 
@@ -116,9 +117,9 @@ $(STAMP): $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 ifdef WHEEL
 	rm -rf dist && $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
-	$(BIN)/python -m pip install --quiet "$$(echo dist/*.whl)[cli,demo,test]"
+	$(BIN)/python -m pip install --quiet "$$(echo dist/*.whl)[cli,demo,denoise,test]"
 else
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[cli,demo,test]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[cli,demo,denoise,test]"
 endif
 	touch $@
 

@@ -1,9 +1,15 @@
 """Whole detection and segmentation models of transformers, as small as their configurations let them be."""
 
+import copy
+
 import torch
 import transformers as hf
+from torch import nn
+
+from mmkernels import tolerance
 
 from .attention_tests import draw
+from .patched import upstream_of
 from .transformers_modules import randomised
 
 SIZES = {
@@ -157,3 +163,35 @@ def build(name):
     make, _ = MODELS[name]
     model, inputs = make()
     return randomised(model), {"pixel_values": PICTURE, **inputs}
+
+
+def tensors(found):
+    """Every tensor of an output, nested as it may be."""
+    if isinstance(found, torch.Tensor):
+        return [found] if found.is_floating_point() else []
+    values = found.values() if isinstance(found, dict) else found if isinstance(found, (tuple, list)) else ()
+    return [tensor for value in values for tensor in tensors(value)]
+
+
+def run(model, inputs, **options):
+    with torch.no_grad():
+        return tensors(model(**inputs, **options))
+
+
+def trained(model, inputs):
+    """Names of parameters that get a gradient."""
+    model.zero_grad()
+    found = [t for t in tensors(model(**inputs)) if t.requires_grad]
+    torch.autograd.backward(found, upstream_of(found))
+    return [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+
+
+def truths(model, inputs, **options):
+    """In float64: as it is, and with parameters and picture half an epsilon off."""
+    for change in (torch.Tensor.double, tolerance.half_an_epsilon_off):
+        wide = copy.deepcopy(model)
+        for part in wide.modules():
+            for name, parameter in part._parameters.items():
+                part._parameters[name] = parameter if parameter is None else nn.Parameter(change(parameter.detach()))
+        wide.double()
+        yield run(wide, {k: change(v) if v.is_floating_point() else v for k, v in inputs.items()}, **options)
