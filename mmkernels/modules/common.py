@@ -59,7 +59,8 @@ def may_be_read(operation, backend, **projections):
 
 def is_plain(module, kind):
     """Of this very class, and a call runs nothing but the class's forward."""
-    return type(module) is kind and given(module, "forward") is None and not has_hooks(module)
+    own = "forward" not in module.__dict__ or given(module, "forward") is None
+    return own and type(module) is kind and not has_hooks(module)
 
 
 def given(module, method):
