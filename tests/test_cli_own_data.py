@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -184,6 +186,21 @@ def test_resume(folder, tmp_path, monkeypatch, without_pictures):
     assert call("train", table, "--out", tmp_path / "halved", "--resume", *chosen).exit_code == 0
     whole, halved = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "halved"))
     assert whole == halved and not (tmp_path / "halved" / "checkpoint").exists()
+
+
+@pytest.mark.slow
+def test_two_processes(folder, tmp_path, without_pictures):
+    """torchrun's two train what one does, and tell it once. One loss is of float32's mean over another order."""
+    table = write(folder / "together.csv", lines_of("binary"))
+    chosen = [str(word) for word in ("train", table, "--epochs", 2, *QUICK)]
+    assert call(*chosen, "--out", tmp_path / "one").exit_code == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [*torchrun, "mmkernels", *chosen, "--out", str(tmp_path / "two"), "--distributed", "ddp"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0 and done.stdout.count("rows to train with") == 1, done.stderr
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    assert two["losses"] == pytest.approx(one["losses"]) and two["validation"]["confusion"]
+    assert saving.load(tmp_path / "two")[0].config == saving.load(tmp_path / "one")[0].config
 
 
 def test_what_predict_refuses(folder, tmp_path):

@@ -120,6 +120,11 @@ TRAINING = [
     ),
     click.option("--balance", is_flag=True, help="Of two labels, let the rarer count as much as the other."),
     click.option("--resume", is_flag=True, help="Go on where a training that was stopped, with the same options, was."),
+    click.option(
+        "--distributed",
+        type=click.Choice(["ddp", "fsdp"]),
+        help="How processes that torchrun started train together: torchrun -m mmkernels train ...",
+    ),
     click.option("--seed", default=0, show_default=True, help="Draws everything random."),
     threads_option,
     device_option,
@@ -152,11 +157,18 @@ def train(csv, out, **chosen):
     is several at once, and numbers are numbers.
     """
     with explained():
+        from ..training import is_first, own_device
+
         device = prepare(chosen["threads"], chosen["device"])
+        if chosen["distributed"]:
+            device = own_device()
+            console.quiet = not is_first()
         table, training, validation = _tables(csv, chosen)
         model = _model(training, chosen).to(device)
         history = _fit(model, training, validation, Path(out) / "checkpoint", chosen)
-        _finish(model, history, table, training, validation, Path(out), chosen)
+        if is_first():
+            shutil.rmtree(Path(out) / "checkpoint")
+            _finish(model, history, table, training, validation, Path(out), chosen)
 
 
 def _tables(csv, chosen):
@@ -225,10 +237,11 @@ def _model(training, chosen):
 def _fit(model, training, validation, checkpoint, chosen):
     from .. import training as trainer
 
-    if not chosen["resume"]:
+    if not chosen["resume"] and trainer.is_first():
         shutil.rmtree(checkpoint, ignore_errors=True)
-    names = ("epochs", "batch_size", "accumulate", "learning_rate", "weight_decay", "precision", "recompute", "seed")
-    history = trainer.fit(
+    names = ["epochs", "batch_size", "accumulate", "learning_rate", "weight_decay", "precision", "recompute"]
+    names += ["distributed", "seed"]
+    return trainer.fit(
         model,
         training,
         validation=validation,
@@ -236,8 +249,6 @@ def _fit(model, training, validation, checkpoint, chosen):
         checkpoint_dir=checkpoint,
         **{name: chosen[name] for name in names},
     )
-    shutil.rmtree(checkpoint)
-    return history
 
 
 def _modality_dropout(chosen):
