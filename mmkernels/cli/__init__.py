@@ -4,6 +4,7 @@ import click
 
 from .. import __version__
 from .bench import bench
+from .compare import compare
 from .demo import demo
 from .info import info
 from .patch import patch
@@ -16,5 +17,5 @@ def main():
     """Fused score -> softmax -> multiply kernels for image and text features."""
 
 
-for command in (info, verify, bench, patch, demo):
+for command in (info, verify, bench, patch, demo, compare):
     main.add_command(command)
