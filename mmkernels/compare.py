@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from . import checks, data, demo, training
+from . import checks, demo, training
 from .bench import report
 from .bench.timing import keep_freed_memory, peak_memory
+from .data.extras import require
+from .models import fusions as fusion_kinds
+from .models import image_text
 
-ARCHITECTURES = ("article", "shared", "aligned", "hierarchical")
-FUSIONS = ("spatial", "channel", "gated", "bidirectional", "additive")
+ARCHITECTURES = tuple(sorted(image_text.ARCHITECTURES, key="article".__ne__))  # the article's own first
+FUSIONS = tuple(fusion_kinds.FUSIONS)
 # Of every training: shares of held-out pairs that are right, in all and of each kind; and the area under the ROC curve.
 SCORES = ("accuracy", "auc", "right", "hard", "easy")
 COSTS = ("step_milliseconds", "memory_mb", "parameters")
@@ -184,8 +187,8 @@ def described(settings):
 def plot(found, path):
     """Accuracy over a step's time, a point a model: colours are architectures, signs are fusions; bars are the standard
     deviation over seeds."""
-    figure = data.require("matplotlib.figure").Figure((8, 4.5), layout="constrained")
-    lines = data.require("matplotlib.lines")
+    figure = require("matplotlib.figure").Figure((8, 4.5), layout="constrained")
+    lines = require("matplotlib.lines")
     axes = figure.subplots()
     signs = dict(zip(FUSIONS, "osD^v"))
     colours = {name: f"C{i}" for i, name in enumerate(ARCHITECTURES)}
