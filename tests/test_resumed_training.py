@@ -1,12 +1,8 @@
 """A training that is killed, at any moment, goes on with the same bits. Needs mmkernels[demo]."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from support.forked import run
 from support.samples import Samples, Toy
 
 for package in ("tqdm", "torchmetrics", "safetensors"):
@@ -17,20 +13,10 @@ from mmkernels.training import checkpoint  # noqa: E402
 
 FITTED = {"epochs": 3, "batch_size": 4, "checkpoint_every": 2, "modality_dropout": 0.3, "progress": False}
 
-# Of a process of its own, which kills children: the data set's draws stand for augmentation's.
+# Children that are killed; the data set's draws stand for augmentation's.
 KILLER = """
-import os, random, signal, sys, time
-import torch
-torch.set_num_threads(1)
-from support.samples import Samples, Toy
-from mmkernels import training
-from mmkernels.training import checkpoint
+import random, signal, time
 from test_resumed_training import FITTED
-
-# What is imported on first use, once for all children. (Whoever has gone backward once has threads, and can't fork.)
-training.evaluate(Toy(), Samples())
-torch.optim.AdamW(Toy().parameters()).zero_grad()
-import safetensors.torch, tqdm.auto, torch.utils.checkpoint
 
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 
@@ -50,20 +36,12 @@ class Augmented(Samples):
         return batch
 
 def train(folder):
+    random.seed(0)
     data = Augmented(count=22)
     model = Toy(dropout=0.5)
     history = training.fit(model, data, validation=Samples(count=8), checkpoint_dir=folder, **FITTED)
     told = [history.losses, history.accuracies, history.validation]
     torch.save([list(model.state_dict().values()), *told], folder / "end")
-
-def child(job):
-    if pid := os.fork():
-        return pid
-    try:
-        random.seed(0)
-        job()
-    finally:
-        os._exit(0)
 
 def in_samples(folder, count):
     Augmented.kill_at = count
@@ -96,23 +74,12 @@ def around_renaming(folder, count, after):
 """
 
 
-def run(script, tmp_path):
-    here = Path(__file__).resolve().parent
-    found = subprocess.run(
-        [sys.executable, "-c", KILLER + script, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
-    return found.stdout
-
-
 def test_killed_at_any_moment(tmp_path):
     """By data's samples, in the midst of a file's writing, before and after it takes the other's place, and by the
     clock; time and again in the same training."""
     told = run(
-        """
+        KILLER
+        + """
 from pathlib import Path
 folder = Path(sys.argv[1])
 (folder / "whole").mkdir()

@@ -12,8 +12,11 @@ soundfile = pytest.importorskip("soundfile")
 for package in ("soxr", "espeakng_loader", "tqdm"):
     pytest.importorskip(package)
 
-from mmkernels import data  # noqa: E402
+from mmkernels import data, training  # noqa: E402
 from mmkernels.data import sound_files  # noqa: E402
+from mmkernels.models import ImageTextModel  # noqa: E402
+
+HELD_OUT = ("en+m3", "en-us+f3")
 
 
 def tone(frequency, seconds=1.0, rate=16_000):
@@ -128,3 +131,43 @@ def test_speech_in_a_table(tmp_path):
     # A difference and its quotient are rounded to float32, and so is what they are of.
     rounding = 4 * torch.finfo(torch.float32).eps * heard.abs().max()
     assert heard.mean().abs() <= rounding and (heard.std(correction=0) - 1).abs() <= rounding
+
+
+def trained(folder, lines, held_out, header, **options):
+    """The share of held-out rows that a model answers right after it was trained on the others."""
+    tables = []
+    for name, rows in (("training", lines), ("held out", held_out)):
+        (folder / f"{name}.csv").write_text("\n".join([header, *rows]))
+        preprocessing = tables[0].learn() if tables else data.Preprocessing(size=16)
+        tables.append(data.Table(folder / f"{name}.csv", preprocessing=preprocessing))
+    torch.manual_seed(0)
+    sizes = {"channels": (8, 16), "embedding": 8, "hidden": 32}
+    task = {"task": preprocessing.task, "outputs": preprocessing.outputs}
+    model = ImageTextModel(2, sound=True, substitutes=True, fusion=options.pop("fusion"), **task, **sizes)
+    training.fit(model, tables[0], learning_rate=3e-3, batch_size=12, progress=False, **options)
+    return training.evaluate(model, tables[1], batch_size=50)["accuracy"]
+
+
+def test_learns_words(tmp_path):
+    """Spoken words, of voices that it never heard."""
+    words = ["one", "seven", "four"]
+    lines = write_words(tmp_path, words, [voice for voice in speech.VOICES if voice not in HELD_OUT])
+    held_out = write_words(tmp_path, words, HELD_OUT)
+    assert trained(tmp_path, lines, held_out, "sound,label", fusion="bidirectional", epochs=30) >= 0.9
+
+
+@pytest.mark.slow
+def test_learns_whether_a_word_describes_a_picture(tmp_path):
+    """A colour and its name, of voices that it never heard: neither alone tells the answer."""
+    Image = pytest.importorskip("PIL.Image")
+    colours = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220)}
+    for name, colour in colours.items():
+        Image.new("RGB", (16, 16), colour).save(tmp_path / f"{name}.png")
+
+    def pairs(voices):
+        spoken = write_words(tmp_path, colours, voices, (140, 165, 190))
+        clips = [line.split(",") for line in spoken]
+        return [f"{name}.png,{clip},{'yes' if name == word else 'no'}" for clip, word in clips for name in colours]
+
+    lines = pairs([voice for voice in speech.VOICES if voice not in HELD_OUT])
+    assert trained(tmp_path, lines, pairs(HELD_OUT), "path,sound,label", fusion="gated", epochs=15) >= 0.8

@@ -6,8 +6,11 @@ from .. import __version__
 from .bench import bench
 from .compare import compare
 from .demo import demo
+from .evaluate import evaluate
 from .info import info
 from .patch import patch
+from .predict import predict
+from .train import train
 from .verify import verify
 
 
@@ -17,5 +20,5 @@ def main():
     """Fused score -> softmax -> multiply kernels for image and text features."""
 
 
-for command in (info, verify, bench, patch, demo, compare):
+for command in (info, verify, bench, patch, demo, train, evaluate, predict, compare):
     main.add_command(command)

@@ -3,9 +3,7 @@
 import click
 
 from .common import console, json_option, names_option, progress_bar, write_json
-
-ARCHITECTURES = ("article", "shared", "aligned", "hierarchical")
-FUSIONS = ("spatial", "channel", "gated", "bidirectional", "additive")
+from .train import ARCHITECTURES, FUSIONS
 
 
 @click.command()

@@ -14,7 +14,7 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
     The concatenation is never built: ``weight``'s last E columns act on the text once a sample, which shifts the scores
     of all its positions. Scores turn into the result panel by panel while they are in cache, no ``[B, N, D]`` scores
     are kept: the backward pass computes them again. (Training on the CPU keeps the weights of the first rows, at most
-    16 MiB.)
+    16 MiB, or 80 MiB beside an image that wants no gradient.)
 
     The softmax runs over channels. Over positions it would cancel the text: the text adds the same number to the scores
     of all positions of a channel, and softmax doesn't change when all its scores grow by the same number. Over channels

@@ -1,5 +1,6 @@
 """The training itself."""
 
+import functools
 import time
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -10,6 +11,7 @@ from .. import checks
 from ..data.extras import require
 from . import checkpoint
 from .checkpoint import State
+from .distributed import joined, put, whole
 from .evaluation import evaluate
 from .history import History
 from .modality_dropout import ModalityDropout
@@ -58,6 +60,7 @@ def fit(
     modality_dropout=0.0,
     checkpoint_dir=None,
     checkpoint_every=100,
+    distributed=None,
     seed=0,
     progress=True,
     title="training",
@@ -80,6 +83,10 @@ def fit(
         modality_dropout: the probability that a sample goes without one of its modalities, though never without all.
         checkpoint_dir: a folder where the training's state is written every `checkpoint_every` steps and after every
             epoch, and from where a training that was killed goes on: on the CPU with the bits of one that wasn't.
+        distributed: ``"ddp"`` or ``"fsdp"`` (FSDP2) in processes that torchrun started, which all call this with the
+            same arguments: each computes its share of every step, so that the result is that of one process. (What is
+            no mean over samples is of a share alone: batch normalisation's statistics, a contrastive loss.) All end
+            with the whole model; the first one alone writes checkpoints and shows progress.
         seed: of the order of the samples and of what is drawn while training, as dropout. Together with the model's own
             seed it decides every step; the caller's random numbers go on as if nothing had been drawn.
         progress: whether to show a progress bar, an epoch a bar.
@@ -94,68 +101,86 @@ def fit(
     """
     settings = Settings(epochs, batch_size, learning_rate, weight_decay, accumulate, precision, modality_dropout, seed)
     checks.dimension("checkpoint_every", checkpoint_every)
-    tqdm = require("tqdm.auto").tqdm
     device = next(model.parameters()).device
-    order = Order(len(training), batch_size, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
-    # A short training gets further with a rate that rises, then falls to nothing.
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * len(order))
-    state = State(model, optimizer, schedule, History())
+    with joined(distributed, device) as processes:
+        trained = processes.shared(model)
+        order = Order(len(training), batch_size, seed)
+        optimizer = torch.optim.AdamW(trained.parameters(), learning_rate, weight_decay=weight_decay)
+        # A short training gets further with a rate that rises, then falls to nothing.
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * len(order))
+        state = State(trained, processes, optimizer, schedule, History())
+        bars = functools.partial(require("tqdm.auto").tqdm, disable=not progress or processes.rank > 0)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), recomputation(trained, recompute):
+            torch.manual_seed(seed + processes.rank)
+            _run(state, training, validation, settings, order, checkpoint_dir, checkpoint_every, bars, title)
+        if trained is not model:
+            for target, tensor in zip(model.state_dict().values(), trained.state_dict().values()):
+                put(target, whole(tensor))
+    return state.history
+
+
+def _run(state, training, validation, settings, order, checkpoint_dir, checkpoint_every, bars, title):
+    """All steps that are left, from where a checkpoint says."""
     identity = {**asdict(settings), "samples": len(training)}
 
     def keep():
         if checkpoint_dir is not None:
             checkpoint.save(checkpoint_dir, state, identity)
 
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), recomputation(model, recompute):
-        torch.manual_seed(seed)
-        if checkpoint_dir is not None:
-            checkpoint.restore(checkpoint_dir, state, identity)
-        for epoch, steps in islice(enumerate(order.epochs()), state.epoch, epochs):
-            if hasattr(training, "redraw"):
-                training.redraw(epoch)
-            model.train()
-            name = f"{title}, epoch {epoch + 1} of {epochs}"
-            with tqdm(steps, name, disable=not progress, initial=state.step, total=len(steps)) as bar:
-                for samples in steps[state.step :]:
-                    _step(state, training, samples, settings)
-                    bar.update()
-                    bar.set_postfix(state.history.recent())
-                    if state.step % checkpoint_every == 0:
-                        keep()
-                if validation is not None:
-                    state.history.validation.append(evaluate(model, validation, batch_size=batch_size))
-                    headline = model.task.headline
-                    bar.set_postfix({f"validation {headline}": f"{state.history.validation[-1][headline]:.3g}"})
-            state.epoch, state.step = epoch + 1, 0
-            keep()
-    return state.history
+    if checkpoint_dir is not None:
+        checkpoint.restore(checkpoint_dir, state, identity)
+    called = state.processes.called(state.model)
+    for epoch, steps in islice(enumerate(order.epochs()), state.epoch, settings.epochs):
+        if hasattr(training, "redraw"):
+            training.redraw(epoch)
+        state.model.train()
+        name = f"{title}, epoch {epoch + 1} of {settings.epochs}"
+        with bars(steps, name, initial=state.step, total=len(steps)) as bar:
+            for samples in steps[state.step :]:
+                _step(state, called, training, samples, settings)
+                bar.update()
+                bar.set_postfix(state.history.recent())
+                if state.step % checkpoint_every == 0:
+                    keep()
+            if validation is not None:
+                found = evaluate(state.model, validation, batch_size=settings.batch_size, processes=state.processes)
+                state.history.validation.append(found)
+                headline = state.model.task.headline
+                bar.set_postfix({f"validation {headline}": f"{found[headline]:.3g}"})
+        state.epoch, state.step = epoch + 1, 0
+        keep()
 
 
-def _step(state, training, samples, settings):
-    """One update by these samples, recorded."""
-    model = state.model
-    device = next(model.parameters()).device
+def _step(state, called, training, samples, settings):
+    """One update by these samples, recorded; `called` is the model for those that train it together."""
+    processes = state.processes
+    task = state.model.task
+    device = next(state.model.parameters()).device
     dropout = ModalityDropout(settings.modality_dropout, settings.seed)
     drawn = dropout.draw(state.epoch, state.step, len(samples))
-    seconds, loss, counted = 0.0, 0.0, 0
+    seconds = 0.0
+    counted = torch.zeros(5, dtype=torch.float64, device=device)  # the loss, and a tally
+    parts = processes.own(divide(samples, processes.count * settings.accumulate))
     state.optimizer.zero_grad()
-    for positions, share in divide(samples, settings.accumulate):
+    for i, (positions, share) in enumerate(parts, 1):
         batch = load(training, [samples[i] for i in positions])
         batch = dropout.apply(batch, drawn[list(positions)]).to(device)
         start = time.perf_counter()
-        found, logits = backward(
-            model,
-            batch,
-            share=share,
-            precision=settings.precision,
-            positive_weight=getattr(training, "positive_weight", None),
-        )
-        loss += found.item() * share
-        counted = counted + tally(model.task, logits, batch.target) * bool(share)
+        with processes.unless_last(called, last=i == len(parts)):
+            loss, logits = backward(
+                called,
+                batch,
+                share=share * processes.count,  # gradients become the mean over processes
+                precision=settings.precision,
+                positive_weight=getattr(training, "positive_weight", None),
+            )
+        counted[0] += loss.double() * share
+        if share:
+            counted[1:] += tally(task, logits, batch.target)
         seconds += time.perf_counter() - start
     start = time.perf_counter()
     state.optimizer.step()
+    loss, *counted = processes.total(counted).tolist()
     seconds += time.perf_counter() - start
     state.schedule.step()
     state.step += 1

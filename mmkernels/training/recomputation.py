@@ -13,7 +13,7 @@ def recomputation(model, wanted=True):
 
     Results and gradients are the same to the bit, dropout included.
     """
-    layers = list(_layers(model)) if wanted else []
+    layers = list(layers_of(model)) if wanted else []
     before = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
         contexts = functools.partial(_contexts, layer)
@@ -27,10 +27,11 @@ def recomputation(model, wanted=True):
                 layer.forward = forward
 
 
-def _layers(model):
+def layers_of(model):
+    """The model's own layers that have parameters; lists of layers are none."""
     for child in model.children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-            yield from _layers(child)
+            yield from layers_of(child)
         elif next(child.parameters(), None) is not None:
             yield child
 
