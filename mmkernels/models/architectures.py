@@ -64,10 +64,9 @@ class SharedModel(JointModel, architecture="shared"):
 
     def _prepared_sequence(self, name, sequence):
         projection = getattr(self, f"{name}_projection")
-        sequence = replace(sequence, vector=self.before(projection(sequence.vector)))
-        if FUSIONS[self.config["fusion"]].has_words:
-            sequence.tokens = self.before(projection(sequence.tokens))
-        return sequence
+        reads = FUSIONS[self.config["fusion"]].has_words
+        tokens = self.before(projection(sequence.tokens)) if reads else sequence.tokens
+        return replace(sequence, tokens=tokens, vector=self.before(projection(sequence.vector)))
 
     def _joined(self, image, text, sound):
         fused = self.after(self.fused_projection(self._pooled(image, text, sound)))
@@ -79,20 +78,10 @@ class SharedModel(JointModel, architecture="shared"):
         return self.joint(torch.cat(found, 1))
 
 
-class Temperature(nn.Module):
-    """Divides by a learned temperature, from 0.07 at the start to 0.01 at least. A module, so that whatever looks for
-    modules' parameters finds it."""
-
-    def __init__(self):
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(-log(0.07)))
-
-    def forward(self, features):
-        return self.log_scale.clamp(max=log(100)).exp() * features
-
-
 class AlignedModel(JointModel, architecture="aligned"):
     """Independent towers, compared at a layer, then fused."""
+
+    LARGEST_SCALE = log(100)
 
     def _build(self):
         channels = self.config["channels"]
@@ -104,7 +93,7 @@ class AlignedModel(JointModel, architecture="aligned"):
         self.text_alignment = nn.Linear(hidden if self.aligned_last else self.config["embedding"], width)
         if self.config["sound"]:
             self.sound_alignment = nn.Linear(hidden, width)
-        self.temperature = Temperature()
+        self.log_scale = nn.Parameter(torch.tensor(-log(0.07)))  # of the similarities, 1 / temperature
         fused = self._add_fusion("fusion", width, hidden)
         return self._add_joint(fused + self._sequences() * (hidden + width))
 
@@ -143,11 +132,12 @@ class AlignedModel(JointModel, architecture="aligned"):
 
     def _contrastive(self, image, sequences, right):
         """Of K sequences a sample; `right` says of each, ``[B]`` (None: all), which belong to their images."""
+        scale = self.log_scale.clamp(max=self.LARGEST_SCALE).exp()
         aligned = torch.cat([each.aligned for each in sequences])
         everywhere = torch.ones(len(image.aligned), dtype=torch.bool, device=aligned.device)
         either = lambda mask: everywhere if mask is None else mask
         return contrastive_loss(
-            self.temperature(image.aligned),
+            scale * image.aligned,
             aligned,
             torch.cat([either(each) for each in right]),
             either(image.present),
