@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from .. import backends, checks, tasks
 from .encoders import NORMS, PAD, Image, ImageEncoder, SoundEncoder, Substitutes, read_text
 from .fusions import FUSIONS
-from .inputs import MODALITIES, check_call, check_channels, check_index
+from .inputs import check_call, check_channels, check_index
 
 ARCHITECTURES = {}
 
@@ -223,12 +223,13 @@ class ImageTextModel(nn.Module):
         return (loss if added is None else loss + added), logits
 
     @torch.no_grad()
-    def predict(self, image=None, text=None, sound=None, **present):
+    def predict(self, image=None, text=None, sound=None, *, image_present=None, text_present=None, sound_present=None):
         """Probabilities, of a regression numbers, like the logits; arguments as in a call."""
+        present = {"image_present": image_present, "text_present": text_present, "sound_present": sound_present}
         return self.task.predict(self(image, text, sound, **present))
 
     @torch.no_grad()
-    def attention(self, image, text=None, sound=None, **present):
+    def attention(self, image, text=None, sound=None, *, image_present=None, text_present=None, sound_present=None):
         """Where it looks: weights that sum to 1, float ``[B, Y', X']`` (``[B, K, Y', X']``), 54 x 54 for 224 x 224;
         arguments as in a call.
 
@@ -242,10 +243,11 @@ class ImageTextModel(nn.Module):
             found = _mean_map([self._attention(*place, text, sound)[:, None] for place in self._places(image)])[:, 0]
             return found / found.sum((1, 2), keepdim=True) if len(self.fusion_names) > 1 else found
 
+        present = {"image": image_present, "text": text_present, "sound": sound_present}
         return self._each_text(look, image, text, sound, present)
 
     @torch.no_grad()
-    def word_attention(self, image, text, sound=None, **present):
+    def word_attention(self, image, text, sound=None, *, image_present=None, text_present=None, sound_present=None):
         """Which word a position reads: weights that sum to 1 over the words that take part (0 at padding), float ``[B,
         T, Y', X']`` (``[B, K, T, Y', X']``); arguments as in a call.
 
@@ -264,6 +266,7 @@ class ImageTextModel(nn.Module):
             found = [kind.word_attention(getattr(self, name), f, sequence) for name, f in self._places(image)]
             return _in_order(_mean_map(found), sequence.order, text.shape[-1])
 
+        present = {"image": image_present, "text": text_present, "sound": sound_present}
         return self._each_text(read, image, text, sound, present)
 
     def encode_text(self, text):
@@ -309,10 +312,6 @@ class ImageTextModel(nn.Module):
 
     def _each_text(self, function, image, text, sound, present):
         checks.is_tensor("image", image)
-        unknown = [name for name in present if name.removesuffix("_present") not in MODALITIES]
-        if unknown:
-            raise TypeError(f"{unknown[0]} is no argument")
-        present = {name: present.get(f"{name}_present") for name in MODALITIES}
         image, texts, sound, several = self._encode(image, text, sound, present)
         found = [function(image, each, sound) for each in texts]
         return torch.stack(found, 1) if several else found[0]

@@ -4,8 +4,6 @@ import torch
 
 from .. import checks
 
-MODALITIES = ("image", "text", "sound")
-
 
 def check_call(given, present, smallest, has_sound):
     """Of a call's arguments by modality, and which samples have each (bool ``[B]``, or None); returns B. An image has
