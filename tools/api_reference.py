@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Shape|Source):\s*(.*)$")
+OBJECT = re.compile(r"<(?:\w+\.)*(\w+) object at 0x\w+>")
 LISTS = ("Args", "Attributes", "Raises")
 ITEM = re.compile(r"^ {4}(\w+(?:, \w+)*): ")
 DATA = ("Table", "Preprocessing", "Spectrogram", "read_image", "read_sound", "read_embedding")
@@ -92,7 +93,7 @@ def signature(name, value):
     for parameter in parameters:
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
             words.append("*")
-        words.append(str(parameter).replace("'", '"'))
+        words.append(OBJECT.sub(r"\1()", str(parameter).replace("'", '"')))
     line = f"{name}({', '.join(words)})"
     return [line] if len(line) <= 100 else [f"{name}(", *(f"    {word}," for word in words), ")"]
 
