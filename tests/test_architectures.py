@@ -377,7 +377,7 @@ def test_compiled(architecture, fusion):
 def test_gradients_of_every_sample():
     """As opacus collects them by hooks: those of each sample alone, substitutes' too."""
     opacus = pytest.importorskip("opacus", reason="opacus is not installed")
-    model = build("hierarchical", "additive", sound=True)
+    model = build("hierarchical", "spatial", sound=True)
     model = opacus.validators.ModuleValidator.fix(model).train()  # an LSTM that knows of it
     image, text, sound = inputs(sound=True)
     present = torch.tensor([True, False, True])
