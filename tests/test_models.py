@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.attention_tests import assert_module, assert_rule
 
+from mmkernels.data import Batch
 from mmkernels.models import ImageTextModel
 from mmkernels.training import step
 
@@ -112,9 +113,8 @@ def test_fused_and_plain_train_alike(options):
     def losses(backend, dtype):
         model = build(backend, **options).to(dtype=dtype, memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-        return torch.tensor(
-            [step(model, optimizer, image.to(dtype), text, label.to(dtype))[1] for _ in range(8)], dtype=dtype
-        )
+        inputs = {"image": image.to(dtype), "text": text}
+        return torch.tensor([step(model, optimizer, Batch(inputs, label.to(dtype)))[1] for _ in range(8)], dtype=dtype)
 
     fused = losses(None, torch.float32)
     assert_rule(fused, truth=losses("reference", torch.float64), peer=losses("reference", torch.float32))

@@ -37,7 +37,29 @@ def test_deformable(folder, coordinates, dtype):
 @in_both_dtypes
 @pytest.mark.parametrize("folder", tiny.FUSION)
 def test_fusion(folder, dtype):
-    assert_patched(tiny.call_fusion, tiny.fusion(folder), tiny.fusion_tensors(dtype), "bidirectional_attention")
+    assert_patched(tiny.call_fusion, tiny.fusion(folder), tiny.fusion_tensors(dtype), "bidirectional_attention", "attn")
+
+
+def test_weights_of_a_part_of_a_model():
+    """What tells that they are wanted isn't patched with the part, which is left alone."""
+    encoder = tiny.fusion("grounding_dino")
+    image, text = tiny.fusion_tensors()
+    before = encoder(image, text, output_attentions=True)
+    assert "patch that one, or the whole model" in mmkernels.patch(encoder.attn).left_alone[""]
+    assert_all_equal(encoder(image, text, output_attentions=True), before)
+    assert mmkernels.patch(encoder).replaced == ["attn"]
+    assert mmkernels.patch(encoder.attn).replaced == [""]
+    assert_all_equal(encoder(image, text, output_attentions=True), before)
+    assert [weights for _, weights in encoder(image, text)] == [None, None]
+    mmkernels.unpatch(encoder)
+    own = encoder.forward = encoder.forward
+    assert mmkernels.patch(encoder).replaced == []
+    assert encoder.forward is own
+
+
+def assert_all_equal(found, expected):
+    for pair in zip(found, expected, strict=True):
+        assert_equal(*pair)
 
 
 @pytest.mark.parametrize("folder", ["deformable_detr", "mask2former", "d_fine"])
@@ -100,7 +122,7 @@ def test_training_with_dropout():
     module.train()
     assert_plain(tiny.call_fusion, module, (image, text))
     mmkernels.unpatch(module)
-    assert "trains with dropout 0.5" in mmkernels.patch(module).left_alone[""]
+    assert "trains with dropout 0.5" in mmkernels.patch(module).left_alone["attn"]
     mmkernels.patch(module.eval())
     assert_equal(tiny.call_fusion(module, image, text), fused)
 
@@ -108,7 +130,7 @@ def test_training_with_dropout():
 def assert_plain(call, module, tensors):
     """A patched module computes what it computes unpatched, bit for bit."""
     plain = copy.deepcopy(module)
-    assert mmkernels.unpatch(plain) == [""]
+    assert mmkernels.unpatch(plain)
     torch.manual_seed(3)
     found = with_gradients(call, module, tensors)
     torch.manual_seed(3)
@@ -130,13 +152,13 @@ class LowRank(nn.Module):
 
 def test_wrapped_and_hooked_projections_are_called():
     module = tiny.fusion("grounding_dino")
-    module.vision_proj = LowRank(module.vision_proj)
+    module.attn.vision_proj = LowRank(module.attn.vision_proj)
     tiny.randomised(module)
-    assert_patched(tiny.call_fusion, module, tiny.fusion_tensors(), "bidirectional_attention")
+    assert_patched(tiny.call_fusion, module, tiny.fusion_tensors(), "bidirectional_attention", "attn")
     module = tiny.fusion("grounding_dino")
     mmkernels.patch(module)
     seen = []
-    module.out_vision_proj.register_forward_hook(lambda *call: seen.append(call))
+    module.attn.out_vision_proj.register_forward_hook(lambda *call: seen.append(call))
     tiny.call_fusion(module, *tiny.fusion_tensors())
     assert len(seen) == 1
 

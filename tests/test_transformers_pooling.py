@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from support.attention_tests import draw
+from support.attention_tests import assert_rule, draw
 from support.patched import assert_equal, assert_patched, with_gradients
 from torch import nn
 
@@ -103,10 +103,47 @@ def absorbed(monkeypatch):
 @pytest.mark.parametrize("name, dtype", CASES, ids=str)
 def test_module(name, dtype, absorbed):
     make, call, tensors, _ = MODULES[name]
-    assert_patched(call, make(), [t.to(dtype) for t in tensors], "absorbed_attention")
+    module, tensors = make(), [t.to(dtype) for t in tensors]
+    assert_patched(call, module, tensors, "absorbed_attention")
+    mmkernels.patch(module)
+    absorbed.clear()
+    call(module, *tensors)
     assert len(absorbed) == 1
     # The image itself, not a projection of it.
     assert absorbed[0][0].shape[1:] == tensors[-1].shape[1:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", [name for name, (*_, low) in MODULES.items() if low])
+def test_under_autocast(name, dtype, absorbed):
+    """One query pools features of any dtype there, and gives the dtype that it gave."""
+    make, call, tensors, _ = MODULES[name]
+    module, tensors = make(), [t.to(dtype) for t in tensors]
+    with torch.no_grad():
+        truth = call(copy.deepcopy(module).double(), *(t.double() for t in tensors))
+        with torch.autocast("cpu", torch.bfloat16):
+            plain = call(module, *tensors)
+            mmkernels.patch(module)
+            found = call(module, *tensors)
+    assert len(absorbed) == 1
+    assert found.dtype == plain.dtype
+    assert_rule(found, truth, plain)
+
+
+def test_a_query_of_another_dtype_is_an_error():
+    """As it was: scores of two dtypes."""
+    module = head("vjepa2", "VJEPA2", "PoolerCrossAttention")
+    module.q_proj = nn.Sequential(module.q_proj, ToBfloat16())
+    query, image = MODULES["vjepa2"][2]
+    for message in ("to have the same dtype", "the projected query must have the image's dtype torch.float32"):
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            module(query, image, image)
+        mmkernels.patch(module)
+
+
+class ToBfloat16(nn.Module):
+    def forward(self, features):
+        return features.bfloat16()
 
 
 def assert_plain(call, module, tensors, absorbed):

@@ -3,7 +3,7 @@
 import importlib
 
 
-def require(module):
+def require(module, extra="demo"):
     """Imports an optional module, or says how to install it.
 
     Raises:
@@ -13,5 +13,5 @@ def require(module):
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"this needs the package {module.split('.')[0]!r} ({error}): pip install mmkernels[demo]"
+            f"this needs the package {module.split('.')[0]!r} ({error}): pip install mmkernels[{extra}]"
         ) from error

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Dataset
 
+from .batch import Batch
+from .image_files import colour_statistics
 from .pictures import LANGUAGES, catalogue, load_images
 from .text import encode, train_tokenizer
 
@@ -50,6 +52,16 @@ class Pairs(Dataset):
         self.negatives = negatives
         self.redraw(0)
 
+    @property
+    def positive_weight(self):
+        """Wrong texts for every right one: what a right one counts for in training."""
+        return self.negatives
+
+    @property
+    def draws(self):
+        """After so many every language has had hard and easy negatives."""
+        return len(self.languages)
+
     def redraw(self, number):
         """Draws other negatives, the same for the same seed and number; returns self."""
         draw = random.Random(f"{self.seed} {number}")
@@ -79,20 +91,24 @@ class Pairs(Dataset):
         return image, self.texts(index), label, torch.tensor([False] * len(self.languages) + self.hard)
 
     def collate(self, items):
-        """Items to a batch: image ``[B, 3, Y, X]``, text int64 ``[B, K, T]``, label and hard ``[B, K]``."""
+        """Items to a :class:`Batch`: image ``[B, 3, Y, X]``, text int64 ``[B, K, T]``, the target ``[B, K]``, and the
+        parts ``right``, ``hard`` and ``easy``: texts that describe the picture, its hard and its easy negatives."""
         images, texts, labels, hard = zip(*items)
         text = encode(self.tokenizer, [text for group in texts for text in group])
+        target = torch.stack(labels)
+        right = target == 1
+        hard = torch.stack(hard)
         # channels_last is what the CPU's convolutions are fastest in; the fused layer reads it as it lies.
-        return (
-            torch.stack(images).contiguous(memory_format=torch.channels_last),
-            text.unflatten(0, (len(items), -1)),
-            torch.stack(labels),
-            torch.stack(hard),
+        image = torch.stack(images).contiguous(memory_format=torch.channels_last)
+        return Batch(
+            {"image": image, "text": text.unflatten(0, (len(items), -1))},
+            target,
+            {"right": right, "hard": hard, "easy": ~right & ~hard},
         )
 
 
 @dataclass
-class Task:
+class Splits:
     """What :func:`load` returns: two :class:`Pairs`, and the tokenizer learnt from the first."""
 
     training: Pairs
@@ -131,18 +147,9 @@ def load(limit=None, *, seed=0, size=224, fraction=0.2, negatives=1, cache_dir=N
     training, validation = split(pictures, fraction=fraction, seed=seed)
     tokenizer = train_tokenizer([p.texts[language] for p in training for language in LANGUAGES])
     images = load_images(training + validation, size=size, cache_dir=cache_dir, progress=progress)
-    mean, std = _statistics(images[: len(training)])
-    return Task(
+    mean, std = colour_statistics([images[: len(training)]])
+    return Splits(
         Pairs(training, images[: len(training)], tokenizer, mean, std, negatives=negatives, seed=seed),
         Pairs(validation, images[len(training) :], tokenizer, mean, std, seed=seed),
         tokenizer,
     )
-
-
-def _statistics(images):
-    """Mean and standard deviation of every colour, without a float copy of all images."""
-    values = torch.arange(256) / 255
-    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]).double()
-    counts /= counts.sum(1, keepdim=True)
-    mean = counts @ values.double()
-    return mean.float(), (counts @ values.double() ** 2 - mean**2).sqrt().float()

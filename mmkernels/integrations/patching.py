@@ -29,6 +29,7 @@ TABLES = {
 # (Replacement, value before or MISSING, value now) of a swapped module: with it, so that copies can be undone, too.
 SWAPPED = "_mmkernels_swapped"
 LOOKS_LIKE_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+COMPANION_MISSING = "a module above it tells whether its weights are wanted: patch that one, or the whole model"
 _own = {}
 
 
@@ -45,12 +46,14 @@ class Replacement:
         value: in place of the attribute; of a method: a function that a file has by its name, ``(module, *arguments)``.
         attribute: which one.
         note: for the report: what of its calls it is for, where not all.
+        companion: the value of a companion, without which above it the module is left alone.
     """
 
     operation: str | None
     value: object
     attribute: str = "forward"
     note: str = ""
+    companion: object = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def patch(model, *, dry_run=False):
     _check_module(model)
     if not isinstance(dry_run, bool):
         raise TypeError(f"dry_run must be a bool, got {type(dry_run).__name__}")
-    rows, companions, inside = [], [], ()
+    rows, companions, inside = [], {}, ()
     for name, module in model.named_modules():
         if inside and name.startswith(inside):
             continue  # the module that it is a part of computes without it
@@ -150,7 +153,10 @@ def patch(model, *, dry_run=False):
             rows.append(Row(name, type(module).__name__, None, found))
             continue
         if found.operation is None:
-            companions.append((name, module, found))
+            companions[f"{name}." if name else ""] = module, found
+            continue
+        if not (found.companion is None or _is_swapped(module) or _beneath(name, companions, found.companion)):
+            rows.append(Row(name, type(module).__name__, None, COMPANION_MISSING))
             continue
         if not dry_run:
             _swap(module, found)
@@ -158,8 +164,7 @@ def patch(model, *, dry_run=False):
         if found.attribute == "forward":
             inside += (f"{name}." if name else "",)
     report = PatchReport(rows, dry_run)
-    for name, module, found in companions:
-        within = f"{name}." if name else ""
+    for within, (module, found) in companions.items():
         if not dry_run and any(other.startswith(within) for other in report.replaced):
             _swap(module, found)
     return report
@@ -223,6 +228,10 @@ def _find(module):
     if _looks_like_attention(module) and not any(_looks_like_attention(p) for p in module.modules() if p is not module):
         return _why_not(cls)  # what only holds others isn't told
     return None
+
+
+def _beneath(name, companions, value):
+    return any(found.value is value and name.startswith(within) for within, (_, found) in companions.items())
 
 
 def _looks_like_attention(module):

@@ -10,6 +10,7 @@ class Replacement:
     value: Any
     attribute: str = "forward"
     note: str = ""
+    companion: Any = None
 
 @dataclass(frozen=True)
 class Row:

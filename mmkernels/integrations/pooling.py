@@ -1,10 +1,13 @@
 """What pooling heads of several packages share: few queries, a long image, projections that may be absorbed."""
 
+import torch
+from torch import nn
 from torch.nn.functional import linear
 
 from .. import backends
 from ..modules.absorb import absorbed_pooling, multiply_adds
-from ..modules.common import PLAIN_TENSORS, is_plain_linear, join_heads, meet
+from ..modules.common import PLAIN_TENSORS, is_plain, is_plain_linear, join_heads, meet
+from ..reference.precision import autocast_is_on
 from ..torch_private import known_true
 from .patching import exported
 
@@ -41,6 +44,22 @@ def pays(image, tokens, heads, width, *weights):
     positions, channels = image.shape[1:]
     projected, absorbed = multiply_adds(positions, tokens, channels, heads * width, heads, None, True)
     return known_true(absorbed < projected)
+
+
+def learned(query, samples, *modules):
+    """A learned query ``[1, T, E]``, for modules that it goes through: once for all samples, but for each one where
+    somebody would notice, as a hook does, or LoRA's dropout."""
+    if all(is_plain_linear(module) or is_plain(module, nn.Identity) for module in modules):
+        return query
+    return query.expand(samples, -1, -1)
+
+
+def projected_dtype(features):
+    """What a plain projection of features gives: autocast leaves float64 alone."""
+    device = features.device.type
+    if features.dtype == torch.float64 or not autocast_is_on(device):
+        return features.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def plain_linears(*modules):

@@ -7,7 +7,7 @@ from .. import functional
 from ..modules.absorb import absorbed_pooling
 from ..modules.common import is_plain, is_plain_linear, join_heads, meet, reaching
 from .patching import Replacement, exported, plain
-from .pooling import attend, chunks, pays, plain_linears
+from .pooling import attend, chunks, learned, pays, plain_linears
 
 
 def convert_latent(module):
@@ -25,7 +25,8 @@ def latent_forward(module, x, attn_mask=None):
         return plain(module, x, attn_mask)
     if module.pos_embed is not None:
         x = x + module.pos_embed.unsqueeze(0).to(x.dtype)
-    query = module.q_norm(module.q(module.latent).unflatten(2, (heads, width)).transpose(1, 2))
+    query = module.q(learned(module.latent, len(x), module.q, module.q_norm))
+    query = module.q_norm(query.unflatten(2, (heads, width)).transpose(1, 2))
     key_bias, value_bias = chunks(kv.bias, 2)
     x = absorbed_pooling(x, query, *kv.weight.chunk(2), value_bias, module.scale, key_bias=key_bias)
     x = module.proj_drop(module.proj(join_heads(x)))
@@ -58,6 +59,8 @@ def pool2d_forward(module, x, pre_logits=False):
         module.pool_type != "token"
         or (module.training and module.drop.p)
         or not all(map(is_plain_linear, linears))
+        or not is_plain(module.drop, nn.Dropout)
+        or not (is_plain_linear(module.proj) or is_plain(module.proj, nn.Identity))
         or not pays(image, 1, heads, width, *(linear.weight for linear in linears))
     ):
         return plain(module, x, pre_logits)

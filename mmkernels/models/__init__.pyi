@@ -1,9 +1,10 @@
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, overload
 
 from torch import Tensor, nn
 
 from ..modules import SpatialAttention
+from ..tasks import Task
 from .bottom_up import TopDownCaptioner
 from .lavt import LanguageGate, PixelWordAttention
 from .mil import AttentionMIL, ClamOutput, ClamSB
@@ -37,7 +38,15 @@ class ImageTextModel(nn.Module):
         combine: Literal["multiply", "pool"] = "pool",
         backend: str | None = None,
     ) -> None: ...
-    def forward(self, image: Tensor, text: Tensor) -> Tensor: ...
+    task: Task
+    @overload
+    def forward(
+        self, image: Tensor, text: Tensor, *, target: None = None, positive_weight: float | None = None
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, image: Tensor, text: Tensor, *, target: Tensor, positive_weight: float | None = None
+    ) -> tuple[Tensor, Tensor]: ...
     __call__ = forward
     def predict(self, image: Tensor, text: Tensor) -> Tensor: ...
     def attention(self, image: Tensor, text: Tensor) -> Tensor: ...

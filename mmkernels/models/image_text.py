@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .. import checks
+from .. import checks, tasks
 from ..modules import SpatialAttention
 
 PAD = 0
@@ -42,7 +42,8 @@ class ImageTextModel(nn.Module):
         text: int64 ``[B, T]``, or ``[B, K, T]`` for K texts an image: the image is then looked at only once. Padding
             (id 0) is skipped wherever it stands and never changes a result. T may be 0; an empty text is the LSTM's
             initial state, a zero vector.
-        result: logits ``[B]`` or ``[B, K]``; their sigmoid is the probability that the text describes the image.
+        result: logits ``[B]`` or ``[B, K]``; their sigmoid is the probability that the text describes the image. With
+            a `target` like them, ``(loss, logits)``, the loss weighted as :meth:`mmkernels.tasks.Task.loss` says.
 
     Raises:
         TypeError, ValueError: image or text has a wrong type or shape; the message names it.
@@ -64,6 +65,7 @@ class ImageTextModel(nn.Module):
     ):
         super().__init__()
         checks.choice("combine", combine, ("multiply", "pool"))
+        self.task = tasks.get("binary")
         # The largest of four is pooled first: relu then works on a quarter of the elements, with the same results and
         # gradients to the bit, since it keeps the order.
         self.image_encoder = nn.Sequential(
@@ -88,9 +90,10 @@ class ImageTextModel(nn.Module):
         )
         self.classifier = nn.Linear(channels[1], 1)
 
-    def forward(self, image, text):
+    def forward(self, image, text, *, target=None, positive_weight=None):
         fused = self._each_text(image, text, lambda features, vector: self._pooled(self.fusion(features, vector)))
-        return self.classifier(fused).squeeze(-1)
+        logits = self.classifier(fused).squeeze(-1)
+        return logits if target is None else (self.task.loss(logits, target, positive_weight), logits)
 
     @torch.no_grad()
     def predict(self, image, text):

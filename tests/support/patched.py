@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 import mmkernels
 from support.attention_tests import assert_rule, draw, outputs
@@ -28,18 +29,48 @@ def upstream_of(results):
     return [draw(*r.shape, seed=9 + i).to(torch.bfloat16).to(r.dtype) for i, r in enumerate(results)]
 
 
-def assert_patched(call, module, tensors, operation):
-    """A patched module is right beside itself in float64 and as it was, and it comes back."""
+def assert_watched_parts_are_called(call, module, tensors, replaced=""):
+    """Who hooks a part of what was replaced sees the calls that he would see unpatched, no more and no fewer; under
+    autocast, too, which decides itself what is rounded when."""
+    original = copy.deepcopy(module)
+    mmkernels.unpatch(original)
+    within = f"{replaced}." if replaced else ""
+    parts = [name for name, _ in module.named_modules() if name != replaced and name.startswith(within)]
+    for autocast in (False, True):
+        for name in parts:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                assert calls_of(name, call, module, tensors) == calls_of(name, call, original, tensors), name
+
+
+def calls_of(name, call, module, tensors):
+    """Of a part by its name: shapes of what each call took and gave."""
+    seen = []
+
+    def hook(part, given, named, result):
+        leaves = tree_leaves((given, named, result))
+        seen.append([t.shape for t in leaves if isinstance(t, torch.Tensor)])
+
+    handle = module.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+    call(module, *tensors)
+    handle.remove()
+    return seen
+
+
+def assert_patched(call, module, tensors, operation, name=""):
+    """A patched module, of which the part of this name is replaced, is right beside itself in float64 and as it was,
+    and it comes back."""
     dtype = tensors[0].dtype
     module.to(dtype)
     wide = [t.double() if t.is_floating_point() else t for t in tensors]
     truth = with_gradients(call, copy.deepcopy(module).double(), wide)
     plain = with_gradients(call, module, tensors)
     state = module.state_dict()
-    assert mmkernels.patch(module).replaced == [""]
+    assert mmkernels.patch(module).replaced == [name]
     assert mmkernels.patch(module, dry_run=True).rows[0].operation == operation
     assert_rule(with_gradients(call, module, tensors), truth, plain)
+    assert_watched_parts_are_called(call, module, tensors, name)
     assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
     mmkernels.unpatch(module)
-    assert not [name for name in module.__dict__ if "mmkernels" in name or name == "forward"]
+    left = {attribute for part in module.modules() for attribute in part.__dict__}
+    assert not [attribute for attribute in left if "mmkernels" in attribute or attribute == "forward"]
     assert_equal(with_gradients(call, module, tensors), plain)

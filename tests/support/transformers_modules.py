@@ -1,8 +1,13 @@
 """Tiny modules of transformers' real classes from its real configurations, and what they are called with."""
 
 import importlib
+import types
 
 import torch
+from torch import nn
+
+import mmkernels
+from mmkernels.integrations.transformers.fusion import convert_encoder
 
 from .attention_tests import draw
 
@@ -88,13 +93,28 @@ def call_deformable(folder, module, hidden, states, reference, position, masked=
     )
 
 
+class Encoder(nn.Module):
+    """Stands for the real one: who calls it asks for weights, or doesn't."""
+
+    def __init__(self, attn):
+        super().__init__()
+        self.attn = attn
+        self.config = types.SimpleNamespace(output_attentions=False)
+
+    def forward(self, *arguments, output_attentions=None, **named):
+        return self.attn(*arguments, **named)
+
+
+mmkernels.integrations.register(Encoder, convert_encoder)
+
+
 def fusion(folder, **options):
-    """The layer in which image and text attend to each other."""
+    """The layer in which image and text attend to each other, in an encoder."""
     prefix = FUSION[folder]
     config = getattr(source(folder), f"{prefix}Config")(
         d_model=WIDTH, encoder_ffn_dim=24, encoder_attention_heads=4, **options
     )
-    return randomised(getattr(source(folder), f"{prefix}BiMultiHeadAttention")(config))
+    return randomised(Encoder(getattr(source(folder), f"{prefix}BiMultiHeadAttention")(config)))
 
 
 def fusion_tensors(dtype=torch.float32):

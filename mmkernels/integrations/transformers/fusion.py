@@ -8,7 +8,7 @@ from .weights import encoder_forward, weights_wanted
 def convert(module):
     if module.training and module.dropout:
         return f"it trains with dropout {module.dropout} of attention weights, which are never written"
-    return Replacement("bidirectional_attention", forward)
+    return Replacement("bidirectional_attention", forward, companion=encoder_forward)
 
 
 def convert_encoder(module):

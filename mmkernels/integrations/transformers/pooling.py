@@ -8,11 +8,12 @@ attention takes in float32.
 import torch
 from torch import nn
 
+from ... import checks
 from ...modules.absorb import absorbed_pooling
-from ...modules.common import is_plain, is_plain_linear, join_heads
+from ...modules.common import is_plain, is_plain_linear, join_heads, meet
 from .. import multihead
 from ..patching import Replacement, exported, plain
-from ..pooling import pays, plain_linears
+from ..pooling import learned, pays, plain_linears, projected_dtype
 from .weights import weights_wanted
 
 OPERATION = "absorbed_attention"
@@ -56,39 +57,40 @@ def _convert_projected(module, forward):
 
 def class_token_forward(module, hidden_states):
     """AIMv2's: a learned query as it is."""
-    heads = module.num_heads
-    query = module.cls_token.unflatten(2, (heads, -1)).transpose(1, 2)
-    if not _absorbs(module, hidden_states, query, module.k_proj, module.v_proj):
+    heads, query, projections = module.num_heads, module.cls_token, (module.k_proj, module.v_proj)
+    if not _absorbs(hidden_states, query, heads, *projections):
         return plain(module, hidden_states)
-    pooled = _pool(hidden_states, query, module.k_proj, module.v_proj, query.shape[3] ** -0.5)
+    width = query.shape[2] // heads
+    pooled = _pool(hidden_states, query, heads, *projections, width**-0.5)
     return module.output_proj(pooled[:, 0])
 
 
 def per_channel_forward(module, hidden_states, attention_mask=None, **named):
     """VideoPrism's: a learned query, scaled channel by channel."""
-    query = module.pooling_attention_query
+    query, projections = module.pooling_attention_query, (module.k_proj, module.v_proj)
+    heads = module.k_proj.out_features // module.head_dim
     if (
         attention_mask is not None
         or not _may(module, module.attention_dropout, named)
-        or query.dtype != hidden_states.dtype
+        or not _absorbs(hidden_states, query, heads, *projections)
     ):
         return plain(module, hidden_states, attention_mask, **named)
-    query = module.q_proj(query).unflatten(2, (-1, module.head_dim)).transpose(1, 2)
-    if not _absorbs(module, hidden_states, query, module.k_proj, module.v_proj):
-        return plain(module, hidden_states, attention_mask, **named)
-    query = query * module.scaling * nn.functional.softplus(module.per_dim_scale)
-    return module.o_proj(_pool(hidden_states, query, module.k_proj, module.v_proj, 1.0)), None
+    scale = module.scaling * nn.functional.softplus(module.per_dim_scale)
+    query = module.q_proj(learned(query, len(hidden_states), module.q_proj)) * scale.repeat(heads)
+    return module.o_proj(_pool(hidden_states, query, heads, *projections, 1.0)), None
 
 
 def cross_forward(module, queries, keys, values, attention_mask=None):
     """V-JEPA 2's: a query that is given."""
-    heads, width = module.num_heads, module.head_dim
-    if attention_mask is not None or keys is not values or not _may(module, module.dropout, {}):
+    heads, projections = module.num_heads, (module.k_proj, module.v_proj)
+    if (
+        attention_mask is not None
+        or keys is not values
+        or not _may(module, module.dropout, {})
+        or not _absorbs(keys, queries, heads, *projections)
+    ):
         return plain(module, queries, keys, values, attention_mask)
-    query = module.q_proj(queries).unflatten(2, (heads, width)).transpose(1, 2)
-    if not _absorbs(module, keys, query, module.k_proj, module.v_proj):
-        return plain(module, queries, keys, values, attention_mask)
-    return _pool(keys, query, module.k_proj, module.v_proj, module.scale), None
+    return _pool(keys, module.q_proj(queries), heads, *projections, module.scale), None
 
 
 def convert_qformer(module):
@@ -103,16 +105,18 @@ FLOAT32 = "in float32, where absorbing takes fewer operations"
 def qformer_forward(
     module, hidden_states, attention_mask=None, encoder_hidden_states=None, encoder_attention_mask=None, **named
 ):
-    image = encoder_hidden_states
-    rest = attention_mask, encoder_hidden_states, encoder_attention_mask
-    if image is None or len(image) != len(hidden_states) or not _may(module, module.attention_dropout, named):
-        return plain(module, hidden_states, *rest, **named)
-    query = module.query(hidden_states).unflatten(2, (module.num_attention_heads, -1)).transpose(1, 2)
-    mask = encoder_attention_mask
-    if (mask is not None and not _padding(mask)) or not _absorbs(module, image, query, module.key, module.value):
-        return plain(module, hidden_states, *rest, **named)
+    image, mask = encoder_hidden_states, encoder_attention_mask
+    heads, projections = module.num_attention_heads, (module.key, module.value)
+    if (
+        image is None
+        or len(image) != len(hidden_states)
+        or (mask is not None and not _padding(mask))
+        or not _may(module, module.attention_dropout, named)
+        or not _absorbs(image, hidden_states, heads, *projections)
+    ):
+        return plain(module, hidden_states, attention_mask, image, mask, **named)
     mask = None if mask is None else mask[:, 0, 0].expand(len(image), -1)
-    return _pool(image, query, module.key, module.value, module.scaling, mask), None
+    return _pool(image, module.query(hidden_states), heads, *projections, module.scaling, mask), None
 
 
 def _padding(mask):
@@ -130,16 +134,20 @@ def convert_perceiver(module):
 def perceiver_forward(
     module, hidden_states, attention_mask=None, inputs=None, inputs_mask=None, output_attentions=False
 ):
-    rest = attention_mask, inputs, inputs_mask, output_attentions
-    if inputs is None or inputs_mask is not None or module.qk_channels != module.v_channels:
-        return plain(module, hidden_states, *rest)
-    if not _may(module, module.dropout.p, {"output_attentions": output_attentions}):
-        return plain(module, hidden_states, *rest)
-    query = module.query(module.layernorm1(hidden_states)).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
-    if len(query) not in (1, len(inputs)) or not _absorbs(module, inputs, query, module.key, module.value):
-        return plain(module, hidden_states, *rest)
+    heads, projections = module.num_heads, (module.key, module.value)
+    if (
+        inputs is None
+        or inputs_mask is not None
+        or len(hidden_states) not in (1, len(inputs))
+        or module.qk_channels != module.v_channels
+        or not is_plain(module.dropout, nn.Dropout)
+        or not _may(module, module.dropout.p, {"output_attentions": output_attentions})
+        or not _absorbs(inputs, hidden_states, heads, *projections)
+    ):
+        return plain(module, hidden_states, attention_mask, inputs, inputs_mask, output_attentions)
+    hidden_states, inputs = module.layernorm1(hidden_states), module.layernorm2(inputs)
     scale = module.qk_channels_per_head**-0.5
-    return (_pool(module.layernorm2(inputs), query, module.key, module.value, scale),)
+    return (_pool(inputs, module.query(hidden_states), heads, *projections, scale),)
 
 
 def _may(module, dropout, named):
@@ -149,17 +157,23 @@ def _may(module, dropout, named):
     return not (named.get("output_attentions") or weights_wanted(module))
 
 
-def _absorbs(module, image, query, key, value):
-    """Whether `query` ``[B or 1, H, T, d]`` pools the image faster absorbed."""
-    _, heads, tokens, width = query.shape
-    if not (is_plain_linear(key) and is_plain_linear(value)) or query.dtype != image.dtype:
+def _absorbs(image, query, heads, key, value):
+    """Whether `query` ``[B or 1, T, E]``, not yet projected, pools the image faster absorbed. What projects it isn't
+    asked: once called, it would be called again by the plain way."""
+    if not (is_plain_linear(key) and is_plain_linear(value) and meet(query, image)):
         return False
-    if tokens > 1 and image.dtype != torch.float32:
+    tokens = query.shape[1]
+    if tokens > 1 and projected_dtype(image) != torch.float32:
         return False
-    return pays(image, tokens, heads, width, key.weight, value.weight)
+    return pays(image, tokens, heads, key.weight.shape[0] // heads, key.weight, value.weight)
 
 
-def _pool(image, query, key, value, scale, mask=None):
-    return join_heads(
-        absorbed_pooling(image, query, key.weight, value.weight, value.bias, scale, image_mask=mask, key_bias=key.bias)
+def _pool(image, query, heads, key, value, scale, mask=None):
+    """With `query` ``[B or 1, T, H d]`` projected."""
+    query = query.unflatten(2, (heads, -1)).transpose(1, 2)
+    if not meet(query, image):
+        checks.like("the projected query", query, "the image", image)
+    pooled = absorbed_pooling(
+        image, query, key.weight, value.weight, value.bias, scale, image_mask=mask, key_bias=key.bias
     )
+    return join_heads(pooled).to(projected_dtype(image))
