@@ -69,7 +69,8 @@ test-triton-oldest: install $(OLDEST_TRITON)
 # timm and open_clip ask for torchvision, which would bring another torch; what we use of them does without.
 INTEGRATIONS := -c tests/integrations.txt "$(TORCH)"
 $(VENV)/.integrations: $(STAMP) tests/integrations.txt
-	$(BIN)/python -m pip install --quiet $(INTEGRATIONS) transformers diffusers keras kernels monai torchmil ftfy
+	$(BIN)/python -m pip install --quiet $(INTEGRATIONS) transformers diffusers keras kernels monai torchmil ftfy \
+		accelerate peft onnx onnxscript
 	$(BIN)/python -m pip install --quiet --no-deps $(INTEGRATIONS) timm open_clip_torch
 	touch $@
 

@@ -76,12 +76,15 @@ class Task:
         """The metric that decides between models, a name of :meth:`metrics`; of regression's, less is better."""
         return "mae" if self.name == "regression" else "accuracy"
 
-    def metrics(self):
+    def metrics(self, **options):
         """A torchmetrics MetricCollection, updated with what :meth:`predict` gave and the target, of K samples
         ``[K]`` or ``[K, C]``.
 
         accuracy, auc (the area under the ROC curve), f1 (the latter two means over classes or labels) and confusion;
         of regression mae and rmse.
+
+        Args:
+            options: any that torchmetrics has for each of them, as ``sync_on_compute``.
 
         Raises:
             ImportError: `torchmetrics` isn't installed.
@@ -89,14 +92,17 @@ class Task:
         metrics = require("torchmetrics")
         if self.name == "regression":
             return metrics.MetricCollection(
-                {"mae": metrics.MeanAbsoluteError(), "rmse": metrics.MeanSquaredError(squared=False)}
+                {
+                    "mae": metrics.MeanAbsoluteError(**options),
+                    "rmse": metrics.MeanSquaredError(squared=False, **options),
+                }
             )
         size = {
             "binary": {},
             "multiclass": {"num_classes": self.outputs},
             "multilabel": {"num_labels": self.outputs},
         }
-        common = {"task": self.name, **size[self.name]}
+        common = {"task": self.name, **size[self.name], **options}
         return metrics.MetricCollection(
             {
                 "accuracy": metrics.Accuracy(**common, average="micro"),

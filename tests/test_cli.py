@@ -57,7 +57,7 @@ def test_python_dash_m():
     """The real command, in a process of its own, without a terminal."""
     done = subprocess.run([sys.executable, "-m", "mmkernels", "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    for command in ("info", "verify", "bench", "patch", "demo"):
+    for command in ("info", "verify", "bench", "patch", "demo", "train", "evaluate", "predict"):
         assert command in done.stdout
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.attention_tests import assert_rule, draw
 from support.no_torchvision import pretended
-from support.patched import assert_equal, assert_patched, with_gradients
+from support.patched import assert_equal, assert_patched, assert_same_in_onnx, with_gradients
 from torch import nn
 
 import mmkernels
@@ -360,6 +360,12 @@ def attention(**options):
     from diffusers.models.attention_processor import Attention
 
     return drawn(Attention(32, heads=4, dim_head=8, **options))
+
+
+@pytest.mark.parametrize("make", [*MODELS, attention])
+def test_onnx(make):
+    module, tensors = make() if make in MODELS else (make(), (draw(2, 33, 32),))
+    assert_same_in_onnx(call, module, tensors)
 
 
 @in_both_dtypes

@@ -45,8 +45,18 @@ CALLS = {
 on_every_call = pytest.mark.parametrize("function, arguments, columns", CALLS.values(), ids=CALLS)
 
 
-def leaves(arguments):
-    return {name: None if t is None else t.detach().requires_grad_() for name, t in arguments.items()}
+# Who holds the constant: whether the image wants a gradient decides.
+LIMITS = {True: "KEPT_BYTES", False: "KEPT_BYTES_WITHOUT_IMAGE_GRAD"}
+with_and_without_image_grad = pytest.mark.parametrize("image_grad", LIMITS, ids=["image gradient", "no image gradient"])
+
+
+def leaves(arguments, image_grad=True):
+    leaf = lambda name, t: None if t is None else t.detach().requires_grad_(name != "image" or image_grad)
+    return {name: leaf(name, t) for name, t in arguments.items()}
+
+
+def differentiable(tensors):
+    return [t for t in tensors.values() if t is not None and t.requires_grad]
 
 
 def kept(result):
@@ -58,16 +68,17 @@ def kept(result):
 
 
 @on_every_call
+@with_and_without_image_grad
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_no_bit_changes(extension, monkeypatch, dtype, function, arguments, columns):
+def test_no_bit_changes(extension, monkeypatch, dtype, image_grad, function, arguments, columns):
     """None, some that end within a tile, and all: what backward finds is what it would compute."""
     found, rows = [], []
     for limit in (0, 250, 10**6):
-        monkeypatch.setattr(common, "KEPT_BYTES", limit * columns * (8 if dtype == torch.float64 else 4))
-        tensors = leaves(arguments(dtype))
+        monkeypatch.setattr(common, LIMITS[image_grad], limit * columns * (8 if dtype == torch.float64 else 4))
+        tensors = leaves(arguments(dtype), image_grad)
         result = function(**tensors, backend="cpu")
         rows.append(kept(result))
-        found.append(torch.autograd.grad(result.float().square().sum(), [t for t in tensors.values() if t is not None]))
+        found.append(torch.autograd.grad(result.float().square().sum(), differentiable(tensors)))
     assert rows == [0, 250, 600]
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
 
@@ -95,16 +106,18 @@ def test_only_for_a_backward_pass(extension, monkeypatch, function, arguments, c
 
 @pytest.mark.property("bounded memory")
 @on_every_call
+@with_and_without_image_grad
 @pytest.mark.parametrize("limit", [0, 1 << 20])
-def test_memory_is_bounded(extension, monkeypatch, function, arguments, columns, limit):
+def test_memory_is_bounded(extension, monkeypatch, function, arguments, columns, image_grad, limit):
     """Beside results and gradients training allocates no memory that grows with the rows, but the weights."""
-    monkeypatch.setattr(common, "KEPT_BYTES", limit)
-    tensors = leaves(arguments(torch.float32, positions=40_000))
+    monkeypatch.setattr(common, LIMITS[image_grad], limit)
+    tensors = leaves(arguments(torch.float32, positions=40_000), image_grad)
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         result = function(**tensors)
-        torch.autograd.grad(result, tensors["image"], torch.ones_like(result))
+        torch.autograd.grad(result, differentiable(tensors)[0], torch.ones_like(result))
     allocated = sum(max(0, event.self_cpu_memory_usage) for event in profiler.events())
-    known = 2 * result.nbytes + tensors["image"].nbytes + 80_000 * 2 * 4  # result, ones, gradient, weights
+    gradient = tensors["image"].nbytes if image_grad else 0
+    known = 2 * result.nbytes + gradient + 80_000 * 2 * 4  # result, ones, gradient, weights
     assert allocated < known + limit + 400_000, (allocated, known)
 
 

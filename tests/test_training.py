@@ -11,7 +11,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 for package in ("tqdm", "torchmetrics"):
     pytest.importorskip(package)
 
+import mmkernels as mmk  # noqa: E402
 from mmkernels import training  # noqa: E402
+from mmkernels.data import Batch  # noqa: E402
+from mmkernels.models import ImageTextModel  # noqa: E402
+from mmkernels.training.modality_dropout import ModalityDropout  # noqa: E402
+from mmkernels.training.recomputation import recomputation  # noqa: E402
+from mmkernels.training.steps import backward  # noqa: E402
 
 FITTED = {"epochs": 2, "batch_size": 6, "progress": False}
 
@@ -113,6 +119,113 @@ def test_bfloat16():
     assert history.accuracies[-1] > 0.9
 
 
+class Recorder(torch.nn.Module):
+    """Counts its calls, and normalises its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.calls = 0
+
+    def forward(self, image):
+        self.calls += 1
+        return self.norm(image)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recomputed_bits(precision):
+    """Dropout draws the same again, and batch normalisation counts a batch once."""
+
+    def run(recompute):
+        model = Toy(dropout=0.5)
+        model.encoder.append(Recorder())
+        history = training.fit(model, Samples(), **FITTED, recompute=recompute, precision=precision)
+        assert "forward" not in vars(model.encoder), "as it was"
+        return history.losses, model.state_dict(), model.encoder[-1].calls
+
+    losses, parameters, calls = run(False)
+    again, same, more = run(True)
+    assert again == losses and more == 2 * calls
+    assert all(torch.equal(same[name], value) for name, value in parameters.items())
+
+
+def test_recomputed_article(extension):
+    """The article's model, its fused layer included, with additive attention's dropout in it."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = {"image": torch.randn(4, 3, 32, 32, generator=draw), "text": torch.randint(0, 9, (4, 3), generator=draw)}
+    batch = Batch(inputs, torch.tensor([0.0, 1.0, 1.0, 0.0]))
+
+    def run(wanted):
+        torch.manual_seed(0)
+        model = ImageTextModel(10)
+        pool = mmk.AdditiveAttention(64, 16, query_dim=128, gated=True, dropout=0.5)
+        model.fusion = Pooling(pool)
+        peak = []
+        with (
+            recomputation(model, wanted),
+            torch.autograd.graph.saved_tensors_hooks(lambda t: peak.append(t.numel()) or t, lambda t: t),
+        ):
+            backward(model, batch)
+        return [p.grad for p in model.parameters()], sum(peak)
+
+    plain, kept = run(False)
+    recomputed, less = run(True)
+    assert all(map(torch.equal, plain, recomputed)) and less < kept / 2
+
+
+class Pooling(torch.nn.Module):
+    """Additive attention in spatial attention's place."""
+
+    combine = "pool"
+
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, features, vector):
+        return self.attention(features.flatten(2).mT, vector)[:, 0]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.9])
+def test_modality_dropout(rate):
+    """As often as asked, never all that a sample has, and nothing that it hasn't; however a step is divided."""
+    data = Samples(count=4000)
+    there = torch.rand(4000, generator=torch.Generator().manual_seed(5)) > 0.25
+    batch = data.collate(list(range(4000)))
+    batch.inputs["text_present"] = there
+    dropout = ModalityDropout(rate, seed=3)
+    drawn = dropout.draw(1, 2, 4000)
+    inputs = dropout.apply(batch, drawn).inputs
+    image = inputs.get("image_present", torch.ones(4000, dtype=torch.bool))
+    text = inputs["text_present"]
+    assert (image | text).all() and not (text & ~there).any() and image[~there].all()
+    both = rate - rate**2 / 2  # one of two is restored where both were left out
+    assert abs((~image[there]).float().mean() - both) < 0.03 and abs((~text[there]).float().mean() - both) < 0.03
+    half = data.collate(list(range(2000, 4000)))
+    half.inputs["text_present"] = there[2000:]
+    again = dropout.apply(half, drawn[2000:]).inputs
+    assert torch.equal(again["text_present"], text[2000:])
+    if rate:
+        assert not torch.equal(dropout.draw(1, 3, 4000), drawn)
+
+
+def test_modality_dropout_in_training():
+    """A model that may go without learns to tell something from either alone."""
+    data = Samples(count=40)
+    models = [Toy(), Toy()]
+    for model, rate in zip(models, (0.0, 0.5)):
+        training.fit(model, data, epochs=40, batch_size=20, learning_rate=0.05, progress=False, modality_dropout=rate)
+
+    def without(model, name):
+        alone = copy.copy(data)
+        absent = {f"{name}_present": torch.zeros(40, dtype=torch.bool)}
+        alone.collate = lambda items: Batch(data.collate(items).inputs | absent, data.collate(items).target)
+        return training.evaluate(model, alone, batch_size=40)["loss"]
+
+    for name in ("image", "text"):
+        assert without(models[1], name) < min(0.65, without(models[0], name))
+
+
 @pytest.mark.parametrize(
     "options, error, named",
     [
@@ -123,6 +236,9 @@ def test_bfloat16():
         ({"weight_decay": -1}, ValueError, "weight_decay must be at least 0"),
         ({"precision": "float16"}, ValueError, "precision must be one of 'float32', 'bfloat16', got 'float16'"),
         ({"seed": "x"}, TypeError, "seed must be an int"),
+        ({"modality_dropout": 1}, ValueError, "modality_dropout must be below 1"),
+        ({"modality_dropout": -0.1}, ValueError, "modality_dropout must be from 0 to 1"),
+        ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be at least 1"),
     ],
 )
 def test_mistakes(options, error, named):

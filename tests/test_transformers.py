@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 from support.attention_tests import assert_rule
-from support.patched import assert_equal, assert_patched, upstream_of, with_gradients
+from support.patched import Called, assert_equal, assert_patched, assert_same_in_onnx, upstream_of, with_gradients
 from torch import distributed, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.device_mesh import init_device_mesh
@@ -52,7 +52,7 @@ def test_weights_of_a_part_of_a_model():
     assert_all_equal(encoder(image, text, output_attentions=True), before)
     assert [weights for _, weights in encoder(image, text)] == [None, None]
     mmkernels.unpatch(encoder)
-    own = encoder.forward = encoder.forward
+    own = encoder.forward = lambda *given, **named: None
     assert mmkernels.patch(encoder).replaced == []
     assert encoder.forward is own
 
@@ -94,7 +94,7 @@ def test_what_samples_may_be_replaced():
     tiny.call_deformable("deformable_detr", module, *tiny.deformable_tensors("deformable_detr", 4))
     assert len(seen) == 1
     mmkernels.unpatch(module)
-    module.attn.forward = module.attn.forward
+    module.attn.forward = tiny.deformable("deformable_detr").attn.forward
     assert "replaced by somebody else" in mmkernels.patch(module).left_alone[""]
 
 
@@ -247,14 +247,26 @@ def test_exported_without_our_operations(layer, monkeypatch):
     assert "mmkernels" not in str(torch.export.export(wrapped, tuple(tensors)))
 
 
-class Called(nn.Module):
-    def __init__(self, call, module):
-        super().__init__()
-        self.call = call
-        self.module = module
+@each_layer
+def test_onnx(layer):
+    make, call, tensors = LAYERS[layer]
+    assert_same_in_onnx(call, make(), tensors)
 
-    def forward(self, *tensors):
-        return self.call(self.module, *tensors)
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_of_an_exported_program():
+    """Exported first, it holds operations that ONNX doesn't have, which is an error; from the model it is plain."""
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    make, call, tensors = LAYERS["deformable"]
+    module = make()
+    mmkernels.patch(module)
+    called = Called(call, module)
+    program = torch.export.export(called, tuple(tensors))
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match="No ONNX function found for.*mmkernels"):
+        torch.onnx.export(program, dynamo=True, verbose=False)
+    assert "mmkernels" not in str(torch.onnx.export(called, tuple(tensors), dynamo=True, verbose=False).model)
 
 
 @pytest.fixture

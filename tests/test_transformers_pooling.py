@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from support.attention_tests import assert_rule, draw
-from support.patched import assert_equal, assert_patched, with_gradients
+from support.patched import assert_equal, assert_patched, assert_same_in_onnx, with_gradients
 from torch import nn
 
 import mmkernels
@@ -193,6 +193,12 @@ def test_16_bits_are_faster_with_projections(name, absorbed):
     module = make().bfloat16()
     mmkernels.patch(module)
     assert_plain(call, module, [t.bfloat16() for t in tensors], absorbed)
+
+
+@pytest.mark.parametrize("name", ["siglip", "vjepa2"])
+def test_onnx(name):
+    make, call, tensors, _ = MODULES[name]
+    assert_same_in_onnx(call, make(), tensors)
 
 
 def test_masks_that_are_more_than_padding(absorbed):

@@ -57,17 +57,15 @@ struct Backward {
       int64_t step = 0;
       const C* x = grad_result ? in.tile(first, count, copy.data, step) : nullptr;
       in.samples.of_rows(first, first + count, [&](int64_t b, int64_t r, int64_t last) {
-        if (grad_result && a.pool) {
-          if (packed != b)
-            pack_transposed<T>(
-                a.D, a.K, [&](int64_t k) { return grad_result.row(b * a.K + k); }, grad_result.c, C(1),
-                grad_output.data);
-          packed = b;
+        if (grad_result && a.pool && packed != b)
+          pack_grad_result(b, grad_output.data), packed = b;
+        if (grad_result && a.K > 1)
           gemm_tile<C, false>(last - r, a.K, a.D, x + (r - first) * step, step, {grad_output.data, 0}, found.data,
                               in.maps, false);
-        } else if (grad_result) {
-          for (int64_t i = r; i < last; ++i)
-            found.data[(i - r) * in.maps] = product(x + (i - first) * step, grad_result.row(i));
+        for (int64_t i = r; grad_result && a.K == 1 && i < last; ++i) {
+          const C* row = x + (i - first) * step;
+          found.data[(i - r) * in.maps] =
+              a.pool ? product(row, grad_output.data, 1) : product(row, grad_result.row(i), grad_result.c);
         }
         const int64_t at = in.at(b, r);
         for (int64_t k = 0; k < a.K; ++k)
@@ -77,15 +75,23 @@ struct Backward {
       });
     }
   }
-  C product(const C* x, const T* up) const {
+  // A sample's gradient as dw's products read it: of one map as a row, since a panel would be as wide as a vector of
+  // maps; else B[D, K].
+  void pack_grad_result(int64_t b, C* to) const {
+    if (a.K == 1)
+      return read_rows<T>(1, a.D, [&](int64_t) -> const T* { return grad_result.row(b); }, grad_result.c, to);
+    pack_transposed<T>(a.D, a.K, [&](int64_t k) { return grad_result.row(b * a.K + k); }, grad_result.c, C(1), to);
+  }
+  template <class U>
+  C product(const C* x, const U* up, int64_t step) const {
     vec<C> sums = {};
     C total = 0;
     int64_t c = 0;
-    if (grad_result.c == 1)
+    if (step == 1)
       for (; c + lanes<C> <= a.D; c += lanes<C>)
         sums += load(x + c) * load(up + c);
     for (; c < a.D; ++c)
-      total += x[c] * to_acc(up[c * grad_result.c]);
+      total += x[c] * to_acc(up[c * step]);
     return total + sum<C>(sums);
   }
 
@@ -276,9 +282,9 @@ void backward(const AdditiveAttentionBackward& g, const Parallel& parallel) {
   if (!tiles.count && gradient.of_weight)
     memset(gradient.sums.data, 0, out * gradient.in_width * sizeof(C));
   if (g.grad_w_image)
-    gradient.template write<T>(g.grad_w_image, 0, a.A);
+    gradient.template write<T>(g.grad_w_image, 0, a.A, a.D);
   if (g.grad_w_gate)
-    gradient.template write<T>(g.grad_w_gate, in.width, in.width + a.A);
+    gradient.template write<T>(g.grad_w_gate, in.width, in.width + a.A, a.D);
   if (!g.grad_v)
     return;
   C* of_v = work.grad_v.data;

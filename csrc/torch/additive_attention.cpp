@@ -111,6 +111,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image, const Op
   Tensor scores = empty_tensor(image, all.scores_shape, accumulate_type(a.dtype));
   Tensor kept = empty_tensor(image, all.kept_shape, accumulate_type(a.dtype));
   advise_huge_pages(result);
+  advise_huge_pages(kept);
   a.result = rows(result);
   a.weights = weights.mutable_data_ptr();
   if (need_scores)

@@ -35,7 +35,7 @@ def inputs(shape, device):
 # The fusion layer ----------------------------------------------------------------------------------------------------
 
 
-def _layer_inputs(shape, device):
+def layer_inputs(shape, device):
     b, _, n, t, d = shape
     draw = torch.Generator().manual_seed(0)
     return {name: torch.randn(b, size, d, generator=draw).to(device) for name, size in (("image", n), ("text", t))}
@@ -205,18 +205,18 @@ PARTS = (
         wanted=WANTED,
         columns=share_of_library(lambda b, h, n, t, d: 20 * b * h * n * t * d),
     ),
-    Contest(OPERATION, "fusion layer, ms", _layer_inputs, LAYERS, checked=_layer_checked),
+    Contest(OPERATION, "fusion layer, ms", layer_inputs, LAYERS, checked=_layer_checked),
     Contest(
         OPERATION,
         "fusion layer, forward + backward, ms",
-        _layer_inputs,
+        layer_inputs,
         LAYERS,
         wanted=("image",),
         checked=_layer_checked,
     ),
     Memory(
         "fusion layer's memory beyond the results, MB",
-        _layer_inputs,
+        layer_inputs,
         LAYERS,
         known=lambda arguments: sum(t.nbytes for t in arguments.values()),
     ),

@@ -5,8 +5,11 @@ import click
 from .. import __version__
 from .bench import bench
 from .demo import demo
+from .evaluate import evaluate
 from .info import info
 from .patch import patch
+from .predict import predict
+from .train import train
 from .verify import verify
 
 
@@ -16,5 +19,5 @@ def main():
     """Fused score -> softmax -> multiply kernels for image and text features."""
 
 
-for command in (info, verify, bench, patch, demo):
+for command in (info, verify, bench, patch, demo, train, evaluate, predict):
     main.add_command(command)

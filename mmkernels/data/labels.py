@@ -57,6 +57,26 @@ def target(label, preprocessing):
     return answers if len(labels) > 1 else answers[0]
 
 
+def answer_columns(predicted, preprocessing):
+    """Predictions (probabilities, or a regression's numbers) of B samples as a CSV file has them: a list of B str by
+    column. ``predicted`` is the label (of multilabel all that are at least as likely as not), or the number;
+    ``probability`` of binary that of the second label, of multiclass that of the predicted one; of several outputs
+    ``p(LABEL)`` each one's."""
+    labels, task = preprocessing.labels, preprocessing.task
+    if task == "regression":
+        return {"predicted": [f"{preprocessing.number(value):.6g}" for value in predicted.tolist()]}
+    if task == "binary":
+        likely = [labels[value > 0.5] for value in predicted.tolist()]
+        return {"predicted": likely, "probability": [f"{value:.6f}" for value in predicted.tolist()]}
+    values = predicted.view(-1, len(labels)).tolist()
+    each = {f"p({label})": [f"{row[number]:.6f}" for row in values] for number, label in enumerate(labels)}
+    if task == "multiclass":
+        likely = [labels[row.index(max(row))] for row in values]
+        return {"predicted": likely, "probability": [f"{max(row):.6f}" for row in values], **each}
+    likely = [SEPARATOR.join(label for label, value in zip(labels, row) if value > 0.5) or SEPARATOR for row in values]
+    return {"predicted": likely, **each}
+
+
 def _number(text):
     """A finite number, or None."""
     try:

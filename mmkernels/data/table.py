@@ -62,7 +62,8 @@ class Table(Dataset):
 
     Raises:
         OSError: the file can't be read, or the disk is full.
-        ValueError: it lacks a column, no row can be used, or, with ``strict``, one can't; or all labels are the same.
+        ValueError: it lacks a column; of labelled rows none can be used; with ``strict``, one can't; or all labels are
+            the same.
         ImportError: a package of ``mmkernels[demo]`` or ``[denoise]`` isn't installed.
     """
 
@@ -82,7 +83,7 @@ class Table(Dataset):
         if labelled:
             self._check_labels()
         self.problems = [row for row in self.sheet.rows if row.problem]
-        if not self.samples or (strict and self.problems):
+        if (strict and self.problems) or (labelled and not self.samples):
             raise ValueError(self.report() or f"{csv} has no rows")
 
     def report(self, limit=20):

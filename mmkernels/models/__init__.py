@@ -1,5 +1,6 @@
 """Reference models built on the fused operations, and published ones written out with them."""
 
+from . import architectures as architectures  # they make themselves known to ImageTextModel
 from .bottom_up import TopDownCaptioner
 from .image_text import ImageTextModel
 from .lavt import LanguageGate, PixelWordAttention

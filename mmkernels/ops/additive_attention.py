@@ -31,7 +31,8 @@ def additive_attention(
     With ``w_gate`` the hidden vector is multiplied by ``sigmoid(w_gate image_n + bias_gate)`` before ``v``. The ``N x
     A`` hidden matrix never exists: a panel of positions goes through product, activation, gate and ``v`` while it is in
     cache, its scores feed the softmax and the pooled sum, and the backward pass computes it again. (Training on the CPU
-    keeps the products of the first rows, at most 16 MiB: a small bag's are not computed twice.)
+    keeps the products of the first rows, at most 16 MiB, or 80 MiB beside an image that wants no gradient: most bags'
+    are not computed twice.)
 
     Args:
         image: ``[B, N, D]``, or with ``offsets`` packed bags ``[rows, D]``; float32, bfloat16, float16 or float64, any

@@ -50,18 +50,22 @@ def check_like_or_wide(name, tensor, other_name, other):
     checks.same_device(name, tensor, other_name, other)
 
 
-KEPT_BYTES = 16 << 20  # a constant beside images that have no limit
+# Constants beside images that have no limit. An image that wants no gradient, as a bag of an encoder's features, leaves
+# one product in three to be computed again, and memory for its own gradient.
+KEPT_BYTES = 16 << 20
+KEPT_BYTES_WITHOUT_IMAGE_GRAD = 80 << 20
 
 
-def kept_rows(run, rows, columns, dtype, *inputs):
+def kept_rows(run, rows, columns, dtype, image, *inputs):
     """Of how many of the first rows the CPU's forward pass keeps what its backward pass would have to compute again
-    (`columns` numbers of `dtype` each): as many as KEPT_BYTES hold. None without a backward pass, in an exported graph,
-    which may run anywhere, nor under torch.func's transforms, which fold samples."""
-    if getattr(run, "backend", None) != "cpu" or not needs_gradient(*inputs):
+    (`columns` numbers of `dtype` each): as many as the constants above hold. None without a backward pass, in an
+    exported graph, which may run anywhere, nor under torch.func's transforms, which fold samples."""
+    if getattr(run, "backend", None) != "cpu" or not needs_gradient(image, *inputs):
         return 0
     if torch.compiler.is_exporting() or transforms_active():
         return 0
-    return min(rows, KEPT_BYTES // (columns * dtype.itemsize))
+    limit = KEPT_BYTES if image.requires_grad else KEPT_BYTES_WITHOUT_IMAGE_GRAD
+    return min(rows, limit // (columns * dtype.itemsize))
 
 
 def overlap(a, b):

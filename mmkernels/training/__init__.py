@@ -1,8 +1,9 @@
 """Fits a model of several modalities, whatever its task, and tells how well it does."""
 
+from .distributed import is_first, own_device
 from .evaluation import evaluate, predict, summary
 from .fitting import fit
 from .history import History
 from .steps import BATCH, step
 
-__all__ = ["BATCH", "History", "evaluate", "fit", "predict", "step", "summary"]
+__all__ = ["BATCH", "History", "evaluate", "fit", "is_first", "own_device", "predict", "step", "summary"]

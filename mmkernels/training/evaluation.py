@@ -3,8 +3,11 @@
 import torch
 
 from ..data.extras import require
+from .distributed import Processes
 from .order import load
 from .steps import BATCH
+
+ALONE = Processes(None)
 
 
 def predict(model, data, *, batch_size=BATCH):
@@ -19,15 +22,16 @@ def predict(model, data, *, batch_size=BATCH):
         Probabilities or, of a regression, numbers: float ``[samples]``, ``[samples, C]``, and with K texts an image
         ``[samples, K]`` or ``[samples, K, C]``; on the CPU.
     """
-    logits, _ = _answers(model, data, batch_size)
+    logits, _ = _answers(model, data, batch_size, ALONE)
     return model.task.predict(logits)
 
 
-def evaluate(model, data, *, batch_size=BATCH):
+def evaluate(model, data, *, batch_size=BATCH, processes=ALONE):
     """Loss and metrics over samples that the model hasn't seen; a data set that draws is asked for each of its `draws`.
 
     Args:
-        As for :func:`predict`.
+        model, data, batch_size: as for :func:`predict`.
+        processes: those that share in the work, each calling this; :func:`fit` says so. All get the whole result.
 
     Returns:
         A dict that JSON can hold: ``loss``, the metrics of the model's task (accuracy, auc, f1, confusion; or mae,
@@ -41,7 +45,7 @@ def evaluate(model, data, *, batch_size=BATCH):
     for number in range(getattr(data, "draws", 1)):
         if hasattr(data, "redraw"):
             data.redraw(number)
-        found, seen = _answers(model, data, batch_size)
+        found, seen = _answers(model, data, batch_size, processes)
         logits.append(found)
         batches += seen
     logits = torch.cat(logits)
@@ -50,7 +54,7 @@ def evaluate(model, data, *, batch_size=BATCH):
     target = torch.cat([batch.target for batch in batches])
     task = model.task
     predicted = task.predict(logits)
-    metrics = task.metrics()
+    metrics = task.metrics(sync_on_compute=False)  # all processes have all answers
     if task.outputs == 1:
         metrics.update(predicted.flatten(), _whole(target.flatten(), task))
     else:
@@ -70,18 +74,22 @@ def _whole(target, task):
 
 
 @torch.no_grad()
-def _answers(model, data, batch_size):
+def _answers(model, data, batch_size, processes):
     """The logits of all samples, and their batches without what the model was given; on the CPU."""
     if not len(data):
         raise ValueError("data must have at least one sample, got none")
     device = next(model.parameters()).device
     model.eval()
-    logits, batches = [], []
-    for start in range(0, len(data), batch_size):
+    answers = []
+    starts = range(0, len(data), batch_size)
+    # All processes call the model equally often: those for whom nothing is left repeat the last batch.
+    for first in range(0, len(starts), processes.count):
+        start = starts[min(first + processes.rank, len(starts) - 1)]
         batch = load(data, range(start, min(start + batch_size, len(data))))
-        logits.append(model(**batch.to(device).inputs).cpu())
+        logits = model(**batch.to(device).inputs).cpu()
         batch.inputs = {}
-        batches.append(batch)
+        answers += processes.of_each((logits, batch))
+    logits, batches = zip(*answers[: len(starts)])
     return torch.cat(logits), batches
 
 

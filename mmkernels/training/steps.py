@@ -27,16 +27,16 @@ def backward(model, batch, *, share=1.0, precision="float32", positive_weight=No
 
 
 def tally(task, logits, target):
-    """How many answers were right, and how many there were, of both kinds: int64 ``[2, 2]``, the sum of several tallies
-    being that of their batches together. The kinds are yes and no; for classes all answers are of the first."""
+    """How many answers were right, and how many there were, of both kinds, yes and no: int64 ``[4]``. Those of several
+    batches add up to that of all together. For classes all answers are of the first kind."""
     if task.name == "regression":
-        return torch.zeros(2, 2, dtype=torch.int64, device=logits.device)
+        return torch.zeros(4, dtype=torch.int64, device=logits.device)
     right = task.decide(task.predict(logits)) == target
     yes = torch.ones_like(right) if task.name == "multiclass" else target == 1
-    return torch.stack([torch.stack([(right & kind).sum(), kind.sum()]) for kind in (yes, ~yes)])
+    return torch.stack([count for kind in (yes, ~yes) for count in ((right & kind).sum(), kind.sum())])
 
 
 def accuracy(tally):
-    """Of a tally's two kinds, each counting the same; None where nothing was answered."""
-    shares = [right / count for right, count in tally.tolist() if count]
+    """Of a tally's four numbers, each kind counting the same; None where nothing was answered."""
+    shares = [right / count for right, count in (tally[:2], tally[2:]) if count]
     return sum(shares) / len(shares) if shares else None

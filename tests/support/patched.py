@@ -1,8 +1,12 @@
 """What every module of another package has to show when it is patched."""
 
 import copy
+import io
+import warnings
 
+import pytest
 import torch
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import mmkernels
@@ -10,12 +14,13 @@ from support.attention_tests import assert_rule, draw, outputs
 
 
 def with_gradients(call, module, tensors):
-    """What ``call(module, *tensors)`` gives, and the gradients of tensors and parameters; 0 where there is none."""
+    """What ``call(module, *tensors)`` gives, and the gradients of tensors and parameters that aren't frozen; 0 where
+    there is none."""
     leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in tensors]
     results = call(module, *leaves)
     results = results if isinstance(results, tuple) else (results,)
     upstream = upstream_of(results)
-    wanted = [*(leaf for leaf in leaves if leaf.requires_grad), *module.parameters()]
+    wanted = [*(leaf for leaf in leaves if leaf.requires_grad), *(p for p in module.parameters() if p.requires_grad)]
     grads = torch.autograd.grad(results, wanted, upstream, allow_unused=True, materialize_grads=True)
     return [*(r.detach() for r in results), *grads]
 
@@ -74,3 +79,31 @@ def assert_patched(call, module, tensors, operation, name=""):
     left = {attribute for part in module.modules() for attribute in part.__dict__}
     assert not [attribute for attribute in left if "mmkernels" in attribute or attribute == "forward"]
     assert_equal(with_gradients(call, module, tensors), plain)
+
+
+class Called(nn.Module):
+    """A call, as a module of its own."""
+
+    def __init__(self, call, module):
+        super().__init__()
+        self.call = call
+        self.module = module
+
+    def forward(self, *tensors):
+        return self.call(self.module, *tensors)
+
+
+def assert_same_in_onnx(call, module, tensors):
+    """The graph of a patched module is the one that it has unpatched."""
+    onnx = pytest.importorskip("onnx")
+    graphs = []
+    for change in (mmkernels.unpatch, mmkernels.patch):
+        change(module)
+        file = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(Called(call, module).eval(), tuple(tensors), file, dynamo=False)
+        nodes = onnx.load_from_string(file.getvalue()).graph.node
+        attributes = [[attribute.SerializeToString() for attribute in node.attribute] for node in nodes]
+        graphs.append([(node.domain, node.op_type, *each) for node, each in zip(nodes, attributes)])
+    assert graphs[0] and graphs[0] == graphs[1]

@@ -1,9 +1,15 @@
 """Whole detection and segmentation models of transformers, as small as their configurations let them be."""
 
+import copy
+
 import torch
 import transformers as hf
+from torch import nn
+
+from mmkernels import tolerance
 
 from .attention_tests import draw
+from .patched import upstream_of
 from .transformers_modules import randomised
 
 SIZES = {
@@ -66,8 +72,8 @@ def rt_detr(prefix):
     return getattr(hf, f"{prefix}ForObjectDetection")(config), {}
 
 
-def on_hgnet(prefix, **options):
-    """D-FINE, DEIMv2 and PP-DocLayout v4."""
+def on_hgnet(prefix, stages=("stage2", "stage3", "stage4"), **options):
+    """D-FINE, DEIMv2 and PP-DocLayout."""
     backbone = hf.HGNetV2Config(
         stem_channels=[3, 8, 8],
         hidden_sizes=[16, 24, 32, 40],
@@ -76,7 +82,7 @@ def on_hgnet(prefix, **options):
         stage_out_channels=[16, 24, 32, 40],
         stage_num_blocks=[1] * 4,
         stage_numb_of_layers=[2] * 4,
-        out_features=["stage2", "stage3", "stage4"],
+        out_features=list(stages),
     )
     channels = {"encoder_in_channels": [24, 32, 40], "decoder_in_channels": [32] * 3, "encoder_hidden_dim": 32}
     config = getattr(hf, f"{prefix}Config")(backbone_config=backbone, **channels, **SIZES, **options)
@@ -113,6 +119,87 @@ def lw_detr():
     return hf.LwDetrForObjectDetection(config), {"pixel_values": PICTURE[..., :64]}
 
 
+def pp_doclayout_v2():
+    """It also puts what it found into an order to be read in."""
+    order = hf.PPDocLayoutV2Config().reading_order_config
+    sizes = {"hidden_size": 24, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"coordinate_size": 4, "shape_size": 4, "global_pointer_head_size": 8, "num_classes": 3}
+    order.update(sizes)
+    return on_hgnet(
+        "PPDocLayoutV2",
+        reading_order_config=order,
+        num_labels=3,
+        class_thresholds=[0.5] * 3,
+        class_order=[2, 0, 1],
+    )
+
+
+def rf_detr():
+    """Its backbone divides a square picture into windows."""
+    backbone = hf.models.rf_detr.RfDetrDinov2Config(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=16,
+        mlp_ratio=1,
+        num_windows=2,
+        out_features=["stage1", "stage2"],
+    )
+    config = hf.RfDetrConfig(
+        backbone_config=backbone,
+        c2f_num_blocks=1,
+        d_model=32,
+        decoder_layers=2,
+        decoder_self_attention_heads=2,
+        decoder_cross_attention_heads=2,
+        decoder_ffn_dim=16,
+        num_queries=5,
+        group_detr=2,
+    )
+    return hf.RfDetrForObjectDetection(config), {"pixel_values": PICTURE[..., :64]}
+
+
+def omdet_turbo():
+    text = hf.CLIPTextConfig(
+        vocab_size=1200,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        eos_token_id=1199,
+    )
+    config = hf.OmDetTurboConfig(
+        backbone_config=swin("stage2", "stage3", "stage4"),
+        text_config=text,
+        apply_layernorm_after_vision_backbone=False,
+        text_projection_in_dim=16,
+        text_projection_out_dim=16,
+        class_embed_dim=16,
+        task_encoder_hidden_dim=16,
+        num_queries=5,
+        vision_features_channels=[32] * 3,
+        encoder_in_channels=[24, 48, 96],
+        encoder_hidden_dim=32,
+        encoder_attention_heads=4,
+        encoder_dim_feedforward=16,
+        decoder_hidden_dim=32,
+        decoder_num_heads=4,
+        decoder_num_layers=2,
+        decoder_dim_feedforward=16,
+    )
+    model = hf.OmDetTurboForObjectDetection(config)
+    model.register_forward_pre_hook(forget_texts)
+    texts = {f"{what}_{name}": value for what in ("classes", "tasks") for name, value in TEXT.items()}
+    return model, {**texts, "classes_structure": torch.tensor([1])}
+
+
+def forget_texts(model, inputs):
+    """It keeps what it has read before, of any dtype, and the graph of its gradients."""
+    model.language_cache_class.cache.clear()
+    model.language_cache_prompt.cache.clear()
+
+
 def segmentation(prefix, **inputs):
     """Mask2Former and OneFormer."""
     options = {"is_training": False, "text_encoder_width": 16, "task_seq_len": 5} if prefix == "OneFormer" else {}
@@ -143,6 +230,15 @@ MODELS = {
     "rt_detr_v2": (lambda: rt_detr("RTDetrV2"), {"deformable_attention"}),
     "d_fine": (lambda: on_hgnet("DFine", decoder_n_points=[3, 2, 3]), {"deformable_attention"}),
     "deimv2": (lambda: on_hgnet("Deimv2", decoder_n_points=[3, 2, 3]), {"deformable_attention"}),
+    "pp_doclayout_v2": (pp_doclayout_v2, {"deformable_attention"}),
+    "pp_doclayout_v3": (
+        lambda: on_hgnet(
+            "PPDocLayoutV3", ["stage1", "stage2", "stage3", "stage4"], mask_feature_channels=[8, 8], x4_feat_dim=16
+        ),
+        {"deformable_attention"},
+    ),
+    "rf_detr": (rf_detr, {"deformable_attention"}),
+    "omdet_turbo": (omdet_turbo, {"deformable_attention"}),
     "pp_doclayout_v4": (lambda: on_hgnet("PPDocLayoutV4"), {"deformable_attention"}),
     "lw_detr": (lw_detr, {"deformable_attention"}),
     "mask2former": (lambda: segmentation("Mask2Former"), {"deformable_attention", "absorbed_attention"}),
@@ -156,4 +252,40 @@ MODELS = {
 def build(name):
     make, _ = MODELS[name]
     model, inputs = make()
-    return randomised(model), {"pixel_values": PICTURE, **inputs}
+    randomised(model)
+    for part, parameter in model.named_parameters():
+        if "enc_out_bbox_embed" in part:
+            parameter.data *= 0.2  # exponentials of it are sizes
+    return model, {"pixel_values": PICTURE, **inputs}
+
+
+def tensors(found):
+    """Every tensor of an output, nested as it may be."""
+    if isinstance(found, torch.Tensor):
+        return [found] if found.is_floating_point() else []
+    values = found.values() if isinstance(found, dict) else found if isinstance(found, (tuple, list)) else ()
+    return [tensor for value in values for tensor in tensors(value)]
+
+
+def run(model, inputs, **options):
+    with torch.no_grad():
+        return tensors(model(**inputs, **options))
+
+
+def trained(model, inputs):
+    """Names of parameters that get a gradient."""
+    model.zero_grad()
+    found = [t for t in tensors(model(**inputs)) if t.requires_grad]
+    torch.autograd.backward(found, upstream_of(found))
+    return [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+
+
+def truths(model, inputs, **options):
+    """In float64: as it is, and with parameters and picture half an epsilon off."""
+    for change in (torch.Tensor.double, tolerance.half_an_epsilon_off):
+        wide = copy.deepcopy(model)
+        for part in wide.modules():
+            for name, parameter in part._parameters.items():
+                part._parameters[name] = parameter if parameter is None else nn.Parameter(change(parameter.detach()))
+        wide.double()
+        yield run(wide, {k: change(v) if v.is_floating_point() else v for k, v in inputs.items()}, **options)

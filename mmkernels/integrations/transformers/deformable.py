@@ -7,7 +7,7 @@ True where an image is padded), and RT-DETRv2's and D-FINE's (with as many point
 import torch
 
 from ... import functional
-from ...modules.common import is_plain
+from ...modules.common import given, is_plain
 from ...ops.common import accumulate_dtype
 from ...reference.precision import autocast_is_on, without_autocast
 from ..patching import Replacement, exported, plain
@@ -16,6 +16,10 @@ from .weights import weights_wanted
 
 def convert(module):
     return _convert(module, detr_forward)
+
+
+def convert_always_weights(module):
+    return _convert(module, always_weights_forward)
 
 
 def convert_padding_mask(module):
@@ -31,7 +35,7 @@ def convert_uneven(module):
 
 def _convert(module, forward):
     core = getattr(module, "attn", None)
-    if core is not None and "forward" in core.__dict__:
+    if core is not None and given(core, "forward") is not None:
         return "what samples inside of it was replaced by somebody else"
     return Replacement("deformable_attention", forward)
 
@@ -39,6 +43,12 @@ def _convert(module, forward):
 def detr_forward(module, hidden_states, attention_mask=None, encoder_hidden_states=None, **named):
     """Deformable DETR's, Grounding DINO's, RT-DETR's, ..."""
     return _forward(module, detr_locations, hidden_states, attention_mask, encoder_hidden_states, attention_mask, named)
+
+
+def always_weights_forward(module, hidden_states, attention_mask=None, encoder_hidden_states=None, **named):
+    """OmDet-Turbo's, whose decoder returns weights for which it never asked. They are few beside what is sampled."""
+    named.setdefault("output_attentions", True)
+    return detr_forward(module, hidden_states, attention_mask, encoder_hidden_states, **named)
 
 
 def padding_mask_forward(module, hidden_states, attention_mask=None, encoder_hidden_states=None, **named):
@@ -107,13 +117,20 @@ def detr_locations(module, offsets, reference, shapes, points):
     """``[B, Q, H, K, 2]``, in float32 at least. Offsets are in pixels of a level, or, of boxes, in halves of the box
     over the number of points."""
     dtype = accumulate_dtype(offsets)
-    reference = reference.to(dtype)[:, :, None, :, None]
-    offsets = offsets.to(dtype).unflatten(3, (module.n_levels, module.n_points))
+
+    def row(of_levels):  # [..., L, 2] -> [..., 2 K]: repeated for pairs of numbers PyTorch computes one at a time
+        of_levels = of_levels.to(dtype).unsqueeze(-2)
+        return of_levels.expand(*of_levels.shape[:-3], module.n_levels, module.n_points, 2).flatten(-3)
+
+    offsets = offsets.to(dtype).flatten(3)
+    reference = reference[:, :, None]
     if reference.shape[-1] == 2:
-        sizes = offsets.new_tensor([(x, y) for y, x in shapes])[:, None]
-        return torch.addcdiv(reference, offsets, sizes).flatten(3, 4)
-    box = reference[..., 2:] * (0.5 / module.n_points)
-    return torch.addcmul(reference[..., :2], offsets, box).flatten(3, 4)
+        sizes = offsets.new_tensor([(x, y) for y, x in shapes])
+        locations = torch.addcdiv(row(reference), offsets, row(sizes))
+    else:
+        box = reference[..., 2:].to(dtype) * (0.5 / module.n_points)
+        locations = torch.addcmul(row(reference[..., :2]), offsets, row(box))
+    return locations.unflatten(3, (-1, 2))
 
 
 def uneven_locations(module, offsets, reference, shapes, points):
