@@ -27,7 +27,6 @@ PROPERTIES = {
     "values in float16": "the same",
     "values in float64": "the same",
     "values of any arguments": "the same, for arguments that hypothesis draws: sizes, options, memory layouts",
-    "gradients of any arguments": "of such calls, of all tensors, of any of them, or of none",
     "empty sizes": "cases without samples, positions, tokens, channels or bags",
     "masks": "cases with masks of every kind",
     "views": "cases of tensors that are transposed, sliced, expanded, unaligned",
