@@ -25,7 +25,8 @@ struct ChannelAttentionBackward {
   SampleRows grad_result, grad_weights;  // data null = no gradient
   SampleRows grad_image;                 // channels 1 apart; data null = not wanted, here and below
   void* grad_bias_hidden = nullptr;      // [B, D] contiguous, float (double)
-  void* grad_weight = nullptr;           // [D, D] contiguous
+  void* grad_weight = nullptr;           // [D, D], columns side by side
+  int64_t grad_weight_row = 0;           // from one row of it to the next
 };
 
 void channel_attention_forward(const ChannelAttention&, const Parallel&);

@@ -40,6 +40,10 @@ def test_dispatched(patch_first, tmp_path, monkeypatch):
     assert_rule(run(model, inputs), truth, before, rounded=rounded)
     assert len(calls) == (4 if patch_first else 0)
     accelerate.hooks.remove_hook_from_module(model, recurse=True)
+    assert len(mmkernels.patch(model)) == 4
+    calls.clear()
+    assert_rule(run(model, inputs), truth, before, rounded=rounded)
+    assert len(calls) == 4
     mmkernels.unpatch(model)
     assert_equal(run(model, inputs), before)
 
@@ -55,7 +59,9 @@ def test_offloaded():
         before = module(queries, encoder_hidden_states=image)[0]
         mmkernels.patch(module)
         fused = module(queries, encoder_hidden_states=image)[0]
+        assert not torch.equal(fused, before)
         offloaded = accelerate.cpu_offload(copy.deepcopy(module), torch.device("cpu"))
         assert offloaded.key.weight.is_meta
         assert torch.equal(offloaded(queries, encoder_hidden_states=image)[0], before)
-    assert not torch.equal(fused, before)
+        accelerate.hooks.remove_hook_from_module(offloaded, recurse=True)
+        assert torch.equal(offloaded(queries, encoder_hidden_states=image)[0], fused)

@@ -81,30 +81,17 @@ def test_no_positions(backend, device, dtype):
 @pytest.mark.property("the autograd Function")
 @on_every_backend
 def test_function(backend, device, dtype):
-    image, text, weight, _ = inputs(dtype, device)
-    bias_hidden = text @ weight[:, 20:].T
-    own = weight[:, :20].contiguous()
-    apply = lambda *t: mmk.ChannelAttentionFunction.apply(*t, False, 0, backend)[0]
-    found = gradients(apply, (image, bias_hidden, own))
-
-    def compute(
-        function, *tensors
-    ):  # bias_hidden's gradient is that of the text's part of the scores: a bias for each sample
-        result, image_grad, weight_grad = gradients(lambda i, w: function(i, tensors[1], w), (tensors[0], tensors[2]))
-        return result, image_grad, weight_grad[:, :20]
-
-    assert_computes(compute, OPERATION, backend, (image, text, weight), found=(found[0], found[1], found[3]))
+    tensors = inputs(dtype, device)
+    found = gradients(lambda *t: mmk.ChannelAttentionFunction.apply(*t, False, 0, backend)[0], tensors)
+    compute = lambda function, *t: gradients(function, t)
+    assert_computes(compute, OPERATION, backend, tensors, found=found)
 
 
 @pytest.mark.property("opcheck")
 @pytest.mark.parametrize("need_weights, kept_rows", [(True, 0), (False, 0), (True, 7)])
 def test_opcheck(extension, need_weights, kept_rows):
-    image, text, weight, _ = inputs()
-    arguments = [t.requires_grad_() for t in (image, text @ weight[:, 20:].T, weight[:, :20].contiguous())]
-    torch.library.opcheck(
-        torch.ops.mmkernels.channel_attention.default,
-        (*(t.detach().requires_grad_() for t in arguments), need_weights, kept_rows),
-    )
+    arguments = [t.requires_grad_() for t in inputs()]
+    torch.library.opcheck(torch.ops.mmkernels.channel_attention.default, (*arguments, need_weights, kept_rows))
 
 
 @pytest.mark.property("autocast")
@@ -120,12 +107,12 @@ def test_autocast(backend, device, dtype):
 
 @pytest.mark.property("autocast")
 @on_every_backend
-def test_autocast_changes_nothing_inside(backend, device, dtype):
+@pytest.mark.parametrize("text", [7, 300])
+def test_autocast_changes_nothing_inside(backend, device, dtype, text):
     """What comes in float32 isn't rounded on the way: the same bits, and the same gradients when autocast is on
-    backward."""
-    image, text, weight, _ = inputs(dtype, device)
+    backward. (A text's product is the library's where it isn't small.)"""
+    tensors = inputs(dtype, device, (2, 13, 20, text))
     run = lambda *t: mmk.ChannelAttentionFunction.apply(*t, False, 0, backend)[0]
-    tensors = (image, text @ weight[:, 20:].T, weight[:, :20].contiguous())
     plain = gradients(run, tensors)
     with torch.autocast(device, torch.bfloat16):
         assert all(torch.equal(a, b) for a, b in zip(gradients(run, tensors), plain)) or backend == "reference"

@@ -57,7 +57,7 @@ def test_python_dash_m():
     """The real command, in a process of its own, without a terminal."""
     done = subprocess.run([sys.executable, "-m", "mmkernels", "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    for command in ("info", "verify", "bench", "patch", "demo", "train", "evaluate", "predict"):
+    for command in ("info", "verify", "bench", "patch", "demo", "train", "evaluate", "predict", "compare"):
         assert command in done.stdout
 
 
@@ -73,7 +73,7 @@ def test_without_the_extra(missing):
     assert "pip install mmkernels[cli]" in done.stderr and missing in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "bench", "patch", "demo"])
+@pytest.mark.parametrize("command", ["info", "verify", "bench", "patch", "demo", "compare"])
 def test_help(command):
     result = call(command, "--help")
     assert result.exit_code == 0

@@ -289,3 +289,30 @@ def test_more_wrong_texts(task):
     logits, loss = training.step(model, optimizer, batch, positive_weight=more.positive_weight)
     assert not logits.any() and loss == pytest.approx(math.log(2))
     assert model.classifier.bias.grad.item() == pytest.approx(0, abs=1e-7)
+
+
+def test_jitter(task):
+    """A white border moves in, the same for the same draw; nothing moves where there is none."""
+    pairs = task.training
+    make = lambda jitter: data.Pairs(
+        pairs.pictures, pairs.images, pairs.tokenizer, pairs.mean, pairs.std, jitter=jitter
+    )
+    moved = make(0.25)
+    image, again, still = moved.redraw(3)[5][0], moved.redraw(3)[5][0], make(0.0)[5][0]
+    assert torch.equal(image, again) and torch.equal(still, pairs[5][0])
+    assert not torch.equal(image, still) and not torch.equal(image, moved.redraw(4)[5][0])
+    white = (1 - pairs.mean) / pairs.std
+    black = -pairs.mean / pairs.std
+    roundings = 16 * torch.finfo(torch.float32).eps * torch.stack([white, black]).abs().max()
+    assert (image <= white + roundings).all() and (image >= black - roundings).all()
+    edge = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], 1)
+    assert ((edge - white[:, 0]).abs() <= roundings).any(), "what comes in is white"
+    plain = torch.full_like(pairs.images, 255)
+    blank = data.Pairs(pairs.pictures, plain, pairs.tokenizer, pairs.mean, pairs.std, jitter=0.25)
+    assert ((blank[5][0] - white).abs() <= roundings).all(), "a white picture stays one"
+
+
+def test_wrong_jitter(task):
+    pairs = task.training
+    with pytest.raises(ValueError, match="jitter must be from 0 to 1, got 2"):
+        data.Pairs(pairs.pictures, pairs.images, pairs.tokenizer, pairs.mean, pairs.std, jitter=2)

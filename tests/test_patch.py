@@ -113,7 +113,7 @@ def test_state_dict_stays():
 
 def test_left_alone():
     own = ToyAttention()
-    own.forward = own.forward
+    own.forward = ToyAttention().forward
     model = model_of(ToySubclass(), own, ToyAttention(dropout=0.5), LinearAttention(4, 4), nn.Linear(4, 4))
     report = mmkernels.patch(model)
     assert report.replaced == []
@@ -126,6 +126,17 @@ def test_left_alone():
     assert mmkernels.patch(model.eval()).replaced == ["2.attention"]
     model.train()
     assert not torch.equal(model[2](*INPUT), INPUT[0] + 7)
+
+
+def test_unwrapped():
+    """accelerate leaves the class's own forward where its wrapper was."""
+    model = model_of()
+    attention = model[0].attention
+    attention.forward = attention.forward
+    attention.linear.forward = attention.linear.forward
+    for each in (model, copy.deepcopy(model)):
+        assert mmkernels.patch(each).replaced == ["0.attention"]
+        assert torch.equal(each[0](*INPUT), INPUT[0] + 7)
 
 
 def wrap(module, seen):

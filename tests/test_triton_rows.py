@@ -153,10 +153,10 @@ def test_extreme_scores(value):
     """One or all scores Inf, -Inf or NaN: as softmax."""
     image = draw(2, 9, 4)
     for some in (2, slice(None)):
-        bias_hidden, scores = draw(2, 4), draw(2, 9)
-        bias_hidden[0, some], scores[0, some] = value, value
+        bias, scores = draw(4), draw(2, 9)
+        bias[some], scores[0, some] = value, value
         mmk.channel_attention(*channel((1, 1, 1)), backend="triton")  # brings the operations
-        tensors = image, bias_hidden, torch.zeros(4, 4)
+        tensors = image, torch.zeros(2, 3), torch.zeros(4, 7), bias
         result, weights, _ = torch.ops.mmkernels.channel_attention_triton(*tensors, True, 0)
         assert_formula(lambda *t: mmk.ops.channel_attention._reference(*t, True, 0)[:2], tensors, (result, weights))
         assert_formula(lambda scores: scores.softmax(1), [scores], normalised(scores))
@@ -267,11 +267,11 @@ def test_opcheck(packed):
     operations = torch.ops.mmkernels
     leaf = lambda *shape: draw(*shape).requires_grad_()
     if not packed:
-        inputs = leaf(2, 7, 6), leaf(2, 6), leaf(6, 6)
+        inputs = leaf(2, 7, 6), leaf(2, 3), leaf(6, 9), leaf(6)
         torch.library.opcheck(operations.channel_attention_triton.default, (*inputs, True, 0))
         torch.library.opcheck(
             operations.channel_attention_triton_backward.default,
-            (draw(2, 7, 6), draw(2, 7, 6), *inputs, draw(0, 6), True, 0, True, True, True),
+            (draw(2, 7, 6), draw(2, 7, 6), *inputs, draw(0, 6), True, 0, True, True, True, True),
         )
     inputs = (
         leaf(*(13,) if packed else (2, 7), 6),
@@ -342,10 +342,18 @@ def test_operation_refuses_what_would_not_be_safe(place, value):
 @interpreted
 @pytest.mark.property("mistakes of a kernel's caller", backend="triton", operation=["channel_attention"])
 @pytest.mark.parametrize(
-    "place, value", ((1, torch.zeros(2, 5)), (2, torch.zeros(5, 6)), (2, torch.zeros(6, 6).double()), (4, 5))
+    "place, value",
+    (
+        (1, torch.zeros(2, 5)),
+        (1, torch.zeros(3, 3)),
+        (2, torch.zeros(5, 9)),
+        (2, torch.zeros(6, 9).double()),
+        (3, torch.zeros(5)),
+        (5, 5),
+    ),
 )
 def test_channel_refuses_what_would_not_be_safe(place, value):
-    arguments = [draw(2, 7, 6), draw(2, 6), draw(6, 6), True, 0]
+    arguments = [draw(2, 7, 6), draw(2, 3), draw(6, 9), draw(6), True, 0]
     mmk.channel_attention(draw(2, 7, 6), draw(2, 5), draw(6, 11), backend="triton")
     torch.ops.mmkernels.channel_attention_triton(*arguments)
     arguments[place] = value

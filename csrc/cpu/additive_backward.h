@@ -282,9 +282,9 @@ void backward(const AdditiveAttentionBackward& g, const Parallel& parallel) {
   if (!tiles.count && gradient.of_weight)
     memset(gradient.sums.data, 0, out * gradient.in_width * sizeof(C));
   if (g.grad_w_image)
-    gradient.template write<T>(g.grad_w_image, 0, a.A);
+    gradient.template write<T>(g.grad_w_image, 0, a.A, a.D);
   if (g.grad_w_gate)
-    gradient.template write<T>(g.grad_w_gate, in.width, in.width + a.A);
+    gradient.template write<T>(g.grad_w_gate, in.width, in.width + a.A, a.D);
   if (!g.grad_v)
     return;
   C* of_v = work.grad_v.data;

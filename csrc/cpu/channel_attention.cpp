@@ -203,8 +203,8 @@ void backward(const ChannelAttentionBackward& g, const Parallel& parallel) {
   if (grad_bias_hidden)
     memset(grad_bias_hidden, 0, a.B * a.D * sizeof(C));
   if (tiles.count == 0) {
-    if (g.grad_weight)
-      memset(g.grad_weight, 0, a.D * a.D * sizeof(T));
+    for (int64_t i = 0; g.grad_weight && i < a.D; ++i)
+      memset(static_cast<void*>(static_cast<T*>(g.grad_weight) + i * g.grad_weight_row), 0, a.D * sizeof(T));
     return;
   }
   const Inputs<T> in(a, parallel, parts);
@@ -232,7 +232,7 @@ void backward(const ChannelAttentionBackward& g, const Parallel& parallel) {
       });
   }
   if (g.grad_weight)
-    gradient.template write<T>(g.grad_weight, 0, a.D);
+    gradient.template write<T>(g.grad_weight, 0, a.D, g.grad_weight_row);
 }
 
 }  // namespace

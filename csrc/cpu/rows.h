@@ -195,9 +195,9 @@ struct WeightGradient {
     });
   }
   template <class T>
-  void write(void* to, int64_t begin, int64_t end) const {  // rows of the gradient, contiguous
+  void write(void* to, int64_t begin, int64_t end, int64_t step) const {  // rows of the gradient, `step` apart
     for (int64_t i = begin; i < end; ++i)
-      write_row<T>(sums.data + i * in_width, in, C(1), static_cast<T*>(to) + (i - begin) * in, 1);
+      write_row<T>(sums.data + i * in_width, in, C(1), static_cast<T*>(to) + (i - begin) * step, 1);
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "projection.h"
 #include "rows.h"
 
 #if defined(MMK_CUDA) || defined(MMK_EMULATED)
@@ -22,32 +23,39 @@ namespace {
 // What both directions check. The tensors that the kernels want contiguous are kept here.
 struct Arguments {
   ChannelAttention a;
-  Tensor bias_hidden;
+  const Anchor anchor;
+  const TextProjection projection;
+  const Tensor bias_hidden;
   std::vector<int64_t> kept_shape;
 
-  Arguments(const Tensor& image, const Tensor& given_bias, const Tensor& weight, int64_t kept_rows)
-      : bias_hidden(dense(given_bias)) {
+  Arguments(const Tensor& image, const Tensor& text, const Tensor& weight, const Optional& bias, int64_t kept_rows)
+      : a(of_image(image)),
+        anchor(image),
+        projection(anchor, a.B, text, weight, a.D, a.D, bias),
+        bias_hidden(projection.bias_hidden()),
+        kept_shape(kept_shape_of(kept_rows, a.B * a.N, a.D)) {
+    a.bias_hidden = bias_hidden.data_ptr();
+    a.weight = binding::projection(weight);
+    a.kept_rows = kept_rows;
+  }
+
+  static ChannelAttention of_image(const Tensor& image) {
+    ChannelAttention a;
     a.dtype = dtype_of(image, "image");
-    const Anchor anchor(image);
     STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == 3, "image must be a dense [B, N, D] tensor");
     a.B = image.size(0);
     a.N = image.size(1);
     a.D = image.size(2);
     STD_TORCH_CHECK(a.D >= 1, "image must have at least one channel");
-    anchor.check(bias_hidden, "bias_hidden", accumulate_type(a.dtype), {a.B, a.D});
-    anchor.check(weight, "weight", anchor.type, {a.D, a.D});
     a.image = rows(image);
-    a.bias_hidden = bias_hidden.data_ptr();
-    a.weight = projection(weight);
-    a.kept_rows = kept_rows;
-    kept_shape = kept_shape_of(kept_rows, a.B * a.N, a.D);
+    return a;
   }
 };
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Tensor& bias_hidden, const Tensor& weight,
-                                           bool need_weights, int64_t kept_rows) {
-  Arguments all(image, bias_hidden, weight, kept_rows);
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Tensor& text, const Tensor& weight,
+                                           const Optional& bias, bool need_weights, int64_t kept_rows) {
+  Arguments all(image, text, weight, bias, kept_rows);
   Tensor kept = empty_tensor(image, all.kept_shape, accumulate_type(all.a.dtype));
   all.a.kept = kept.mutable_data_ptr();
   Tensor result = dense_gradient(image, true);
@@ -62,12 +70,13 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& image, const Tensor& bi
 }
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const Optional& grad_weights,
-                                            const Tensor& image, const Tensor& bias_hidden, const Tensor& weight,
-                                            const Tensor& given_kept, bool need_weights, int64_t kept_rows,
-                                            bool need_image_grad, bool need_bias_hidden_grad, bool need_weight_grad) {
-  Arguments all(image, bias_hidden, weight, kept_rows);
-  const Anchor anchor(image);
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional& grad_result, const Optional& grad_weights,
+                                                    const Tensor& image, const Tensor& text, const Tensor& weight,
+                                                    const Optional& bias, const Tensor& given_kept, bool need_weights,
+                                                    int64_t kept_rows, bool need_image_grad, bool need_text_grad,
+                                                    bool need_weight_grad, bool need_bias_grad) {
+  Arguments all(image, text, weight, bias, kept_rows);
+  const Anchor& anchor = all.anchor;
   anchor.check(given_kept, "kept", accumulate_type(all.a.dtype), all.kept_shape);
   Tensor kept = dense(given_kept);
   all.a.kept = kept.mutable_data_ptr();
@@ -77,6 +86,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const O
     anchor.check(*grad_result, "grad_result", anchor.type, image.sizes()), g.grad_result = rows(*grad_result);
   if (need_weights && grad_weights)
     anchor.check(*grad_weights, "grad_weights", anchor.type, image.sizes()), g.grad_weights = rows(*grad_weights);
+  const LayerNeeds needs{need_text_grad, need_weight_grad, need_bias_grad && bias};
+  const bool need_bias_hidden_grad = needs.text || needs.weight || needs.bias;
   Tensor grad_image = dense_gradient(image, need_image_grad);
   Tensor grad_bias_hidden = dense_gradient(all.bias_hidden, need_bias_hidden_grad);
   Tensor grad_weight = dense_gradient(weight, need_weight_grad);
@@ -84,9 +95,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Optional& grad_result, const O
     g.grad_image = rows(grad_image), g.forward.nontemporal = too_large_for_cache(grad_image);
   g.grad_bias_hidden = data_if(grad_bias_hidden, need_bias_hidden_grad);
   g.grad_weight = data_if(grad_weight, need_weight_grad);
-  if (need_image_grad || need_bias_hidden_grad || need_weight_grad)
+  g.grad_weight_row = weight.size(1);
+  if (need_image_grad || need_bias_hidden_grad)
     Launch(g, image, weight, grad_weight);
-  return {grad_image, grad_bias_hidden, grad_weight};
+  LayerGradients of_layer = all.projection.gradients(grad_bias_hidden, needs, grad_weight);
+  return {grad_image, of_layer.text, grad_weight, of_layer.bias};
 }
 
 #ifndef MMK_EMULATED
@@ -106,10 +119,16 @@ cuda::SampledRows samples(const ChannelAttention& a) {
   return {a.B, a.N, a.B * a.N, nullptr};
 }
 
+// The columns that act on the image.
+Tensor of_image(const Tensor& weight, int64_t D) {
+  Tensor all = weight;
+  return torch::stable::narrow(all, 1, 0, D);
+}
+
 void cuda_forward(const ChannelAttention& a, const Tensor& image, const Tensor& weight) {
   nothing_kept(a.kept_rows);
   on_stream(image, [&](void* stream) {
-    const Tensor columns = transposed(weight);
+    const Tensor columns = transposed(of_image(weight, a.D));
     Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
       Tensor scores = product(x, columns);
       check_launch(cuda::channel_attention_weigh(a, panel, floats(scores), stream));
@@ -121,7 +140,8 @@ void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const
   const ChannelAttention& a = g.forward;
   nothing_kept(a.kept_rows);
   on_stream(image, [&](void* stream) {
-    const Tensor columns = transposed(weight);
+    const Tensor layer = of_image(weight, a.D);
+    const Tensor columns = transposed(layer);
     const WeightSum sum(image, a.D, a.D, g.grad_weight, stream);
     if (g.grad_bias_hidden)
       check_launch(cuda::clear(static_cast<float*>(g.grad_bias_hidden), a.B * a.D, stream));
@@ -138,10 +158,13 @@ void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const
       sum.add(grad_scores, x);
       if (!g.grad_image.data)
         return;
-      Tensor through = product(grad_scores, weight);
+      Tensor through = product(grad_scores, layer);
       check_launch(cuda::channel_attention_write(g, panel, floats(direct), floats(through), stream));
     });
-    sum.write(grad_weight);
+    if (g.grad_weight) {
+      Tensor to = of_image(grad_weight, a.D);
+      sum.write(to);
+    }
   });
 }
 
@@ -154,14 +177,12 @@ constexpr auto gpu_back = &backward<cuda_backward>;
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
   m.def(MMK_OPERATION
-        "(Tensor image, Tensor bias_hidden, Tensor weight, bool need_weights, SymInt kept_rows) -> (Tensor, Tensor, "
-        "Tensor)");
+        "(Tensor image, Tensor text, Tensor weight, Tensor? bias, bool need_weights, SymInt kept_rows) -> (Tensor, "
+        "Tensor, Tensor)");
   m.def(MMK_OPERATION
-        "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor bias_hidden, Tensor weight, Tensor "
-        "kept, "
-        "bool need_weights, SymInt kept_rows, bool need_image_grad, bool need_bias_hidden_grad, bool need_weight_grad) "
-        "-> "
-        "(Tensor, Tensor, Tensor)");
+        "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor image, Tensor text, Tensor weight, Tensor? bias, "
+        "Tensor kept, bool need_weights, SymInt kept_rows, bool need_image_grad, bool need_text_grad, bool "
+        "need_weight_grad, bool need_bias_grad) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 MMK_IMPLEMENT_CPU("", cpu)

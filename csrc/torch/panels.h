@@ -3,6 +3,7 @@
 #pragma once
 #include "../cuda/rows.h"
 #include "cuda.h"
+#include "projection.h"
 #include "rows.h"
 
 namespace mmk::binding {
@@ -15,22 +16,19 @@ inline Tensor transposed(const Tensor& t) {
   return torch::stable::transpose(t, 0, 1);
 }
 
-// a b in float, not rounded in between; contiguous. As an `out` variant: autocast, which may be on around us, leaves
-// those alone.
+// a b in float, not rounded in between; contiguous.
 inline Tensor product(const Tensor& a, const Tensor& b) {
-  using torch::stable::detail::from;
   Tensor to = empty_tensor(a, {a.size(0), b.size(1)}, ScalarType::Float);
 #ifndef MMK_EMULATED  // the CPU's library has no product of another dtype
   if (a.scalar_type() != ScalarType::Float) {
+    using torch::stable::detail::from;
     std::array<StableIValue, 4> stack{from(a), from(b), from(ScalarType::Float), from(to)};
     STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
     return torch::stable::detail::to<Tensor>(stack[0]);
   }
 #endif
-  std::array<StableIValue, 3> stack{from(torch::stable::to(a, ScalarType::Float)),
-                                    from(torch::stable::to(b, ScalarType::Float)), from(to)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  multiply_into(to, a, b);
+  return to;
 }
 
 inline float* floats(const Tensor& t) {

@@ -4,6 +4,7 @@ import click
 
 from .. import __version__
 from .bench import bench
+from .compare import compare
 from .demo import demo
 from .evaluate import evaluate
 from .info import info
@@ -19,5 +20,5 @@ def main():
     """Fused score -> softmax -> multiply kernels for image and text features."""
 
 
-for command in (info, verify, bench, patch, demo, train, evaluate, predict):
+for command in (info, verify, bench, patch, demo, train, evaluate, predict, compare):
     main.add_command(command)

@@ -24,8 +24,8 @@ from .common import console, json_option, progress_bar, shown, write_json
 @click.option("--limit", type=click.IntRange(min=1), help="Use so many training pictures only.")
 @click.option(
     "--size",
-    type=click.IntRange(min=10),
-    help="Height and width of the pictures; the article's is 224, the default half of it.",
+    type=click.IntRange(min=22),
+    help="Height and width of the pictures; the article's is 224.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
 @click.option("--seed", type=int, help="Draws everything random.")
@@ -37,7 +37,7 @@ from .common import console, json_option, progress_bar, shown, write_json
 )
 @json_option
 def demo(out_dir, epochs, limit, size, threads, seed, quick, json_path):
-    """Trains the reference model on real pictures and words, and shows where it looks."""
+    """Trains a model on real pictures and words, and shows where it looks."""
     if backends.extension is None:
         raise click.ClickException(
             f"the demo would compare plain PyTorch with itself: {backends.extension_error}. mmkernels was imported "

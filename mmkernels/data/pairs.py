@@ -4,8 +4,10 @@ import random
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from .. import checks
 from .batch import Batch
 from .image_files import colour_statistics
 from .pictures import LANGUAGES, catalogue, load_images
@@ -28,7 +30,9 @@ class Pairs(Dataset):
         mean, std: float ``[3]``, of the training images / 255.
         near: a hard negative comes from at most so far.
         negatives: wrong texts for every right one.
-        seed: with :meth:`redraw`'s number, decides which wrong texts are drawn.
+        jitter: pictures are shifted and zoomed by up to this share of their size, anew from draw to draw; 0 leaves
+            them as they are.
+        seed: with :meth:`redraw`'s number, decides what is drawn.
 
     Item: ``(image float [3, Y, X], texts K str, label float [K], hard bool [K])``; ``hard`` marks the hard negatives.
 
@@ -36,7 +40,20 @@ class Pairs(Dataset):
         ValueError: too few pictures to take wrong texts from.
     """
 
-    def __init__(self, pictures, images, tokenizer, mean, std, *, languages=LANGUAGES, near=4, negatives=1, seed=0):
+    def __init__(
+        self,
+        pictures,
+        images,
+        tokenizer,
+        mean,
+        std,
+        *,
+        languages=LANGUAGES,
+        near=4,
+        negatives=1,
+        jitter=0.0,
+        seed=0,
+    ):
         if len(pictures) < 2 * near + 2:
             raise ValueError(
                 f"pictures must be at least {2 * near + 2} (wrong texts come from others), got {len(pictures)}"
@@ -50,6 +67,7 @@ class Pairs(Dataset):
         self.near = near
         self.seed = seed
         self.negatives = negatives
+        self.jitter = checks.share("jitter", jitter)
         self.redraw(0)
 
     @property
@@ -63,7 +81,8 @@ class Pairs(Dataset):
         return len(self.languages)
 
     def redraw(self, number):
-        """Draws other negatives, the same for the same seed and number; returns self."""
+        """Draws other negatives, and other jitter, the same for the same seed and number; returns self."""
+        self.number = number
         draw = random.Random(f"{self.seed} {number}")
         count = len(self.pictures)
         self.hard = [(i + number) % 2 == 0 for i in range(len(self.languages) * self.negatives)]
@@ -86,9 +105,20 @@ class Pairs(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, index):
-        image = (self.images[index].float() / 255 - self.mean) / self.std
+        image = (self._jittered(index) / 255 - self.mean) / self.std
         label = torch.tensor([1.0] * len(self.languages) + [0.0] * len(self.hard))
         return image, self.texts(index), label, torch.tensor([False] * len(self.languages) + self.hard)
+
+    def _jittered(self, index):
+        """A picture, float from 0 to 255, moved as this draw has it; what comes in at its sides is white."""
+        image = self.images[index].float()
+        if not self.jitter:
+            return image
+        draw = random.Random(f"{self.seed} {self.number} {index}")
+        zoom, right, down = (draw.uniform(-self.jitter, self.jitter) for _ in range(3))
+        where = torch.tensor([[[1 + zoom, 0, 2 * right], [0, 1 + zoom, 2 * down]]])  # sides are 2 long
+        grid = F.affine_grid(where, [1, *image.shape], align_corners=False)
+        return 255 - F.grid_sample(255 - image[None], grid, align_corners=False)[0]
 
     def collate(self, items):
         """Items to a :class:`Batch`: image ``[B, 3, Y, X]``, text int64 ``[B, K, T]``, the target ``[B, K]``, and the
@@ -125,7 +155,7 @@ def split(pictures, *, fraction=0.2, seed=0):
     return [p for p in pictures if not held_out[p.base]], [p for p in pictures if held_out[p.base]]
 
 
-def load(limit=None, *, seed=0, size=224, fraction=0.2, negatives=1, cache_dir=None, progress=True):
+def load(limit=None, *, seed=0, size=224, fraction=0.2, negatives=1, jitter=0.0, cache_dir=None, progress=True):
     """The task: pictures rendered (or read from the cache), split, with a tokenizer learnt from the training half.
 
     Args:
@@ -134,6 +164,7 @@ def load(limit=None, *, seed=0, size=224, fraction=0.2, negatives=1, cache_dir=N
         size: height and width of the images.
         fraction: share of the pictures that is held out for validation.
         negatives: wrong texts for every right one in training; in validation there is always one.
+        jitter: of training pictures, see :class:`Pairs`; those for validation stay as they are.
         cache_dir, progress: as in :func:`mmkernels.data.load_images`.
 
     Raises:
@@ -149,7 +180,7 @@ def load(limit=None, *, seed=0, size=224, fraction=0.2, negatives=1, cache_dir=N
     images = load_images(training + validation, size=size, cache_dir=cache_dir, progress=progress)
     mean, std = colour_statistics([images[: len(training)]])
     return Splits(
-        Pairs(training, images[: len(training)], tokenizer, mean, std, negatives=negatives, seed=seed),
+        Pairs(training, images[: len(training)], tokenizer, mean, std, negatives=negatives, jitter=jitter, seed=seed),
         Pairs(validation, images[len(training) :], tokenizer, mean, std, seed=seed),
         tokenizer,
     )

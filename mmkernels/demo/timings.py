@@ -1,5 +1,7 @@
 """How much faster the fused layers are, alone, in the demo's model, and in a public one."""
 
+import contextlib
+
 import torch
 
 from .. import training
@@ -7,29 +9,26 @@ from ..bench import absorbed_attention as fusion_layer
 from ..bench.timing import race
 
 
-def layer_and_model(models, pairs):
-    """The fusion layer alone, then a whole training step with Adam's update.
+def layer_and_model(models, pairs, batch_size):
+    """The fusion layers alone, then a whole training step with Adam's update.
 
     Args:
         models: the fused and the plain one, by name.
         pairs: a data set; its first items are the batch.
+        batch_size: how many.
 
     Returns:
-        ``layer`` and ``model``: each what is timed, and milliseconds of fused and plain; ``share``: what the layer,
-        once a text, is of the plain model's step, from 0 to 1; ``rounds``.
+        ``layer`` and ``model``: each what is timed, and milliseconds of fused and plain; ``share``: what the layers,
+        once a text, are of the plain model's step, from 0 to 1; ``rounds``.
     """
-    batch = pairs.collate([pairs[i] for i in range(training.BATCH)])
-    image = batch.inputs["image"]
-    text = batch.inputs["text"]
-    texts = text.shape[1]
-    with torch.no_grad():
-        features = models["fused"].image_encoder(image)
-        vector = models["fused"].encode_text(text[:, 0])
+    batch = pairs.collate([pairs[i] for i in range(min(batch_size, len(pairs)))])
+    texts = batch.inputs["text"].shape[1]
+    given = _given_to_fusion(models["fused"], batch)
 
     def layer(model):
         def job():
-            x = features.detach().requires_grad_()
-            model.fusion(x, vector).sum().backward()
+            for name, (image, *others) in given.items():
+                getattr(model, name)(image.detach().requires_grad_(), *others).sum().backward()
 
         return job
 
@@ -38,15 +37,29 @@ def layer_and_model(models, pairs):
         return lambda: training.step(model, optimizer, batch, positive_weight=pairs.positive_weight)
 
     found = {}
+    shapes = " and ".join(str(list(image.shape)) for image, *_ in given.values())
+    whole = list(batch.inputs["image"].shape)
     for name, job, what in (
-        ("layer", layer, f"the fusion layer, image {list(features.shape)}, one text"),
-        ("model", step, f"the whole model, image {list(image.shape)}, {texts} texts, with Adam's update"),
+        ("layer", layer, f"fusion: {shapes}, one text"),
+        ("model", step, f"the whole model, image {whole}, {texts} texts, with Adam's update"),
     ):
         times = race({which: job(model) for which, model in models.items()}, rounds=11, budget=20)
         found[name] = {"what": what, **{which: 1e3 * time.median for which, time in times.items()}}
     found["rounds"] = len(times["fused"].rounds)
     found["share"] = min(1.0, texts * found["layer"]["plain"] / found["model"]["plain"])
     return found
+
+
+@torch.no_grad()
+def _given_to_fusion(model, batch):
+    """What a model gives its fusion layers, by name, for a batch's first texts: features, and what fuses with them."""
+    given = {}
+    with contextlib.ExitStack() as hooks:
+        for name in model.fusion_names:
+            keep = lambda module, arguments, name=name: given.update({name: arguments})
+            hooks.enter_context(getattr(model, name).register_forward_pre_hook(keep))
+        model(image=batch.inputs["image"], text=batch.inputs["text"][:, 0])
+    return given
 
 
 def grounding_dino(budget=4.0):

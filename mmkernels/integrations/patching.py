@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..modules.common import given
 from ..torch_private import symbolic
 
 # Packages whose classes are known, and where their table `CONVERTERS` stands.
@@ -298,5 +299,5 @@ def _is_swapped(module):
 
 def _has_own(module, method):
     """Whether somebody else gave this instance a method. One of ours may be left, given back by who had wrapped it."""
-    value = module.__dict__.get(method)
+    value = given(module, method)
     return value is not None and getattr(value, "func", None) is not _method

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..reference.precision import without_autocast
 from .encoders import mean_of_tokens
+from .fusions import FUSIONS
 from .image_text import ImageTextModel
 
 
@@ -63,7 +64,8 @@ class SharedModel(JointModel, architecture="shared"):
 
     def _prepared_sequence(self, name, sequence):
         projection = getattr(self, f"{name}_projection")
-        tokens = self.before(projection(sequence.tokens))
+        reads = FUSIONS[self.config["fusion"]].has_words
+        tokens = self.before(projection(sequence.tokens)) if reads else sequence.tokens
         return replace(sequence, tokens=tokens, vector=self.before(projection(sequence.vector)))
 
     def _joined(self, image, text, sound):

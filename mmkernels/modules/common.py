@@ -1,5 +1,7 @@
 """What the modules share: checks of what projections give, whether a kernel may read their weights, heads."""
 
+import types
+
 import torch
 from torch import nn
 
@@ -57,7 +59,18 @@ def may_be_read(operation, backend, **projections):
 
 def is_plain(module, kind):
     """Of this very class, and a call runs nothing but the class's forward."""
-    return type(module) is kind and "forward" not in module.__dict__ and not has_hooks(module)
+    own = "forward" not in module.__dict__ or given(module, "forward") is None
+    return own and type(module) is kind and not has_hooks(module)
+
+
+def given(module, method):
+    """What this instance was given in place of a method of its class, or None. Who took his wrapper away again may have
+    left the class's own, as accelerate does."""
+    value = module.__dict__.get(method)
+    its_own = isinstance(value, types.MethodType) and value.__self__ is module
+    if its_own and value.__func__ is getattr(type(module), method):
+        return None
+    return value
 
 
 def is_plain_linear(module, kind=nn.Linear):

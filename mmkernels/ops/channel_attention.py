@@ -1,10 +1,10 @@
 """Channel attention: the public function, and the operation as PyTorch sees it."""
 
-import torch
+from torch.nn.functional import linear
 
 from .. import backends, checks
 from ..reference.precision import without_autocast
-from .common import accumulate_dtype, autocast, cast, kept_rows, linear
+from .common import accumulate_dtype, autocast, cast, kept_rows
 from .operation import Operation
 
 
@@ -48,15 +48,10 @@ def channel_attention(image, text, weight, bias=None, *, need_weights=False, bac
         _check(image, text, weight, bias)
         _passed.add(key)
     channels = image.shape[-1]
-    accumulate = accumulate_dtype(image)
     run = backends.choose("channel_attention", image, backend)
-    # One node of the graph, where slices would be two.
-    of_image, of_text = torch.split_with_sizes(weight, [channels, weight.shape[1] - channels], 1)
-    bias_hidden = linear(cast(text, accumulate), cast(of_text, accumulate), cast(bias, accumulate))
-    inputs = image if image.dim() == 3 else image[:, None], bias_hidden, of_image
-    result, weights, _ = run(
-        *inputs, need_weights, kept_rows(run, image.numel() // channels, channels, accumulate, *inputs)
-    )
+    inputs = image if image.dim() == 3 else image[:, None], text, weight, bias
+    rows = kept_rows(run, image.numel() // channels, channels, accumulate_dtype(image), *inputs)
+    result, weights, _ = run(*inputs, need_weights, rows)
     if image.dim() == 2:
         result = result[:, 0]
         weights = weights[:, 0] if need_weights else weights
@@ -80,34 +75,37 @@ def _check(image, text, weight, bias):
         checks.shape("bias", bias, ("D", channels))
 
 
-# The operation. inputs: image [B, N, D]; bias_hidden [B, D], the text's part of the scores and the bias,
-# float32 (float64); weight [D, D].
+# The operation. inputs: image [B, N, D]; text [B, E]; weight [D, D + E]; bias [D].
 # options: need_weights; without it weights are empty; kept_rows. extra: the first kept_rows rows' weights [kept_rows,
 # D], float32 (float64).
+# The text's part of the scores is computed inside: as nodes of the graph apart from it a product, its gradients and
+# slices of the weight would cost a small call half of what all the rest costs.
 
 
 @without_autocast
-def _reference(image, bias_hidden, weight, need_weights, kept_rows):
+def _reference(image, text, weight, bias, need_weights, kept_rows):
     accumulate = accumulate_dtype(image)
     x = image.to(accumulate)
-    weights = (x @ weight.to(accumulate).T + bias_hidden[:, None]).softmax(-1)
+    of_image, of_text = weight.to(accumulate).split_with_sizes([image.shape[2], text.shape[1]], 1)
+    bias_hidden = linear(text.to(accumulate), of_text, cast(bias, accumulate))
+    weights = (x @ of_image.T + bias_hidden[:, None]).softmax(-1)
     return (x * weights).to(image.dtype), weights.to(image.dtype) if need_weights else image.new_empty(0)
 
 
-def _fake(image, bias_hidden, weight, need_weights, kept_rows):
+def _fake(image, text, weight, bias, need_weights, kept_rows):
     return (
         image.new_empty(image.shape),
         image.new_empty(image.shape if need_weights else 0),
-        bias_hidden.new_empty(kept_rows, image.shape[2]),
+        image.new_empty(kept_rows, image.shape[2], dtype=accumulate_dtype(image)),
     )
 
 
 OPERATION = Operation(
     "channel_attention",
-    "(Tensor image, Tensor bias_hidden, Tensor weight, bool need_weights, SymInt kept_rows) -> (Tensor result, "
+    "(Tensor image, Tensor text, Tensor weight, Tensor? bias, bool need_weights, SymInt kept_rows) -> (Tensor result, "
     "Tensor weights, Tensor kept)",
-    differentiable=("image", "bias_hidden", "weight"),
-    shared=("weight",),
+    differentiable=("image", "text", "weight", "bias"),
+    shared=("weight", "bias"),
     extras=("kept",),
     kept=("kept",),
     reference=_reference,

@@ -16,6 +16,7 @@ from .evaluation import evaluate
 from .history import History
 from .modality_dropout import ModalityDropout
 from .order import Order, divide, load
+from .privacy import PoissonOrder, Privacy, PrivateUpdates, private_copy
 from .recomputation import recomputation
 from .steps import BATCH, accuracy, backward, tally
 
@@ -32,6 +33,7 @@ class Settings:
     precision: str
     modality_dropout: float
     seed: int
+    privacy: Privacy | None
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulate"):
@@ -43,6 +45,8 @@ class Settings:
         if checks.share("modality_dropout", self.modality_dropout) == 1:
             raise ValueError("modality_dropout must be below 1, got 1: there would be nothing to learn from")
         checks.integer("seed", self.seed)
+        if self.privacy is not None and not isinstance(self.privacy, Privacy):
+            raise TypeError(f"privacy must be a Privacy or None, got {type(self.privacy).__name__}")
 
 
 def fit(
@@ -61,6 +65,7 @@ def fit(
     checkpoint_dir=None,
     checkpoint_every=100,
     distributed=None,
+    privacy=None,
     seed=0,
     progress=True,
     title="training",
@@ -87,6 +92,8 @@ def fit(
             same arguments: each computes its share of every step, so that the result is that of one process. (What is
             no mean over samples is of a share alone: batch normalisation's statistics, a contrastive loss.) All end
             with the whole model; the first one alone writes checkpoints and shows progress.
+        privacy: a :class:`Privacy`. Every step then takes every sample with the same probability, `batch_size` in the
+            mean; :attr:`History.epsilon` is what is guaranteed.
         seed: of the order of the samples and of what is drawn while training, as dropout. Together with the model's own
             seed it decides every step; the caller's random numbers go on as if nothing had been drawn.
         progress: whether to show a progress bar, an epoch a bar.
@@ -99,12 +106,16 @@ def fit(
         TypeError, ValueError: an argument has a wrong type or value; the message names it.
         ImportError: a package of ``mmkernels[demo]`` isn't installed.
     """
-    settings = Settings(epochs, batch_size, learning_rate, weight_decay, accumulate, precision, modality_dropout, seed)
+    settings = Settings(
+        epochs, batch_size, learning_rate, weight_decay, accumulate, precision, modality_dropout, seed, privacy
+    )
+    if privacy is not None and (recompute or distributed or precision != "float32"):
+        raise ValueError("privacy goes without recompute, distributed and bfloat16")
     checks.dimension("checkpoint_every", checkpoint_every)
     device = next(model.parameters()).device
     with joined(distributed, device) as processes:
-        trained = processes.shared(model)
-        order = Order(len(training), batch_size, seed)
+        trained = private_copy(model) if privacy else processes.shared(model)
+        order = (PoissonOrder if privacy else Order)(len(training), batch_size, seed)
         optimizer = torch.optim.AdamW(trained.parameters(), learning_rate, weight_decay=weight_decay)
         # A short training gets further with a rate that rises, then falls to nothing.
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * len(order))
@@ -114,8 +125,11 @@ def fit(
             torch.manual_seed(seed + processes.rank)
             _run(state, training, validation, settings, order, checkpoint_dir, checkpoint_every, bars, title)
         if trained is not model:
-            for target, tensor in zip(model.state_dict().values(), trained.state_dict().values()):
-                put(target, whole(tensor))
+            found = trained.state_dict()
+            for name, tensor in model.state_dict().items():
+                put(tensor, whole(found[name]))
+    if privacy:
+        state.history.epsilon = privacy.epsilon(order.rate, epochs * len(order))
     return state.history
 
 
@@ -129,7 +143,10 @@ def _run(state, training, validation, settings, order, checkpoint_dir, checkpoin
 
     if checkpoint_dir is not None:
         checkpoint.restore(checkpoint_dir, state, identity)
-    called = state.processes.called(state.model)
+    called, private = state.processes.called(state.model), None
+    if settings.privacy:
+        private = PrivateUpdates(state.model, state.optimizer, settings.privacy, order.batch_size)
+        called = private.called
     for epoch, steps in islice(enumerate(order.epochs()), state.epoch, settings.epochs):
         if hasattr(training, "redraw"):
             training.redraw(epoch)
@@ -137,7 +154,7 @@ def _run(state, training, validation, settings, order, checkpoint_dir, checkpoin
         name = f"{title}, epoch {epoch + 1} of {settings.epochs}"
         with bars(steps, name, initial=state.step, total=len(steps)) as bar:
             for samples in steps[state.step :]:
-                _step(state, called, training, samples, settings)
+                _step(state, called, private, training, samples, settings)
                 bar.update()
                 bar.set_postfix(state.history.recent())
                 if state.step % checkpoint_every == 0:
@@ -151,8 +168,8 @@ def _run(state, training, validation, settings, order, checkpoint_dir, checkpoin
         keep()
 
 
-def _step(state, called, training, samples, settings):
-    """One update by these samples, recorded; `called` is the model for those that train it together."""
+def _step(state, called, private, training, samples, settings):
+    """One update by these samples, recorded; `called` is the model for those that train it together, or privately."""
     processes = state.processes
     task = state.model.task
     device = next(state.model.parameters()).device
@@ -160,26 +177,35 @@ def _step(state, called, training, samples, settings):
     drawn = dropout.draw(state.epoch, state.step, len(samples))
     seconds = 0.0
     counted = torch.zeros(5, dtype=torch.float64, device=device)  # the loss, and a tally
-    parts = processes.own(divide(samples, processes.count * settings.accumulate))
+    parts = processes.own(divide(samples, processes.count * settings.accumulate)) if samples else []
+    if private:
+        parts = [part for part in parts if part[1]]
     state.optimizer.zero_grad()
     for i, (positions, share) in enumerate(parts, 1):
         batch = load(training, [samples[i] for i in positions])
+        if private:
+            private.check(batch)
         batch = dropout.apply(batch, drawn[list(positions)]).to(device)
         start = time.perf_counter()
         with processes.unless_last(called, last=i == len(parts)):
             loss, logits = backward(
                 called,
                 batch,
-                share=share * processes.count,  # gradients become the mean over processes
+                share=1.0 if private else share * processes.count,  # gradients become the mean over processes
                 precision=settings.precision,
                 positive_weight=getattr(training, "positive_weight", None),
             )
+        if private:
+            private.add(last=i == len(parts))
         counted[0] += loss.double() * share
         if share:
             counted[1:] += tally(task, logits, batch.target)
         seconds += time.perf_counter() - start
     start = time.perf_counter()
-    state.optimizer.step()
+    if not private:
+        state.optimizer.step()
+    elif not samples:
+        private.add(last=True)  # noise alone
     loss, *counted = processes.total(counted).tolist()
     seconds += time.perf_counter() - start
     state.schedule.step()

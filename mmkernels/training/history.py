@@ -13,6 +13,7 @@ class History:
         accuracies: likewise; of binary and multilabel tasks right and wrong answers count the same. A regression has
             none.
         step_seconds: of every step: forward, backward and update, without loading.
+        epsilon: of a private training, what is guaranteed with its `delta`; else None.
         validation: what :func:`mmkernels.training.evaluate` returned after every epoch.
     """
 
@@ -20,6 +21,7 @@ class History:
     accuracies: list = field(default_factory=list)
     step_seconds: list = field(default_factory=list)
     validation: list = field(default_factory=list)
+    epsilon: float | None = None
 
     @property
     def step_milliseconds(self):

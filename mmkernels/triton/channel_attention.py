@@ -13,7 +13,7 @@ import triton.language as tl
 from ..ops.channel_attention import OPERATION
 from ..reference.precision import without_autocast
 from .common import all_have_read, define, launch, on_device, require
-from .rows import Rows, WeightGradient, blocks, nothing_kept, product, sum_columns
+from .rows import Rows, TextProjection, WeightGradient, blocks, nothing_kept, product, sum_columns
 
 
 @triton.jit
@@ -131,25 +131,25 @@ def differentiate(
             tl.store(direct + at, (p * g).to(direct.dtype.element_ty), mask=inside)
 
 
-def check(image, bias_hidden, weight):
+def check(image, text, weight):
     if image.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise RuntimeError(f"image must be float32, bfloat16 or float16, got {image.dtype}")
     if image.dim() != 3 or image.shape[2] < 1:
         raise RuntimeError("image must be [B, N, D] with at least one channel")
-    batch, _, channels = image.shape
-    require(bias_hidden, "bias_hidden", image, (batch, channels), torch.float32)
-    require(weight, "weight", image, (channels, channels))
+    channels = image.shape[2]
+    require(weight, "weight", image, (channels, channels + text.shape[-1]))
 
 
 @without_autocast
-def forward(image, bias_hidden, weight, need_weights, kept_rows):
+def forward(image, text, weight, bias, need_weights, kept_rows):
     nothing_kept(kept_rows)
-    check(image, bias_hidden, weight)
+    check(image, text, weight)
     result = image.new_empty(image.shape)
     weights = image.new_empty(image.shape if need_weights else 0)
     rows = Rows(image)
     channels = image.shape[2]
-    bias_hidden = bias_hidden.contiguous()
+    bias_hidden = TextProjection(text, weight, bias, image).bias_hidden()
+    layer = weight[:, :channels]
     to = result.view(-1, channels)
     of = weights.view(-1, channels) if need_weights else result.view(-1, channels)
     block_n, block_c, warps = blocks(channels)
@@ -159,7 +159,7 @@ def forward(image, bias_hidden, weight, need_weights, kept_rows):
             launch(
                 weigh,
                 triton.cdiv(last - first, block_n),
-                product(x, weight),
+                product(x, layer),
                 bias_hidden,
                 rows.sample(first, last),
                 x,
@@ -181,36 +181,41 @@ def backward(
     grad_result,
     grad_weights,
     image,
-    bias_hidden,
+    text,
     weight,
+    bias,
     kept,
     need_weights,
     kept_rows,
     need_image_grad,
-    need_bias_hidden_grad,
+    need_text_grad,
     need_weight_grad,
+    need_bias_grad,
 ):
     nothing_kept(kept_rows)
-    check(image, bias_hidden, weight)
+    check(image, text, weight)
     grad_weights = grad_weights if need_weights else None
     for name, grad in (("grad_result", grad_result), ("grad_weights", grad_weights)):
         if grad is not None:
             require(grad, name, image, image.shape)
     rows = Rows(image)
     channels = image.shape[2]
-    bias_hidden = bias_hidden.contiguous()
+    projection = TextProjection(text, weight, bias, image)
+    bias_hidden = projection.bias_hidden()
+    layer = weight[:, :channels]
+    of_projection = need_text_grad, need_weight_grad, need_bias_grad and bias is not None
     ups = [None if grad is None else Rows(grad) for grad in (grad_result, grad_weights)]
     grad_image = image.new_empty(image.shape if need_image_grad else 0)
     grad_bias_hidden = torch.zeros(
-        bias_hidden.shape if need_bias_hidden_grad else 0, dtype=torch.float32, device=image.device
+        bias_hidden.shape if any(of_projection) else 0, dtype=torch.float32, device=image.device
     )
-    of_weight = WeightGradient(weight, need_weight_grad)
+    of_layer = WeightGradient(layer, need_weight_grad)
     bounds = rows.bounds()
     block_n, block_c, warps = blocks(channels, 1024)
     with on_device(image):
         for first, last in rows.panels(channels):
             x = rows.panel(first, last)
-            scores = product(x, weight)
+            scores = product(x, layer)
             direct = torch.empty(
                 (last - first, channels) if need_image_grad else (1, 1), dtype=torch.float32, device=image.device
             )
@@ -236,13 +241,17 @@ def backward(
                 BLOCK_C=block_c,
                 num_warps=warps,
             )
-            if need_bias_hidden_grad:  # before they are rounded for the products: this sum cancels
+            if any(of_projection):  # before they are rounded for the products: this sum cancels
                 sum_columns(grad_bias_hidden, scores, bounds, first, last)
             scores = scores.to(image.dtype)
-            of_weight.add(scores, x)
+            of_layer.add(scores, x)
             if need_image_grad:
-                torch.add(direct, product(scores, weight.T), out=grad_image.view(-1, channels)[first:last])
-    return grad_image, grad_bias_hidden, of_weight.result()
+                torch.add(direct, product(scores, layer.T), out=grad_image.view(-1, channels)[first:last])
+    grad_weight = weight.new_empty(weight.shape if need_weight_grad else 0)
+    if need_weight_grad:
+        grad_weight[:, :channels] = of_layer.result()
+    grad_text, grad_bias = projection.gradients(grad_bias_hidden, grad_weight[..., channels:], of_projection)
+    return grad_image, grad_text, grad_weight, grad_bias
 
 
 define(OPERATION.schema.forward("channel_attention_triton"), forward)

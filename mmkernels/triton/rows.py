@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import all_have_read, launch
+from .common import all_have_read, launch, require
 
 PANEL_BYTES = 4 << 20  # of scores in flight
 WIDEST = 2048  # channels that a program holds at most; more are walked
@@ -107,6 +107,35 @@ class WeightGradient:
 
     def result(self):
         return self.sum.to(self.weight.dtype) if self.need else self.weight.new_empty(0)
+
+
+class TextProjection:
+    """``bias_hidden = text layer^T + bias`` [B, A] in float32: the layer is the last columns of a weight."""
+
+    def __init__(self, text, weight, bias, image):
+        size = text.shape[-1]
+        require(text, "text", image, (image.shape[0], size))
+        if bias is not None:
+            require(bias, "bias", image, weight.shape[:1])
+        self.text = text
+        self.layer = weight[:, weight.shape[1] - size :].float()
+        self.bias = bias
+
+    def bias_hidden(self):
+        bias = None if self.bias is None else self.bias.float()
+        return torch.nn.functional.linear(self.text.float(), self.layer, bias)
+
+    def gradients(self, grad, grad_layer, needs):
+        """Of the text and the bias, where they are needed (`needs`: text, layer, bias); the layer's goes to
+        `grad_layer`."""
+        need_text, need_layer, need_bias = needs
+        if need_layer:
+            grad_layer.copy_(grad.T @ self.text.float())
+        none = self.text.new_empty(0)
+        return (
+            (grad @ self.layer).to(self.text.dtype) if need_text else none,
+            grad.sum(0).to(self.text.dtype) if need_bias else none,
+        )
 
 
 def blocks(channels, elements=2048):

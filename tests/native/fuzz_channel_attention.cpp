@@ -48,6 +48,7 @@ static void round(Dtype dtype) {
     g.grad_bias_hidden = grad_bias_hidden.data();
   if (draw(0, 3))
     g.grad_weight = grad_weight.data();
+  g.grad_weight_row = a.D;
   baseline::channel_attention_backward(g, three);
   if (g.grad_image.data)
     grad_image.check("grad_image");

@@ -73,7 +73,7 @@ KERNELS = {
     "weights": (
         Form(
             FORM_SIZES | {"R": 5},
-            {"image": "B, N, D", "bias_hidden": "B, D", "weight": "D, D"},
+            {"image": "B, N, D", "text": "B, E", "weight": "D, D + E", "bias": "D"},
             need_weights=True,
             kept_rows=5,
         ),
@@ -85,8 +85,8 @@ WRONG = {
     "weights": {
         "nothing has channels": {
             "image": KERNEL_GIVEN["image"][..., :0],
-            "bias_hidden": KERNEL_GIVEN["bias_hidden"][..., :0],
-            "weight": KERNEL_GIVEN["weight"][:0, :0],
+            "weight": KERNEL_GIVEN["weight"][:0, :5],
+            "bias": KERNEL_GIVEN["bias"][:0],
         },
         "fewer rows than none": {"kept_rows": -1},
         "more rows than there are": {"kept_rows": 13},

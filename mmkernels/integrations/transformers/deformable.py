@@ -7,7 +7,7 @@ True where an image is padded), and RT-DETRv2's and D-FINE's (with as many point
 import torch
 
 from ... import functional
-from ...modules.common import is_plain
+from ...modules.common import given, is_plain
 from ...ops.common import accumulate_dtype
 from ...reference.precision import autocast_is_on, without_autocast
 from ..patching import Replacement, exported, plain
@@ -35,7 +35,7 @@ def convert_uneven(module):
 
 def _convert(module, forward):
     core = getattr(module, "attn", None)
-    if core is not None and "forward" in core.__dict__:
+    if core is not None and given(core, "forward") is not None:
         return "what samples inside of it was replaced by somebody else"
     return Replacement("deformable_attention", forward)
 
