@@ -4,19 +4,27 @@ files by the list of functions.
 python tools/api_reference.py      (make docs)
 """
 
+import importlib
 import inspect
 import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTION = re.compile(r"^(Args|Returns|Raises|Shape|Source):\s*(.*)$")
+SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Shape|Item|Source):\s*(.*)$")
 ITEM = re.compile(r"^ {4}(\w+(?:, \w+)*): ")
 HEAD = """# API
 
 Written by `make docs` from the docstrings; types are in the stubs beside the code (`*.pyi`). The functions are also in
 `mmkernels.functional`. `mmkernels.reference` has the same functions in plain PyTorch, without `backend` and `out`.
 """
+AROUND = """# Data, training, pictures
+
+Written by `make docs` from the docstrings: what is around the [kernels, modules and models](api.md), to train on your
+own data. It needs `pip install mmkernels[demo]`. The command line does the same: `python -m mmkernels train | predict |
+evaluate | compare | demo --help`.
+"""
+PACKAGES = ("tasks", "data", "training", "saving", "plot", "faithfulness", "compare")
 FUNCTIONS = """## Autograd Functions and registered operations
 
 Each function's `torch.autograd.Function` is `mmkernels.NAMEFunction` (`SpatialAttentionFunction`, ...), its registered
@@ -39,6 +47,28 @@ def page():
     parts += [entry(f"mmkernels.models.{name}", getattr(models, name)) for name in models.__all__]
     parts += ["## Errors\n", entry("mmkernels.BackendError", mmkernels.BackendError, called=False), FUNCTIONS]
     return "\n".join(parts)
+
+
+def around():
+    parts = [AROUND]
+    for name in PACKAGES:
+        package = importlib.import_module(f"mmkernels.{name}")
+        parts += [f"## mmkernels.{name}\n", markdown(inspect.getdoc(package)), ""]
+        for each in public(package):
+            value = getattr(package, each)
+            error = inspect.isclass(value) and issubclass(value, Exception)
+            parts.append(entry(f"mmkernels.{name}.{each}", value, called=not error))
+    return "\n".join(parts)
+
+
+def public(package):
+    """Functions and classes: those it names, or all of its own."""
+    named = getattr(package, "__all__", None) or [
+        name
+        for name, value in vars(package).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == package.__name__
+    ]
+    return [name for name in named if callable(getattr(package, name))]
 
 
 def stub(line):
@@ -85,7 +115,8 @@ def signature(name, value):
     for parameter in parameters:
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
             words.append("*")
-        words.append(str(parameter).replace("'", '"'))
+        word = str(parameter).replace("'", '"').replace("<factory>", "...")
+        words.append(re.sub(r"<[\w.]*?(\w+) object at 0x\w+>", r"\1()", word))
     line = f"{name}({', '.join(words)})"
     return [line] if len(line) <= 100 else [f"{name}(", *(f"    {word}," for word in words), ")"]
 
@@ -99,9 +130,9 @@ def markdown(docstring):
         if found:
             section = found[1]
             lines += [f"**{section}**: {found[2]}"] if found[2] else [f"**{section}**:", ""]
-        elif section in ("Args", "Raises") and ITEM.match(line):
+        elif section in ("Args", "Attributes", "Raises") and ITEM.match(line):
             lines.append(ITEM.sub(lambda m: f"- **{m[1].replace(', ', '**, **')}**: ", line))
-        elif section in ("Args", "Raises") and line.strip():
+        elif section in ("Args", "Attributes", "Raises") and line.strip():
             lines.append(f"  {line.strip()}")
         elif section:
             lines.append(line.strip())
@@ -116,6 +147,7 @@ def markdown(docstring):
 
 WRITTEN = {
     "docs/api.md": page,
+    "docs/api-training.md": around,
     "mmkernels/modules/__init__.pyi": modules_stub,
     "mmkernels/ops/__init__.pyi": functions_stub,
     "mmkernels/reference/__init__.pyi": reference_stub,
