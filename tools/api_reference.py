@@ -12,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Shape|Item|Source):\s*(.*)$")
+OBJECT = re.compile(r"<(?:\w+\.)*(\w+) object at 0x\w+>")
+LISTS = ("Args", "Attributes", "Raises")
 ITEM = re.compile(r"^ {4}(\w+(?:, \w+)*): ")
 HEAD = """# API
 
@@ -115,8 +117,7 @@ def signature(name, value):
     for parameter in parameters:
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
             words.append("*")
-        word = str(parameter).replace("'", '"').replace("<factory>", "...")
-        words.append(re.sub(r"<[\w.]*?(\w+) object at 0x\w+>", r"\1()", word))
+        words.append(OBJECT.sub(r"\1()", str(parameter).replace("'", '"').replace("<factory>", "...")))
     line = f"{name}({', '.join(words)})"
     return [line] if len(line) <= 100 else [f"{name}(", *(f"    {word}," for word in words), ")"]
 
@@ -130,9 +131,9 @@ def markdown(docstring):
         if found:
             section = found[1]
             lines += [f"**{section}**: {found[2]}"] if found[2] else [f"**{section}**:", ""]
-        elif section in ("Args", "Attributes", "Raises") and ITEM.match(line):
+        elif section in LISTS and ITEM.match(line):
             lines.append(ITEM.sub(lambda m: f"- **{m[1].replace(', ', '**, **')}**: ", line))
-        elif section in ("Args", "Attributes", "Raises") and line.strip():
+        elif section in LISTS and line.strip():
             lines.append(f"  {line.strip()}")
         elif section:
             lines.append(line.strip())
