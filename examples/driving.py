@@ -1,6 +1,6 @@
 """Driving: is there a bus in this scene, and where? Small things, far and near: the hierarchical architecture.
 
-    python examples/driving.py            # about two minutes on 2 cores; --quick: seconds, and worse
+    python examples/driving.py            # about a minute on 2 cores; --quick: seconds, and worse
 
 Street scenes of real drawings (OpenMoji): a few vehicles, signs and people, small and large, over asphalt. A question
 names one of them. The model is told only whether it is there, never where; its attention finds it all the same.
