@@ -68,7 +68,7 @@ def test_every_task(architecture, fusion):
         sound = number % 2 == 1
         model = build(architecture, fusion, task=task, outputs=outputs, sound=sound)
         arguments = inputs(texts, sound=sound)
-        losses = train(model, arguments, target_for(task, outputs, texts), 3)
+        losses = train(model, arguments, target_for(task, outputs, texts), 2)
         assert losses[-1] < losses[0], task
         assert all(p.grad is not None for p in model.parameters())
         shape = (BATCH, *([texts] if texts else []), *([outputs] if outputs > 1 else []))
@@ -86,7 +86,7 @@ def test_fused_and_plain_train_alike(architecture, fusion):
     def losses(backend, dtype):
         model = build(architecture, fusion, sound=True, backend=backend).to(dtype)
         return torch.tensor(
-            train(model, (image.to(dtype), text, sound.to(dtype)), target.to(dtype), 3),
+            train(model, (image.to(dtype), text, sound.to(dtype)), target.to(dtype), 2),
             dtype=dtype,
         )
 
@@ -125,7 +125,7 @@ def test_attention_sums_to_one(architecture, fusion):
     assert_rule(words.sum(2), truth=sums.double(), peer=sums, batch=BATCH)
 
 
-@every
+@pytest.mark.parametrize("architecture, fusion", list(zip(ARCHITECTURES, FUSIONS)))
 def test_the_same_again(architecture, fusion):
     """From its config, by way of JSON; copied, and pickled."""
     model = build(architecture, fusion, sound=True, norm="group")
@@ -372,3 +372,29 @@ def test_compiled(architecture, fusion):
     peer = gradients(model, model, image, text, sound)
     truth = copy.deepcopy(model).double()
     assert_rule(found, gradients(truth, truth, image.double(), text, sound.double()), peer)
+
+
+def test_gradients_of_every_sample():
+    """As opacus collects them by hooks: those of each sample alone, substitutes' too."""
+    opacus = pytest.importorskip("opacus", reason="opacus is not installed")
+    model = build("hierarchical", "spatial", sound=True)
+    model = opacus.validators.ModuleValidator.fix(model).train()  # an LSTM that knows of it
+    image, text, sound = inputs(sound=True)
+    present = torch.tensor([True, False, True])
+    target = target_for("binary", 1, None)
+
+    def one_by_one(module, image, target, sound):
+        found = []
+        for i in range(BATCH):
+            module.zero_grad()
+            rows = slice(i, i + 1)
+            module(image[rows], text[rows], sound[rows], text_present=present[rows], target=target[rows])[0].backward()
+            found.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in module.parameters()])
+        return [torch.stack(each) for each in zip(*found)]
+
+    double = [tensor.double() for tensor in (image, target, sound)]
+    truth = one_by_one(copy.deepcopy(model).double(), *double)
+    peer = one_by_one(copy.deepcopy(model), image, target, sound)
+    sampled = opacus.GradSampleModule(model, loss_reduction="mean")
+    sampled(image, text, sound, text_present=present, target=target)[0].backward()
+    assert_rule([p.grad_sample for p in model.parameters()], truth, peer, batch=BATCH)

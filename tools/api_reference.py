@@ -10,8 +10,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTION = re.compile(r"^(Args|Returns|Raises|Shape|Source):\s*(.*)$")
+SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Shape|Source):\s*(.*)$")
+OBJECT = re.compile(r"<(?:\w+\.)*(\w+) object at 0x\w+>")
+LISTS = ("Args", "Attributes", "Raises")
 ITEM = re.compile(r"^ {4}(\w+(?:, \w+)*): ")
+DATA = ("Table", "Preprocessing", "Spectrogram", "read_image", "read_sound", "read_embedding")
+TRAINING = ("fit", "predict", "evaluate", "History")
 HEAD = """# API
 
 Written by `make docs` from the docstrings; types are in the stubs beside the code (`*.pyi`). The functions are also in
@@ -27,7 +31,7 @@ that explain, and return every output; `apply` takes a backend's name, or None, 
 
 def page():
     import mmkernels
-    from mmkernels import functional, models
+    from mmkernels import data, functional, models, saving, training
 
     modules = [name for name in mmkernels.__all__ if is_module_class(getattr(mmkernels, name))]
     parts = [HEAD, "## Functions\n"]
@@ -37,6 +41,10 @@ def page():
     parts += [entry("mmkernels.absorb_pays", mmkernels.absorb_pays)]
     parts += ["## Models\n"]
     parts += [entry(f"mmkernels.models.{name}", getattr(models, name)) for name in models.__all__]
+    parts += ["## Data and training\n"]
+    parts += [entry(f"mmkernels.data.{name}", getattr(data, name)) for name in DATA]
+    parts += [entry(f"mmkernels.training.{name}", getattr(training, name)) for name in TRAINING]
+    parts += [entry(f"mmkernels.saving.{name}", getattr(saving, name)) for name in ("save", "load")]
     parts += ["## Errors\n", entry("mmkernels.BackendError", mmkernels.BackendError, called=False), FUNCTIONS]
     return "\n".join(parts)
 
@@ -85,7 +93,7 @@ def signature(name, value):
     for parameter in parameters:
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
             words.append("*")
-        words.append(str(parameter).replace("'", '"'))
+        words.append(OBJECT.sub(r"\1()", str(parameter).replace("'", '"')))
     line = f"{name}({', '.join(words)})"
     return [line] if len(line) <= 100 else [f"{name}(", *(f"    {word}," for word in words), ")"]
 
@@ -99,9 +107,9 @@ def markdown(docstring):
         if found:
             section = found[1]
             lines += [f"**{section}**: {found[2]}"] if found[2] else [f"**{section}**:", ""]
-        elif section in ("Args", "Raises") and ITEM.match(line):
+        elif section in LISTS and ITEM.match(line):
             lines.append(ITEM.sub(lambda m: f"- **{m[1].replace(', ', '**, **')}**: ", line))
-        elif section in ("Args", "Raises") and line.strip():
+        elif section in LISTS and line.strip():
             lines.append(f"  {line.strip()}")
         elif section:
             lines.append(line.strip())

@@ -8,6 +8,7 @@ from .compare import compare
 from .demo import demo
 from .evaluate import evaluate
 from .info import info
+from .limits import limits
 from .patch import patch
 from .predict import predict
 from .train import train
@@ -20,5 +21,5 @@ def main():
     """Fused score -> softmax -> multiply kernels for image and text features."""
 
 
-for command in (info, verify, bench, patch, demo, train, evaluate, predict, compare):
+for command in (info, verify, bench, patch, demo, train, evaluate, predict, compare, limits):
     main.add_command(command)

@@ -118,9 +118,9 @@ class Substitutes(nn.Module):
         for row in self.rows.values():
             nn.init.normal_(row.weight, std=0.02)
 
-    def forward(self, name, batch, like):
-        """``[B, width]``, in the dtype, and on the device, of `like`."""
-        return self.rows[name](torch.zeros(batch, dtype=torch.int64, device=like.device)).to(like.dtype)
+    def forward(self, name, like):
+        """``[B, width]``, for samples `like` these: in their dtype, on their device."""
+        return self.rows[name](torch.zeros(len(like), dtype=torch.int64, device=like.device)).to(like.dtype)
 
 
 def mean_of_tokens(tokens, mask):

@@ -368,17 +368,17 @@ class ImageTextModel(nn.Module):
     def _sequence(self, name, sequence, present):
         sequence.present = present
         if present is not None and self.substitutes is not None:
+            substitute = self.substitutes(name, sequence.vector)
             first = torch.arange(sequence.mask.shape[1], device=present.device) == 0
-            sequence.tokens = self._replaced(name, sequence.tokens.mT, present).mT
-            sequence.vector = self._replaced(name, sequence.vector, present)
+            sequence.tokens = sequence.tokens.where(present[:, None, None], substitute[:, None])
+            sequence.vector = sequence.vector.where(present[:, None], substitute)
             sequence.mask = sequence.mask | (first & ~present[:, None])
         return self._prepared_sequence(name, sequence)
 
     def _replaced(self, name, features, present):
-        """``[B, C, ...]``, with the substitute where it isn't present."""
-        spread = (..., *[None] * (features.dim() - 2))
-        substitute = 0 if self.substitutes is None else self.substitutes(name, len(features), features)[spread]
-        return features.where(present[:, None][spread], substitute)
+        """``[B, D, Y, X]``, with the substitute where it isn't present."""
+        substitute = 0 if self.substitutes is None else self.substitutes(name, features)[:, :, None, None]
+        return features.where(present[:, None, None, None], substitute)
 
     def _substitutes(self):
         """Of the image one a resolution that is fused, by its fusion's name."""
@@ -393,7 +393,7 @@ class ImageTextModel(nn.Module):
             return joined
         idle = list(self.fusion_names) if image.present is None else []
         idle += [name for name, each in (("text", text), ("sound", sound)) if each is not None and each.present is None]
-        rows = [self.substitutes(name, len(joined), joined).sum(1) for name in idle]
+        rows = [self.substitutes(name, joined).sum(1) for name in idle]
         return joined + 0 * sum(rows).view(-1, *[1] * (joined.dim() - 1)) if rows else joined
 
 
