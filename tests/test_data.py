@@ -316,27 +316,3 @@ def test_wrong_jitter(task):
     pairs = task.training
     with pytest.raises(ValueError, match="jitter must be from 0 to 1, got 2"):
         data.Pairs(pairs.pictures, pairs.images, pairs.tokenizer, pairs.mean, pairs.std, jitter=2)
-
-
-def test_pictures_draw_their_wrong_texts_apart(task):
-    """Hard ones from near, easy ones from far, the same for the same draw; those of one draw aren't one shift."""
-    pairs = task.training
-    make = lambda apart: data.Pairs(
-        pairs.pictures, pairs.images, pairs.tokenizer, pairs.mean, pairs.std, apart=apart, near=2
-    )
-    apart, count = make(True).redraw(1), len(pairs)
-    texts = [apart.texts(i) for i in range(count)]
-    assert (
-        texts
-        == [make(True).redraw(1).texts(i) for i in range(count)]
-        != [apart.redraw(2).texts(i) for i in range(count)]
-    )
-    places = {picture.texts["en"]: i for i, picture in enumerate(pairs.pictures)}
-    assert len(places) == count
-    apart.redraw(1)
-    shifts = [(places[found[2]] - i) % count for i, found in enumerate(texts)]
-    near = [min(shift, count - shift) <= 2 for shift in shifts]
-    assert all(shifts) and near == [apart.hard[0]] * count
-    assert len(set(shifts)) > 1
-    together = make(False).redraw(1)
-    assert len({(places[together.texts(i)[2]] - i) % count for i in range(count)}) == 1

@@ -30,7 +30,6 @@ class Pairs(Dataset):
         mean, std: float ``[3]``, of the training images / 255.
         near: a hard negative comes from at most so far.
         negatives: wrong texts for every right one.
-        apart: every picture draws its own wrong texts; the balance above is then one on average.
         jitter: pictures are shifted and zoomed by up to this share of their size, anew from draw to draw; 0 leaves
             them as they are.
         seed: with :meth:`redraw`'s number, decides what is drawn.
@@ -52,7 +51,6 @@ class Pairs(Dataset):
         languages=LANGUAGES,
         near=4,
         negatives=1,
-        apart=False,
         jitter=0.0,
         seed=0,
     ):
@@ -69,7 +67,6 @@ class Pairs(Dataset):
         self.near = near
         self.seed = seed
         self.negatives = negatives
-        self.apart = checks.flag("apart", apart)
         self.jitter = checks.share("jitter", jitter)
         self.redraw(0)
 
@@ -86,23 +83,20 @@ class Pairs(Dataset):
     def redraw(self, number):
         """Draws other negatives, and other jitter, the same for the same seed and number; returns self."""
         self.number = number
+        draw = random.Random(f"{self.seed} {number}")
+        count = len(self.pictures)
         self.hard = [(i + number) % 2 == 0 for i in range(len(self.languages) * self.negatives)]
-        self.shifts = self._shifts(random.Random(f"{self.seed} {number}"))
-        return self
-
-    def _shifts(self, draw):
-        """From how far each wrong text comes."""
-        far = len(self.pictures) - self.near - 1
-        return [
-            draw.choice((1, -1)) * draw.randint(1, self.near) if hard else draw.randint(self.near + 1, far)
+        self.shifts = [
+            draw.choice((1, -1)) * draw.randint(1, self.near)
+            if hard
+            else draw.randint(self.near + 1, count - self.near - 1)
             for hard in self.hard
         ]
+        return self
 
     def texts(self, index):
         """The K texts of a picture."""
-        own = f"{self.seed} {self.number} {index} texts"
-        shifts = self._shifts(random.Random(own)) if self.apart else self.shifts
-        others = [self.pictures[(index + shift) % len(self.pictures)] for shift in shifts]
+        others = [self.pictures[(index + shift) % len(self.pictures)] for shift in self.shifts]
         return [self.pictures[index].texts[l] for l in self.languages] + [
             p.texts[l] for p, l in zip(others, self.languages * self.negatives)
         ]
@@ -161,18 +155,7 @@ def split(pictures, *, fraction=0.2, seed=0):
     return [p for p in pictures if not held_out[p.base]], [p for p in pictures if held_out[p.base]]
 
 
-def load(
-    limit=None,
-    *,
-    seed=0,
-    size=224,
-    fraction=0.2,
-    negatives=1,
-    apart=False,
-    jitter=0.0,
-    cache_dir=None,
-    progress=True,
-):
+def load(limit=None, *, seed=0, size=224, fraction=0.2, negatives=1, jitter=0.0, cache_dir=None, progress=True):
     """The task: pictures rendered (or read from the cache), split, with a tokenizer learnt from the training half.
 
     Args:
@@ -181,7 +164,7 @@ def load(
         size: height and width of the images.
         fraction: share of the pictures that is held out for validation.
         negatives: wrong texts for every right one in training; in validation there is always one.
-        apart, jitter: of training, see :class:`Pairs`; what is asked in validation stays the same.
+        jitter: of training pictures, see :class:`Pairs`; those for validation stay as they are.
         cache_dir, progress: as in :func:`mmkernels.data.load_images`.
 
     Raises:
@@ -197,17 +180,7 @@ def load(
     images = load_images(training + validation, size=size, cache_dir=cache_dir, progress=progress)
     mean, std = colour_statistics([images[: len(training)]])
     return Splits(
-        Pairs(
-            training,
-            images[: len(training)],
-            tokenizer,
-            mean,
-            std,
-            negatives=negatives,
-            apart=apart,
-            jitter=jitter,
-            seed=seed,
-        ),
+        Pairs(training, images[: len(training)], tokenizer, mean, std, negatives=negatives, jitter=jitter, seed=seed),
         Pairs(validation, images[len(training) :], tokenizer, mean, std, seed=seed),
         tokenizer,
     )

@@ -17,7 +17,7 @@ _JITTER = 0.08
 
 def load(limit=None, *, size=SIZE, seed=0, progress=True):
     """Pictures and words, see :func:`mmkernels.data.load`."""
-    return data.load(limit, seed=seed, size=size, negatives=_NEGATIVES, apart=True, jitter=_JITTER, progress=progress)
+    return data.load(limit, seed=seed, size=size, negatives=_NEGATIVES, jitter=_JITTER, progress=progress)
 
 
 def build(task, *, architecture=ARCHITECTURE, fusion=FUSION, backend=None, seed=0):
