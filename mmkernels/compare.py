@@ -205,7 +205,7 @@ def plot(found, path):
             color=colours[row["architecture"]],
             capsize=2,
         )
-    axes.set(xlabel="a training step, processor ms", ylabel="held-out pairs right, %", xscale="log")
+    axes.set(xlabel="a training step, processor ms", ylabel="held-out pairs right, %")
     used = {key: {row[key] for row in found["rows"]} for key in ("architecture", "fusion")}
     handles = [lines.Line2D([], [], color=c, label=n) for n, c in colours.items() if n in used["architecture"]]
     handles += [
