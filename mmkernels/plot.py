@@ -29,8 +29,14 @@ CJK_FAMILIES = (
 )
 
 
+BRIGHT = 4  # times the mean weight: from there on it can't glow more than the largest does
+
+
 def attention(picture, weights, *, strength=0.75):
-    """The picture in grey, and where the weights are its colours, under a glow: the brightest place has most weight.
+    """The picture in grey, glowing where the weights are larger than if they were spread evenly.
+
+    The largest weight glows most, but only one of :data:`BRIGHT` times the mean or more with all its strength: what
+    attends to everything alike glows nowhere.
 
     Args:
         picture: uint8 ``[3, Y, X]`` or ``[Y, X, 3]``, or a Pillow image.
@@ -55,7 +61,7 @@ def words(picture, weights, texts, *, columns=4):
 
     Args:
         picture: as in :func:`attention`.
-        weights: float ``[T, y, x]``; all words share one scale, so a word that nothing reads stays dark.
+        weights: float ``[T, y, x]``; the word with the largest weight glows most, one that nothing reads not at all.
         texts: the T words.
         columns: panels a line.
 
@@ -161,7 +167,7 @@ def losses(histories, *, smooth=10):
     ax = axes.flat[0]
     for number, (name, history) in enumerate(histories.items()):
         values = torch.tensor(getattr(history, "losses", history), dtype=torch.float64)
-        width = max(1, min(smooth, len(values)))
+        width = max(1, min(smooth, len(values) // 5))
         mean = values.unfold(0, width, 1).mean(1) if len(values) else values
         ax.plot(range(width - 1, width - 1 + len(mean)), mean, linewidth=max(1, 3 - 2 * number), label=name)
     ax.set(xlabel="step", ylabel="loss")
@@ -229,12 +235,14 @@ def _image(picture):
 
 
 def _heat(weights, size):
-    """Weights [y, x] -> 0 to 1, of a picture's size (X, Y)."""
+    """Weights [y, x] -> 0 (the mean or less) to 1, of a picture's size (X, Y)."""
     weights = torch.as_tensor(weights).detach().float().cpu()
     if weights.dim() != 2:
         raise ValueError(f"weights must be [y, x], got {list(weights.shape)}")
     heat = torch.nn.functional.interpolate(weights[None, None], size[::-1], mode="bilinear", align_corners=False)[0, 0]
-    return (heat / heat.amax().clamp_min(torch.finfo(heat.dtype).tiny)).clamp(0, 1)
+    mean = weights.mean()
+    above = (weights.amax().clamp_min(BRIGHT * mean) - mean).clamp_min(torch.finfo(heat.dtype).tiny)
+    return ((heat - mean) / above).clamp(0, 1)
 
 
 def _figure(size, lines, columns):

@@ -237,13 +237,20 @@ def test_inference_mode(backend, device, dtype, name):
 
 
 @pytest.mark.property("checkpoint")
+@pytest.mark.parametrize("use_reentrant", [False, True])
 @on_every_backend
-def test_checkpoint(backend, device, dtype, name):
-    """What is computed again for the backward pass is the same."""
+def test_checkpoint(backend, device, dtype, name, use_reentrant):
+    """What is computed again for the backward pass is the same, packed bags' included."""
     run = function_of(name, mmk, device, backend=backend)
-    tensors = tensors_of(name, dtype, device)
-    again = lambda *t: checkpoint(run, *t, use_reentrant=False)
-    assert equal(gradients(again, tensors), gradients(run, tensors))
+    found = []
+    for compute in (run, lambda *t: checkpoint(run, *t, use_reentrant=use_reentrant)):
+        leaves = [t.requires_grad_() for t in tensors_of(name, dtype, device)]
+        results = compute(*leaves)
+        results = results if isinstance(results, tuple) else (results,)
+        # Not torch.autograd.grad: within it PyTorch refuses to compute again with use_reentrant.
+        torch.autograd.backward(results, [incoming(i, r) for i, r in enumerate(results)])
+        found.append((*(r.detach() for r in results), *(t.grad for t in leaves)))
+    assert equal(*found)
 
 
 # Memory --------------------------------------------------------------------------------------------------------------

@@ -313,7 +313,8 @@ def test_what_attention_moves(operation, which, shape, launches, limit):
     assert minimum <= found.loaded + found.stored <= limit * minimum
 
 
-# Channel and additive attention: several panels of rows, samples that end inside of them, few and many blocks a sample.
+# Channel and additive attention: several panels of rows, through which dropout counts on, samples that end inside of
+# them, few and many blocks a sample.
 ROW_DEVICES = {
     "one processor": dict(processors=1, order="descending"),
     "many processors": dict(processors=500, order="shuffled", seed=2),
@@ -332,7 +333,7 @@ def _channels(batch, positions, channels, make=cases.contiguous):
     return cases.Case(f"{batch}x{positions}x{channels} {make.__name__}", "cut", build, True)
 
 
-def _bags(bags, channels, hidden, maps, combine="pool", masked=False):
+def _bags(bags, channels, hidden, maps, combine="pool", masked=False, dropout_p=0.0):
     def build(draw):
         rows = sum(bags)
         image = draw.normal(rows, channels)
@@ -347,6 +348,7 @@ def _bags(bags, channels, hidden, maps, combine="pool", masked=False):
             "activation": "gelu",
             "combine": combine,
             "offsets": torch.tensor([0, *torch.tensor(bags).cumsum(0).tolist()]),
+            "dropout_p": dropout_p,
             "need_weights": True,
         }
         return arguments | ({"mask": mask} if masked else {})
@@ -361,7 +363,7 @@ def _bags(bags, channels, hidden, maps, combine="pool", masked=False):
     [
         ("channel_attention", _channels(3, 700, 520)),
         ("channel_attention", _channels(3, 700, 520, cases.window)),
-        ("additive_attention", _bags((0, 1500, 3, 900), 24, 260, 2)),
+        ("additive_attention", _bags((0, 1500, 3, 900), 24, 260, 2, dropout_p=0.25)),
         ("additive_attention", _bags((1500, 0, 900), 24, 260, 1, "multiply", masked=True)),
     ],
     ids=str,

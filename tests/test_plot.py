@@ -34,6 +34,11 @@ def test_attention_shines_where_the_weights_are():
     assert saturation[12:].max() == 0  # grey
 
 
+def test_what_attends_to_everything_glows_nowhere():
+    drawn = plot.attention(noise(), 1 + 1e-6 * torch.rand(6, 6)).convert("HSV")
+    assert drawn.getextrema()[1] == (0, 0)
+
+
 @pytest.mark.parametrize("form", ["channels first", "channels last", "Pillow"])
 def test_pictures_of_every_form(form):
     picture = noise()

@@ -30,12 +30,13 @@ TARGETS = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
+PAGE = Path(__file__).parents[1] / "docs" / "generated" / "triton.md"
 OLDEST = "3.6."
 OLDEST_TARGETS = ("sm_90", "gfx942")
 
 
-def compile_all(operations, targets, every_configuration):
-    """A row for each launch: compiled with the arguments' own strides, alignment and constants."""
+def compile_all(operations, targets, every_configuration, compiled=True):
+    """A row for each launch: compiled with the arguments' own strides, alignment and constants; or the launch alone."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
@@ -64,21 +65,16 @@ def compile_all(operations, targets, every_configuration):
     def compile_only(kernel, *arguments, grid, warmup, **options):
         if warmup:
             return run(kernel, *arguments, grid=grid, warmup=True, **options)
-        compiled = kernel.warmup(*arguments, grid=grid, **options)
-        rows.append(
-            {
-                "operation": operation,
-                "kernel": kernel.__name__,
-                "problem": problem,
-                "target": target,
-                "block": blocks(options),
-                "warps": options.get("num_warps", 4),
-                "shared": compiled.metadata.shared,
-                "contracted": compiled.metadata.enable_fp_fusion,
-                "triton": triton.__version__,
-                **resources(compiled),
-            }
-        )
+        row = {
+            "operation": operation,
+            "kernel": kernel.__name__,
+            "problem": problem,
+            "target": target,
+            "block": blocks(options),
+            "warps": options.get("num_warps", 4),
+            "triton": triton.__version__,
+        }
+        rows.append(row | (resources(kernel.warmup(*arguments, grid=grid, **options)) if compiled else {}))
 
     JITFunction.run = compile_only
     for operation in operations:
@@ -115,8 +111,17 @@ def blocks(options):
 
 
 def resources(compiled):
-    """Registers a thread, and what was spilled to memory: bytes (NVIDIA), or vector registers (AMD; scalar registers
-    spill into lanes of vector registers, and are no memory's traffic)."""
+    """Shared memory, registers a thread, and what was spilled to memory."""
+    return {
+        "shared": compiled.metadata.shared,
+        "contracted": compiled.metadata.enable_fp_fusion,
+        **registers(compiled),
+    }
+
+
+def registers(compiled):
+    """A thread's, and what was spilled to memory: bytes (NVIDIA), or vector registers (AMD; scalar registers spill into
+    lanes of vector registers, and are no memory's traffic)."""
     if "hsaco" in compiled.asm:
         found = re.findall(
             r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s*(\d+)", compiled.asm["amdgcn"]
@@ -134,8 +139,8 @@ def resources(compiled):
         text = subprocess.run(
             [nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    registers, stack, local = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL"))
-    return {"registers": registers, "spills": stack + local}
+    count, stack, local = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL"))
+    return {"registers": count, "spills": stack + local}
 
 
 def in_own_process(*arguments, path=()):
@@ -181,6 +186,19 @@ def test_compiles(operation, target):
     check(in_own_process(operation, target, "--all"), operation)
 
 
+@needs_triton
+@pytest.mark.slow
+def test_the_page_lists_what_is_launched():
+    """Kernels, blocks and warps of every problem. ``python tests/test_triton_compile.py docs/generated/triton.md``
+    writes the page anew."""
+    rows = in_own_process(",".join(OPERATIONS), next(iter(TARGETS)), "--launches")
+    launched = [f"## {rows[0]['operation']}"]
+    for before, row in zip([rows[0], *rows], rows):
+        launched += [f"## {row['operation']}"] * (row["operation"] != before["operation"]) + [columns_of(row)]
+    listed = re.findall(r"^(?:## \w+|\| [^|]+ \| \w+ \| [\dx ]+ \| \d+ \|)", PAGE.read_text(), re.M)
+    assert listed == launched
+
+
 @needs_oldest_triton
 @pytest.mark.slow
 @on_every_operation
@@ -189,6 +207,11 @@ def test_oldest_triton(operation, target):
     rows = in_own_process(operation, target, path=[os.environ["MMKERNELS_OLDEST_TRITON"]])
     assert {row["triton"][: len(OLDEST)] for row in rows} == {OLDEST}
     check(rows, operation)
+
+
+def columns_of(row):
+    """What a line of the table begins with: which launch it is."""
+    return f"| {row['problem']} | {row['kernel']} | {' x '.join(map(str, row['block']))} | {row['warps']} |"
 
 
 def table(rows):
@@ -219,18 +242,16 @@ def table(rows):
             for place, row in enumerate(group):
                 if row["target"] == next(iter(TARGETS)):
                     same = [[r for r in group if r["target"] == t][place] for t in TARGETS]
-                    lines.append(
-                        f"| {problem} | {row['kernel']} | {' x '.join(map(str, row['block']))} | {row['warps']} | "
-                        + " | ".join(f"{r['registers']}, {r['shared']}, {r['spills']}" for r in same)
-                        + " |"
-                    )
+                    numbers = " | ".join(f"{r['registers']}, {r['shared']}, {r['spills']}" for r in same)
+                    lines.append(f"{columns_of(row)} {numbers} |")
         lines.append("")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--json":
-        print(json.dumps(compile_all(sys.argv[2:3], sys.argv[3:4], "--all" in sys.argv)))
+        operations, target, *flags = sys.argv[2:]
+        print(json.dumps(compile_all(operations.split(","), [target], "--all" in flags, "--launches" not in flags)))
     else:
         Path(sys.argv[1]).parent.mkdir(parents=True, exist_ok=True)
         Path(sys.argv[1]).write_text(table(compile_all(OPERATIONS, TARGETS, False)))

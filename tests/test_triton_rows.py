@@ -92,9 +92,10 @@ def test_wide_channels(channels):
 
 @interpreted
 @on_every_dtype
+@pytest.mark.parametrize("dropout_p", (0.0, 0.25))
 @pytest.mark.parametrize("way", ADDITIVE_OPTIONS)
-def test_additive_panels(way, dtype, monkeypatch):
-    """Panels, masks and bags that don't end together."""
+def test_additive_panels(way, dropout_p, dtype, monkeypatch):
+    """Panels, masks and bags that don't end together; dropout counts rows on from panel to panel."""
     shape, offsets, options = ADDITIVE_OPTIONS[way]
     panels_of(monkeypatch, 20 * 18)
     tensors = additive(shape, 9, 1 if "combine" in options else 3, offsets and len(offsets) - 1, dtype)
@@ -102,7 +103,8 @@ def test_additive_panels(way, dtype, monkeypatch):
         tensors[0] = VIEWS["window"](tensors[0])
     else:
         options = {**options, "offsets": torch.tensor(offsets)}
-    check(ADDITIVE, tensors, mask=draw(*shape[:-1], seed=8) > -0.3, activation="gelu", **options)
+    mask = draw(*shape[:-1], seed=8) > -0.3
+    check(ADDITIVE, tensors, mask=mask, activation="gelu", dropout_p=dropout_p, **options)
 
 
 @interpreted

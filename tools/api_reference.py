@@ -4,23 +4,29 @@ files by the list of functions.
 python tools/api_reference.py      (make docs)
 """
 
+import importlib
 import inspect
 import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Shape|Source):\s*(.*)$")
+SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Shape|Item|Source):\s*(.*)$")
 OBJECT = re.compile(r"<(?:\w+\.)*(\w+) object at 0x\w+>")
 LISTS = ("Args", "Attributes", "Raises")
 ITEM = re.compile(r"^ {4}(\w+(?:, \w+)*): ")
-DATA = ("Table", "Preprocessing", "Spectrogram", "read_image", "read_sound", "read_embedding")
-TRAINING = ("fit", "predict", "evaluate", "History")
 HEAD = """# API
 
 Written by `make docs` from the docstrings; types are in the stubs beside the code (`*.pyi`). The functions are also in
 `mmkernels.functional`. `mmkernels.reference` has the same functions in plain PyTorch, without `backend` and `out`.
 """
+AROUND = """# Data, training, pictures
+
+Written by `make docs` from the docstrings: what is around the [kernels, modules and models](api.md), to train on your
+own data. It needs `pip install mmkernels[demo]`. The command line does the same: `python -m mmkernels train | predict |
+evaluate | compare | demo --help`.
+"""
+PACKAGES = ("tasks", "data", "training", "saving", "plot", "faithfulness", "compare")
 FUNCTIONS = """## Autograd Functions and registered operations
 
 Each function's `torch.autograd.Function` is `mmkernels.NAMEFunction` (`SpatialAttentionFunction`, ...), its registered
@@ -31,7 +37,7 @@ that explain, and return every output; `apply` takes a backend's name, or None, 
 
 def page():
     import mmkernels
-    from mmkernels import data, functional, models, saving, training
+    from mmkernels import functional, models
 
     modules = [name for name in mmkernels.__all__ if is_module_class(getattr(mmkernels, name))]
     parts = [HEAD, "## Functions\n"]
@@ -41,12 +47,30 @@ def page():
     parts += [entry("mmkernels.absorb_pays", mmkernels.absorb_pays)]
     parts += ["## Models\n"]
     parts += [entry(f"mmkernels.models.{name}", getattr(models, name)) for name in models.__all__]
-    parts += ["## Data and training\n"]
-    parts += [entry(f"mmkernels.data.{name}", getattr(data, name)) for name in DATA]
-    parts += [entry(f"mmkernels.training.{name}", getattr(training, name)) for name in TRAINING]
-    parts += [entry(f"mmkernels.saving.{name}", getattr(saving, name)) for name in ("save", "load")]
     parts += ["## Errors\n", entry("mmkernels.BackendError", mmkernels.BackendError, called=False), FUNCTIONS]
     return "\n".join(parts)
+
+
+def around():
+    parts = [AROUND]
+    for name in PACKAGES:
+        package = importlib.import_module(f"mmkernels.{name}")
+        parts += [f"## mmkernels.{name}\n", markdown(inspect.getdoc(package)), ""]
+        for each in public(package):
+            value = getattr(package, each)
+            error = inspect.isclass(value) and issubclass(value, Exception)
+            parts.append(entry(f"mmkernels.{name}.{each}", value, called=not error))
+    return "\n".join(parts)
+
+
+def public(package):
+    """Functions and classes: those it names, or all of its own."""
+    named = getattr(package, "__all__", None) or [
+        name
+        for name, value in vars(package).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == package.__name__
+    ]
+    return [name for name in named if callable(getattr(package, name))]
 
 
 def stub(line):
@@ -93,7 +117,7 @@ def signature(name, value):
     for parameter in parameters:
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
             words.append("*")
-        words.append(OBJECT.sub(r"\1()", str(parameter).replace("'", '"')))
+        words.append(OBJECT.sub(r"\1()", str(parameter).replace("'", '"').replace("<factory>", "...")))
     line = f"{name}({', '.join(words)})"
     return [line] if len(line) <= 100 else [f"{name}(", *(f"    {word}," for word in words), ")"]
 
@@ -124,6 +148,7 @@ def markdown(docstring):
 
 WRITTEN = {
     "docs/api.md": page,
+    "docs/api-training.md": around,
     "mmkernels/modules/__init__.pyi": modules_stub,
     "mmkernels/ops/__init__.pyi": functions_stub,
     "mmkernels/reference/__init__.pyi": reference_stub,

@@ -47,6 +47,9 @@ static void round(Dtype dtype) {
       grad_scores({images, a.K, a.N}, true, true), grad_bias_hidden({a.B, a.A}, false, true),
       grad_bias_gate({a.A}, false, true);
   auto mask = random_mask(images * a.N);
+  const int64_t seed = draw(INT64_MIN, INT64_MAX);
+  if (draw(0, 1))
+    a.dropout = dropout_of(double(draw(1, 4)) / 4, &seed);
   a.image = rows(image, true);
   a.w_image = layer(w_image);
   a.v = layer(v);

@@ -13,6 +13,13 @@ PROBLEMS = {
 
 def launch(module, shape, dtype, need_weights=False):
     image = torch.zeros(shape, dtype=getattr(torch, dtype))
-    inputs = (image, torch.zeros(shape[0], shape[2]), image.new_zeros(shape[2], shape[2]))
+    batch, _, channels = shape
+    text = 64
+    inputs = (
+        image,
+        image.new_zeros(batch, text),
+        image.new_zeros(channels, channels + text),
+        image.new_zeros(channels),
+    )
     result, weights, kept = module.forward(*inputs, need_weights, 0)
-    module.backward(result, weights if need_weights else None, *inputs, kept, need_weights, 0, True, True, True)
+    module.backward(result, weights if need_weights else None, *inputs, kept, need_weights, 0, True, True, True, True)

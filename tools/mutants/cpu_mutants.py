@@ -2,6 +2,8 @@
 
 from mutant import Mutant
 
+DROPOUT = "test_additive_attention.py -k 'dropout and cpu-cpu-float32'"
+
 MUTANTS = (
     Mutant(
         "spatial_attention",
@@ -219,4 +221,26 @@ MUTANTS = (
         "if (mask && !mask[s * a.mask.t]) memset(row, 0, a.d * sizeof(C)); else",
         "",
     ),
+    Mutant(
+        "additive_attention",
+        "what dropout leaves isn't scaled",
+        "const C scale = C(dropout.scale);",
+        "const C scale = C(1);",
+        DROPOUT,
+    ),
+    Mutant(
+        "additive_attention",
+        "gates are dropped where hidden units are",
+        "draw_factors(a.dropout, row, Dropped::gate, a.A,",
+        "draw_factors(a.dropout, row, Dropped::hidden, a.A,",
+        DROPOUT,
+    ),
+    Mutant(
+        "additive_attention",
+        "backward's numbers are those of a tile's rows",
+        "in.draw(first + r, factors.data); differentiate<",
+        "in.draw(r, factors.data); differentiate<",
+        DROPOUT,
+    ),
+    Mutant("additive_attention", "slope of what was dropped", "slope *= factor;", "", DROPOUT),
 )

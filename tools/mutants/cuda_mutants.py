@@ -6,6 +6,8 @@ WARPS = "test_cuts.py -k 'warp_by_warp and spatial'"
 ROWS = "test_cuda.py -k rows_however_they_are_cut"
 HEADS_WARPS = "test_cuts.py -k 'warp_by_warp and not spatial'"
 
+DROPOUT = "test_additive_attention.py -k 'dropout and cuda-emulated'"
+
 MUTANTS = (
     Mutant(
         "spatial_attention",
@@ -221,4 +223,19 @@ MUTANTS = (
         "sums[own.row[from].at[c] * 32 + lane] =",
         "test_cuda_deformable.py -k many_levels",
     ),
+    Mutant(
+        "additive_attention",
+        "rows' numbers counted from the panel's first",
+        "philox(seed, uint32_t(j), uint64_t(row), Dropped::hidden, word);",
+        "philox(seed, uint32_t(j), uint64_t(r), Dropped::hidden, word);",
+        ROWS,
+    ),
+    Mutant(
+        "additive_attention",
+        "gates are dropped where hidden units are",
+        "uint64_t(row), Dropped::gate, word_of_gate);",
+        "uint64_t(row), Dropped::hidden, word_of_gate);",
+        DROPOUT,
+    ),
+    Mutant("additive_attention", "a gate's words don't move up", "word_of_gate[w - 1] = word_of_gate[w];", "", DROPOUT),
 )

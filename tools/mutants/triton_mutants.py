@@ -6,6 +6,8 @@ BAGS = "test_cuts.py -k 'bags_begin and triton and not additive'"
 CHUNKS = "test_cuts.py -k 'triton and many_chunks'"
 ABSORBED = "test_conformance.py -k 'result_alone and absorbed and triton'"
 
+DROPOUT = "test_additive_attention.py -k 'dropout and triton'"
+
 MUTANTS = (
     Mutant(
         "spatial_attention",
@@ -228,4 +230,19 @@ MUTANTS = (
         "mean = tl.sum(weight * of_weight, 1)[:, None]",
         "test_deformable_attention.py -k 'points and many and triton'",
     ),
+    Mutant(
+        "additive_attention",
+        "rows' numbers counted from the panel's first",
+        "row = (dropout.first + r)[:, None]",
+        "row = r[:, None]",
+        "test_triton_rows.py -k additive_panels",
+    ),
+    Mutant(
+        "additive_attention",
+        "backward's gates are dropped where hidden units are",
+        "factors = factors_of(words, words_of_gate, w, dropout) differentiate_tile(",
+        "factors = factors_of(words, words, w, dropout)\n            differentiate_tile(",
+        DROPOUT,
+    ),
+    Mutant("additive_attention", "slope of what was dropped", "slope *= factors[0]", "slope *= 1.0", DROPOUT),
 )
