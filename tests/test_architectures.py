@@ -4,6 +4,8 @@ import copy
 import itertools
 import json
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ TASKS = (("binary", 1, None), ("binary", 1, 2), ("multiclass", 3, 2), ("multilab
 WITH_WORDS = ("gated", "bidirectional")
 every = pytest.mark.parametrize("architecture, fusion", list(itertools.product(ARCHITECTURES, FUSIONS)))
 BATCH = 3
+PAGE = Path(__file__).resolve().parent.parent / "docs/image-text-model.md"
 NAN = float("nan")
 
 
@@ -225,6 +228,13 @@ def test_contrastive_loss_of_several_texts():
     assert_rule(found, truth=spelled_out(image.double(), text.double()), peer=spelled_out(image, text))
     nothing = contrastive_loss(image, text, torch.zeros_like(right), image_present, text_present)
     assert nothing == 0
+
+
+def test_the_pages_example():
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)[1], names)
+    assert names["classes"].shape == (2, 3)
+    assert names["where"].shape == (2, 14, 14) and names["words"].shape == (2, 7, 14, 14)
 
 
 @pytest.mark.parametrize("align_at", [0, -1])

@@ -279,10 +279,11 @@ def test_torchao(extension, kind, name):
 @pytest.mark.parametrize(
     "kind", [kind for name, kind in KINDS.items() if name != "packed"], ids=[name for name in KINDS if name != "packed"]
 )
+@pytest.mark.parametrize("mode", ["hooks", "functorch", "ew", "vmap"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_opacus(extension, kind):
-    """Each sample's gradients are those of the sample alone. (Packed bags have no batch dimension, which opacus
-    needs.)"""
+def test_opacus(extension, kind, mode):
+    """Each sample's gradients are those of the sample alone: by each of opacus' ways (hooks, functorch, expanded
+    weights), and by torch.func. (Packed bags have no batch dimension, which they need.)"""
     opacus = pytest.importorskip("opacus", reason="opacus is not installed")
     module = kind.module()
     image, text = kind.inputs()
@@ -301,11 +302,23 @@ def test_opacus(extension, kind):
             found.append([p.grad.clone() for p in plain.parameters()])
         return [torch.stack(grads) for grads in zip(*found)]
 
-    sampled = opacus.GradSampleModule(copy.deepcopy(module), loss_reduction="sum")
-    loss(sampled(image, text)).backward()
-    assert_rule(
-        [p.grad_sample for p in sampled.parameters()], one_by_one(torch.float64), one_by_one(torch.float32), batch=B
-    )
+    def by_opacus():
+        if mode == "ew":
+            sampled = opacus.grad_sample.GradSampleModuleExpandedWeights(copy.deepcopy(module), loss_reduction="sum")
+        else:
+            by_functorch = mode == "functorch"
+            copied = copy.deepcopy(module)
+            sampled = opacus.GradSampleModule(copied, loss_reduction="sum", force_functorch=by_functorch)
+        loss(sampled(image, text)).backward()
+        return [p.grad_sample for p in sampled.parameters()]
+
+    def by_vmap():
+        parameters = {name: p.detach() for name, p in module.named_parameters()}
+        of_one = lambda *sample: loss(torch.func.functional_call(module, sample[0], tuple(t[None] for t in sample[1:])))
+        return list(torch.func.vmap(torch.func.grad(of_one), (None, 0, 0))(parameters, image, text).values())
+
+    found = by_vmap() if mode == "vmap" else by_opacus()
+    assert_rule(found, one_by_one(torch.float64), one_by_one(torch.float32), batch=B)
 
 
 # Never a silent fallback, and torch.compile ---------------------------------------------------------------------------

@@ -26,7 +26,7 @@ Written by `make docs` from the docstrings: what is around the [kernels, modules
 own data. It needs `pip install mmkernels[demo]`. The command line does the same: `python -m mmkernels train | predict |
 evaluate | compare | demo --help`.
 """
-PACKAGES = ("tasks", "data", "training", "saving", "plot", "faithfulness", "compare")
+PACKAGES = ("tasks", "data", "training", "saving", "plot", "faithfulness", "compare", "limits")
 FUNCTIONS = """## Autograd Functions and registered operations
 
 Each function's `torch.autograd.Function` is `mmkernels.NAMEFunction` (`SpatialAttentionFunction`, ...), its registered

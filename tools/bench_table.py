@@ -3,7 +3,7 @@
 python tools/bench_table.py      (make docs)
 
 A table stands between ``<!-- FILE.json -->`` and ``<!-- end -->``; FILE is what ``python -m mmkernels bench --operation
-NAME --json FILE`` wrote, or ``bench --models --json FILE``.
+NAME --json FILE`` wrote, or ``bench --models --json FILE``, or ``compare --json FILE``.
 """
 
 import json
@@ -27,6 +27,8 @@ def table(found):
     """What was raced against peers, forward and training in one line; and on what."""
     if "models" in found:
         return _models(found)
+    if "rows" in found:
+        return _compared(found)
     ((operation, result),) = found["operations"].items()
     rows = result["rows"]
     whose = _whose(operation)
@@ -76,6 +78,20 @@ def _models(found):
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", _where(found), ""])
+
+
+def _compared(found):
+    """A line a model, the best one in bold."""
+    from mmkernels import compare
+
+    titles = ["architecture", "fusion", *compare.TITLES.values()]
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    top = compare.best(found)
+    for row in found["rows"]:
+        first, *others = compare.cells_of(row)
+        cells = [row["architecture"], row["fusion"], f"**{first}**" if row is top else first, *others]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"{compare.described(found['settings'])}; {_where(found)}", ""])
 
 
 def _line(kind):

@@ -85,7 +85,14 @@ MODEL = [
         type=click.Choice(FUSIONS),
         help="How image and text meet; default: spatial, without an image gated.",
     ),
-    click.option("--heads", type=click.IntRange(min=1), default=1, show_default=True, help="Of the attention."),
+    click.option("--heads", type=click.IntRange(min=1), default=4, show_default=True, help="Of the attention."),
+    click.option(
+        "--norm",
+        type=click.Choice(["batch", "group", "none"]),
+        default="batch",
+        show_default=True,
+        help="After the image's convolutions.",
+    ),
 ]
 TRAINING = [
     click.option("--epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Passes over the rows."),
@@ -100,11 +107,11 @@ TRAINING = [
     click.option(
         "--learning-rate",
         type=click.FloatRange(min=0, min_open=True),
-        default=1e-3,
+        default=3e-3,
         show_default=True,
         help="The highest of the cycle.",
     ),
-    click.option("--weight-decay", type=click.FloatRange(min=0), default=0.0, show_default=True, help="AdamW's."),
+    click.option("--weight-decay", type=click.FloatRange(min=0), default=0.05, show_default=True, help="AdamW's."),
     click.option(
         "--precision",
         type=click.Choice(["float32", "bfloat16"]),
@@ -224,6 +231,7 @@ def _model(training, chosen):
         task=preprocessing.task,
         outputs=preprocessing.outputs,
         num_heads=chosen["heads"],
+        norm=chosen["norm"],
         sound="sound" in preprocessing.modalities,
         substitutes=True if len(preprocessing.modalities) < 2 or _modality_dropout(chosen) else None,
         **sizes,

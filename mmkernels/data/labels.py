@@ -64,7 +64,7 @@ def answer_columns(predicted, preprocessing):
     ``p(LABEL)`` each one's."""
     labels, task = preprocessing.labels, preprocessing.task
     if task == "regression":
-        return {"predicted": [f"{preprocessing.number(value):.6g}" for value in predicted.tolist()]}
+        return {"predicted": [f"{preprocessing.number(value):.8g}" for value in predicted.tolist()]}
     if task == "binary":
         likely = [labels[value > 0.5] for value in predicted.tolist()]
         return {"predicted": likely, "probability": [f"{value:.6f}" for value in predicted.tolist()]}
