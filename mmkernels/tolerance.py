@@ -63,11 +63,15 @@ def evaluate(
 ):
     """Runs an operation: ``{"result": ..., "weights": ..., "image.grad": ..., ...}``, the outputs under their `names`.
 
-    Every floating-point argument is taken as it lies in memory, in `dtype` if given, and gets a gradient;
-    `upstream(i, tensor)` gives the gradient that flows into output i (default: :func:`upstream_like`).
+    Every floating-point argument is taken as it lies in memory, in `dtype` if given, and gets a gradient, or those do
+    that `gradients` names; `upstream(i, tensor)` gives the gradient that flows into output i (default:
+    :func:`upstream_like`).
     """
-    arguments = {name: _leaf(value, dtype, gradients) for name, value in arguments.items()}
-    with torch.set_grad_enabled(gradients), _same_numbers(arguments.get("dropout_p")):
+    arguments = {
+        name: _leaf(value, dtype, gradients if isinstance(gradients, bool) else name in gradients)
+        for name, value in arguments.items()
+    }
+    with torch.set_grad_enabled(bool(gradients)), _same_numbers(arguments.get("dropout_p")):
         outputs = function(**arguments, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     found = {name: output.detach() for name, output in zip(names, outputs) if output is not None}
@@ -99,7 +103,8 @@ def upstream_like(i, output):
 
 
 class Standard:
-    """What a case has to give: its arguments, the truth, and how far off the peer is. Serves every backend."""
+    """What a case has to give: its arguments, the truth, and how far off the peer is. Serves every backend. `gradients`
+    as :func:`evaluate` takes them."""
 
     def __init__(self, operation, case, dtype, device="cpu", seed=0, gradients=True):
         self.run = getattr(reference, operation)

@@ -27,6 +27,7 @@ PROPERTIES = {
     "values in float16": "the same",
     "values in float64": "the same",
     "values of any arguments": "the same, for arguments that hypothesis draws: sizes, options, memory layouts",
+    "gradients of any arguments": "of some tensors, or none, the same bits as of all, for arguments that are drawn",
     "empty sizes": "cases without samples, positions, tokens, channels or bags",
     "masks": "cases with masks of every kind",
     "views": "cases of tensors that are transposed, sliced, expanded, unaligned",
@@ -85,6 +86,13 @@ NOT_APPLICABLE = (
         ANY,
         SLOW,
         "it has no float64: its gradients are those of `values`, and second derivatives are shown",
+    ),
+    (
+        "gradients of any arguments",
+        ANY,
+        ("reference", "triton"),
+        "plain PyTorch multiplies in another way where a gradient is wanted, and the interpreter takes too long: "
+        "`each gradient alone` shows it of a few",
     ),
     (
         ("values in bfloat16", "values in float16", "values in float64"),

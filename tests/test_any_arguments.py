@@ -284,3 +284,44 @@ def test_anything(operation, backend, device, dtype):
         assert_passed(standard.test(getattr(mmk, operation), backend=backend))
 
     check()
+
+
+# Which of the tensors want a gradient, in their order.
+some = st.lists(st.booleans(), min_size=9, max_size=9)
+DROPPING = st.fixed_dictionaries({"dropout_p": st.sampled_from([0.0, 0.25, 0.9]), "need_scores": st.booleans()})
+
+
+@pytest.mark.property("gradients of any arguments")
+@pytest.mark.parametrize(
+    "operation, backend, device, dtype",
+    [
+        pytest.param(operation, *combination.values, id=f"{operation}-{combination.id}")
+        for operation in functional.__all__
+        for combination in runnable(operation)
+        if combination.values[0] not in ("reference", "triton")
+    ],
+)
+def test_gradients_of_some(operation, backend, device, dtype):
+    """Where only some tensors want a gradient, or none does, everything has the same bits as where all do; with
+    dropout and the scores, where there are such."""
+    more = DROPPING if operation == "additive_attention" else st.just({})
+
+    @hypothesis.given(case=globals()[operation](), wanted=some, options=more)
+    def check(case, wanted, options):
+        arguments = case.build(dtype, device) | options
+        tensors = [name for name, t in arguments.items() if torch.is_tensor(t) and t.is_floating_point()]
+        chosen = {name for name, asked in zip(tensors, wanted) if asked}
+        found, alone = (
+            tolerance.evaluate(getattr(mmk, operation), arguments, gradients=gradients, backend=backend)
+            for gradients in (True, chosen)
+        )
+        assert alone.keys() == found.keys() - {f"{name}.grad" for name in tensors if name not in chosen}
+        different = [name for name in alone if not same_bits(alone[name], found[name])]
+        assert not different, f"{different} with gradients of {sorted(chosen)} alone"
+
+    check()
+
+
+def same_bits(a, b):
+    """NaN is NaN."""
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
