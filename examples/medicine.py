@@ -106,7 +106,7 @@ def main(quick=False):
     assert quick or (right > 0.9 and found > 0.3)
     if sys.platform != "linux":
         return
-    megabytes, rows = (60, 30_000) if quick else (200, 100_000)
+    megabytes, rows = (150, 60_000) if quick else (200, 100_000)
     context = multiprocessing.get_context("spawn")
     outcomes = {}
     for name, backend in (("fused", None), ("plain PyTorch", "reference")):
