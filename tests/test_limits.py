@@ -26,14 +26,6 @@ def test_a_point_in_its_own_process():
     json.dumps(found)
 
 
-@pytest.mark.slow
-def test_recomputation_needs_less():
-    settings = limits.Settings(size=64, tokens=3, rounds=1)
-    found = limits.run(settings, variants=("plain", "plain, recomputed"), batch_sizes=(16,))
-    plain, recomputed = (point["memory_mb"] for point in found["points"])
-    assert recomputed < plain
-
-
 def test_what_does_not_fit(monkeypatch):
     """Larger batches aren't tried then; any other end of a process is an error."""
 
