@@ -2,7 +2,10 @@
 
 from mutant import Mutant
 
+DROPPED = "test_dropout.py -k 'same_elements and cpu-cpu'"
 DROPOUT = "test_additive_attention.py -k 'dropout and cpu-cpu-float32'"
+SCORES = "test_additive_attention.py -k 'masks and cpu-cpu-float32'"
+COMMON = "test_gated_cross_attention.py -k 'common and cpu-cpu'"
 
 MUTANTS = (
     Mutant(
@@ -221,6 +224,7 @@ MUTANTS = (
         "if (mask && !mask[s * a.mask.t]) memset(row, 0, a.d * sizeof(C)); else",
         "",
     ),
+    Mutant("additive_attention", "every lane draws the vector's first counter", "a[i] += uint64_t(i);", ";", DROPPED),
     Mutant(
         "additive_attention",
         "what dropout leaves isn't scaled",
@@ -243,4 +247,46 @@ MUTANTS = (
         DROPOUT,
     ),
     Mutant("additive_attention", "slope of what was dropped", "slope *= factor;", "", DROPOUT),
+    Mutant(
+        "additive_attention",
+        "what dropout leaves of the gate, to 1",
+        "const vec<C> rest = C(1) - s; if constexpr (Drop) s *= load_some(factors + in.drawn() + c, a.A - c);",
+        "if constexpr (Drop) s *= load_some(factors + in.drawn() + c, a.A - c); const vec<C> rest = C(1) - s;",
+        DROPOUT,
+    ),
+    Mutant(
+        "additive_attention",
+        "masked scores get their gradient",
+        "if (in.valid(in.samples.begin(b) + n)) ds[n] += given[at + n];",
+        "ds[n] += given[at + n];",
+        SCORES,
+    ),
+    Mutant(
+        "additive_attention",
+        "the scores' own gradient overwrites the weights'",
+        "ds[n] += given[at + n];",
+        "ds[n] = given[at + n];",
+        SCORES,
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "what keys have in common stays",
+        "add_scaled(sums.data + r * query_width, centre.data, query_width, -excess.data[r]);",
+        ";",
+        COMMON,
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "what keys have in common stays, by tokens",
+        "add_scaled(sums.data + n * query_width, centre.data, query_width, -excess.data[n]);",
+        ";",
+        COMMON,
+    ),
+    Mutant(
+        "absorbed_attention",
+        "what positions have in common stays",
+        "load(key_sums + c) - splat(rests[j]) * load(mean.data + c)",
+        "load(key_sums + c)",
+        "test_absorb.py -k a_rest_of_the_sum",
+    ),
 )

@@ -7,6 +7,8 @@ ROWS = "test_cuda.py -k rows_however_they_are_cut"
 HEADS_WARPS = "test_cuts.py -k 'warp_by_warp and not spatial'"
 
 DROPOUT = "test_additive_attention.py -k 'dropout and cuda-emulated'"
+SCORES = "test_additive_attention.py -k 'masks and cuda-emulated'"
+COMMON = "test_gated_cross_attention.py -k 'common and cuda-emulated'"
 
 MUTANTS = (
     Mutant(
@@ -238,4 +240,26 @@ MUTANTS = (
         DROPOUT,
     ),
     Mutant("additive_attention", "a gate's words don't move up", "word_of_gate[w - 1] = word_of_gate[w];", "", DROPOUT),
+    Mutant("additive_attention", "slope of what was dropped", "h.slope *= factor;", "", DROPOUT),
+    Mutant(
+        "additive_attention",
+        "masked scores get their gradient",
+        "given && row_valid(rows, a.mask, r) ? own",
+        "given ? own",
+        SCORES,
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "what keys have in common stays",
+        "x[e] -= sum * centre[column_half * (C / 2) + c + e];",
+        "x[e] -= 0 * sum * centre[column_half * (C / 2) + c + e];",
+        COMMON,
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "one half of the columns' excess",
+        "const float sum = halves[16 * group + i] + halves[tile_rows + 16 * group + i];",
+        "const float sum = halves[16 * group + i];",
+        COMMON,
+    ),
 )

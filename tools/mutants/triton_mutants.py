@@ -7,6 +7,7 @@ CHUNKS = "test_cuts.py -k 'triton and many_chunks'"
 ABSORBED = "test_conformance.py -k 'result_alone and absorbed and triton'"
 
 DROPOUT = "test_additive_attention.py -k 'dropout and triton'"
+SCORES = "test_additive_attention.py -k 'masks and triton'"
 
 MUTANTS = (
     Mutant(
@@ -245,4 +246,25 @@ MUTANTS = (
         DROPOUT,
     ),
     Mutant("additive_attention", "slope of what was dropped", "slope *= factors[0]", "slope *= 1.0", DROPOUT),
+    Mutant(
+        "additive_attention",
+        "masked scores get their gradient",
+        "valid = r < end if MASKED: valid = valid & (tl.load(mask + r, mask=valid, other=0) != 0) ds +=",
+        "valid = r < end\n            ds +=",
+        SCORES,
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "what keys have in common stays",
+        "dq -= excess[:, None] * centre(",
+        "dq -= 0.0 * excess[:, None] * centre(",
+        "test_gated_cross_attention.py -k 'common and triton'",
+    ),
+    Mutant(
+        "bidirectional_attention",
+        "excess of the last tile only",
+        "if cols.grad is not None: excess += tl.sum(ds, 1)",
+        "if cols.grad is not None:\n                    excess = tl.sum(ds, 1)",
+        "test_bidirectional_attention.py -k 'common and triton'",
+    ),
 )
