@@ -5,6 +5,7 @@ Functions that draw over a photograph return a Pillow image; those that draw axe
 """
 
 import io
+import textwrap
 from functools import cache
 from pathlib import Path
 
@@ -32,15 +33,15 @@ CJK_FAMILIES = (
 BRIGHT = 4  # times the mean weight: from there on it can't glow more than the largest does
 
 
-def attention(picture, weights, *, strength=0.75):
+def attention(picture, weights, *, least=None, most=None, strength=0.75):
     """The picture in grey, glowing where the weights are larger than if they were spread evenly.
-
-    The largest weight glows most, but only one of :data:`BRIGHT` times the mean or more with all its strength: what
-    attends to everything alike glows nowhere.
 
     Args:
         picture: uint8 ``[3, Y, X]`` or ``[Y, X, 3]``, or a Pillow image.
         weights: float ``[y, x]``, 0 or more, of any resolution (it is drawn over the whole picture) and any sum.
+        least: the weight from which on it glows; default: their mean.
+        most: the weight that glows with all its strength; default: the largest, but at least :data:`BRIGHT` times the
+            mean. So what attends to everything alike glows nowhere.
         strength: of the glow, from 0 to 1.
 
     Returns:
@@ -48,7 +49,7 @@ def attention(picture, weights, *, strength=0.75):
     """
     Image = require("PIL.Image")
     image = _image(picture)
-    heat = _heat(weights, image.size)
+    heat = _heat(weights, image.size, least, most)
     colours = require("matplotlib").colormaps["inferno"](heat.numpy(), bytes=True)[..., :3]
     glow = Image.fromarray(colours.copy())
     pale = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, "white"), 0.35)
@@ -57,29 +58,48 @@ def attention(picture, weights, *, strength=0.75):
 
 
 def words(picture, weights, texts, *, columns=4):
-    """A heat map a word: where each of T words looks, or what each position reads.
+    """A heat map a word: where it is read, as :meth:`mmkernels.models.ImageTextModel.word_attention` tells.
 
     Args:
         picture: as in :func:`attention`.
-        weights: float ``[T, y, x]``; the word with the largest weight glows most, one that nothing reads not at all.
+        weights: float ``[T, y, x]``. All words share one scale: where a word is read more than words are on average,
+            it glows; twice as much, or the largest weight, glows most.
         texts: the T words.
         columns: panels a line.
 
     Returns:
         A matplotlib Figure. A word that no font can write is told by its number and its code points.
     """
+    weights = torch.as_tensor(weights)
     if len(texts) != len(weights):
         raise ValueError(f"texts must be {len(weights)} words, one for each of the weights, got {len(texts)}")
-    weights = torch.as_tensor(weights)
-    top = weights.amax().clamp_min(torch.finfo(torch.float32).tiny)
-    columns = min(columns, len(texts))
-    lines = -(-len(texts) // columns)
-    figure, axes = _figure((2.2 * columns, 2.5 * lines), lines, columns)
+    mean = weights.mean()
+    most = torch.maximum(weights.amax(), 2 * mean)
+    pictures = [attention(picture, heat, least=mean, most=most) for heat in weights]
+    return gallery(
+        pictures, [writable(word, f"word {number}") for number, word in enumerate(texts, 1)], columns=columns
+    )
+
+
+def gallery(pictures, captions, *, columns=4):
+    """Pictures in lines, each under its caption.
+
+    Args:
+        pictures: Pillow images, or uint8 as in :func:`attention`.
+        captions: as many texts.
+        columns: pictures a line.
+
+    Returns:
+        A matplotlib Figure.
+    """
+    columns = max(1, min(columns, len(pictures)))
+    lines = max(1, -(-len(pictures) // columns))
+    figure, axes = _figure((2.2 * columns, 2.6 * lines), lines, columns)
     for ax in axes.flat:
         ax.axis("off")
-    for number, (ax, heat, word) in enumerate(zip(axes.flat, weights, texts)):
-        ax.imshow(attention(picture, heat, strength=0.75 * float(heat.amax() / top)))
-        ax.set_title(writable(word, f"word {number + 1}"), fontsize=11, **_font())
+    for ax, picture, caption in zip(axes.flat, pictures, captions):
+        ax.imshow(_image(picture))
+        ax.set_title(textwrap.fill(writable(caption), 24), fontsize=9, **_font())
     return figure
 
 
@@ -234,15 +254,16 @@ def _image(picture):
     return Image.fromarray(picture.contiguous().numpy())
 
 
-def _heat(weights, size):
-    """Weights [y, x] -> 0 (the mean or less) to 1, of a picture's size (X, Y)."""
+def _heat(weights, size, least, most):
+    """Weights [y, x] -> from 0 (least or less) to 1 (most or more), of a picture's size (X, Y)."""
     weights = torch.as_tensor(weights).detach().float().cpu()
     if weights.dim() != 2:
         raise ValueError(f"weights must be [y, x], got {list(weights.shape)}")
     heat = torch.nn.functional.interpolate(weights[None, None], size[::-1], mode="bilinear", align_corners=False)[0, 0]
     mean = weights.mean()
-    above = (weights.amax().clamp_min(BRIGHT * mean) - mean).clamp_min(torch.finfo(heat.dtype).tiny)
-    return ((heat - mean) / above).clamp(0, 1)
+    least = mean if least is None else torch.as_tensor(least).float()
+    most = weights.amax().clamp_min(BRIGHT * mean) if most is None else torch.as_tensor(most).float()
+    return ((heat - least) / (most - least).clamp_min(torch.finfo(heat.dtype).tiny)).clamp(0, 1)
 
 
 def _figure(size, lines, columns):

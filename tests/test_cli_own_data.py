@@ -80,7 +80,7 @@ def test_train_evaluate_predict(task, folder, tmp_path):
     metrics = json.loads((model / "metrics.json").read_text())
     assert metrics["task"] == task and [row["line"] for row in metrics["skipped"]] == [6, 7, 22]
     assert sum(metrics["rows"].values()) == 18 and metrics["validation"]["loss"] > 0
-    drawn = {"regression": {"numbers"}, "multilabel": {"curves"}}.get(task, {"curves", "confusion"})
+    drawn = {"regression": {"numbers"}, "multilabel": {"curves"}}.get(task, {"curves", "confusion"}) | {"attention"}
     assert {path.stem for path in model.glob("*.png")} == drawn | {"losses"}
 
     done = call("evaluate", model, table, "--json", tmp_path / "found.json", "--plots", tmp_path / "plots", *QUICK[2:])
@@ -114,6 +114,16 @@ def check_answers(task, answers, metrics, model):
         assert all(row["predicted"] in preprocessing.labels for row in answers)
     if task == "binary":
         assert all((float(row["probability"]) > 0.5) == (row["predicted"] == "yes") for row in answers)
+
+
+def test_what_each_word_is_read_by_is_drawn(folder, tmp_path):
+    """Of fusions that read words, whatever the row lacks."""
+    lines = [*lines_of("binary"), "2.png,,no", ",a picture,yes"]
+    table = write(folder / "words.csv", lines)
+    options = ("--fusion", "bidirectional", "--architecture", "shared", "--allow-missing", "--epochs", 1)
+    done = call("train", table, "--out", tmp_path / "model", *options, *QUICK)
+    assert done.exit_code == 0, done.output
+    assert {path.stem for path in (tmp_path / "model").glob("*.png")} >= {"attention", "words", "curves"}
 
 
 def test_what_train_is_told(folder, tmp_path, without_pictures):

@@ -58,8 +58,20 @@ def test_any_weights_can_be_drawn(weights):
     assert plot.attention(noise(), weights).size == (24, 24)
 
 
+def test_words_glow_where_they_are_read_more_than_others():
+    weights = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]])  # two words, one position each
+    left, right = (
+        torch.from_numpy(numpy.array(Image.open(io.BytesIO(plot.png(figure))).convert("HSV"))[..., 1]).float()
+        for figure in (plot.words(noise(), weights[[n]].expand(2, 1, 2), ["a", "b"]) for n in (0, 1))
+    )
+    assert not torch.equal(left, right)
+    middle = left.shape[1] // 4
+    assert left[:, :middle].sum() > 4 * left[:, middle : 2 * middle].sum()
+
+
 def test_figures_are_drawn(tmp_path):
     torch.manual_seed(0)
+    shown(plot.gallery([noise()] * 5, ["a long caption that goes on for two lines"] * 5, columns=3))
     shown(plot.words(noise(), torch.rand(5, 3, 3), ["a", "red", "heart", "\u7ea2\u5fc3", "\U000f0000"]))
     shown(plot.confusion(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]), ["cat", "dog", "\u72d7"]))
     shown(plot.curves(torch.rand(20), torch.rand(20) > 0.5))

@@ -80,9 +80,36 @@ def show_metrics(found):
     console.print(lines)
 
 
+def _draw_attention(model, table, folder, count=8):
+    """Of some rows: the picture, and where the model looks; of the first with words also where each of them is read."""
+    import torch
+
+    from .. import plot
+    from ..models.fusions import FUSIONS
+
+    chosen = [index for index, sample in enumerate(table.samples) if sample.image is not None]
+    chosen = [chosen[i] for i in torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))[:count]]
+    if not chosen:
+        return
+    batch = table.collate([table[index] for index in chosen]).to(next(model.parameters()).device)
+    inputs = {"text": None, **batch.inputs}
+    model.eval()
+    weights = model.attention(**inputs)
+    items = [(table[index][0], table.samples[index].text or "", one) for index, one in zip(chosen, weights)]
+    pictures = [each for image, _, one in items for each in (image, plot.attention(image, one))]
+    plot.save(plot.gallery(pictures, [each for _, text, _ in items for each in (text, "")]), folder / "attention.png")
+    first = next((number for number, (_, text, _) in enumerate(items) if text), None)
+    if first is None or not FUSIONS[model.config["fusion"]].has_words:
+        return
+    image, text, _ = items[first]
+    tokens = table.preprocessing.tokenizer.encode(text).tokens
+    weights = model.word_attention(**inputs)[first, : len(tokens)]
+    plot.save(plot.words(image, weights, tokens), folder / "words.png")
+
+
 def draw(model, table, folder, batch_size, metrics):
     """Pictures of how well the model does on a table, into a folder: confusion and curves, or predictions over
-    numbers."""
+    numbers; and where it looks, if there are images."""
     import torch
 
     from .. import plot, training
@@ -91,6 +118,7 @@ def draw(model, table, folder, batch_size, metrics):
     predicted = training.predict(model, table, batch_size=batch_size)
     target = table.collate([table[index] for index in range(len(table))]).target
     folder = Path(folder)
+    _draw_attention(model, table, folder)
     if preprocessing.task == "regression":
         plot.save(
             plot.regression(preprocessing.number(predicted), preprocessing.number(target)), folder / "numbers.png"
