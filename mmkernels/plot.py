@@ -94,11 +94,13 @@ def gallery(pictures, captions, *, columns=4):
     """
     columns = max(1, min(columns, len(pictures)))
     lines = max(1, -(-len(pictures) // columns))
-    figure, axes = _figure((2.2 * columns, 2.6 * lines), lines, columns)
+    images = [_image(picture) for picture in pictures]
+    height = max((image.height / image.width for image in images), default=1)
+    figure, axes = _figure((2.2 * columns, (2.2 * height + 0.4) * lines), lines, columns)
     for ax in axes.flat:
         ax.axis("off")
-    for ax, picture, caption in zip(axes.flat, pictures, captions):
-        ax.imshow(_image(picture))
+    for ax, image, caption in zip(axes.flat, images, captions):
+        ax.imshow(image)
         ax.set_title(textwrap.fill(writable(caption), 24), fontsize=9, **_font())
     return figure
 
