@@ -10,6 +10,8 @@ from .. import checks
 from ..data.extras import require
 from .order import Order
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 @dataclass(frozen=True)
 class Privacy:
@@ -65,7 +67,7 @@ def private_copy(model):
     if getattr(model, "architecture", None) == "aligned":
         raise ValueError("privacy must be None for architecture='aligned': its contrastive loss compares samples")
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BATCH_NORMS):
             raise ValueError(f"privacy must be None with batch normalisation, where samples meet, got {name}")
     found = copy.deepcopy(model)
     lstm = require("opacus.validators.lstm", "privacy")
