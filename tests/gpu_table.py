@@ -212,7 +212,7 @@ def row_rows():
             getattr(torch.ops.mmkernels, f"{operation}_attention_emulated{suffix}") for suffix in ("", "_backward")
         )
         inputs = (
-            (image, torch.randn(shape[0], 256), layer(256, 256))
+            (image, layer(shape[0], 64), layer(256, 256 + 64), None)
             if operation == "channel"
             else (
                 image,
@@ -230,7 +230,7 @@ def row_rows():
         emulated.counts()
         result, weights, *_, kept = run(*inputs, *options)
         forward = emulated.counts()
-        needs = [True] * (3 if operation == "channel" else 6)
+        needs = [True, True, True, False] if operation == "channel" else [True] * 6
         back(
             torch.ones_like(result),
             *([None] if operation == "channel" else [None, None]),

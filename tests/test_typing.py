@@ -17,11 +17,14 @@ from mmkernels import functional
 
 STUBS = sorted(path.relative_to(ROOT).with_suffix("") for path in (ROOT / "mmkernels").rglob("*.pyi"))
 KINDS = inspect.Parameter
+# Of data and training, which have no stubs, and of packages that have none.
+UNTYPED = {"customer_service", "driving", "medicine", "private_training", "teaching"}
 
 
 @pytest.mark.slow
 def test_a_type_checker_reads_what_users_write(tmp_path):
-    """A program with what is right and what is wrong, the README's example, and examples/."""
+    """A program with what is right and what is wrong, the README's example, and examples/ of what has
+    types."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
     (tmp_path / "readme.py").write_text("\n".join(blocks))
@@ -31,7 +34,8 @@ def test_a_type_checker_reads_what_users_write(tmp_path):
         environment["MYPYPATH"] = str(installed)
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent"]
     command.append("--untyped-calls-exclude=torch")  # its own backward() has no types
-    files = [ROOT / "tests/support/typed_user.py", *(ROOT / "examples").glob("*.py"), tmp_path / "readme.py"]
+    examples = [file for file in (ROOT / "examples").glob("*.py") if file.stem not in UNTYPED]
+    files = [ROOT / "tests/support/typed_user.py", *examples, tmp_path / "readme.py"]
     done = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
