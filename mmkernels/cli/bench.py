@@ -3,7 +3,7 @@
 import click
 
 from .. import functional
-from .common import console, json_option, names_option, progress_bar
+from .common import console, device_option, json_option, names_option, plot_option, progress_bar, threads_option
 
 
 @click.command()
@@ -11,15 +11,9 @@ from .common import console, json_option, names_option, progress_bar
 @click.option("--models", is_flag=True, help="Whole public models, plain and patched, in place of operations.")
 @click.option("--model", multiple=True, metavar="NAME", help="Model to time, by a part of its name; implies --models.")
 @click.option("--quick", is_flag=True, help="A shape an operation, few rounds: a minute, most of it torch.compile's.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU if there is one.")
-@click.option(
-    "--plot",
-    "plot_path",
-    type=click.Path(dir_okay=False, writable=True),
-    metavar="FILE",
-    help="Also draw the speed-ups to FILE (needs matplotlib).",
-)
+@threads_option
+@device_option
+@plot_option("Also draw the speed-ups to FILE (needs matplotlib).")
 @json_option
 def bench(operation, models, model, quick, threads, device, plot_path, json_path):
     """Times every operation next to eager PyTorch, torch.compile, and the memory's own speed; or whole models."""

@@ -19,6 +19,14 @@ json_option = click.option(
     metavar="FILE",
     help="Also write the result to FILE as JSON.",
 )
+threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
+device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU if there is one.")
+
+
+def plot_option(text):
+    return click.option(
+        "--plot", "plot_path", type=click.Path(dir_okay=False, writable=True), metavar="FILE", help=text
+    )
 
 
 def names_option(flag, known, text):

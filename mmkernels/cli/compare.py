@@ -2,7 +2,7 @@
 
 import click
 
-from .common import console, json_option, names_option, progress_bar, write_json
+from .common import console, json_option, names_option, plot_option, progress_bar, threads_option, write_json
 from .train import ARCHITECTURES, FUSIONS
 
 
@@ -13,14 +13,8 @@ from .train import ARCHITECTURES, FUSIONS
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training pictures, of every training.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use so many pictures only.")
 @click.option("--size", type=click.IntRange(min=22), help="Height and width of the pictures.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
-@click.option(
-    "--plot",
-    "plot_path",
-    type=click.Path(dir_okay=False, writable=True),
-    metavar="FILE",
-    help="Also draw accuracy over time to FILE.",
-)
+@threads_option
+@plot_option("Also draw accuracy over time to FILE.")
 @json_option
 def compare(architecture, fusion, seeds, epochs, limit, size, threads, plot_path, json_path):
     """Trains every architecture with every fusion on the demo's pictures and words: which one is it to be?"""

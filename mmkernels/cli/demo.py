@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .. import backends
-from .common import console, json_option, progress_bar, shown, write_json
+from .common import console, json_option, progress_bar, shown, threads_option, write_json
 
 
 @click.command()
@@ -27,7 +27,7 @@ from .common import console, json_option, progress_bar, shown, write_json
     type=click.IntRange(min=22),
     help="Height and width of the pictures; the article's is 224.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
+@threads_option
 @click.option("--seed", type=int, help="Draws everything random.")
 @click.option(
     "--quick",

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import click
 
-from .common import json_option, write_json
+from .common import device_option, json_option, threads_option, write_json
 from .own_data import (
     batch_option,
     csv_argument,
-    device_option,
     draw,
     explained,
     measured,
@@ -19,7 +18,6 @@ from .own_data import (
     root_option,
     show_metrics,
     strict_option,
-    threads_option,
 )
 
 

@@ -2,7 +2,7 @@
 
 import click
 
-from .common import console, json_option, progress_bar
+from .common import console, device_option, json_option, plot_option, progress_bar, threads_option
 
 
 @click.command()
@@ -17,15 +17,9 @@ from .common import console, json_option, progress_bar
     help="Can be given more than once; default: 1, 2, 4, ... 32.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Timed steps a point.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU if there is one.")
-@click.option(
-    "--plot",
-    "plot_path",
-    type=click.Path(dir_okay=False, writable=True),
-    metavar="FILE",
-    help="Also draw it to FILE (needs matplotlib).",
-)
+@threads_option
+@device_option
+@plot_option("Also draw it to FILE (needs matplotlib).")
 @json_option
 def limits(batch_size, device, plot_path, json_path, **chosen):
     """Time and peak memory of a training step, fused, plain and recomputed, for every batch size."""

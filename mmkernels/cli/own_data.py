@@ -18,8 +18,6 @@ strict_option = click.option(
 batch_option = click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Samples at a time."
 )
-threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's setting.")
-device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU if there is one.")
 csv_argument = click.argument("csv", type=click.Path(exists=True, dir_okay=False), metavar="CSV")
 model_argument = click.argument("model", type=click.Path(exists=True, file_okay=False), metavar="MODEL")
 
@@ -116,7 +114,7 @@ def draw(model, table, folder, batch_size, metrics):
 
     preprocessing = table.preprocessing
     predicted = training.predict(model, table, batch_size=batch_size)
-    target = table.collate([table[index] for index in range(len(table))]).target
+    target = torch.stack([table[index][-1] for index in range(len(table))])  # not all images at once
     folder = Path(folder)
     _draw_attention(model, table, folder)
     if preprocessing.task == "regression":

@@ -4,18 +4,16 @@ from pathlib import Path
 
 import click
 
-from .common import console
+from .common import console, device_option, threads_option
 from .own_data import (
     batch_option,
     csv_argument,
-    device_option,
     explained,
     model_argument,
     prepare,
     read,
     root_option,
     strict_option,
-    threads_option,
 )
 
 

@@ -8,11 +8,10 @@ import click
 
 from .. import tasks
 from ..data.image_files import DENOISE, RESIZE
-from .common import console, write_json
+from .common import console, device_option, threads_option, write_json
 from .own_data import (
     batch_option,
     csv_argument,
-    device_option,
     draw,
     explained,
     measured,
@@ -22,7 +21,6 @@ from .own_data import (
     root_option,
     show_metrics,
     strict_option,
-    threads_option,
 )
 
 ARCHITECTURES = ("article", "shared", "aligned", "hierarchical")
