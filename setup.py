@@ -47,7 +47,8 @@ ISAS = {"baseline": (16, [])}  # namespace -> vector bytes, flags
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISAS["avx2"] = (32, ["-mavx2", "-mfma", "-mf16c"])
     ISAS["avx512"] = (64, [*ISAS["avx2"][1], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"])
-TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", "-DMMK_TORCH_TARGET=2.10"]
+TORCH = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
+TORCH_TARGET = "2.10"
 CUDA_LIBRARIES = ["cudart_static", "rt", "dl", "pthread"]
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0")
 # The first nvcc that compiles for it: for an nvcc that doesn't list what it can.
@@ -168,13 +169,18 @@ def kernel_flags(isa):
     return [*COMMON, *flags, f"-DMMK_ISA={isa}", f"-DMMK_VECTOR_BYTES={width}", share]
 
 
-def binding_flags(cuda_reason):
+def told_flags(cuda_reason):
+    """Of what tells what was built."""
     if cuda_reason is None:
         told = ",".join(f'"{architecture}{"+PTX" * ptx}"' for architecture, ptx in cuda_architectures().items())
         cuda = ["-DUSE_CUDA", "-DMMK_CUDA", f"-DMMK_CUDA_ARCHITECTURES={told}"]
     else:
         cuda = [f'-DMMK_CUDA_REASON="{cuda_reason}"']
-    return [*COMMON, *TORCH, *cuda, "-Wno-unused-parameter"]
+    return [*COMMON, f"-DMMK_TORCH_TARGET={TORCH_TARGET}", *cuda]
+
+
+def binding_flags(cuda_reason):
+    return [*told_flags(cuda_reason), *TORCH, "-Wno-unused-parameter"]
 
 
 def link_flags(cuda_reason):
@@ -253,7 +259,7 @@ def graph(folder, module, compiler, linker, includes, cuda_reason):
     build(folder / LIBRARY, "link", objects, link_flags(cuda_reason))
 
     source = ROOT / "csrc/python/module.cpp"
-    build(folder / "module.o", "cxx", [source], [*binding_flags(cuda_reason), *include_flags(includes)])
+    build(folder / "module.o", "cxx", [source], [*told_flags(cuda_reason), *include_flags(includes)])
     build(module, "link", [folder / "module.o", folder / LIBRARY], ["-Wl,-rpath,$ORIGIN"])
     return "\n".join([*lines, ""])
 
@@ -291,7 +297,8 @@ class Build(build_ext):
     def build_extensions(self):
         folder = ROOT / "build" / f"{self.plat_name}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
-        includes = [*cpp_extension.include_paths(), pybind11.get_include(), *self.compiler.include_dirs]
+        # pybind11 comes first: torch has one of its own, which no file may include that keeps to the stable ABI.
+        includes = [pybind11.get_include(), *self.compiler.include_dirs, *cpp_extension.include_paths()]
         text = graph(
             folder,
             folder / Path(self.get_ext_filename(MODULE)).name,

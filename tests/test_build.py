@@ -67,7 +67,7 @@ class Graph:
         self.write()
 
     def write(self):
-        includes = [*self.setup.cpp_extension.include_paths(), self.setup.pybind11.get_include()]
+        includes = [self.setup.pybind11.get_include(), *self.setup.cpp_extension.include_paths()]
         includes.append(sysconfig.get_path("include"))
         text = self.setup.graph(
             self.folder, self.folder / "_C.so", [self.compiler], [self.linker], includes, cuda_reason=None

@@ -56,8 +56,8 @@ inline void check_shape(const Tensor& t, const char* name, Shape sizes) {
 inline Tensor empty_tensor(const Tensor& like, Shape sizes, std::optional<ScalarType> type = {}) {
   int32_t dtype = type ? torch::stable::detail::to<int32_t>(torch::stable::detail::from(*type)) : 0;
   AtenTensorHandle empty;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(
-      like.get(), sizes.data(), int64_t(sizes.size()), type ? &dtype : nullptr, nullptr, nullptr, 0, nullptr, &empty));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.data(), int64_t(sizes.size()),
+                                                   type ? &dtype : nullptr, nullptr, nullptr, 0, nullptr, &empty));
   return Tensor(empty);
 }
 

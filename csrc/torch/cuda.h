@@ -19,7 +19,7 @@ void on_stream(const Tensor& like, Run run) {
 #ifndef MMK_EMULATED
   const int32_t device = like.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
 #endif
   run(stream);
 }

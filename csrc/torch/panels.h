@@ -23,7 +23,7 @@ inline Tensor product(const Tensor& a, const Tensor& b) {
   if (a.scalar_type() != ScalarType::Float) {
     using torch::stable::detail::from;
     std::array<StableIValue, 4> stack{from(a), from(b), from(ScalarType::Float), from(to)};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
     return torch::stable::detail::to<Tensor>(stack[0]);
   }
 #endif

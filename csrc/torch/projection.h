@@ -12,7 +12,7 @@ inline void multiply_into(const Tensor& to, const Tensor& a, const Tensor& b) {
   using torch::stable::detail::from;
   const ScalarType type = to.scalar_type();
   std::array<StableIValue, 3> stack{from(torch::stable::to(a, type)), from(torch::stable::to(b, type)), from(to)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   (void)torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -63,7 +63,7 @@ class TextProjection {
     const Optional wide = bias ? Optional(torch::stable::to(*bias, type)) : Optional();
     std::array<StableIValue, 4> stack{from(torch::stable::to(text, type)), from(torch::stable::to(layer(), type)),
                                       from(wide), from(to)};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
     (void)torch::stable::detail::to<Tensor>(stack[0]);
     return to;
   }
