@@ -46,7 +46,7 @@ def pytest_generate_tests(metafunc):
     """An item a contestant: its kind of call, shape and name."""
     quick = metafunc.config.getoption("--quick")
     _operations.add(metafunc.module.OPERATION)
-    found = _contests(metafunc.module.OPERATION, quick)
+    found = _contests(metafunc.module.OPERATION, quick, metafunc.config.getoption("--device"))
     metafunc.parametrize(
         ("kind", "shape", "contestant"),
         [(*key, name) for key, (_, contest) in found.items() for name in contest.names],
@@ -59,7 +59,7 @@ def measure(request, benchmark, kind, shape, contestant):
     """Times one contestant, after ours was compared with float64 on the very arguments."""
     option = request.config.getoption
     operation = request.module.OPERATION
-    size, contest = _contests(operation, option("--quick"))[kind, shape]
+    size, contest = _contests(operation, option("--quick"), option("--device"))[kind, shape]
 
     def run():
         arguments, problems = _prepared(contest, size, option("--device"))
@@ -82,11 +82,11 @@ def fresh_compiler():
 
 
 @functools.cache
-def _contests(operation, quick):
+def _contests(operation, quick, device):
     """(kind without its unit, shape's name) -> (shape, contest)"""
     return {
         (part.kind.rpartition(", ")[0], contests.shape_name(shape)): (shape, part)
-        for shape, part in contests.plan(benchmark_of(operation), quick)
+        for shape, part in contests.plan(benchmark_of(operation), quick, device)
         if isinstance(part, contests.Contest)
     }
 

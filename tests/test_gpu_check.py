@@ -76,21 +76,37 @@ def test_nothing_failed(check, tmp_path):
 )
 def test_every_command_counts(check, codes, passing, passed):
     step = check.Step("several", [python(f"raise SystemExit({code})") for code in codes], passing=passing)
-    found = check.run_step(step, limit=60)
+    (found,) = check.run_together([step], limit=60)
     assert [command["exit_code"] for command in found["commands"]] == list(codes)
     assert (found["status"] == "passed") is passed
 
 
 def test_a_step_out_of_time_is_ended(check, tmp_path, monkeypatch):
     """With everything that it started; what came after it in the step never starts."""
-    monkeypatch.setattr(check, "cores", lambda: 2)
+    monkeypatch.setattr(check, "cores", lambda: 1)
     child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     parent = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
-    found = check.run_step(check.Step("endless", [python(parent), python("")]), limit=4)
+    (found,) = check.run_together([check.Step("endless", [python(parent), python("")])], limit=4)
     assert found["status"] == "failed" and found["seconds"] < 30
     assert [command["exit_code"] for command in found["commands"]] == [check.OUT_OF_TIME] * 2
     assert "begun" in found["commands"][0]["tail"] and "never started" in found["commands"][1]["tail"]
     assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_steps_run_beside_each_other(check, tmp_path, monkeypatch):
+    """Each waits for what another leaves; one that is to be alone comes when all have ended."""
+    monkeypatch.setattr(check, "cores", lambda: 2)
+    meet = "import pathlib, time, sys\nmine, other = map(pathlib.Path, sys.argv[1:])\nmine.touch()\n"
+    meet += "while not other.exists(): time.sleep(0.01)"
+    files = [str(tmp_path / name) for name in ("a", "b")]
+    count = f"import pathlib; assert len(list(pathlib.Path({str(tmp_path)!r}).glob('[ab]'))) == 2"
+    steps = [
+        check.Step("a", [[*python(meet), *files]]),
+        check.Step("b", [[*python(meet), *reversed(files)]]),
+        check.Step("alone", [python(count)], alone=True),
+    ]
+    assert [[step.name for step in group] for group in check.side_by_side(steps)] == [["a", "b"], ["alone"]]
+    assert check.run(steps, FACTS, tmp_path / "report.json", limit=60) == 0
 
 
 def gone(process, seconds=10):
@@ -131,8 +147,10 @@ def test_steps(check, monkeypatch):
     }
     order = list(found)
     assert order[:2] == ["build", "info"] and order.index("tests-cuda") < order.index("memcheck-cuda") < order.index(
-        "bench-spatial_attention"
+        "bench-spatial_attention-bfloat16"
     )
+    alone = [name for name, step in found.items() if step.alone]
+    assert alone == [name for name in found if name in ("build", "info") or name.startswith("bench-")]
     for step in found.values():
         assert not any("pip" in word for command in step.commands for word in command), "nothing is installed"
 

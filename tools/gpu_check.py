@@ -10,6 +10,7 @@ long as the commit is the same.
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -41,6 +42,7 @@ class Step:
     needs: tuple = ()  # the GPU, programs, Python modules, by name
     environment: dict = field(default_factory=dict)
     passing: tuple = (0,)
+    alone: bool = False  # nothing else runs beside it: others are built on it, or it times
 
 
 def steps(facts):
@@ -51,15 +53,20 @@ def steps(facts):
     mmkernels = [PYTHON, "-m", "mmkernels"]
     shown = ("click", "rich")
     yield Step(
-        "build", [[PYTHON, "setup.py", "build_ext", "--inplace"]], ("gpu", "nvcc", "pybind11", "setuptools"), build
+        "build",
+        [[PYTHON, "setup.py", "build_ext", "--inplace"]],
+        ("gpu", "nvcc", "pybind11", "setuptools"),
+        build,
+        alone=True,
     )
-    yield Step("info", [[*mmkernels, "info", "--json", "{json}"]], shown)
+    yield Step("info", [[*mmkernels, "info", "--json", "{json}"]], shown, alone=True)
 
     backends = {"cuda": ("gpu",), "triton": ("gpu", "triton")}
     for backend, needs in backends.items():
         commands = [
-            [*mmkernels, "verify", "--backend", backend, "--operation", operation, "--json", "{json}"]
+            [*mmkernels, "verify", "--backend", backend, "--operation", operation, "--dtype", dtype, "--json", "{json}"]
             for operation in OPERATIONS
+            for dtype in ("float32", "bfloat16", "float16")
         ]
         yield Step(f"verify-{backend}", commands, (*needs, *shown))
 
@@ -93,8 +100,10 @@ def steps(facts):
             )
 
     for operation in OPERATIONS:
-        command = [*mmkernels, "bench", "--device", "cuda", "--operation", operation, "--json", "{json}"]
-        yield Step(f"bench-{operation}", [command], ("gpu", *shown))
+        command = [*mmkernels, "bench", "--device", "cuda", "--operation", operation]
+        for dtype in ("float32", "bfloat16"):
+            words = [*command, "--dtype", dtype, "--json", "{json}"]
+            yield Step(f"bench-{operation}-{dtype}", [words], ("gpu", *shown), alone=True)
 
 
 def pytest(*arguments):
@@ -228,39 +237,55 @@ class Command:
         }
 
 
-def run_step(step, limit):
-    """Everything about a step that ran. Its commands share the time; half as many as there are cores run beside each
-    other."""
+def run_together(steps, limit):
+    """Everything about steps that ran, in their order. Their commands share the time, and run beside each other: as
+    many as there are cores."""
     start = time.monotonic()
-    told = {**environment(), **step.environment}
-    waiting = list(enumerate(step.commands))
+    waiting = [(step.name, i, words) for step in steps for i, words in enumerate(step.commands)]
+    told = {step.name: {**environment(), **step.environment} for step in steps}
     running = {}
     done = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
             while (waiting or running) and time.monotonic() - start < limit:
-                while waiting and len(running) < max(1, cores() // 2):
-                    i, words = waiting.pop(0)
-                    running[i] = Command(words, Path(folder) / f"{i}.json", told)
-                for i in [i for i, command in running.items() if command.process.poll() is not None]:
-                    done[i] = running.pop(i).result()
+                while waiting and len(running) < cores():
+                    name, i, words = waiting.pop(0)
+                    running[name, i] = Command(words, Path(folder) / f"{name}-{i}.json", told[name])
+                for key in [key for key, command in running.items() if command.process.poll() is not None]:
+                    done[key] = running.pop(key).result()
                 time.sleep(0.05)
         finally:
-            done |= {i: command.result(killed=True) for i, command in running.items()}
+            done |= {key: command.result(killed=True) for key, command in running.items()}
     done |= {
-        i: {"command": words, "exit_code": OUT_OF_TIME, "seconds": 0.0, "tail": "it was never started", "results": None}
-        for i, words in waiting
+        (name, i): {
+            "command": words,
+            "exit_code": OUT_OF_TIME,
+            "seconds": 0.0,
+            "tail": "it was never started",
+            "results": None,
+        }
+        for name, i, words in waiting
     }
+    return [result_of(step, [done[step.name, i] for i in range(len(step.commands))]) for step in steps]
 
-    codes = [done[i]["exit_code"] for i in sorted(done)]
+
+def result_of(step, commands):
+    codes = [command["exit_code"] for command in commands]
     passed = all(code in step.passing for code in codes) and any(code != 5 for code in codes)
     return {
         "name": step.name,
         "status": "passed" if passed else "failed",
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": max(command["seconds"] for command in commands),
         "environment": step.environment,
-        "commands": [done[i] for i in sorted(done)],
+        "commands": commands,
     }
+
+
+def side_by_side(steps):
+    """The steps in groups that run beside each other, [[Step, ...], ...]."""
+    for alone, group in itertools.groupby(steps, key=lambda step: step.alone):
+        together = list(group)
+        yield from [[step] for step in together] if alone else [together]
 
 
 def read_json(file):
@@ -315,15 +340,19 @@ def run(chosen, facts, path, limit):
     """Runs the steps, writes the report, and returns the exit status."""
     done = earlier_steps(path, facts)
     print(f"{facts['driver'] or 'no GPU'}; torch {facts['torch']}; commit {facts['commit'] or 'unknown'}", flush=True)
-    for step in chosen:
-        missing = lacking(step.needs, facts)
-        if missing:
-            done[step.name] = {"name": step.name, "status": "skipped", "reason": missing}
-            print(f"{step.name}: skipped, {missing}", flush=True)
-        else:
-            print(f"{step.name}: ...", flush=True)
-            done[step.name] = result = run_step(step, limit)
-            print(f"{step.name}: {result['status']} after {result['seconds']} s", flush=True)
+    for steps in side_by_side(chosen):
+        runnable = []
+        for step in steps:
+            missing = lacking(step.needs, facts)
+            if missing:
+                done[step.name] = {"name": step.name, "status": "skipped", "reason": missing}
+                print(f"{step.name}: skipped, {missing}", flush=True)
+            else:
+                print(f"{step.name}: ...", flush=True)
+                runnable.append(step)
+        for step, result in zip(runnable, run_together(runnable, limit)):
+            done[step.name] = result
+            print(f"{step.name}: {result['status']}, {result['seconds']} s", flush=True)
             for command in result["commands"] if result["status"] == "failed" else ():
                 if command["exit_code"] not in step.passing:
                     print(

@@ -13,7 +13,7 @@ import torch
 from .. import functional
 
 
-def run(operations=None, *, quick=False, threads=None, device=None, progress=None):
+def run(operations=None, *, quick=False, threads=None, device=None, dtype=None, without=(), progress=None):
     """Times every operation and returns ``{"environment": ..., "operations": {name: {"rows": ..., "figures": ...,
     "left out": ...}}}``; left out are peers whose package isn't installed.
 
@@ -21,10 +21,13 @@ def run(operations=None, *, quick=False, threads=None, device=None, progress=Non
         operations: names; default: all.
         quick: few shapes and rounds; its figures are only hints.
         threads: CPU threads to use; default: torch's setting.
-        device: ``"cpu"`` or ``"cuda"``; default: the GPU if there is one.
+        device: ``"cpu"`` or ``"cuda"``; default: the GPU if there is one. There a call's kernels are timed as a CUDA
+            graph, on more data than the cache holds; small calls are timed as they are made.
+        dtype: of features and parameters; default: float32, and where dtypes are compared both.
+        without: peers to leave out, by name ("compile" takes longest).
         progress: called with (text, done, total).
     """
-    from . import report
+    from . import contests, report
     from .timing import keep_freed_memory
 
     keep_freed_memory()
@@ -32,7 +35,11 @@ def run(operations=None, *, quick=False, threads=None, device=None, progress=Non
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        found = _run(operations or functional.__all__, device, quick, progress or (lambda *_: None))
+        parts = {
+            operation: list(contests.plan(benchmark_of(operation), quick, device, dtype=dtype, without=without))
+            for operation in operations or functional.__all__
+        }
+        found = _run(parts, device, quick, progress or (lambda *_: None))
         return {"environment": report.environment(device, quick), "operations": found}
     finally:
         torch.set_num_threads(before)
@@ -47,10 +54,9 @@ def default_device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _run(operations, device, quick, progress):
+def _run(plans, device, quick, progress):
     from . import contests
 
-    plans = {operation: list(contests.plan(benchmark_of(operation), quick)) for operation in operations}
     total = sum(map(len, plans.values()))
     done = 0
     found = {}

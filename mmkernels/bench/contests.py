@@ -10,9 +10,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .. import functional, peers, tolerance
 from ..cases import Case
-from .timing import peak_memory, race
+from .timing import beyond_the_cache, captured, peak_memory, race
 
 FEW_ROUNDS = {"rounds": 5, "budget": 0.8}
+TRITON = "ours, triton"  # beside the CUDA kernels where there is a GPU; no peer
+SINGLE = ("locations", "scores")  # in float32 beside features of 16 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class Contest:
         only: whether a shape takes part.
         quick: whether it is part of a quick look.
         slow: names of peers that a quick look leaves out.
+        dtype: of features and parameters; None takes them as `inputs` gives them.
     """
 
     operation: str
@@ -47,6 +50,7 @@ class Contest:
     only: Callable = lambda shape: True
     quick: bool = True
     slow: tuple = ()
+    dtype: torch.dtype | None = None
 
     @property
     def names(self):
@@ -54,7 +58,16 @@ class Contest:
 
     def quickly(self):
         """Without the slow peers."""
-        return replace(self, contestants={n: make for n, make in self.contestants.items() if n not in self.slow})
+        return self.without(self.slow)
+
+    def without(self, names):
+        """Without peers of these names."""
+        return replace(self, contestants={n: make for n, make in self.contestants.items() if n not in names})
+
+    @property
+    def of_calls(self):
+        """Whether it times what a call costs, rather than what its kernels do."""
+        return self.kind.endswith(", us")
 
     def mode(self):
         """In which the calls run, as a context."""
@@ -65,6 +78,8 @@ class Contest:
         if name in self.beside:
             return self.beside[name](arguments)
         function = self.contestants[name](arguments)
+        if isinstance(function, torch.nn.Module):
+            function.to(self.dtype)
         return step(function, arguments, self.wanted) if self.wanted else functools.partial(function, **arguments)
 
     def wrong(self, arguments):
@@ -77,20 +92,32 @@ class Contest:
 
     def row(self, shape, device, options):
         """Times all in turn. A wrong result has no speed-up."""
-        arguments = self.inputs(shape, device)
+        arguments = in_dtype(self.inputs(shape, device), self.dtype)
         with self.mode():
-            times = race({name: self.call(name, arguments) for name in self.names}, device=device, **options)
+            times = self.race(arguments, device, options)
         row = {"kind": self.kind, "shape": shape_name(shape)}
-        if self.kind.endswith(", us"):  # what a call costs, which interruptions only add to
+        if self.of_calls:  # interruptions only add to it
             row |= {name: times[name].best * 1e6 for name in self.names}
         else:
             row |= {name: times[name].median * 1e3 for name in self.names}
+        if self.dtype:
+            row["dtype"] = str(self.dtype).removeprefix("torch.")
         if problems := self.wrong(arguments):
             return row | {"wrong": problems}
-        against = {f"vs {name}": times[name].over(times["ours"]) for name in self.contestants if name != "ours"}
+        against = {
+            f"vs {name}": times[name].over(times["ours"]) for name in self.contestants if name not in ("ours", TRITON)
+        }
         if against:
             row |= against | {"speed-up": min(against.values())}
         return row | self.columns(shape, arguments, times)
+
+    def race(self, arguments, device, options):
+        """On a GPU kernels are timed as graphs, on more data than its cache holds."""
+        if device != "cuda" or self.of_calls:
+            return race({name: self.call(name, arguments) for name in self.names}, device=device, **options)
+        sets = beyond_the_cache(arguments)
+        graphs = {name: captured([self.call(name, one) for one in sets]) for name in self.names}
+        return race(graphs, device=device, jobs=len(sets), **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,12 +133,16 @@ class Memory:
     shapes: tuple = ()
     only: Callable = lambda shape: True
     quick: bool = True
+    dtype: torch.dtype | None = None
 
     def quickly(self):
         return self
 
+    def without(self, names):
+        return replace(self, contestants={n: make for n, make in self.contestants.items() if n not in names})
+
     def row(self, shape, device, options):
-        arguments = self.inputs(shape, device)
+        arguments = in_dtype(self.inputs(shape, device), self.dtype)
         row = {"kind": self.kind, "shape": shape_name(shape), **self.columns(shape, arguments)}
         with torch.inference_mode(not self.wanted):
             for name, make in self.contestants.items():
@@ -122,14 +153,26 @@ class Memory:
         return row
 
 
-def plan(benchmark, quick):
-    """All (shape, contest or memory) of an operation's benchmark, a module of this package; shape after shape."""
+def plan(benchmark, quick, device="cpu", *, dtype=None, without=()):
+    """All (shape, contest or memory) of an operation's benchmark, a module of this package; shape after shape.
+    `without` names peers that take no part."""
     shapes = benchmark.QUICK if quick else benchmark.SHAPES
     parts = [part.quickly() for part in benchmark.PARTS if part.quick] if quick else benchmark.PARTS
+    if dtype is not None:  # what compares dtypes has its own
+        parts = [replace(part, dtype=dtype) for part in parts if "bfloat16" not in part.kind]
+    parts = [part.without((*without, *([] if device == "cuda" else [TRITON]))) for part in parts]
     for shape in shapes:
         yield from ((shape, part) for part in parts if not part.shapes and part.only(shape))
     for part in parts:
         yield from ((shape, part) for shape in part.shapes)
+
+
+def in_dtype(arguments, dtype):
+    """The arguments with their floating-point tensors in a dtype; None leaves them."""
+    if dtype is None:
+        return arguments
+    floating = lambda name, value: isinstance(value, torch.Tensor) and value.is_floating_point() and name not in SINGLE
+    return {name: value.to(dtype) if floating(name, value) else value for name, value in arguments.items()}
 
 
 def shape_name(shape):
@@ -137,9 +180,10 @@ def shape_name(shape):
 
 
 def contestants(operation, *names, compiled=""):
-    """Ours and its peers: "eager" is the peer of the operation's name, "compile" the same compiled (or its variant
-    `compiled`), any other name its variant so called."""
-    return {"ours": _looked_up(functional, operation)} | {
+    """Ours, on each backend that a GPU has, and its peers: "eager" is the peer of the operation's name, "compile" the
+    same compiled (or its variant `compiled`), any other name its variant so called."""
+    ours = getattr(functional, operation)
+    return {"ours": lambda arguments: ours, TRITON: lambda arguments: functools.partial(ours, backend="triton")} | {
         name: _compiled(operation + compiled)
         if name == "compile"
         else _looked_up(peers, operation if name == "eager" else f"{operation}_{name}")

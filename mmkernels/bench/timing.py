@@ -31,7 +31,7 @@ class Times:
         return statistics.median(a / b for a, b in zip(self.rounds, other.rounds))
 
 
-def race(contestants, *, device="cpu", rounds=12, budget=4.0, burst=0.004):
+def race(contestants, *, device="cpu", rounds=12, budget=4.0, burst=0.004, jobs=1):
     """Times functions of no argument: ``{name: Times}``.
 
     Args:
@@ -40,6 +40,7 @@ def race(contestants, *, device="cpu", rounds=12, budget=4.0, burst=0.004):
         rounds: how many; at least 3 are run.
         budget: seconds after which no further round begins.
         burst: seconds of calls that one measurement should last at least.
+        jobs: how many times a function does what is timed.
     """
     clock = _gpu_seconds if device == "cuda" else _cpu_seconds
     calls = {}
@@ -54,7 +55,7 @@ def race(contestants, *, device="cpu", rounds=12, budget=4.0, burst=0.004):
             break
         for name in names[done % len(names) :] + names[: done % len(names)]:  # nobody always follows the same one
             contestants[name]()
-            times[name].rounds.append(clock(contestants[name], calls[name]))
+            times[name].rounds.append(clock(contestants[name], calls[name]) / jobs)
     return times
 
 
@@ -74,6 +75,33 @@ def _gpu_seconds(function, calls):
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1e3 / calls
+
+
+def captured(functions):
+    """The calls one after another as a CUDA graph: a function that replays it. A kernel takes microseconds, and Python
+    longer to ask for it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles, and has every allocator and library warm
+        for _ in range(2):
+            functions[0]()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = [function() for function in functions]  # alive together: each result has memory of its own
+    del results
+    return graph.replay
+
+
+def beyond_the_cache(arguments):
+    """Copies of the arguments, as many as fill a GPU's L2 cache three times: [arguments, ...]. A call that follows
+    itself on the same data would time the cache."""
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    device = next(iter(tensors.values())).device
+    wanted = 3 * torch.cuda.get_device_properties(device).L2_cache_size
+    size = max(1, sum(tensor.nbytes for tensor in tensors.values()))
+    copies = min(64, -(-wanted // size))
+    return [arguments, *({**arguments, **{n: t.clone() for n, t in tensors.items()}} for _ in range(copies - 1))]
 
 
 def keep_freed_memory():
