@@ -6,6 +6,9 @@
 //             Pool: read S, write S.
 // Beside that a few floats a position: mask, weights.
 //
+// Where a position's channels lie together and aligned, rows go through registers: spatial_rows.h. Else tiles, as
+// follows.
+//
 // Positions are cut into chunks, chunks into tiles; heads into groups of at most 64. A block takes a chunk and a group.
 // It copies a tile to shared memory (cp.async where 16 bytes lie together and aligned, else one by one), takes its
 // scores there, and its weighted sum (online softmax: running maximum and sum, Milakov & Gimelshein 2018,
@@ -96,9 +99,28 @@ Task task_of(const SpatialAttentionBackward& g) {
   return t;
 }
 
+// Chunks where rows go through registers: enough blocks for four a processor, none with less than it has in flight.
+void plan_rows(Task& t, const Device& device, int64_t element, bool backward) {
+  t.rows = 1;
+  t.heads = 1;
+  t.cluster = 1;
+  const int64_t positions = t.Y * t.X;
+  const int64_t samples = t.B * t.H > 0 ? t.B * t.H : 1;
+  const int64_t wanted = 4 * device.processors;
+  const int64_t fewest = rows_of_block(t, element, backward);
+  const int64_t rows = t.offsets           ? ceil_div(positions * t.H, wanted)
+                       : samples >= wanted ? positions
+                                           : ceil_div(positions * samples, wanted);
+  t.chunk = rows < fewest ? fewest : rows;
+  t.chunks = t.offsets ? 0 : positions > t.chunk ? ceil_div(positions, t.chunk) : 1;
+  t.slots = t.offsets ? positions / t.chunk + t.B : t.B * t.chunks;
+}
+
 // Sizes of tiles and chunks. It depends on shapes, layout and device only: whatever gradient is asked for, the same
 // bits.
 void plan(Task& t, const Device& device, int64_t element, bool backward) {
+  if (rows_fit(t, element, backward, device))
+    return plan_rows(t, device, element, backward);
   const int64_t positions = t.Y * t.X;
   t.heads = t.H < 64 ? t.H : 64;
   t.local = 0;
@@ -194,6 +216,9 @@ const char* run(const Task& t, Dtype dtype, bool backward, const Device& device,
     return nullptr;
   if (dtype == Dtype::float64)
     return "the CUDA kernels have no float64";
+  const bool split = t.offsets ? t.X > t.chunk : t.chunks > 1;
+  if (t.rows)
+    return rows_run(t, dtype, backward, split, stream);
   const int64_t shared = Layout(t, element_size(dtype), backward).total;
   const int64_t groups = ceil_div(t.H, t.heads);
   if (const char* error = beyond("bytes of shared memory for a block", shared, device.shared))
@@ -203,7 +228,6 @@ const char* run(const Task& t, Dtype dtype, bool backward, const Device& device,
   if (t.cluster > 1)
     return launch(kernels.cluster, t.slots, groups, t.cluster, threads, shared, stream, t);
   const char* error = launch(kernels.first, t.slots, groups, 1, threads, shared, stream, t);
-  const bool split = t.offsets ? t.X > t.chunk : t.chunks > 1;
   return error || !split ? error : launch(kernels.second, t.slots, groups, 1, threads, shared, stream, t);
 }
 

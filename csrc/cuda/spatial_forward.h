@@ -228,12 +228,9 @@ MMK_DEVICE void merge_softmax(const Task& t, const Block<T>& b, Of of, Store sto
   }
 }
 
+// Merges what the chunks have left into `stats`, for all of the block, and their sums.
 template <class T>
-MMK_DEVICE void forward_second(const Task& t, unsigned char* shared) {
-  const Block<T> b(t, shared, false, true);
-  if (b.nothing() || b.chunks == 1)
-    return;
-  const SoftmaxStats stats(b);
+MMK_DEVICE void forward_merge(const Task& t, const Block<T>& b, const SoftmaxStats& stats) {
   merge_softmax(t, b, SavedSoftmax<T>{b}, [&](int h, float m, float factor) {
     stats.maximum[h] = m;
     stats.factor[h] = factor;
@@ -246,6 +243,15 @@ MMK_DEVICE void forward_second(const Task& t, unsigned char* shared) {
           return m == -INFINITY ? 0.f : load(b.global_sum(k, 1, 0, c)) * exponential(m - stats.maximum[h]);
         },
         [&](int c, int h, float sum) { store(b.pointer(t.pooled, c), from_float<T>(sum * stats.factor[h])); });
+}
+
+template <class T>
+MMK_DEVICE void forward_second(const Task& t, unsigned char* shared) {
+  const Block<T> b(t, shared, false, true);
+  if (b.nothing() || b.chunks == 1)
+    return;
+  const SoftmaxStats stats(b);
+  forward_merge(t, b, stats);
   forward_finish(t, b, stats.maximum, stats.factor, false);
 }
 

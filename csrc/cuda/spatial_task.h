@@ -38,6 +38,7 @@ struct Task {
   float* sums;                // 57 forward, pool: [slots, D]; backward: u and v, [slots, 2, D]
   int64_t local;              // 58 1: while a chunk lasts, its sums are in shared memory
   int64_t cluster;            // 59 blocks of a cluster: the chunks of a sample, each of one tile; 1: no clusters
+  int64_t rows;               // 60 1: rows go through registers (spatial_rows.h): no tiles, one sum a channel
 
   // Where scratch in global memory has what; place_scratch makes room for it.
   MMK_HOST_DEVICE ChunkStats* stats_of(int64_t slot, int64_t head) const { return stats + slot * H + head; }
@@ -48,7 +49,7 @@ struct Task {
     return sums + (sums_of_one * slot + i) * D;
   }
 };
-static_assert(sizeof(Task) == 60 * 8, "every field has 8 bytes");
+static_assert(sizeof(Task) == 61 * 8, "every field has 8 bytes");
 
 // Where things lie in shared memory, in bytes. `pitch`: elements from a tile's outer index to the next.
 struct Layout {
@@ -80,7 +81,7 @@ inline int64_t place_scratch(Task& t, bool backward, float* memory) {
   if (t.cluster > 1)
     return 0;
   const bool once = !t.offsets && t.chunks == 1;
-  const bool resident = once && t.Y * t.X <= t.tile;
+  const bool resident = once && (t.rows || t.Y * t.X <= t.tile);
   const bool sums = backward ? t.grad_text.data != nullptr : t.pool != 0;
   int64_t used = 0;
   auto take = [&](int64_t floats) {
@@ -93,8 +94,21 @@ inline int64_t place_scratch(Task& t, bool backward, float* memory) {
     t.valid_counts = take(t.slots * ceil_div(t.H, t.heads));
   }
   if (sums && !resident && !(once && t.local))
-    t.sums = take((backward ? 2 : 1) * t.slots * t.D);
+    t.sums = take((backward && !t.rows ? 2 : 1) * t.slots * t.D);
   return used;
 }
 
 }  // namespace mmk::cuda::spatial
+
+// In spatial_rows.cu. They take long to compile.
+namespace mmk::cuda {
+
+using RowsKernel = void (*)(spatial::Task);
+// Whether its rows can go through registers.
+bool rows_fit(const spatial::Task&, int64_t element, bool backward, const Device&);
+// Rows that a block of such a task has in flight.
+int64_t rows_of_block(const spatial::Task&, int64_t element, bool backward);
+// `split`: a sample may have several chunks.
+const char* rows_run(const spatial::Task&, Dtype, bool backward, bool split, Stream);
+
+}  // namespace mmk::cuda

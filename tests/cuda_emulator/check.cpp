@@ -40,7 +40,8 @@ bool check(int number) {
   const bool pool = toss();
   const bool planes = !packed && toss();
   const int64_t H = pick(0, 3) ? pick(1, 3) : pick(4, 20);
-  const int64_t D = H * pick(1, H > 3 ? 6 : 30);
+  const bool wide = pick(0, 3) == 0;  // rows of many packs
+  const int64_t D = H * (wide ? 4 * pick(1, H > 3 ? 16 : 300) : pick(1, H > 3 ? 6 : 30));
   const int64_t B = pick(1, 4);
   emulator::config = {pick(0, 4),
                       unsigned(pick(0, 99)),
@@ -49,10 +50,10 @@ bool check(int number) {
                       toss() ? pick(1, 6) : pick(1, 60),
                       int64_t(1) << pick(0, 3)};  // few processors: clusters are used
   std::vector<int64_t> offsets{0};
-  int64_t N = H < 4 && pick(0, 3) ? pick(0, 40) : pick(0, 400);
+  int64_t N = wide || (H < 4 && pick(0, 3)) ? pick(0, 40) : pick(0, 400);
   if (packed)
     for (int64_t b = 0; b < B; ++b)
-      offsets.push_back(offsets.back() + (toss() ? pick(0, 9) : pick(0, 200)));
+      offsets.push_back(offsets.back() + (wide || toss() ? pick(0, 9) : pick(0, 200)));
   else
     for (int64_t b = 0; b < B; ++b)
       offsets.push_back(offsets.back() + N);

@@ -1,0 +1,112 @@
+// The kernels of spatial_rows.h, for T in f32, bf16, f16 and P packs of a lane in 1, 2, 4, 8, of f32 forward 16, too:
+//   spatial_attention_rows_forward_first_P_T, _rows_forward_second_P_T, _rows_backward_first_P_T,
+//   _rows_backward_second_P_T, _rows_backward_third_T(Task)
+// grid (task.slots, H), block 128, dynamic shared memory Layout.total + rows_shared.
+#include "spatial_rows.h"
+
+namespace mmk::cuda {
+
+using namespace spatial;
+
+// Blocks that a processor's registers have room for.
+template <class T>
+constexpr int blocks_of(int packs) {
+  const int floats = packs * Pack<T>::size;
+  return floats <= 16 ? 4 : floats <= 32 ? 3 : 2;
+}
+
+#define MMK_KERNEL(name, blocks, T, suffix, P)                          \
+  extern "C" __global__ void __launch_bounds__(rows_threads, blocks)    \
+      spatial_attention_rows_##name##_##P##_##suffix(const Task task) { \
+    MMK_DYNAMIC_SHARED(shared);                                         \
+    rows_##name<T, P>(task, shared);                                    \
+  }
+#define MMK_FORWARD(T, suffix, P)                          \
+  MMK_KERNEL(forward_first, blocks_of<T>(P), T, suffix, P) \
+  MMK_KERNEL(forward_second, 4, T, suffix, P)
+#define MMK_BACKWARD(T, suffix, P)                          \
+  MMK_KERNEL(backward_first, blocks_of<T>(P), T, suffix, P) \
+  MMK_KERNEL(backward_second, blocks_of<T>(P), T, suffix, P)
+#define MMK_PACKS(T, suffix, P) \
+  MMK_FORWARD(T, suffix, P)     \
+  MMK_BACKWARD(T, suffix, P)
+#define MMK_KERNELS(T, suffix)                                          \
+  MMK_PACKS(T, suffix, 1)                                               \
+  MMK_PACKS(T, suffix, 2)                                               \
+  MMK_PACKS(T, suffix, 4)                                               \
+  MMK_PACKS(T, suffix, 8)                                               \
+  extern "C" __global__ void __launch_bounds__(rows_threads)            \
+      spatial_attention_rows_backward_third_##suffix(const Task task) { \
+    MMK_DYNAMIC_SHARED(shared);                                         \
+    rows_backward_third<T>(task, shared);                               \
+  }
+MMK_KERNELS(float, f32)
+MMK_KERNELS(bf16, bf16)
+MMK_KERNELS(f16, f16)
+MMK_FORWARD(float, f32, 16)
+
+namespace {
+
+template <class T>
+int packs_of(int64_t width) {
+  const int64_t packs = width / Pack<T>::size;
+  const int64_t wanted = ceil_div(packs, lanes_of_row(width, Pack<T>::size));
+  int index = 0;
+  while ((1 << index) < wanted)
+    ++index;
+  return index;
+}
+
+// By packs: 1, 2, 4, 8, 16.
+#define MMK_OF(name, suffix, last)                                                         \
+  {spatial_attention_rows_##name##_1_##suffix, spatial_attention_rows_##name##_2_##suffix, \
+   spatial_attention_rows_##name##_4_##suffix, spatial_attention_rows_##name##_8_##suffix, last}
+#define MMK_BY_DTYPE(name, last) {MMK_OF(name, f32, last), MMK_OF(name, bf16, nullptr), MMK_OF(name, f16, nullptr)}
+constexpr RowsKernel firsts[2][3][5] = {MMK_BY_DTYPE(forward_first, spatial_attention_rows_forward_first_16_f32),
+                                        MMK_BY_DTYPE(backward_first, nullptr)};
+constexpr RowsKernel seconds[2][3][5] = {MMK_BY_DTYPE(forward_second, spatial_attention_rows_forward_second_16_f32),
+                                         MMK_BY_DTYPE(backward_second, nullptr)};
+constexpr RowsKernel thirds[3] = {spatial_attention_rows_backward_third_f32, spatial_attention_rows_backward_third_bf16,
+                                  spatial_attention_rows_backward_third_f16};
+
+// Null or with 16 bytes of every row together and aligned.
+bool in_packs(const Features& f, int64_t element) {
+  auto whole = [&](int64_t stride) { return stride * element % 16 == 0; };
+  return !f.data ||
+         (f.d == 1 && reinterpret_cast<uintptr_t>(f.data) % 16 == 0 && whole(f.b) && whole(f.y) && whole(f.x));
+}
+
+}  // namespace
+
+bool rows_fit(const Task& t, int64_t element, bool backward, const Device& device) {
+  const int64_t width = t.D / t.H;
+  Task own = t;
+  own.heads = 1;
+  return Layout(own, element, backward).total + rows_shared(width, element, true) <= device.shared && !t.planes &&
+         width * element % 16 == 0 && width <= (element == 4 && backward ? 1024 : 2048) && in_packs(t.image, element) &&
+         in_packs(t.result, element) && in_packs(t.grad_result, element) && in_packs(t.grad_image, element);
+}
+
+int64_t rows_of_block(const Task& t, int64_t element, bool backward) {
+  const int64_t width = t.D / t.H;
+  const int index = element == 4 ? packs_of<float>(width) : packs_of<bf16>(width);
+  return rows_at_once(1 << index, backward) * (rows_threads / lanes_of_row(width, 16 / element));
+}
+
+const char* rows_run(const Task& t, Dtype dtype, bool backward, bool split, Stream stream) {
+  const int64_t width = t.D / t.H;
+  const int64_t element = dtype == Dtype::float32 ? 4 : 2;
+  const int index = element == 4 ? packs_of<float>(width) : packs_of<bf16>(width);
+  const bool sums = backward ? t.grad_text.data != nullptr : t.pool != 0;
+  const int64_t base = Layout(t, element, backward).total;
+  const int64_t shared = base + rows_shared(width, element, sums);
+  const int type = int(dtype);
+  const char* error = launch(firsts[backward][type][index], t.slots, t.H, 1, rows_threads, shared, stream, t);
+  if (!error && split)
+    error = launch(seconds[backward][type][index], t.slots, t.H, 1, rows_threads, shared, stream, t);
+  if (!error && split && backward && sums)
+    error = launch(thirds[type], t.slots, t.H, 1, rows_threads, base, stream, t);
+  return error;
+}
+
+}  // namespace mmk::cuda
