@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 from support.compiling import ROOT
 
 from mmkernels import functional
@@ -17,14 +18,18 @@ FACTS = {"gpus": [], "torch": "2.11", "commit": "abc", "driver": ""}
 CARD = {"name": "a card", "capability": "9.0"}
 
 
-@pytest.fixture
-def check():
-    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "tools" / "gpu_check.py")
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return module
+
+
+@pytest.fixture
+def check():
+    yield load("gpu_check")
+    del sys.modules["gpu_check"]
 
 
 def python(code):
@@ -200,3 +205,16 @@ def test_make(tmp_path):
         and found["info"]["commands"][0]["results"]["backends"]
     )
     assert facts["torch"] and facts["cores"] and facts["packages"]["pytest"]
+
+
+def test_times_without_a_gpu():
+    """tools/gpu_times.py: every benchmark's rows are planned; it says what is wrong, and begins nothing."""
+    times = load("gpu_times")
+    planned = {operation for operation, *_ in times.plan(functional.__all__)}
+    assert planned == set(functional.__all__)
+    names = {name for _, _, part, _ in times.plan(functional.__all__, ["sdpa"]) for name in part.contestants}
+    assert "ours" in names and not names & {"sdpa", "compile"}
+    with pytest.raises(SystemExit):
+        times.main(["spatial"])
+    if not torch.cuda.is_available():
+        assert times.main([]) == 1
