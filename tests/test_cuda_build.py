@@ -41,11 +41,12 @@ def test_resources(architecture):
     ],
 )
 def test_attention_resources(architecture, operation, kernels):
-    """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward (of
-    absorbed attention forward, too), which is all that shared memory has room for."""
+    """No spills, no stack; registers for two blocks of 128 threads a processor forward and one of 256 backward
+    (of absorbed attention one of 512), which is all that shared memory has room for."""
     found = gpu_table.resources(architecture, operation)
     assert len(found) == kernels
-    wrong = {name: vars(r) for name, r in found.items() if r.registers > 255 or r.spilled or r.static or r.stack}
+    most = 128 if operation == "absorbed_attention" else 255
+    wrong = {name: vars(r) for name, r in found.items() if r.registers > most or r.spilled or r.static or r.stack}
     assert not wrong
 
 

@@ -8,10 +8,10 @@
 //
 // Kernels, for T in f32, bf16, f16; all take AbsorbedTask:
 //   absorbed_attention_pack_T            block 128: the text's side, before
-//   absorbed_attention_pool_T            block 256, dynamic shared memory AbsorbedLayout.total: text_out's sums
+//   absorbed_attention_pool_T            block 512, dynamic shared memory AbsorbedLayout.total: text_out's sums
 //   absorbed_attention_attend_T          the same: image_out
 //   absorbed_attention_merge_T           block 128
-//   absorbed_attention_delta_T           block 256, AbsorbedLayout.total
+//   absorbed_attention_delta_T           block 512, AbsorbedLayout.total
 //   absorbed_attention_backward_image_T  the same
 //   absorbed_attention_backward_text_T   the same
 //   absorbed_attention_backward_merge_T  block 128

@@ -117,7 +117,7 @@ struct AbsorbedDelta : AbsorbedBackward<T> {
 template <class T>
 struct AbsorbedBackwardImage : AbsorbedBackward<T> {
   using Base = AbsorbedBackward<T>;
-  using Base::b, Base::first, Base::group, Base::half, Base::pitch, Base::second, Base::t, Base::valid;
+  using Base::b, Base::first, Base::group, Base::pitch, Base::quarter, Base::second, Base::t, Base::valid;
   using typename Base::Tile, typename Base::Layout, typename Base::Chunk;
   int chunk, n, end;
 
@@ -185,10 +185,10 @@ struct AbsorbedBackwardImage : AbsorbedBackward<T> {
           },
           [&](int i, const T* from) {
             const int at = 16 * group * Layout::weights;
-            mma<Base::W, false, true>(sum[i], first + at, Layout::weights, from + half * (Base::K / 2), pitch, tile);
+            mma<Base::W, false, true>(sum[i], first + at, Layout::weights, from + 8 * Base::W * quarter, pitch, tile);
             if (t.of_text_out)
-              mma<Base::W, false, true>(sum[i], second + at, Layout::weights, from + Base::panel + half * (Base::K / 2),
-                                        pitch, tile);
+              mma<Base::W, false, true>(sum[i], second + at, Layout::weights,
+                                        from + Base::panel + 8 * Base::W * quarter, pitch, tile);
           });
     }
     __syncthreads();
@@ -200,7 +200,7 @@ struct AbsorbedBackwardImage : AbsorbedBackward<T> {
 template <class T>
 struct AbsorbedBackwardText : AbsorbedBackward<T> {
   using Base = AbsorbedBackward<T>;
-  using Base::first, Base::group, Base::half, Base::t, Base::total;
+  using Base::first, Base::group, Base::quarter, Base::t, Base::total;
   using typename Base::Tile, typename Base::Layout, typename Base::Chunk;
   int chunk, split, begin, end;
   int64_t of_tile;
@@ -229,7 +229,7 @@ struct AbsorbedBackwardText : AbsorbedBackward<T> {
         for (int lanes = 4; lanes < 32; lanes *= 2)
           sum += __shfl_xor_sync(all_lanes, sum, lanes);
         if (threadIdx.x % 32 < 4)
-          groups[group * tile + 32 * half + 8 * j + lane_column() + c] = sum;
+          groups[group * tile + 8 * (Base::J * quarter + j) + lane_column() + c] = sum;
       }
     __syncthreads();
     for (int c = threadIdx.x; c < tile; c += absorbed_threads)

@@ -1,7 +1,7 @@
-// What the blocks of absorbed attention have in common. A block of eight warps takes tiles of 64 positions by 64
-// columns: four times 16 positions, two halves of the columns. Their scores, and what else is a product over channels,
-// come by streams of slabs; weights go through shared memory, [position][column], to the products that give results,
-// slab by slab of a chunk of channels that stays in registers.
+// What the blocks of absorbed attention have in common. A block of sixteen warps takes tiles of 64 positions by 64
+// columns: four times 16 positions, four quarters of the columns. Their scores, and what else is a product over
+// channels, come by streams of slabs; weights go through shared memory, [position][column], to the products that give
+// results, slab by slab of a chunk of channels that stays in registers.
 #pragma once
 #include "absorbed_task.h"
 
@@ -14,8 +14,8 @@ struct AbsorbedBlock {
   static constexpr int pitch = Layout::pitch;
   static constexpr int panel = tile * pitch;
   static constexpr bool scaled = std::is_same_v<T, f16>;  // packed rows have scales
-  static constexpr int J = tile / 16;                     // a warp's 8 columns of a tile
-  static constexpr int W = K / 16;                        // of a slab
+  static constexpr int J = tile / 8 / column_warps;       // a warp's 8 columns of a tile
+  static constexpr int W = K / 8 / column_warps;          // of a slab
   using Tile = float[J][4];
   using Chunk = float[absorbed_slabs][W][4];
 
@@ -27,7 +27,7 @@ struct AbsorbedBlock {
   RowSide* sides;
   float *top, *total, *factor;  // of the columns
   uint8_t* valid;               // of the positions
-  int warp, group, half;
+  int warp, group, quarter;
 
   MMK_DEVICE AbsorbedBlock(const AbsorbedTask& t, unsigned char* shared, int64_t b) : t(t), b(b) {
     const Layout at(t.held, t.stages, t.parts, t.heads);
@@ -44,7 +44,7 @@ struct AbsorbedBlock {
     valid = shared + at.valid;
     warp = threadIdx.x / 32;
     group = warp % 4;
-    half = warp / 4;
+    quarter = warp / 4;
   }
 
   // ---- streams
@@ -148,10 +148,10 @@ struct AbsorbedBlock {
     auto use = [&](int i, const T* from) {
       const T* x = rows.held ? rows.held + i * panel : from;
       for (int part = 0; part < columns.parts; ++part)
-        mma<J, false, false>(
-            s, x + 16 * group * pitch, pitch,
-            (columns.held ? columns.held + (part * count + i) * panel : from + (1 + part) * panel) + 32 * half * pitch,
-            pitch, K);
+        mma<J, false, false>(s, x + 16 * group * pitch, pitch,
+                             (columns.held ? columns.held + (part * count + i) * panel : from + (1 + part) * panel) +
+                                 8 * J * quarter * pitch,
+                             pitch, K);
     };
     if (columns.held && !rows.bring) {
       for (int i = 0; i < count; ++i)
@@ -201,7 +201,7 @@ struct AbsorbedBlock {
     for (int j = 0; j < J; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        f(j, i, 16 * group + lane_row() + i / 2 * 8, 32 * half + 8 * j + lane_column() + i % 2);
+        f(j, i, 16 * group + lane_row() + i / 2 * 8, 8 * (J * quarter + j) + lane_column() + i % 2);
   }
   MMK_DEVICE void keep(const Tile& s) const {
     each([&](int j, int i, int r, int c) { scratch[r * Layout::scores + c] = s[j][i]; });
@@ -315,7 +315,7 @@ struct AbsorbedBlock {
   template <class Emit>
   MMK_DEVICE void emit_slab(const float (&sum)[W][4], int64_t channel, Emit emit) const {
     emit_through<W>(scratch + warp * 16 * Layout::emitted, sum,
-                    [&](int r, int c, float (&x)[8]) { emit(16 * group + r, channel + half * (K / 2) + c, x); });
+                    [&](int r, int c, float (&x)[8]) { emit(16 * group + r, channel + 8 * W * quarter + c, x); });
   }
   template <class Emit>
   MMK_DEVICE void emit_chunk(const Chunk& sum, int chunk, int64_t channels, Emit emit) const {
@@ -342,9 +342,9 @@ struct AbsorbedBlock {
           for (int e = 0; e < 4; ++e)
             sum[i][j][e] *= by[e / 2];
       }
-      mma<W, true, true>(sum[i], weights + 16 * group, Layout::weights, from + half * (K / 2), pitch, tile);
+      mma<W, true, true>(sum[i], weights + 16 * group, Layout::weights, from + 8 * W * quarter, pitch, tile);
       if (low)
-        mma<W, true, true>(sum[i], low + 16 * group, Layout::weights, from + half * (K / 2), pitch, tile);
+        mma<W, true, true>(sum[i], low + 16 * group, Layout::weights, from + 8 * W * quarter, pitch, tile);
     };
     const int count = slabs_of_chunk(rows.channels, chunk);
     if (rows.held) {

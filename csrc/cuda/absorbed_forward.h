@@ -16,7 +16,7 @@ namespace mmk::cuda {
 template <class T>
 struct AbsorbedForward : AbsorbedBlock<T> {
   using Base = AbsorbedBlock<T>;
-  using Base::b, Base::columns, Base::half, Base::pitch, Base::sides, Base::t;
+  using Base::b, Base::columns, Base::pitch, Base::quarter, Base::sides, Base::t;
   using typename Base::Tile, typename Base::Layout, typename Base::Chunk;
   using AbsorbedBlock<T>::AbsorbedBlock;
 
@@ -76,7 +76,7 @@ struct AbsorbedForward : AbsorbedBlock<T> {
   MMK_DEVICE void times_values(float (&sum)[Base::W][4], const T* weights, const T* from, int step) const {
     for (int part = 0; part < t.parts; ++part)
       mma<Base::W, false, true>(sum, weights + 16 * this->group * Layout::weights, Layout::weights,
-                                from + part * step + half * (Base::K / 2), pitch, tile);
+                                from + part * step + 8 * Base::W * quarter, pitch, tile);
   }
   MMK_DEVICE void put_image(int n, int end, int r, int64_t channel, float scale, float (&x)[8]) const {
     const HeadRows& to = t.image_out;

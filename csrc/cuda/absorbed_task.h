@@ -10,7 +10,8 @@
 namespace mmk::cuda {
 
 constexpr int tile = 64;  // positions, and columns
-constexpr int absorbed_threads = 256;
+constexpr int absorbed_threads = 512;
+constexpr int column_warps = 4;      // warps that share out a tile's columns, and a slab's channels; as many its rows
 constexpr int absorbed_slabs = 4;    // of a chunk: channels of a result that a block has in registers
 constexpr int padded_channels = 64;  // packed rows are multiples of it
 
@@ -88,7 +89,7 @@ struct AbsorbedLayout {
   static constexpr int pitch = pitch_of<T, K>;
   static constexpr int weights = pitch_of<T, tile>;
   static constexpr int scores = tile + 1;  // floats: neighbouring rows in neighbouring banks
-  static constexpr int emitted = 8 * (K / 16) + 4;
+  static constexpr int emitted = K / column_warps + 4;
   int64_t buffers, first, second, scratch, columns, sides, state, valid, total;
   MMK_HOST_DEVICE AbsorbedLayout(int64_t held, int64_t stages, int64_t parts, int64_t heads) {
     constexpr int64_t size = sizeof(T);
