@@ -168,15 +168,26 @@ struct Call {
   }
   void* packed(int64_t elements) { return pieces.take(dtype == Dtype::float32 ? elements : elements / 2); }
 
-  // Blocks of a tile of columns share out the positions; a stream has at least four tiles of them.
+  // Blocks of a tile of columns share out the positions, so that the device is done soonest: it runs a block a
+  // multiprocessor at a time, and a block's start and end take as long as a tile of positions.
   void split(int64_t chunks) {
     const int64_t blocks = t.B * t.all_tiles() * chunks;
-    const int64_t wanted = 2 * device.processors;
     t.splits = 1;
-    if (blocks > 0 && blocks < wanted && t.positions > 4)
-      t.splits = std::min(ceil_div(wanted, blocks), t.positions / 4);
-    t.span = ceil_div(t.positions, t.splits) * tile;
-    t.splits = t.span > 0 ? ceil_div(t.N, t.span) : 1;
+    t.span = t.positions * tile;
+    int64_t soonest = ceil_div(blocks, device.processors) * (t.positions + 1);
+    for (int64_t rounds = 1; blocks > 0 && rounds <= 4; ++rounds) {
+      const int64_t most = std::min(rounds * device.processors / blocks, t.positions);
+      if (most < 2)
+        continue;
+      const int64_t span = ceil_div(t.positions, most);
+      const int64_t splits = ceil_div(t.positions, span);
+      const int64_t time = ceil_div(blocks * splits, device.processors) * (span + 1);
+      if (time >= soonest)
+        continue;
+      soonest = time;
+      t.splits = splits;
+      t.span = span * tile;
+    }
   }
   int64_t left() const { return t.B * t.all_tiles() * t.splits * tile; }
 

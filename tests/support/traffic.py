@@ -15,11 +15,11 @@ ATTENTION_LIMITS = [
     ("bidirectional_attention", "backward", _SHORT, 4, 1.55),
     ("gated_cross_attention", "forward", _LONG, 1, 2.5),
     ("gated_cross_attention", "backward", _LONG, 4, 5.5),
-    ("absorbed_attention", "forward", (1, 4, 1024, 16, 64, 64, torch.bfloat16), 3, 2.3),
-    ("absorbed_attention", "backward", (1, 4, 1024, 16, 64, 64, torch.bfloat16), 4, 5.9),
-    ("absorbed_attention", "forward", (1, 4, 320, 100, 64, 64, torch.bfloat16), 4, 10.6),
-    ("absorbed_attention", "backward", (1, 4, 320, 100, 64, 64, torch.bfloat16), 5, 15.8),
-    ("absorbed_attention", "forward", (1, 16, 300, 1, 640, 0, torch.bfloat16), 3, 7.7),
+    ("absorbed_attention", "forward", (1, 4, 1024, 16, 64, 64, torch.bfloat16), 3, 4.4),
+    ("absorbed_attention", "backward", (1, 4, 1024, 16, 64, 64, torch.bfloat16), 4, 7.5),
+    ("absorbed_attention", "forward", (1, 4, 320, 100, 64, 64, torch.bfloat16), 4, 16.5),
+    ("absorbed_attention", "backward", (1, 4, 320, 100, 64, 64, torch.bfloat16), 5, 20.7),
+    ("absorbed_attention", "forward", (1, 16, 300, 1, 640, 0, torch.bfloat16), 3, 9.8),
 ]
 
 
