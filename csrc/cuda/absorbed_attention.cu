@@ -10,24 +10,31 @@
 //   absorbed_attention_pack_T            block 128: the text's side, before
 //   absorbed_attention_pool_T            block 512, dynamic shared memory AbsorbedLayout.total: text_out's sums
 //   absorbed_attention_attend_T          the same: image_out
-//   absorbed_attention_merge_T           block 128
+//   absorbed_attention_merge_T           block 128, dynamic shared memory merge_shared
 //   absorbed_attention_delta_T           block 512, AbsorbedLayout.total
 //   absorbed_attention_backward_image_T  the same
 //   absorbed_attention_backward_text_T   the same
-//   absorbed_attention_backward_merge_T  block 128
+//   absorbed_attention_backward_merge_T  the same as merge
 #include "absorbed_attention.h"
 
 #include <algorithm>
 
 #include "absorbed_backward.h"
 #include "absorbed_forward.h"
+#include "absorbed_merge.h"
 #include "absorbed_pack.h"
 
 namespace mmk::cuda {
 
-#define MMK_COLUMN_KERNEL(name, T, suffix)                                                                          \
-  extern "C" __global__ void __launch_bounds__(128) absorbed_attention_##name##_##suffix(const AbsorbedTask task) { \
-    absorbed_##name<T>(task);                                                                                       \
+#define MMK_PACK_KERNEL(T, suffix)                                                                              \
+  extern "C" __global__ void __launch_bounds__(128) absorbed_attention_pack_##suffix(const AbsorbedTask task) { \
+    absorbed_pack<T>(task);                                                                                     \
+  }
+#define MMK_MERGE_KERNEL(name, T, suffix)                             \
+  extern "C" __global__ void __launch_bounds__(merge_threads)         \
+      absorbed_attention_##name##_##suffix(const AbsorbedTask task) { \
+    MMK_DYNAMIC_SHARED(shared);                                       \
+    absorbed_##name<T>(task, shared);                                 \
   }
 #define MMK_TILE_KERNEL(name, Block, T, suffix, blocks)                  \
   extern "C" __global__ void __launch_bounds__(absorbed_threads, blocks) \
@@ -36,9 +43,9 @@ namespace mmk::cuda {
     Block<T>(task, shared).run();                                        \
   }
 #define MMK_KERNELS(T, suffix)                                         \
-  MMK_COLUMN_KERNEL(pack, T, suffix)                                   \
-  MMK_COLUMN_KERNEL(merge, T, suffix)                                  \
-  MMK_COLUMN_KERNEL(backward_merge, T, suffix)                         \
+  MMK_PACK_KERNEL(T, suffix)                                           \
+  MMK_MERGE_KERNEL(merge, T, suffix)                                   \
+  MMK_MERGE_KERNEL(backward_merge, T, suffix)                          \
   MMK_TILE_KERNEL(pool, AbsorbedPool, T, suffix, 1)                    \
   MMK_TILE_KERNEL(attend, AbsorbedAttend, T, suffix, 1)                \
   MMK_TILE_KERNEL(delta, AbsorbedDelta, T, suffix, 1)                  \
@@ -198,9 +205,12 @@ struct Call {
       return too_little;
     return beyond("positions or tokens", t.N < t.T ? t.T : t.N, most_rows);
   }
-  const char* columns_kernel(const AbsorbedKernel* kernels, void* stream) const {
-    return launch(kernels[int(dtype)], ceil_div(t.B * t.all_columns(), 4), 1, 1, 128, 0, static_cast<Stream>(stream),
-                  t);
+  const char* pack(void* stream) const {
+    return launch(packs[int(dtype)], ceil_div(t.B * t.all_columns(), 4), 1, 1, 128, 0, static_cast<Stream>(stream), t);
+  }
+  const char* merge_kernel(const AbsorbedKernel* kernels, int64_t panels, void* stream) const {
+    return launch(kernels[int(dtype)], t.B * t.all_columns(), panels, 1, merge_threads, merge_shared,
+                  static_cast<Stream>(stream), t);
   }
   const char* tiles_kernel(const AbsorbedKernel* kernels, int64_t blocks, void* stream) const {
     return launch(kernels[int(dtype)], blocks, 1, 1, absorbed_threads, shared(), static_cast<Stream>(stream), t);
@@ -224,11 +234,11 @@ struct ForwardCall : Call {
     if (!error && attend)
       error = image.why_not();
     if (!error)
-      error = columns_kernel(packs, stream);
+      error = pack(stream);
     if (!error && t.pool)
       error = tiles_kernel(pools, t.B * t.all_tiles() * t.splits * t.chunks, stream);
     if (!error && t.pool)
-      error = columns_kernel(merges, stream);
+      error = merge_kernel(merges, ceil_div(t.D, padded_channels), stream);
     if (!error && attend)
       error = image.tiles_kernel(attends, t.B * t.positions * t.value_chunks, stream);
     return error;
@@ -267,15 +277,17 @@ struct BackwardCall : Call {
   const char* run(void* stream) const {
     const char* error = why_not();
     if (!error)
-      error = columns_kernel(packs, stream);
+      error = pack(stream);
     if (!error && t.of_image_out && (t.tiles > 1 || !t.grad_image.data))
       error = image.tiles_kernel(deltas, t.B * t.positions, stream);
     if (!error && t.grad_image.data)
       error = image.tiles_kernel(backward_images, t.B * t.positions * image.t.chunks, stream);
     if (!error && of_text)
       error = tiles_kernel(backward_texts, t.B * t.all_tiles() * t.splits * (t.chunks + t.value_chunks), stream);
+    const int64_t panels = (t.grad_key.data ? ceil_div(t.D, padded_channels) : 0) +
+                           (t.grad_value.data ? ceil_div(t.Dv, padded_channels) : 0);
     if (!error && of_text)
-      error = columns_kernel(backward_merges, stream);
+      error = merge_kernel(backward_merges, std::max<int64_t>(panels, 1), stream);
     return error;
   }
 };

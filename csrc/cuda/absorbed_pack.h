@@ -1,5 +1,4 @@
-// The text's side, before and after: what the tiles of columns are made of, and what becomes of the sums that blocks
-// have left. A warp takes a column.
+// The text's side, before: what the tiles of columns are made of. A warp takes a column.
 #pragma once
 #include "absorbed_task.h"
 
@@ -8,9 +7,8 @@ namespace mmk::cuda {
 struct ColumnPlace {
   int64_t b, column, h, token, slot;
   bool there;
-  // The warp's.
-  MMK_DEVICE explicit ColumnPlace(const AbsorbedTask& t) {
-    const int64_t item = int64_t(blockIdx.x) * 4 + threadIdx.x / 32;
+  // The item-th of all samples' columns.
+  MMK_DEVICE ColumnPlace(const AbsorbedTask& t, int64_t item) {
     b = item / t.all_columns();
     column = item % t.all_columns();
     const int64_t of_tile = column / tile;
@@ -105,7 +103,7 @@ MMK_DEVICE void pack_text(const AbsorbedTask& t, const ColumnPlace& at, bool tak
 // Grid (columns of all samples / 4), block 128.
 template <class T>
 MMK_DEVICE void absorbed_pack(const AbsorbedTask& t) {
-  const ColumnPlace at(t);
+  const ColumnPlace at(t, int64_t(blockIdx.x) * 4 + threadIdx.x / 32);
   if (at.b >= t.B)
     return;
   const bool takes = at.there && token_takes(t, at.b, at.token);
@@ -145,102 +143,6 @@ MMK_DEVICE void absorbed_pack(const AbsorbedTask& t) {
   }
   if (threadIdx.x % 32 == 0)
     store(t.columns + at.b * t.all_columns() + at.column, column);
-}
-
-// text_out and its softmax from what the splits have left. The same grid.
-template <class T>
-MMK_DEVICE void absorbed_merge(const AbsorbedTask& t) {
-  const ColumnPlace at(t);
-  if (!at.there)
-    return;
-  const int64_t of_tile = at.column / tile;
-  auto stats = [&](int64_t s) { return t.stats + 2 * (t.left_at(at.b, of_tile, s) + at.column % tile); };
-  float top = -INFINITY;
-  float total = 0;
-  for (int64_t s = 0; s < t.splits; ++s)
-    top = fmaxf(top, load(stats(s)));
-  const Exponential power(top);
-  auto share = [&](int64_t s) {
-    const float sum = load(stats(s) + 1);
-    return sum == 0 ? 0.f : power(load(stats(s)));
-  };
-  for (int64_t s = 0; s < t.splits; ++s)
-    total += share(s) * load(stats(s) + 1);
-  if (threadIdx.x % 32 == 0)
-    store_softmax(t.text_softmax, at.b * t.H + at.h, t.T, at.token, top, total);
-  T* to = head_of<T>(t.text_out, at.b, at.h) + at.token * t.text_out.n;
-  float* exact = head_of<float>(t.unrounded, at.b, at.h) + at.token * t.unrounded.n;
-  for (int64_t c = threadIdx.x % 32 * 8; c < t.D; c += 256) {
-    float sum[8] = {};
-    for (int64_t s = 0; s < t.splits; ++s) {
-      const float w = share(s);
-      if (w == 0)
-        continue;
-      float x[8];
-      get<8>(x, t.partial + (t.left_at(at.b, of_tile, s) + at.column % tile) * t.width() + c, 1, 8);
-      for (int e = 0; e < 8; ++e)
-        sum[e] += w * x[e];
-    }
-    for (int e = 0; e < 8; ++e)
-      sum[e] = total == 0 ? 0.f : sum[e] / total;
-    const int count = int(least<int64_t>(8, t.D - c));
-    put<8>(to + c * t.text_out.c, sum, t.text_out.c, count);
-    if (t.unrounded.data)
-      put<8>(exact + c * t.unrounded.c, sum, t.unrounded.c, count);
-  }
-}
-
-// A column's sums, added over the splits, to a row of U.
-template <class U, class Change>
-MMK_DEVICE void merge_row(const AbsorbedTask& t, const ColumnPlace& at, const HeadRows& f, const float* partial,
-                          int64_t channels, Change change) {
-  if (!f.data)
-    return;
-  const int64_t width = round_up(channels, padded_channels);
-  U* to = head_of<U>(f, at.b, at.h) + at.token * f.n;
-  for (int64_t c = threadIdx.x % 32 * 8; c < channels; c += 256) {
-    float sum[8] = {};
-    for (int64_t s = 0; s < t.splits; ++s) {
-      float x[8];
-      get<8>(x, partial + (t.left_at(at.b, at.column / tile, s) + at.column % tile) * width + c, 1, 8);
-      for (int e = 0; e < 8; ++e)
-        sum[e] += x[e];
-    }
-    change(sum, c);
-    put<8>(to + c * f.c, sum, f.c, int(least<int64_t>(8, channels - c)));
-  }
-}
-template <class U>
-MMK_DEVICE void merge_gradients(const AbsorbedTask& t, const ColumnPlace& at) {
-  const bool takes = token_takes(t, at.b, at.token);
-  merge_row<U>(t, at, t.grad_key, t.partial, t.D, [&](float (&x)[8], int64_t c) {
-    float y[8];
-    get_channels<U>(y, t.key, at, c, t.D, !takes);  // what counted as 0 whatever it held
-    for (int e = 0; e < 8; ++e)
-      x[e] = fabsf(y[e]) < INFINITY ? x[e] : 0.f;
-  });
-  merge_row<U>(t, at, t.grad_value, t.partial_value, t.Dv, [&](float (&x)[8], int64_t) {
-    for (int e = 0; e < 8; ++e)
-      x[e] = takes ? x[e] : 0.f;
-  });
-}
-
-// The gradients of key, value and key_bias. The same grid.
-template <class T>
-MMK_DEVICE void absorbed_backward_merge(const AbsorbedTask& t) {
-  const ColumnPlace at(t);
-  if (!at.there)
-    return;
-  if (t.bits)
-    merge_gradients<float>(t, at);
-  else
-    merge_gradients<T>(t, at);
-  if (!t.grad_key_bias || threadIdx.x % 32)
-    return;
-  float sum = 0;
-  for (int64_t s = 0; s < t.splits; ++s)
-    sum += load(t.stats + 2 * (t.left_at(at.b, at.column / tile, s) + at.column % tile));
-  store(t.grad_key_bias + (at.b * t.H + at.h) * t.T + at.token, sum);
 }
 
 }  // namespace mmk::cuda

@@ -189,8 +189,8 @@ MUTANTS = (
     Mutant(
         "absorbed_attention",
         "gradients of the last part only",
-        "sum[e] += x[e]; } change(sum, c);",
-        "sum[e] = x[e]; } change(sum, c);",
+        "sum.at[e] += w == 0 ? 0.f : w * x.at[e];",
+        "sum.at[e] = w == 0 ? 0.f : w * x.at[e];",
         "test_cuts.py -k absorbed_attention_in_parts",
     ),
     Mutant(
