@@ -173,9 +173,11 @@ struct AbsorbedBackwardImage : AbsorbedBackward<T> {
       this->gathered_gradients(dq, this->image_rows(n, false, this->held_image(0)), of_tile);
       this->each([&](int j, int i, int r, int c) {
         const auto w = this->weigh(s[j][i], dp[j][i], dq[j][i], r, c);
-        first[r * Layout::weights + c] = from_float<T>(w.ds * (this->key_scale(c) * share));
-        second[r * Layout::weights + c] = from_float<T>(w.q * share);
+        s[j][i] = w.ds * (this->key_scale(c) * share);
+        dq[j][i] = w.q * share;
       });
+      this->put_tile(first, s);
+      this->put_tile(second, dq);
       this->template stream<absorbed_slabs>(
           Base::slabs_of_chunk(t.D, chunk),
           [&](int i, T* to) {
@@ -263,8 +265,9 @@ struct AbsorbedBackwardText : AbsorbedBackward<T> {
       this->each([&](int j, int i, int r, int c) {
         const auto w = this->weigh(s[j][i], dp[j][i], dq[j][i], r, c);
         bias[j][i % 2] += w.through_tokens;
-        first[r * Layout::weights + c] = from_float<T>(of_key ? w.ds * share : w.p);
+        s[j][i] = of_key ? w.ds * share : w.p;
       });
+      this->put_tile(first, s);
       if (of_key)
         this->to_columns(sum, first, nullptr, this->image_rows(n, false, held), chunk, false);
       else

@@ -88,14 +88,18 @@ struct AbsorbedBlock {
     __syncthreads();
   }
 
-  // Slab i of 64 packed rows.
-  MMK_DEVICE void bring_packed(T* to, const T* from, int64_t width, int i) const {
+  // A slab of 64 rows that lie `step` apart, of which so many, and so many of its channels, are there: a thread has a
+  // pack.
+  MMK_DEVICE static void bring_whole(T* to, const T* from, int64_t step, int rows, int channels) {
     constexpr int packs = K / Pack<T>::size;
-    for (int k = threadIdx.x; k < tile * packs; k += absorbed_threads) {
-      const int r = k / packs;
-      const int c = k % packs * Pack<T>::size;
-      copy_async(to + r * pitch + c, from + r * width + i * K + c, true);
-    }
+    static_assert(tile * packs == absorbed_threads);
+    const int r = threadIdx.x / packs;
+    const int c = threadIdx.x % packs * Pack<T>::size;
+    copy_async(to + r * pitch + c, from + r * step + c, r < rows && c < channels);
+  }
+  // Slab i of 64 packed rows.
+  MMK_DEVICE static void bring_packed(T* to, const T* from, int64_t width, int i) {
+    bring_whole(to, from + i * K, width, tile, K);
   }
   MMK_DEVICE static int slabs(int64_t channels) { return int(ceil_div(channels, K)); }
   MMK_DEVICE static int slabs_of_chunk(int64_t channels, int chunk) {
@@ -122,12 +126,17 @@ struct AbsorbedBlock {
   MMK_DEVICE void bring_slab(T* to, const Rows& rows, int i) const {
     const HeadRows& f = rows.f;
     const TokenMask& m = t.image_mask;
+    const T* from = static_cast<const T*>(f.data) + b * f.b + rows.n * f.n + i * K * f.c;
+    const int count = int(least<int64_t>(tile, t.N - rows.n));
+    const int channels = int(least<int64_t>(K, rows.channels - i * K));
+    const bool all = !rows.masked || !m.data;
+    if (all && f.c == 1 && aligned(from) && (f.n | channels) % Pack<T>::size == 0) {
+      bring_whole(to, from, f.n, count, channels);
+      return;
+    }
     stage<tile, K>(
-        to, static_cast<const T*>(f.data) + b * f.b + rows.n * f.n + i * K * f.c, f, t.N - rows.n,
-        rows.channels - i * K,
-        [&](int r) {
-          return !rows.masked || !m.data || load(m.data + b * m.b + (rows.n + r) * m.t) ? Row::whole : Row::finite;
-        },
+        to, from, f, count, channels,
+        [&](int r) { return all || load(m.data + b * m.b + (rows.n + r) * m.t) ? Row::whole : Row::finite; },
         threadIdx.x, absorbed_threads);
   }
   MMK_DEVICE void bring_tile(const Rows& rows) const {
@@ -208,6 +217,20 @@ struct AbsorbedBlock {
   }
   MMK_DEVICE float kept(int r, int c) const { return scratch[r * Layout::scores + c]; }
 
+  // A tile of weights to shared memory, [position][column].
+  MMK_DEVICE void put_tile(T* to, const Tile& w) const {
+#pragma unroll
+    for (int j = 0; j < J; ++j)
+#pragma unroll
+      for (int low = 0; low < 2; ++low) {
+        T* at = to + (16 * group + lane_row() + 8 * low) * Layout::weights + 8 * (J * quarter + j) + lane_column();
+        if constexpr (sizeof(T) == 2)
+          *reinterpret_cast<uint32_t*>(at) = pair_of<T>(w[j][2 * low], w[j][2 * low + 1]);
+        else
+          *reinterpret_cast<Two*>(at) = {{w[j][2 * low], w[j][2 * low + 1]}};
+      }
+  }
+
   // For items of which each has a row of elements: f(item, lane, lanes) by as many threads as there are. All lanes of a
   // warp are in step.
   template <class F>
@@ -224,15 +247,27 @@ struct AbsorbedBlock {
   // below it. Returns what sums so far are to be multiplied by.
   template <class At>
   MMK_DEVICE static float merge(float& most_so_far, float& sum, int count, int lane, int lanes, At at) {
-    float now = most_so_far;
-    for (int k = lane; k < count; k += lanes)
-      now = fmaxf(now, at(k));
-    now = over_lanes(now, lanes, Max());
-    const Exponential power(now);
+    constexpr int ahead = 8;  // elements that a lane has at a time
+    float own = most_so_far;  // the lane's largest, and its sum below that
     float more = 0;
-    for (int k = lane; k < count; k += lanes)
-      more += power(at(k));
-    more = over_lanes(more, lanes, Sum());
+    for (int base = lane; base < count; base += ahead * lanes) {
+      float x[ahead];
+      float largest = own;
+#pragma unroll
+      for (int i = 0; i < ahead; ++i) {
+        x[i] = base + i * lanes < count ? at(base + i * lanes) : -INFINITY;
+        largest = fmaxf(largest, x[i]);
+      }
+      const Exponential power(largest);
+      more = more == 0 ? 0.f : more * power(own);
+#pragma unroll
+      for (int i = 0; i < ahead; ++i)
+        more += power(x[i]);
+      own = largest;
+    }
+    const float now = over_lanes(own, lanes, Max());
+    const Exponential power(now);
+    more = over_lanes(more == 0 ? 0.f : more * power(own), lanes, Sum());
     const float before = power(most_so_far);
     sum = sum * before + more;
     most_so_far = now;

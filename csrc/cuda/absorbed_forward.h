@@ -61,10 +61,11 @@ struct AbsorbedForward : AbsorbedBlock<T> {
   template <class Score>
   MMK_DEVICE void weigh_tokens(T* weights, float scale, Score score) const {
     const float share = 1 / scale;
+    Tile w;
     this->each([&](int j, int i, int r, int c) {
-      const float w = this->weight(score(j, i, r, c), r, c);
-      weights[r * Layout::weights + c] = from_float<T>(w * (this->value_scale(c) * share));
+      w[j][i] = this->weight(score(j, i, r, c), r, c) * (this->value_scale(c) * share);
     });
+    this->put_tile(weights, w);
   }
   // Slab i of a tile's values, in all parts.
   MMK_DEVICE void bring_values(T* to, int64_t of_tile, int i) const {
@@ -112,28 +113,42 @@ struct AbsorbedPool : AbsorbedForward<T> {
 
   // The columns' softmax over positions goes on through a tile; between barriers.
   MMK_DEVICE void over_positions() const {
-    this->by_items(tile, [&](int c, int lane, int lanes) {
-      float now = top[c];
-      float sum = total[c];
-      const float before =
-          Base::merge(now, sum, tile, lane, lanes, [&](int r) { return valid[r] ? this->kept(r, c) : -INFINITY; });
-      __syncwarp();  // all have read
-      if (lane == 0) {
-        top[c] = now;
-        total[c] = sum;
-        factor[c] = before;
-      }
-    });
+    constexpr int lanes = absorbed_threads / tile;  // that share out a column
+    constexpr int rows = tile / lanes;
+    const int c = threadIdx.x / lanes;
+    const int lane = threadIdx.x % lanes;
+    const float before = top[c];
+    float now = before;
+    float x[rows];
+#pragma unroll
+    for (int k = 0; k < rows; ++k) {
+      const int r = rows * lane + (k + lane / 4 * 4) % rows;  // the warp's lanes are in different banks
+      x[k] = valid[r] ? this->kept(r, c) : -INFINITY;
+      now = fmaxf(now, x[k]);
+    }
+    now = over_lanes(now, lanes, Max());
+    const Exponential power(now);
+    float more = 0;
+#pragma unroll
+    for (int k = 0; k < rows; ++k)
+      more += power(x[k]);
+    more = over_lanes(more, lanes, Sum());
+    __syncwarp();  // all have read
+    if (lane == 0) {
+      top[c] = now;
+      total[c] = total[c] * power(before) + more;
+      factor[c] = power(before);
+    }
   }
   // `fine`: the weights, and what they were rounded by.
   MMK_DEVICE void weigh_positions(const Tile& s) const {
-    this->each([&](int j, int i, int r, int c) {
-      const float w = valid[r] ? Exponential(top[c])(s[j][i]) : 0.f;
-      const T high = from_float<T>(w);
-      first[r * Layout::weights + c] = high;
-      if (t.fine)
-        second[r * Layout::weights + c] = from_float<T>(w - to_float(high));
-    });
+    Tile w;
+    this->each([&](int j, int i, int r, int c) { w[j][i] = valid[r] ? Exponential(top[c])(s[j][i]) : 0.f; });
+    this->put_tile(first, w);
+    if (!t.fine)
+      return;
+    this->each([&](int j, int i, int, int) { w[j][i] -= to_float(from_float<T>(w[j][i])); });
+    this->put_tile(second, w);
   }
   // The image's result of these positions, with all columns.
   MMK_DEVICE void image_side(int n, const T* values, float scale) const {
