@@ -154,25 +154,22 @@ struct Call {
     }
     t.stages = shared_of(3, t.held) <= device.shared ? 3 : 2;
   }
-  // Everything that a tile of columns has is held, too: nothing but the image is streamed, a tile ahead.
-  void reside() {
+  // All that a block takes is held where there is room, and nothing streamed slab by slab: the image in so many
+  // buffers, the gradient's slabs, and those of a tile of columns.
+  bool reside(int64_t buffers, int64_t grad, int64_t of_columns) {
     const int64_t image = slabs(t.D);
-    const int64_t values = t.whole ? slabs(t.Dv) : 0;
-    if (image > absorbed_slabs || values > absorbed_slabs)
-      return;
-    for (int64_t buffers : {2, 1}) {
-      const int64_t held = buffers * image + t.parts * (image + values);
-      if (shared_of(0, held) > device.shared)
-        continue;
-      t.image_slabs = image;
-      t.buffers = buffers;
-      t.held = held;
-      t.resident = 1;
-      t.stages = 0;
-      return;
-    }
-    hold(false);
+    const int64_t held = buffers * image + grad + of_columns;
+    if (image > absorbed_slabs || shared_of(0, held) > device.shared)
+      return false;
+    t.image_slabs = image;
+    t.grad_slabs = grad;
+    t.buffers = buffers;
+    t.held = held;
+    t.resident = 1;
+    t.stages = 0;
+    return true;
   }
+  int64_t slabs_of_columns(bool values) const { return t.parts * (slabs(t.D) + (values ? slabs(t.Dv) : 0)); }
   void* packed(int64_t elements) { return pieces.take(dtype == Dtype::float32 ? elements : elements / 2); }
 
   // Blocks of a tile of columns share out the positions, so that the device is done soonest: it runs a block a
@@ -220,8 +217,12 @@ struct Call {
 struct ForwardCall : Call {
   Call image;  // the image's side is cut otherwise
   ForwardCall(const AbsorbedAttention& a, float* memory) : Call(a, memory), image(*this) {
-    image.hold(false);
-    reside();
+    const bool values = slabs(t.Dv) <= absorbed_slabs;
+    if (!values || !image.reside(1, 0, slabs_of_columns(true)))
+      image.hold(false);
+    const int64_t of_columns = slabs_of_columns(t.whole);
+    if ((t.whole && !values) || !(reside(2, 0, of_columns) || reside(1, 0, of_columns)))
+      hold(false);
     split(t.chunks);
     if (a.pool) {
       t.partial = pieces.take(left() * t.width());
@@ -262,8 +263,12 @@ struct BackwardCall : Call {
     if (t.of_image_out)
       t.delta = pieces.take(t.B * t.H * t.N);
     image = *this;
-    image.hold(t.of_image_out);
-    hold(false);
+    const int64_t grad = t.of_image_out ? slabs(t.Dv) : 0;
+    const int64_t of_columns = slabs_of_columns(t.of_image_out) + slabs(t.D);  // and features
+    if (grad > absorbed_slabs || !image.reside(1, grad, of_columns))
+      image.hold(t.of_image_out);
+    if (grad > absorbed_slabs || !reside(1, grad, of_columns))
+      hold(false);
     t.chunks = t.grad_key.data ? t.chunks : t.grad_key_bias ? 1 : 0;
     t.value_chunks = t.grad_value.data ? t.value_chunks : 0;
     of_text = t.chunks + t.value_chunks > 0;

@@ -26,14 +26,34 @@ struct AbsorbedBackward : AbsorbedBlock<T> {
   MMK_DEVICE void weight_gradients(Tile& dp, const typename Base::Rows& rows, int64_t of_tile) const {
     clear(dp);
     if (t.of_image_out)
-      this->product(dp, rows, {this->values_of(of_tile), t.value_width(), int(t.parts), nullptr});
+      this->product(dp, rows, this->values(of_tile));
     this->each([&](int j, int i, int, int c) { dp[j][i] *= this->value_scale(c); });
   }
   // <image, F>
   MMK_DEVICE void gathered_gradients(Tile& dq, const typename Base::Rows& rows, int64_t of_tile) const {
     clear(dq);
     if (t.of_text_out)
-      this->product(dq, rows, {this->features_of(of_tile), t.width(), 1, nullptr});
+      this->product(dq, rows, this->features(of_tile));
+  }
+  // Starts to bring what is held: all of a tile of columns; 64 positions and their gradient.
+  MMK_DEVICE void hold_columns(int64_t of_tile) const {
+    this->hold_keys(of_tile);
+    if (t.of_image_out)
+      this->hold_values(of_tile);
+    if (t.of_text_out)
+      this->hold(this->held_features(), this->features(of_tile), t.D);
+  }
+  MMK_DEVICE void hold_positions(int n) const {
+    this->bring_tile(this->image_rows(n, true, this->held_image(0)));
+    if (t.of_image_out)
+      this->bring_tile(this->grad_rows(n, true, this->held_grad()));
+  }
+  MMK_DEVICE void hold_tile(int64_t of_tile, int n, bool fresh) const {
+    hold_columns(of_tile);
+    if (fresh)
+      hold_positions(n);
+    copy_commit();
+    copy_wait<0>();
   }
   // The heads' sums over a tile's tokens, the group's k-th, of what a tile has, are added to their deltas.
   MMK_DEVICE void add_deltas(const Tile& s, int k) const {
@@ -100,9 +120,11 @@ struct AbsorbedDelta : AbsorbedBackward<T> {
       this->take_sides(g, n, end, false);
       for (int k = 0; k < t.tiles; ++k) {
         this->take_columns(g * t.tiles + k);
+        if (t.resident)
+          this->hold_tile(g * t.tiles + k, n, g == 0 && k == 0);
         __syncthreads();
         Tile s, dp;
-        const bool fresh = g == 0 && k == 0;
+        const bool fresh = g == 0 && k == 0 && !t.resident;
         this->score(s, this->image_rows(n, fresh, this->held_image(0)), this->keys(g * t.tiles + k));
         this->weight_gradients(dp, this->grad_rows(n, fresh, this->held_grad()), g * t.tiles + k);
         this->weighted(s, s, dp);
@@ -160,10 +182,13 @@ struct AbsorbedBackwardImage : AbsorbedBackward<T> {
       if (t.of_image_out && of_tile % t.tiles == 0)
         this->take_sides(of_tile / t.tiles, n, end, !own_deltas);
       this->take_columns(of_tile);
+      if (t.resident)
+        this->hold_tile(of_tile, n, of_tile == 0);
       __syncthreads();
       Tile s, dp, dq;
-      this->score(s, this->image_rows(n, of_tile == 0, this->held_image(0)), this->keys(of_tile));
-      this->weight_gradients(dp, this->grad_rows(n, of_tile == 0, this->held_grad()), of_tile);
+      const bool fresh = of_tile == 0 && !t.resident;
+      this->score(s, this->image_rows(n, fresh, this->held_image(0)), this->keys(of_tile));
+      this->weight_gradients(dp, this->grad_rows(n, fresh, this->held_grad()), of_tile);
       if (own_deltas) {
         this->weighted(dq, s, dp);
         this->add_deltas(dq, 0);
@@ -178,20 +203,31 @@ struct AbsorbedBackwardImage : AbsorbedBackward<T> {
       });
       this->put_tile(first, s);
       this->put_tile(second, dq);
+      auto use = [&](int i, const T* keys, const T* features) {
+        const int at = 16 * group * Layout::weights;
+        const int c = 8 * Base::W * quarter;
+        mma<Base::W, false, true>(sum[i], first + at, Layout::weights, keys + c, pitch, tile);
+        if (t.of_text_out)
+          mma<Base::W, false, true>(sum[i], second + at, Layout::weights, features + c, pitch, tile);
+      };
+      const int count = Base::slabs_of_chunk(t.D, chunk);
+      if (t.resident) {
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < absorbed_slabs; ++i)
+          if (i < count)
+            use(i, this->held_keys() + i * Base::panel, this->held_features() + i * Base::panel);
+        __syncthreads();
+        continue;
+      }
       this->template stream<absorbed_slabs>(
-          Base::slabs_of_chunk(t.D, chunk),
+          count,
           [&](int i, T* to) {
             this->bring_packed(to, this->keys_of(of_tile), t.width(), chunk * absorbed_slabs + i);
             if (t.of_text_out)
               this->bring_packed(to + Base::panel, this->features_of(of_tile), t.width(), chunk * absorbed_slabs + i);
           },
-          [&](int i, const T* from) {
-            const int at = 16 * group * Layout::weights;
-            mma<Base::W, false, true>(sum[i], first + at, Layout::weights, from + 8 * Base::W * quarter, pitch, tile);
-            if (t.of_text_out)
-              mma<Base::W, false, true>(sum[i], second + at, Layout::weights,
-                                        from + Base::panel + 8 * Base::W * quarter, pitch, tile);
-          });
+          [&](int i, const T* from) { use(i, from, from + Base::panel); });
     }
     __syncthreads();
     this->emit_chunk(sum, chunk, t.D,
@@ -248,18 +284,26 @@ struct AbsorbedBackwardText : AbsorbedBackward<T> {
     const float share = 1 / scale;
     this->take_columns(of_tile);
     const bool flows = of_key || t.of_image_out;  // else the sums stay 0
+    if (t.resident && flows && begin < end)
+      this->hold_columns(of_tile);
     for (int n = begin; flows && n < end; n += tile) {
       this->take_positions(n, end);
       if (t.of_image_out)
         this->take_sides(of_tile / t.tiles, n, end, true);
+      if (t.resident) {
+        this->hold_positions(n);
+        copy_commit();
+        copy_wait<0>();
+      }
       __syncthreads();
       Tile s, dp, dq;
       T* held = this->held_image(0);
-      this->score(s, this->image_rows(n, true, held), this->keys(of_tile));
+      const auto grad = this->grad_rows(n, !t.resident, t.resident ? this->held_grad() : nullptr);
+      this->score(s, this->image_rows(n, !t.resident, held), this->keys(of_tile));
       clear(dp);
       clear(dq);
       if (of_key) {
-        this->weight_gradients(dp, this->grad_rows(n, true, nullptr), of_tile);
+        this->weight_gradients(dp, grad, of_tile);
         this->gathered_gradients(dq, this->image_rows(n, false, held), of_tile);
       }
       this->each([&](int j, int i, int r, int c) {
@@ -271,7 +315,7 @@ struct AbsorbedBackwardText : AbsorbedBackward<T> {
       if (of_key)
         this->to_columns(sum, first, nullptr, this->image_rows(n, false, held), chunk, false);
       else
-        this->to_columns(sum, first, nullptr, this->grad_rows(n, true, nullptr), chunk - int(t.chunks), false);
+        this->to_columns(sum, first, nullptr, grad, chunk - int(t.chunks), false);
     }
     __syncthreads();
     const int64_t to = t.left_at(this->b, of_tile, split);

@@ -194,7 +194,20 @@ struct AbsorbedBlock {
   MMK_DEVICE const T* features_of(int64_t of_tile) const {
     return static_cast<const T*>(t.features) + (b * t.all_columns() + of_tile * tile) * t.width();
   }
-  MMK_DEVICE Columns keys(int64_t of_tile) const { return {keys_of(of_tile), t.width(), int(t.parts), nullptr}; }
+  // Where a tile of columns is, one after the other, if it is held.
+  MMK_DEVICE T* held_keys() const {
+    return t.resident ? held + (t.buffers * t.image_slabs + t.grad_slabs) * panel : nullptr;
+  }
+  MMK_DEVICE T* held_values() const { return t.resident ? held_keys() + t.parts * t.image_slabs * panel : nullptr; }
+  MMK_DEVICE T* held_features() const { return t.resident ? held_values() + t.parts * t.grad_slabs * panel : nullptr; }
+  MMK_DEVICE Columns keys(int64_t of_tile) const { return {keys_of(of_tile), t.width(), int(t.parts), held_keys()}; }
+  MMK_DEVICE Columns values(int64_t of_tile) const {
+    return {values_of(of_tile), t.value_width(), int(t.parts), held_values()};
+  }
+  MMK_DEVICE Columns features(int64_t of_tile) const { return {features_of(of_tile), t.width(), 1, held_features()}; }
+  // Starts to bring what is held of a tile's keys; likewise values.
+  MMK_DEVICE void hold_keys(int64_t of_tile) const { hold(held_keys(), keys(of_tile), t.D); }
+  MMK_DEVICE void hold_values(int64_t of_tile) const { hold(held_values(), values(of_tile), t.Dv); }
   MMK_DEVICE void score(Tile& s, const Rows& rows, const Columns& of_keys) const {
     clear(s);
     product(s, rows, of_keys);

@@ -189,16 +189,10 @@ struct AbsorbedPool : AbsorbedForward<T> {
     }
     const bool both = t.whole && chunk == 0;
     const float scale = both ? this->largest_scales().with_weights() : 1;
-    typename Base::Columns keys = this->keys(of_tile);
-    T* values = nullptr;
     if (t.resident) {
-      T* to = this->held_image(int(t.buffers));
-      this->hold(to, keys, t.D);
-      keys.held = to;
-      if (t.whole) {
-        values = to + t.parts * t.image_slabs * Base::panel;
-        this->hold(values, {this->values_of(of_tile), t.value_width(), int(t.parts), nullptr}, t.Dv);
-      }
+      this->hold_keys(of_tile);
+      if (t.whole)
+        this->hold_values(of_tile);
       prefetch(begin, 0);
     }
     int buffer = 0;
@@ -216,7 +210,7 @@ struct AbsorbedPool : AbsorbedForward<T> {
       }
       __syncthreads();
       Tile s;
-      this->score(s, this->image_rows(n, !t.resident, this->held_image(buffer)), keys);
+      this->score(s, this->image_rows(n, !t.resident, this->held_image(buffer)), this->keys(of_tile));
       this->keep(s);
       __syncthreads();
       over_positions();
@@ -232,7 +226,7 @@ struct AbsorbedPool : AbsorbedForward<T> {
         prefetch(n + tile, 0);
       if (both) {
         this->weigh_tokens(second, scale, [&](int, int, int r, int c) { return this->kept(r, c); });
-        image_side(n, values, scale);
+        image_side(n, this->held_values(), scale);
       }
       if (t.buffers == 2)
         buffer = 1 - buffer;
@@ -263,11 +257,31 @@ struct AbsorbedAttend : AbsorbedForward<T> {
     end = int(t.N);
   }
 
+  // Where all is held: a tile's keys are there once its values, if they are wanted, are on their way; and once all have
+  // read the keys, the next tile's are.
+  MMK_DEVICE void arrive(int64_t of_tile, bool values) const {
+    if (values)
+      this->hold_values(of_tile);
+    copy_commit();
+    copy_wait<1>();
+  }
+  MMK_DEVICE void leave_keys(int64_t next) const {
+    __syncthreads();
+    if (next < t.all_tiles())
+      this->hold_keys(next);
+    copy_commit();
+  }
+
   MMK_DEVICE void run() const {
     Chunk sum;
     Base::clear_chunk(sum);
     const float scale = this->largest_scales().with_weights();
     this->take_positions(n, end);
+    if (t.resident && t.all_tiles() > 0) {
+      this->bring_tile(this->image_rows(n, true, this->held_image(0)));
+      this->hold_keys(0);
+      copy_commit();
+    }
     for (int64_t g = 0; g < t.groups; ++g) {
       this->forget_sides();
       const int passes = t.tiles > 1 ? 2 : 1;
@@ -275,9 +289,14 @@ struct AbsorbedAttend : AbsorbedForward<T> {
         for (int k = 0; k < t.tiles; ++k) {
           const int64_t of_tile = g * t.tiles + k;
           this->take_columns(of_tile);
+          if (t.resident)
+            arrive(of_tile, pass + 1 == passes);
           __syncthreads();
           Tile s;
-          this->score(s, this->image_rows(n, g == 0 && k == 0 && pass == 0, this->held_image(0)), this->keys(of_tile));
+          const bool fresh = g == 0 && k == 0 && pass == 0 && !t.resident;
+          this->score(s, this->image_rows(n, fresh, this->held_image(0)), this->keys(of_tile));
+          if (t.resident)
+            leave_keys(k + 1 < t.tiles ? of_tile + 1 : pass + 1 < passes ? g * t.tiles : of_tile + 1);
           if (pass == 0) {
             this->keep(s);
             __syncthreads();
@@ -291,9 +310,19 @@ struct AbsorbedAttend : AbsorbedForward<T> {
           if (pass + 1 < passes)
             continue;
           this->weigh_tokens(first, scale, [&](int j, int i, int, int) { return s[j][i]; });
+          const int count = Base::slabs_of_chunk(t.Dv, chunk);
+          if (t.resident) {
+            copy_wait<1>();  // all but the next keys
+            __syncthreads();
+#pragma unroll
+            for (int i = 0; i < absorbed_slabs; ++i)
+              if (i < count)
+                this->times_values(sum[i], first, this->held_values() + i * Base::panel, count * Base::panel);
+            __syncthreads();
+            continue;
+          }
           this->template stream<absorbed_slabs>(
-              Base::slabs_of_chunk(t.Dv, chunk),
-              [&](int i, T* to) { this->bring_values(to, of_tile, chunk * absorbed_slabs + i); },
+              count, [&](int i, T* to) { this->bring_values(to, of_tile, chunk * absorbed_slabs + i); },
               [&](int i, const T* from) { this->times_values(sum[i], first, from + Base::panel, Base::panel); });
         }
       }
@@ -303,6 +332,7 @@ struct AbsorbedAttend : AbsorbedForward<T> {
         __syncthreads();
       }
     }
+    copy_wait<0>();
     this->emit_chunk(sum, chunk, t.Dv,
                      [&](int r, int64_t channel, float (&x)[8]) { this->put_image(n, end, r, channel, scale, x); });
   }
