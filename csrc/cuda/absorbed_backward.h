@@ -203,20 +203,15 @@ struct AbsorbedBackwardImage : AbsorbedBackward<T> {
       });
       this->put_tile(first, s);
       this->put_tile(second, dq);
-      auto use = [&](int i, const T* keys, const T* features) {
-        const int at = 16 * group * Layout::weights;
-        const int c = 8 * Base::W * quarter;
-        mma<Base::W, false, true>(sum[i], first + at, Layout::weights, keys + c, pitch, tile);
-        if (t.of_text_out)
-          mma<Base::W, false, true>(sum[i], second + at, Layout::weights, features + c, pitch, tile);
-      };
+      const int at = 16 * group * Layout::weights;
+      const int c = 8 * Base::W * quarter;
       const int count = Base::slabs_of_chunk(t.D, chunk);
       if (t.resident) {
         __syncthreads();
-#pragma unroll
-        for (int i = 0; i < absorbed_slabs; ++i)
-          if (i < count)
-            use(i, this->held_keys() + i * Base::panel, this->held_features() + i * Base::panel);
+        mma_slabs<false>(sum, count, first + at, Layout::weights, this->held_keys() + c, Base::panel, pitch, tile);
+        if (t.of_text_out)
+          mma_slabs<false>(sum, count, second + at, Layout::weights, this->held_features() + c, Base::panel, pitch,
+                           tile);
         __syncthreads();
         continue;
       }
@@ -227,7 +222,11 @@ struct AbsorbedBackwardImage : AbsorbedBackward<T> {
             if (t.of_text_out)
               this->bring_packed(to + Base::panel, this->features_of(of_tile), t.width(), chunk * absorbed_slabs + i);
           },
-          [&](int i, const T* from) { use(i, from, from + Base::panel); });
+          [&](int i, const T* from) {
+            mma<Base::W, false, true>(sum[i], first + at, Layout::weights, from + c, pitch, tile);
+            if (t.of_text_out)
+              mma<Base::W, false, true>(sum[i], second + at, Layout::weights, from + Base::panel + c, pitch, tile);
+          });
     }
     __syncthreads();
     this->emit_chunk(sum, chunk, t.D,

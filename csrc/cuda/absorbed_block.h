@@ -3,6 +3,7 @@
 // channels, come by streams of slabs; weights go through shared memory, [position][column], to the products that give
 // results, slab by slab of a chunk of channels that stays in registers.
 #pragma once
+#include "absorbed_products.h"
 #include "absorbed_task.h"
 
 namespace mmk::cuda {
@@ -381,15 +382,17 @@ struct AbsorbedBlock {
   // `rescale`: sums so far times the columns' factors.
   MMK_DEVICE void to_columns(Chunk& sum, const T* weights, const T* low, const Rows& rows, int chunk,
                              bool rescale) const {
+    auto scale = [&](int i) {
+      const float by[2] = {factor[16 * group + lane_row()], factor[16 * group + lane_row() + 8]};
+#pragma unroll
+      for (int j = 0; j < W; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          sum[i][j][e] *= by[e / 2];
+    };
     auto use = [&](int i, const T* from) {
-      if (rescale) {
-        const float by[2] = {factor[16 * group + lane_row()], factor[16 * group + lane_row() + 8]};
-#pragma unroll
-        for (int j = 0; j < W; ++j)
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            sum[i][j][e] *= by[e / 2];
-      }
+      if (rescale)
+        scale(i);
       mma<W, true, true>(sum[i], weights + 16 * group, Layout::weights, from + 8 * W * quarter, pitch, tile);
       if (low)
         mma<W, true, true>(sum[i], low + 16 * group, Layout::weights, from + 8 * W * quarter, pitch, tile);
@@ -399,8 +402,12 @@ struct AbsorbedBlock {
       __syncthreads();
 #pragma unroll
       for (int i = 0; i < absorbed_slabs; ++i)
-        if (i < count)
-          use(i, rows.held + i * panel);
+        if (rescale && i < count)
+          scale(i);
+      const T* from = rows.held + 8 * W * quarter;
+      mma_slabs<true>(sum, count, weights + 16 * group, Layout::weights, from, panel, pitch, tile);
+      if (low)
+        mma_slabs<true>(sum, count, low + 16 * group, Layout::weights, from, panel, pitch, tile);
       __syncthreads();
     } else {
       stream<absorbed_slabs>(count, [&](int i, T* to) { bring_slab(to, rows, chunk * absorbed_slabs + i); }, use);

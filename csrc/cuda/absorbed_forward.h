@@ -245,8 +245,8 @@ struct AbsorbedPool : AbsorbedForward<T> {
 template <class T>
 struct AbsorbedAttend : AbsorbedForward<T> {
   using Base = AbsorbedForward<T>;
-  using Base::first, Base::t;
-  using typename Base::Tile, typename Base::Chunk;
+  using Base::first, Base::group, Base::pitch, Base::quarter, Base::t;
+  using typename Base::Tile, typename Base::Layout, typename Base::Chunk;
   int chunk, n, end;
 
   // Grid: samples x tiles of positions x chunks of values, the last the fastest.
@@ -314,10 +314,10 @@ struct AbsorbedAttend : AbsorbedForward<T> {
           if (t.resident) {
             copy_wait<1>();  // all but the next keys
             __syncthreads();
-#pragma unroll
-            for (int i = 0; i < absorbed_slabs; ++i)
-              if (i < count)
-                this->times_values(sum[i], first, this->held_values() + i * Base::panel, count * Base::panel);
+            for (int part = 0; part < t.parts; ++part)
+              mma_slabs<false>(sum, count, first + 16 * group * Layout::weights, Layout::weights,
+                               this->held_values() + part * count * Base::panel + 8 * Base::W * quarter, Base::panel,
+                               pitch, tile);
             __syncthreads();
             continue;
           }
