@@ -2,7 +2,7 @@
 // gradient once and its gradient once; 8 bytes a position and head for its softmax; no N x H T matrix. The text's side
 // is small: it is packed into scratch first. A short text (all columns one tile) reads the image from memory once for
 // both results; a longer one once for the image's side and once a tile of 64 columns for the text's, from L2 where
-// tiles run beside each other. Up to a chunk of channels (256, float32: 128) a tile of the image stays in shared memory
+// tiles run beside each other. Up to a chunk of 256 channels a tile of the image stays in shared memory
 // from its scores to what weights gather of it; more are read again, and each chunk takes the scores again. Sums over
 // positions are split over blocks and merged in a fixed order.
 //
@@ -123,8 +123,8 @@ struct Call {
     t.whole = t.all_tiles() == 1 && a.Dv && a.pool;
     t.fine = a.N <= tile && a.dtype != Dtype::float32;
     t.positions = ceil_div(a.N, tile);
-    t.chunks = ceil_div(a.D, channels_of_chunk());
-    t.value_chunks = ceil_div(a.Dv, channels_of_chunk());
+    t.chunks = ceil_div(a.D, absorbed_chunk);
+    t.value_chunks = ceil_div(a.Dv, absorbed_chunk);
     const int64_t columns = t.B * t.all_columns();
     t.keys = packed(columns * t.parts * t.width());
     if (a.Dv)
@@ -132,7 +132,6 @@ struct Call {
     t.columns = reinterpret_cast<Column*>(pieces.take(columns * int64_t(sizeof(Column) / 4)));
   }
 
-  int64_t channels_of_chunk() const { return dtype == Dtype::float32 ? chunk_of<float> : chunk_of<bf16>; }
   int64_t shared_of(int64_t stages, int64_t held = 0) const {
     return dtype == Dtype::float32 ? AbsorbedLayout<float>(held, stages, t.parts, t.heads).total
                                    : AbsorbedLayout<bf16>(held, stages, t.parts, t.heads).total;
@@ -144,11 +143,11 @@ struct Call {
   // Tiles of the image, and of the gradient, are held where a chunk has all of their channels and there is room.
   void hold(bool grad) {
     const int64_t image = slabs(t.D);
-    if (image > absorbed_slabs || shared_of(2, image) > device.shared)
+    if (t.D > absorbed_chunk || shared_of(2, image) > device.shared)
       return;
     t.image_slabs = t.held = image;
     const int64_t of_grad = slabs(t.Dv);
-    if (grad && of_grad <= absorbed_slabs && shared_of(2, image + of_grad) <= device.shared) {
+    if (grad && t.Dv <= absorbed_chunk && shared_of(2, image + of_grad) <= device.shared) {
       t.grad_slabs = of_grad;
       t.held += of_grad;
     }
@@ -159,7 +158,7 @@ struct Call {
   bool reside(int64_t buffers, int64_t grad, int64_t of_columns) {
     const int64_t image = slabs(t.D);
     const int64_t held = buffers * image + grad + of_columns;
-    if (image > absorbed_slabs || shared_of(0, held) > device.shared)
+    if (t.D > absorbed_chunk || shared_of(0, held) > device.shared)
       return false;
     t.image_slabs = image;
     t.grad_slabs = grad;
@@ -217,7 +216,7 @@ struct Call {
 struct ForwardCall : Call {
   Call image;  // the image's side is cut otherwise
   ForwardCall(const AbsorbedAttention& a, float* memory) : Call(a, memory), image(*this) {
-    const bool values = slabs(t.Dv) <= absorbed_slabs;
+    const bool values = t.Dv <= absorbed_chunk;
     if (!values || !image.reside(1, 0, slabs_of_columns(true)))
       image.hold(false);
     const int64_t of_columns = slabs_of_columns(t.whole);
@@ -265,9 +264,10 @@ struct BackwardCall : Call {
     image = *this;
     const int64_t grad = t.of_image_out ? slabs(t.Dv) : 0;
     const int64_t of_columns = slabs_of_columns(t.of_image_out) + slabs(t.D);  // and features
-    if (grad > absorbed_slabs || !image.reside(1, grad, of_columns))
+    const bool grad_too_wide = t.of_image_out && t.Dv > absorbed_chunk;
+    if (grad_too_wide || !image.reside(1, grad, of_columns))
       image.hold(t.of_image_out);
-    if (grad > absorbed_slabs || !reside(1, grad, of_columns))
+    if (grad_too_wide || !reside(1, grad, of_columns))
       hold(false);
     t.chunks = t.grad_key.data ? t.chunks : t.grad_key_bias ? 1 : 0;
     t.value_chunks = t.grad_value.data ? t.value_chunks : 0;

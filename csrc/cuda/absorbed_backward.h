@@ -215,12 +215,13 @@ struct AbsorbedBackwardImage : AbsorbedBackward<T> {
         __syncthreads();
         continue;
       }
-      this->template stream<absorbed_slabs>(
+      this->template stream<Base::slabs_at_once>(
           count,
           [&](int i, T* to) {
-            this->bring_packed(to, this->keys_of(of_tile), t.width(), chunk * absorbed_slabs + i);
+            this->bring_packed(to, this->keys_of(of_tile), t.width(), chunk * Base::slabs_at_once + i);
             if (t.of_text_out)
-              this->bring_packed(to + Base::panel, this->features_of(of_tile), t.width(), chunk * absorbed_slabs + i);
+              this->bring_packed(to + Base::panel, this->features_of(of_tile), t.width(),
+                                 chunk * Base::slabs_at_once + i);
           },
           [&](int i, const T* from) {
             mma<Base::W, false, true>(sum[i], first + at, Layout::weights, from + c, pitch, tile);

@@ -14,11 +14,12 @@ struct AbsorbedBlock {
   static constexpr int K = Layout::K;
   static constexpr int pitch = Layout::pitch;
   static constexpr int panel = tile * pitch;
-  static constexpr bool scaled = std::is_same_v<T, f16>;  // packed rows have scales
-  static constexpr int J = tile / 8 / column_warps;       // a warp's 8 columns of a tile
-  static constexpr int W = K / 8 / column_warps;          // of a slab
+  static constexpr bool scaled = std::is_same_v<T, f16>;    // packed rows have scales
+  static constexpr int J = tile / 8 / column_warps;         // a warp's 8 columns of a tile
+  static constexpr int W = K / 8 / column_warps;            // of a slab
+  static constexpr int slabs_at_once = absorbed_chunk / K;  // of a chunk
   using Tile = float[J][4];
-  using Chunk = float[absorbed_slabs][W][4];
+  using Chunk = float[slabs_at_once][W][4];
 
   const AbsorbedTask& t;
   int64_t b;
@@ -104,7 +105,7 @@ struct AbsorbedBlock {
   }
   MMK_DEVICE static int slabs(int64_t channels) { return int(ceil_div(channels, K)); }
   MMK_DEVICE static int slabs_of_chunk(int64_t channels, int chunk) {
-    return most(0, least(absorbed_slabs, slabs(channels) - chunk * absorbed_slabs));
+    return most(0, least(slabs_at_once, slabs(channels) - chunk * slabs_at_once));
   }
 
   // 64 positions of [B, N, channels], slab by slab. `held`: null, or memory for all of them, `bring`: where they aren't
@@ -369,13 +370,13 @@ struct AbsorbedBlock {
   template <class Emit>
   MMK_DEVICE void emit_chunk(const Chunk& sum, int chunk, int64_t channels, Emit emit) const {
 #pragma unroll
-    for (int i = 0; i < absorbed_slabs; ++i)
-      if ((chunk * absorbed_slabs + i) * K < channels)
-        emit_slab(sum[i], int64_t(chunk * absorbed_slabs + i) * K, emit);
+    for (int i = 0; i < slabs_at_once; ++i)
+      if ((chunk * slabs_at_once + i) * K < channels)
+        emit_slab(sum[i], int64_t(chunk * slabs_at_once + i) * K, emit);
   }
   MMK_DEVICE static void clear_chunk(Chunk& sum) {
 #pragma unroll
-    for (int i = 0; i < absorbed_slabs; ++i)
+    for (int i = 0; i < slabs_at_once; ++i)
       clear(sum[i]);
   }
   // sum += weights^T rows, a chunk of 64 positions' channels; `low`: null, or what the weights were rounded by;
@@ -401,7 +402,7 @@ struct AbsorbedBlock {
     if (rows.held) {
       __syncthreads();
 #pragma unroll
-      for (int i = 0; i < absorbed_slabs; ++i)
+      for (int i = 0; i < slabs_at_once; ++i)
         if (rescale && i < count)
           scale(i);
       const T* from = rows.held + 8 * W * quarter;
@@ -410,7 +411,7 @@ struct AbsorbedBlock {
         mma_slabs<true>(sum, count, low + 16 * group, Layout::weights, from, panel, pitch, tile);
       __syncthreads();
     } else {
-      stream<absorbed_slabs>(count, [&](int i, T* to) { bring_slab(to, rows, chunk * absorbed_slabs + i); }, use);
+      stream<slabs_at_once>(count, [&](int i, T* to) { bring_slab(to, rows, chunk * slabs_at_once + i); }, use);
     }
   }
   // What columns have gathered, times `scale`, to where the merge finds it.

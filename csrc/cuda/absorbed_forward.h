@@ -321,8 +321,8 @@ struct AbsorbedAttend : AbsorbedForward<T> {
             __syncthreads();
             continue;
           }
-          this->template stream<absorbed_slabs>(
-              count, [&](int i, T* to) { this->bring_values(to, of_tile, chunk * absorbed_slabs + i); },
+          this->template stream<Base::slabs_at_once>(
+              count, [&](int i, T* to) { this->bring_values(to, of_tile, chunk * Base::slabs_at_once + i); },
               [&](int i, const T* from) { this->times_values(sum[i], first, from + Base::panel, Base::panel); });
         }
       }

@@ -12,14 +12,12 @@ namespace mmk::cuda {
 constexpr int tile = 64;  // positions, and columns
 constexpr int absorbed_threads = 512;
 constexpr int column_warps = 4;      // warps that share out a tile's columns, and a slab's channels; as many its rows
-constexpr int absorbed_slabs = 4;    // of a chunk: channels of a result that a block has in registers
+constexpr int absorbed_chunk = 256;  // channels of a result that a block has in registers
 constexpr int padded_channels = 64;  // packed rows are multiples of it
 
 // Channels that come at once: 128 bytes.
 template <class T>
 constexpr int slab_of = 128 / int(sizeof(T));
-template <class T>
-constexpr int chunk_of = absorbed_slabs * slab_of<T>;
 
 // A column, and of its softmax over positions what backward needs; one without a token: head -1.
 struct alignas(16) Column {
