@@ -39,7 +39,7 @@ def test_what_no_device_takes_is_refused():
     grid = "a grid has 1 to 2147483647 x 65535 x 65535 blocks, not "
     assert found.stdout.splitlines() == [
         beyond + "65536 blocks along y, at most 65535",
-        *[beyond + "2147483648 blocks along x, at most 2147483647"] * 3,
+        *[beyond + "2147483648 blocks along x, at most 2147483647"] * 2,
         beyond + "17179869184 positions, at most 2147483647",
         beyond + "2147483648 blocks along x, at most 2147483647",
         grid + "1 x 65536 x 1",

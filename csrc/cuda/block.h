@@ -21,10 +21,10 @@ template <class T>
 MMK_DEVICE T most(T a, T b) {
   return a < b ? b : a;
 }
-MMK_DEVICE bool aligned(const void* p) {
+MMK_HOST_DEVICE bool aligned(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
-MMK_DEVICE bool aligned(int64_t bytes) {
+MMK_HOST_DEVICE bool aligned(int64_t bytes) {
   return bytes % 16 == 0;
 }
 MMK_DEVICE int power_of_two(int x) {  // the smallest that isn't below x

@@ -34,9 +34,11 @@ inline Panel panel_of(const SampledRows& s, int64_t first, int64_t rows) {
 // A panel [rows, D] contiguous out of image; rows that are masked out are 0.
 const char* gather_rows(Dtype, const SampledRows&, const Panel&, const SampleRows& image, const Mask& mask, int64_t D,
                         void* to, void* stream);
-// to[b, c] += sum over a panel's rows of sample b; in order, no atomics.
-const char* sum_columns(const SampledRows&, int64_t first, int64_t count, const float* rows, int64_t C, float* to,
-                        void* stream);
+// to[b, c] += sum over a panel's rows of sample b; in order, no atomics. Rows are `step` apart. partial: what
+// columns_scratch tells, of floats.
+int64_t columns_scratch(int64_t C);
+const char* sum_columns(const SampledRows&, int64_t first, int64_t count, const float* rows, int64_t step, int64_t C,
+                        float* to, float* partial, void* stream);
 const char* clear(float* to, int64_t count, void* stream);
 const char* accumulate(float* to, const float* from, int64_t count, void* stream);
 

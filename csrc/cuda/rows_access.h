@@ -42,12 +42,79 @@ struct Place {
   }
 };
 
+// V neighbouring elements as floats; V > 1: aligned to 16 bytes.
+template <int V, class T>
+MMK_DEVICE void load_floats(float (&to)[V], const T* from) {
+  if constexpr (V == 1) {
+    to[0] = to_float(load(from));
+  } else {
+    constexpr int P = Pack<T>::size;
+#pragma unroll
+    for (int i = 0; i < V; i += P) {
+      const Pack<T> pack = load(reinterpret_cast<const Pack<T>*>(from + i));
+#pragma unroll
+      for (int j = 0; j < P; ++j)
+        to[i + j] = to_float(pack.at[j]);
+    }
+  }
+}
+
 constexpr int row_threads = 256;  // eight warps
 MMK_DEVICE int64_t warp_row() {
   return int64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
 }
 MMK_HOST_DEVICE int64_t row_blocks(int64_t rows) {
   return ceil_div(rows, row_threads / 32);
+}
+
+// A block's threads where they add up rows: `lanes`, a power of two, have V neighbouring columns each; groups of them
+// take the rows in turn.
+struct Lanes {
+  int lanes, groups, lane, group;
+  MMK_DEVICE explicit Lanes(int lanes)
+      : lanes(lanes), groups(blockDim.x / lanes), lane(threadIdx.x % lanes), group(threadIdx.x / lanes) {}
+};
+inline int lanes_for(int64_t columns, int V) {
+  int lanes = 1;
+  while (lanes < 32 && lanes * V < columns)
+    lanes *= 2;
+  return lanes;
+}
+// Thread i < lanes * V gets column i's sum over the groups, in order. scratch: what groups_scratch tells, in bytes.
+inline int64_t groups_scratch(int V) {
+  return row_threads * V * int64_t(sizeof(float));
+}
+template <int V>
+MMK_DEVICE float over_groups(const Lanes& lanes, const float (&own)[V], float* scratch) {
+  __syncthreads();  // the last call's readers are done
+#pragma unroll
+  for (int i = 0; i < V; ++i)
+    scratch[threadIdx.x * V + i] = own[i];
+  __syncthreads();
+  float total = 0;
+  const int width = lanes.lanes * V;
+  if (int(threadIdx.x) < width)
+    for (int group = 0; group < lanes.groups; ++group)
+      total += scratch[group * width + threadIdx.x];
+  return total;
+}
+
+// sum += rows first, first + step, ... before end, which get(row, its number) reads; several are on their way at once.
+template <int V, class Get>
+MMK_DEVICE void add_rows(float (&sum)[V], int64_t first, int64_t end, int64_t step, Get get) {
+  constexpr int flight = 4;
+  for (int64_t r = first; r < end; r += flight * step) {
+    float rows[flight][V] = {};
+#pragma unroll
+    for (int i = 0; i < flight; ++i)
+      if (r + i * step < end)
+        get(rows[i], r + i * step);
+#pragma unroll
+    for (int i = 0; i < flight; ++i)
+#pragma unroll
+      for (int j = 0; j < V; ++j)
+        sum[j] += rows[i][j];
+  }
 }
 
 // The kernel of a dtype; and its start.

@@ -230,12 +230,8 @@ void cuda_backward(const AdditiveAttentionBackward& g, const Operands& operands,
   on_stream(operands.image, [&](void* stream) {
     const cuda::SampledRows samples = cuda::sampled_rows(a), all{1, samples.rows, samples.rows, nullptr};
     const ScalarType type = operands.image.scalar_type();
-    float* grad_bias_hidden = static_cast<float*>(g.grad_bias_hidden);
-    float* grad_bias_gate = static_cast<float*>(g.grad_bias_gate);
-    if (grad_bias_hidden)
-      check_launch(cuda::clear(grad_bias_hidden, a.B * a.A, stream));
-    if (grad_bias_gate)
-      check_launch(cuda::clear(grad_bias_gate, a.A, stream));
+    const ColumnSum of_bias_hidden(operands.image, samples, a.A, g.grad_bias_hidden, stream),
+        of_bias_gate(operands.image, all, a.A, g.grad_bias_gate, stream);
     const WeightSum of_image(operands.image, a.A, a.D, g.grad_w_image, stream),
         of_gate(operands.image, a.A, a.D, g.grad_w_gate, stream), of_v(operands.image, a.K, a.A, g.grad_v, stream);
     Tensor grad_scores = empty_tensor(operands.image, {a.K, samples.rows}, ScalarType::Float), v = in_float(operands.v);
@@ -247,10 +243,9 @@ void cuda_backward(const AdditiveAttentionBackward& g, const Operands& operands,
           cuda::additive_attention_differentiate(a, panel, floats(u), t ? floats(*t) : nullptr, floats(up), stream));
       of_v.add(ds, up);  // up holds the hidden vectors now
       // Before they are rounded for the products: these sums cancel.
-      if (grad_bias_hidden)
-        check_launch(cuda::sum_columns(samples, panel.first, panel.rows, floats(u), a.A, grad_bias_hidden, stream));
-      if (grad_bias_gate)
-        check_launch(cuda::sum_columns(all, panel.first, panel.rows, floats(*t), a.A, grad_bias_gate, stream));
+      of_bias_hidden.add(panel, u);
+      if (t)
+        of_bias_gate.add(panel, *t);
       Tensor du = torch::stable::to(u, type);
       of_image.add(du, x);
       Optional dt;

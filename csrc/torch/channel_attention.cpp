@@ -143,17 +143,13 @@ void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const
     const Tensor layer = of_image(weight, a.D);
     const Tensor columns = transposed(layer);
     const WeightSum sum(image, a.D, a.D, g.grad_weight, stream);
-    if (g.grad_bias_hidden)
-      check_launch(cuda::clear(static_cast<float*>(g.grad_bias_hidden), a.B * a.D, stream));
+    const ColumnSum of_bias_hidden(image, samples(a), a.D, g.grad_bias_hidden, stream);
     Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
       Tensor scores = product(x, columns);
       Tensor direct = empty_tensor(scores, g.grad_image.data ? scores.sizes() : Shape{0});
       check_launch(cuda::channel_attention_differentiate(g, panel, floats(scores),
                                                          g.grad_image.data ? floats(direct) : nullptr, stream));
-      // Before they are rounded for the products: this sum cancels.
-      if (g.grad_bias_hidden)
-        check_launch(cuda::sum_columns(samples(a), panel.first, panel.rows, floats(scores), a.D,
-                                       static_cast<float*>(g.grad_bias_hidden), stream));
+      of_bias_hidden.add(panel, scores);  // before they are rounded for the products: this sum cancels
       Tensor grad_scores = torch::stable::to(scores, image.scalar_type());
       sum.add(grad_scores, x);
       if (!g.grad_image.data)

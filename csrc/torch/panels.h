@@ -81,6 +81,29 @@ struct Panels {
   }
 };
 
+// to [samples, C] = sums over each sample's rows, panel by panel; null: not wanted.
+struct ColumnSum {
+  const cuda::SampledRows samples;
+  const int64_t C;
+  float* const to;
+  Tensor partial;
+  void* const stream;
+  ColumnSum(const Tensor& like, const cuda::SampledRows& samples, int64_t C, void* to, void* stream)
+      : samples(samples),
+        C(C),
+        to(static_cast<float*>(to)),
+        partial(empty_tensor(like, {to ? cuda::columns_scratch(C) : 0}, ScalarType::Float)),
+        stream(stream) {
+    if (to)
+      check_launch(cuda::clear(this->to, samples.B * C, stream));
+  }
+  void add(const cuda::Panel& panel, const Tensor& rows) const {
+    if (to)
+      check_launch(cuda::sum_columns(samples, panel.first, panel.rows, floats(rows), rows.stride(0), C, to,
+                                     floats(partial), stream));
+  }
+};
+
 // sum over panels of grad_output^T rows in float, then the weight's gradient in its dtype.
 struct WeightSum {
   Tensor sum;

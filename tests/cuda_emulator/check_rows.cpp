@@ -55,7 +55,7 @@ const char* channel() {
     multiply(scores, x, layer, panel.rows, D, D, true);
     TRY(cuda::channel_attention_differentiate(g, panel, scores, of_image ? static_cast<float*>(direct) : nullptr,
                                               nullptr));
-    TRY(cuda::sum_columns(samples, panel.first, panel.rows, scores, D, grad_bias_hidden, nullptr));
+    TRY(sum_columns(samples, panel, scores, D, grad_bias_hidden));
     for (int64_t i = 0; i < all; ++i)
       ds[panel.first * D + i] = scores[i];
     if (!of_image)
@@ -211,9 +211,9 @@ const char* additive() {
         ds[r * K + k] = grad_scores[k * samples.rows + panel.first + r];
     multiply(h, ds, v, count, K, A, false);
     TRY(cuda::additive_attention_differentiate(a, panel, u, gates, h, nullptr));
-    TRY(cuda::sum_columns(samples, panel.first, count, u, A, grad_bias_hidden, nullptr));
+    TRY(sum_columns(samples, panel, u, A, grad_bias_hidden));
     if (gated)
-      TRY(cuda::sum_columns(all, panel.first, count, t, A, grad_bias_gate, nullptr));
+      TRY(sum_columns(all, panel, t, A, grad_bias_gate));
     for (int64_t r = 0; r < count; ++r)
       for (int64_t j = 0; j < A; ++j) {
         for (int64_t k = 0; k < K; ++k)

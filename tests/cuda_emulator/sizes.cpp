@@ -22,8 +22,7 @@ int main() {
   using namespace mmk;
   const int64_t x = int64_t(1) << 31;
   const int64_t y = 1 << 16;
-  told(cuda::sum_columns({1, 1, 1}, 0, 1, nullptr, y * 128, nullptr, nullptr));
-  told(cuda::sum_columns({x, 1, x}, 0, 1, nullptr, 1, nullptr, nullptr));
+  told(cuda::sum_columns({1, 1, 1}, 0, 1, nullptr, 0, y * 128, nullptr, nullptr, nullptr));
   told(cuda::clear(nullptr, x * 256, nullptr));
   told(cuda::accumulate(nullptr, nullptr, x * 256, nullptr));
   told(cuda::gather_rows(Dtype::float32, {1, 8 * x, 8 * x}, {0, 8 * x}, {}, {}, 1, nullptr, nullptr));

@@ -137,6 +137,13 @@ MUTANTS = (
     ),
     Mutant(
         "additive_attention",
+        "sums of columns without a sample's last chunk",
+        "add_rows(own, blockIdx.x + lanes.group, last + 1,",
+        "add_rows(own, blockIdx.x + lanes.group, last,",
+        ROWS,
+    ),
+    Mutant(
+        "additive_attention",
         "a sample's last part not merged",
         "for (int64_t $split = 0; $split < t.splits; ++$split) total += load(t.partial",
         "for (int64_t $split = 0; $split + 1 < t.splits; ++$split) total += load(t.partial",
