@@ -252,7 +252,7 @@ def row_rows():
 def row_section():
     return f"""## Channel and additive attention
 
-Products are the library's, panel by panel (4 MB of scores or hidden vectors, which L2 holds); counted is what our kernels move beside
+Products are the library's, panel by panel (scores or hidden vectors of a third of the L2 cache, at least 4 MB); counted is what our kernels move beside
 them, in MB. A panel is read and written there: twice forward by channel attention (its softmax), three times backward.
 
 | operation | B, N, D, A | dtype | pass | image | all panels | loaded | stored | launches |

@@ -14,11 +14,11 @@ MMK_HOST_DEVICE int64_t round_up(int64_t a, int64_t b) {
   return ceil_div(a, b) * b;
 }
 template <class T>
-MMK_DEVICE T least(T a, T b) {
+MMK_HOST_DEVICE T least(T a, T b) {
   return a < b ? a : b;
 }
 template <class T>
-MMK_DEVICE T most(T a, T b) {
+MMK_HOST_DEVICE T most(T a, T b) {
   return a < b ? b : a;
 }
 MMK_HOST_DEVICE bool aligned(const void* p) {

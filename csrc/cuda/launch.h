@@ -17,10 +17,11 @@
 namespace mmk::cuda {
 
 // What a plan depends on. `shared`: bytes of shared memory that one block may have. `cluster`: the most blocks of a
-// cluster, a power of two; 1: there are no clusters (before compute capability 9.0).
+// cluster, a power of two; 1: there are no clusters (before compute capability 9.0). `cache`: bytes of the L2 cache.
 struct Device {
-  int64_t shared, processors, cluster;
+  int64_t shared, processors, cluster, cache;
 };
+constexpr int64_t least_cache = 12 << 20;  // the emulator's, so that tests see several panels of rows
 
 // Null, or that there are more of something than the kernels take; the text is the calling thread's until its next.
 inline const char* beyond(const char* what, int64_t size, int64_t most) {
@@ -43,11 +44,11 @@ inline const char* grid_error(int64_t x, int64_t y) {
 using Stream = void*;
 
 inline Device current_device() {
-  return {emulator::config.shared, emulator::config.processors, 1};
+  return {emulator::config.shared, emulator::config.processors, 1, least_cache};
 }
 template <class Arguments>
 inline Device current_device(void (*)(Arguments)) {
-  return {emulator::config.shared, emulator::config.processors, emulator::config.cluster};
+  return {emulator::config.shared, emulator::config.processors, emulator::config.cluster, least_cache};
 }
 
 template <class Arguments>
@@ -92,12 +93,15 @@ inline cudaError_t device_at(int index, Device& device) {
     int shared = 0;
     int processors = 0;
     int clusters = 0;
+    int cache = 0;
     cudaError_t error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
     if (error == cudaSuccess)
       error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index);
     if (error == cudaSuccess)
       error = cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, index);
-    fresh = {shared, processors, clusters};
+    if (error == cudaSuccess)
+      error = cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, index);
+    fresh = {shared, processors, clusters, cache};
     return error;
   });
 }
@@ -126,7 +130,7 @@ inline Device current_device() {
   int index = 0;
   Device device = {};
   if (cudaGetDevice(&index) != cudaSuccess || device_at(index, device) != cudaSuccess)
-    return {48 << 10, 1, 1};
+    return {48 << 10, 1, 1, least_cache};
   device.cluster = 1;
   return device;
 }

@@ -139,6 +139,12 @@ int64_t chunks_of(int64_t slabs) {
 
 }  // namespace
 
+int64_t panel_rows(int64_t rows, int64_t width) {
+  const int64_t cache = most(current_device().cache, least_cache);
+  const int64_t fit = cache / 3 / int64_t(sizeof(float)) / most(width, int64_t(1));
+  const int64_t panels = ceil_div(most(rows, int64_t(1)), most(fit / 16, int64_t(1)) * 16);
+  return round_up(ceil_div(most(rows, int64_t(1)), panels), 16);
+}
 const char* gather_rows(Dtype dtype, const SampledRows& samples, const Panel& panel, const SampleRows& image,
                         const Mask& mask, int64_t D, void* to, void* stream) {
   if (const char* error = beyond("positions", samples.N, most_positions))

@@ -31,6 +31,9 @@ inline Panel panel_of(const SampledRows& s, int64_t first, int64_t rows) {
   return s.offsets ? Panel{first, rows, 0, first} : Panel{first, rows, first / s.N, first % s.N};
 }
 
+// Rows of a panel where each has `width` floats in a product: these fill a third of the L2 cache, for backward has up
+// to three such matrices at once; smaller panels leave processors without work. All panels are about as large.
+int64_t panel_rows(int64_t rows, int64_t width);
 // A panel [rows, D] contiguous out of image; rows that are masked out are 0.
 const char* gather_rows(Dtype, const SampledRows&, const Panel&, const SampleRows& image, const Mask& mask, int64_t D,
                         void* to, void* stream);

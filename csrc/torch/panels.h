@@ -61,11 +61,10 @@ struct Panels {
       flat = torch::stable::reshape(image, {samples.rows, D});
   }
 
-  // f(panel, its rows [rows, D]); `width`: floats that a row has in the works.
+  // f(panel, its rows [rows, D]); `width`: floats that a row has in the widest product.
   template <class F>
   void each(int64_t width, F f) const {
-    const int64_t wanted = (4 << 20) / 4 / (width > 0 ? width : 1);
-    const int64_t size = wanted < 16 ? 16 : wanted / 16 * 16;
+    const int64_t size = cuda::panel_rows(samples.rows, width);
     for (int64_t first = 0; first < samples.rows; first += size) {
       const int64_t count = samples.rows - first < size ? samples.rows - first : size;
       Tensor all = flat ? *flat : image;
