@@ -17,8 +17,10 @@ const char* additive_attention_activate(const AdditiveAttention&, const Panel&, 
 // All scores -> weights and result. partial: what additive_attention_scratch tells, of floats.
 int64_t additive_attention_scratch(const AdditiveAttention&);
 const char* additive_attention_finish(const AdditiveAttention&, const float* scores, float* partial, void* stream);
-// grad_scores [K, rows].
-const char* additive_attention_scores(const AdditiveAttentionBackward&, float* grad_scores, void* stream);
+// grad_scores [K, rows]. partial: what additive_attention_scores_scratch tells, of floats.
+int64_t additive_attention_scores_scratch(const AdditiveAttention&);
+const char* additive_attention_scores(const AdditiveAttentionBackward&, float* grad_scores, float* partial,
+                                      void* stream);
 // A panel: u, t and h's gradient -> the gradients of u and t, and h, each in place.
 const char* additive_attention_differentiate(const AdditiveAttention&, const Panel&, float* u, float* t,
                                              float* grad_hidden, void* stream);

@@ -59,6 +59,18 @@ MMK_DEVICE void load_floats(float (&to)[V], const T* from) {
   }
 }
 
+// A block's part of a sample's rows, which `splits` blocks share.
+struct Share {
+  int64_t b, split, begin, first, last;  // the sample's first row; the block's rows
+  MMK_DEVICE Share(const SampledRows& s, int64_t splits, int64_t block)
+      : b(block / splits), split(block % splits), begin(begin_of(s, b)) {
+    const int64_t end = end_of(s, b);
+    const int64_t size = ceil_div(end - begin, splits);
+    first = least(begin + split * size, end);
+    last = least(first + size, end);
+  }
+};
+
 constexpr int row_threads = 256;  // eight warps
 MMK_DEVICE int64_t warp_row() {
   return int64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
@@ -99,22 +111,31 @@ MMK_DEVICE float over_groups(const Lanes& lanes, const float (&own)[V], float* s
   return total;
 }
 
-// sum += rows first, first + step, ... before end, which get(row, its number) reads; several are on their way at once.
-template <int V, class Get>
-MMK_DEVICE void add_rows(float (&sum)[V], int64_t first, int64_t end, int64_t step, Get get) {
+// sum += weight(r) times the row that get(row, r) reads, for r = first, first + step, ... before end; rows of weight 0
+// aren't read. Several are on their way at once.
+template <int V, class Weight, class Get>
+MMK_DEVICE void add_rows(float (&sum)[V], int64_t first, int64_t end, int64_t step, Weight weight, Get get) {
   constexpr int flight = 4;
   for (int64_t r = first; r < end; r += flight * step) {
+    float w[flight];
     float rows[flight][V] = {};
 #pragma unroll
     for (int i = 0; i < flight; ++i)
-      if (r + i * step < end)
+      w[i] = r + i * step < end ? weight(r + i * step) : 0.f;
+#pragma unroll
+    for (int i = 0; i < flight; ++i)
+      if (w[i] != 0)
         get(rows[i], r + i * step);
 #pragma unroll
     for (int i = 0; i < flight; ++i)
 #pragma unroll
       for (int j = 0; j < V; ++j)
-        sum[j] += rows[i][j];
+        sum[j] += w[i] * rows[i][j];
   }
+}
+template <int V, class Get>
+MMK_DEVICE void add_rows(float (&sum)[V], int64_t first, int64_t end, int64_t step, Get get) {
+  add_rows(sum, first, end, step, [](int64_t) { return 1.f; }, get);
 }
 
 // The kernel of a dtype; and its start.

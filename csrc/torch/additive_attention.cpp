@@ -235,7 +235,8 @@ void cuda_backward(const AdditiveAttentionBackward& g, const Operands& operands,
     const WeightSum of_image(operands.image, a.A, a.D, g.grad_w_image, stream),
         of_gate(operands.image, a.A, a.D, g.grad_w_gate, stream), of_v(operands.image, a.K, a.A, g.grad_v, stream);
     Tensor grad_scores = empty_tensor(operands.image, {a.K, samples.rows}, ScalarType::Float), v = in_float(operands.v);
-    check_launch(cuda::additive_attention_scores(g, floats(grad_scores), stream));
+    Tensor partial = empty_tensor(grad_scores, {cuda::additive_attention_scores_scratch(a)});
+    check_launch(cuda::additive_attention_scores(g, floats(grad_scores), floats(partial), stream));
     each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor& x, Tensor& u, Optional& t) {
       Tensor ds = transposed(torch::stable::narrow(grad_scores, 1, panel.first, panel.rows));  // [rows, K]
       Tensor up = product(ds, v);

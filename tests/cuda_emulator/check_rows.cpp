@@ -198,7 +198,8 @@ const char* additive() {
   const bool of_image = toss();
   if (of_image)
     g.grad_image = grad_image;
-  TRY(cuda::additive_attention_scores(g, grad_scores, nullptr));
+  Floats left(cuda::additive_attention_scores_scratch(a));
+  TRY(cuda::additive_attention_scores(g, grad_scores, left, nullptr));
   TRY(cuda::clear(grad_bias_hidden, B * A, nullptr));
   TRY(cuda::clear(grad_bias_gate, A, nullptr));
   std::vector<double> grad_layer(A * D), grad_gate(A * D), grad_v(K * A);
