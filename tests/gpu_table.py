@@ -323,7 +323,7 @@ tests hold the kernels to is 128 registers and nothing spilled.
 {resource_table(found)}
 
 {attention_resources(attention)}
-Of channel and additive attention, blocks of 256 threads (pooled sums and column sums: 128), a warp a row.
+Of channel and additive attention, blocks of 256 threads; a warp has a row, or all add up rows.
 
 {resource_table(rows)}
 """)

@@ -365,6 +365,7 @@ def _bags(bags, channels, hidden, maps, combine="pool", masked=False, dropout_p=
         ("channel_attention", _channels(3, 700, 520, cases.window)),
         ("additive_attention", _bags((0, 1500, 3, 900), 24, 260, 2, dropout_p=0.25)),
         ("additive_attention", _bags((1500, 0, 900), 24, 260, 1, "multiply", masked=True)),
+        ("additive_attention", _bags((700, 5), 24, 20, 6)),
     ],
     ids=str,
 )

@@ -150,11 +150,11 @@ MMK_DEVICE void write(const WriteTask& t) {
 }
 
 #define MMK_HIDDEN(name, Drop, suffix)                                         \
-  extern "C" __global__ void __launch_bounds__(256, 1)                         \
+  extern "C" __global__ void __launch_bounds__(256, Drop ? 3 : 4)              \
       additive_attention_activate_##name##suffix(const HiddenTask task) {      \
     forward_hidden<Activation::name, Drop>(task);                              \
   }                                                                            \
-  extern "C" __global__ void __launch_bounds__(256, 1)                         \
+  extern "C" __global__ void __launch_bounds__(256, 3)                         \
       additive_attention_differentiate_##name##suffix(const HiddenTask task) { \
     backward_hidden<Activation::name, Drop>(task);                             \
   }
@@ -205,6 +205,11 @@ MMK_KERNELS(f16, f16)
    : (activation) == Activation::relu ? kernel##_relu##suffix \
                                       : kernel##_gelu##suffix)
 
+bool is_wide(const HiddenTask& t) {
+  return t.a.A % 4 == 0 && aligned(t.u) && aligned(t.v) && aligned(t.hidden) && aligned(t.rounded) &&
+         aligned(t.a.bias_hidden) && aligned(t.a.bias_gate);
+}
+
 constexpr int64_t block_scratch = row_threads / 32 * int64_t(sizeof(float));
 
 // Blocks that share a sample's rows: three a processor, as many as it has room for; none with few rows. `own`: blocks
@@ -233,15 +238,17 @@ FinishTask pooling(const AdditiveAttention& a, float* partial) {
 
 }  // namespace
 
-const char* additive_attention_activate(const AdditiveAttention& a, const Panel& panel, float* u, const float* t,
-                                        void* stream) {
-  return run(a.dtype, MMK_ACTIVATION(a, additive_attention_activate), panel,
-             HiddenTask{a, sampled_rows(a), panel, u, const_cast<float*>(t), nullptr}, stream);
+const char* additive_attention_activate(const AdditiveAttention& a, const Panel& panel, float* u, const float* v,
+                                        float* scores, void* stream) {
+  HiddenTask task{a, sampled_rows(a), panel, hidden_width(a), v, u, scores};
+  task.wide = is_wide(task);
+  return run(a.dtype, MMK_ACTIVATION(a, additive_attention_activate), panel, task, stream);
 }
-const char* additive_attention_differentiate(const AdditiveAttention& a, const Panel& panel, float* u, float* t,
-                                             float* grad_hidden, void* stream) {
-  return run(a.dtype, MMK_ACTIVATION(a, additive_attention_differentiate), panel,
-             HiddenTask{a, sampled_rows(a), panel, u, t, grad_hidden}, stream);
+const char* additive_attention_differentiate(const AdditiveAttention& a, const Panel& panel, float* u, const float* v,
+                                             const float* grad_scores, float* hidden, void* rounded, void* stream) {
+  HiddenTask task{a, sampled_rows(a), panel, hidden_width(a), v, u, nullptr, grad_scores, hidden, rounded};
+  task.wide = is_wide(task);
+  return run(a.dtype, MMK_ACTIVATION(a, additive_attention_differentiate), panel, task, stream);
 }
 
 int64_t additive_attention_scratch(const AdditiveAttention& a) {

@@ -1,5 +1,5 @@
 // The only place with inline PTX and dynamic shared memory: what CUDA kernels are made of, real under nvcc, emulated
-// under g++ with -DMMK_EMULATED (tests/cuda_emulator). Kernels reach global memory through load, store,
+// under g++ with -DMMK_EMULATED (tests/cuda_emulator). Kernels reach global memory through load, store, store_kept,
 // add_atomically and copy_async alone, so that the emulator can count bytes.
 #pragma once
 #include <cstdint>
@@ -35,6 +35,10 @@ inline T load(const T* from) {
 }
 template <class T>
 inline void store(T* to, T value) {
+  emulator::counted_store(to, value);
+}
+template <class T>
+inline void store_kept(T* to, T value) {
   emulator::counted_store(to, value);
 }
 inline void add_atomically(float* to, float value) {
@@ -123,6 +127,13 @@ MMK_DEVICE void store(T* to, T value) {
     __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&value));
   else
     *to = value;
+}
+
+// 128 bits that other kernels read soon.
+template <class T>
+MMK_DEVICE void store_kept(T* to, T value) {
+  static_assert(sizeof(T) == 16);
+  *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&value);
 }
 
 // In whatever order threads come to it: other bits every time.

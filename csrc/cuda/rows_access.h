@@ -59,6 +59,27 @@ MMK_DEVICE void load_floats(float (&to)[V], const T* from) {
   }
 }
 
+// Stores of what other kernels read soon; V > 1: aligned to 16 bytes, rounded ones to 8.
+template <int V>
+MMK_DEVICE void store_floats(float* to, const float (&values)[V]) {
+  if constexpr (V == 1) {
+    store(to, values[0]);
+  } else {
+    static_assert(V == 4);
+    store_kept(reinterpret_cast<Pack<float>*>(to), Pack<float>{values[0], values[1], values[2], values[3]});
+  }
+}
+struct alignas(8) Pairs {
+  uint32_t at[2];
+};
+template <int V, class T>
+MMK_DEVICE void store_rounded(T* to, const float (&values)[V]) {
+  if constexpr (V == 1)
+    store(to, from_float<T>(values[0]));
+  else
+    store(reinterpret_cast<Pairs*>(to), Pairs{pair_of<T>(values[0], values[1]), pair_of<T>(values[2], values[3])});
+}
+
 // A block's part of a sample's rows, which `splits` blocks share.
 struct Share {
   int64_t b, split, begin, first, last;  // the sample's first row; the block's rows

@@ -190,35 +190,40 @@ constexpr auto cpu_back = &backward<cpu_backward>;
 #endif
 
 #if defined(MMK_CUDA) || defined(MMK_EMULATED)
-// f(panel, rows, u, t) of every panel; t is absent without a gate.
-template <class F>
-void each_panel(const AdditiveAttention& a, const Operands& operands, void* stream, F f) {
-  const Tensor columns = transposed(operands.w_image);
-  const Optional gates = operands.w_gate ? Optional(transposed(*operands.w_gate)) : std::nullopt;
-  Panels(operands.image, a.dtype, cuda::sampled_rows(a), a.mask, stream)
-      .each(gates ? 2 * a.A : a.A, [&](const cuda::Panel& panel, const Tensor& x) {
-        Tensor u = product(x, columns);
-        Optional t;
-        if (gates)
-          t = product(x, *gates);
-        f(panel, x, u, t);
-      });
+// [w_image; w_gate]: a panel has one product with both.
+Tensor stacked(const AdditiveAttention& a, const Operands& operands) {
+  if (!operands.w_gate)
+    return operands.w_image;
+  Tensor both = empty_tensor(operands.w_image, {2 * a.A, a.D});
+  Tensor first = torch::stable::narrow(both, 0, 0, a.A), second = torch::stable::narrow(both, 0, a.A, a.A);
+  torch::stable::copy_(first, operands.w_image);
+  torch::stable::copy_(second, *operands.w_gate);
+  return both;
 }
 
-Tensor in_float(const Tensor& t) {
-  return torch::stable::to(t, ScalarType::Float);
+// f(panel, rows, u) of every panel.
+template <class F>
+void each_panel(const AdditiveAttention& a, const Operands& operands, const Tensor& weights, void* stream, F f) {
+  const Tensor columns = transposed(weights);
+  Panels(operands.image, a.dtype, cuda::sampled_rows(a), a.mask, stream)
+      .each(weights.size(0), [&](const cuda::Panel& panel, const Tensor& x) { f(panel, x, product(x, columns)); });
+}
+
+// [K, A]
+Tensor in_float(const Tensor& v) {
+  return dense(torch::stable::to(v, ScalarType::Float));
 }
 
 void cuda_forward(const AdditiveAttention& a, const Operands& operands) {
   nothing_kept(a.kept_rows);
   on_stream(operands.image, [&](void* stream) {
     const int64_t rows = cuda::sampled_rows(a).rows;
-    Tensor scores = empty_tensor(operands.image, {rows, a.K}, ScalarType::Float), v = transposed(in_float(operands.v));
-    each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor&, Tensor& u, Optional& t) {
-      check_launch(cuda::additive_attention_activate(a, panel, floats(u), t ? floats(*t) : nullptr, stream));
-      Tensor own = torch::stable::narrow(scores, 0, panel.first, panel.rows);
-      torch::stable::copy_(own, product(u, v));
-    });
+    Tensor scores = empty_tensor(operands.image, {rows, a.K}, ScalarType::Float), v = in_float(operands.v);
+    each_panel(a, operands, stacked(a, operands), stream,
+               [&](const cuda::Panel& panel, const Tensor&, const Tensor& u) {
+                 check_launch(cuda::additive_attention_activate(a, panel, floats(u), floats(v),
+                                                                floats(scores) + panel.first * a.K, stream));
+               });
     Tensor partial = empty_tensor(scores, {cuda::additive_attention_scratch(a)});
     check_launch(cuda::additive_attention_finish(a, floats(scores), floats(partial), stream));
   });
@@ -229,39 +234,39 @@ void cuda_backward(const AdditiveAttentionBackward& g, const Operands& operands,
   nothing_kept(a.kept_rows);
   on_stream(operands.image, [&](void* stream) {
     const cuda::SampledRows samples = cuda::sampled_rows(a), all{1, samples.rows, samples.rows, nullptr};
-    const ScalarType type = operands.image.scalar_type();
-    const ColumnSum of_bias_hidden(operands.image, samples, a.A, g.grad_bias_hidden, stream),
-        of_bias_gate(operands.image, all, a.A, g.grad_bias_gate, stream);
-    const WeightSum of_image(operands.image, a.A, a.D, g.grad_w_image, stream),
-        of_gate(operands.image, a.A, a.D, g.grad_w_gate, stream), of_v(operands.image, a.K, a.A, g.grad_v, stream);
-    Tensor grad_scores = empty_tensor(operands.image, {a.K, samples.rows}, ScalarType::Float), v = in_float(operands.v);
+    const Tensor& image = operands.image;
+    const Tensor weights = stacked(a, operands);
+    const int64_t width = weights.size(0);
+    const ColumnSum of_bias_hidden(image, samples, a.A, g.grad_bias_hidden, stream),
+        of_bias_gate(image, all, a.A, g.grad_bias_gate, stream);
+    const WeightSum of_weights(image, width, a.D, g.grad_w_image || g.grad_w_gate, stream),
+        of_v(image, a.K, a.A, g.grad_v, stream);
+    Tensor grad_scores = empty_tensor(image, {a.K, samples.rows}, ScalarType::Float), v = in_float(operands.v);
     Tensor partial = empty_tensor(grad_scores, {cuda::additive_attention_scores_scratch(a)});
     check_launch(cuda::additive_attention_scores(g, floats(grad_scores), floats(partial), stream));
-    each_panel(a, operands, stream, [&](const cuda::Panel& panel, const Tensor& x, Tensor& u, Optional& t) {
-      Tensor ds = transposed(torch::stable::narrow(grad_scores, 1, panel.first, panel.rows));  // [rows, K]
-      Tensor up = product(ds, v);
-      check_launch(
-          cuda::additive_attention_differentiate(a, panel, floats(u), t ? floats(*t) : nullptr, floats(up), stream));
-      of_v.add(ds, up);  // up holds the hidden vectors now
-      // Before they are rounded for the products: these sums cancel.
-      of_bias_hidden.add(panel, u);
-      if (t)
-        of_bias_gate.add(panel, *t);
-      Tensor du = torch::stable::to(u, type);
-      of_image.add(du, x);
-      Optional dt;
-      if (t)
-        dt = torch::stable::to(*t, type), of_gate.add(*dt, x);
-      if (!g.grad_image.data)
-        return;
-      Tensor through = product(du, operands.w_image);
-      if (dt) {
-        Tensor more = product(*dt, *operands.w_gate);
-        check_launch(cuda::accumulate(floats(through), floats(more), through.numel(), stream));
-      }
-      check_launch(cuda::additive_attention_write(g, panel, floats(through), stream));
+    each_panel(a, operands, weights, stream, [&](const cuda::Panel& panel, const Tensor& x, const Tensor& u) {
+      const bool is_float = a.dtype == Dtype::float32;
+      Tensor hidden = empty_tensor(u, {g.grad_v ? panel.rows : 0, a.A});
+      Tensor rounded = is_float ? u : empty_tensor(x, {panel.rows, width});
+      check_launch(cuda::additive_attention_differentiate(a, panel, floats(u), floats(v), floats(grad_scores),
+                                                          g.grad_v ? floats(hidden) : nullptr,
+                                                          is_float ? nullptr : rounded.mutable_data_ptr(), stream));
+      if (g.grad_v)
+        of_v.add(transposed(torch::stable::narrow(grad_scores, 1, panel.first, panel.rows)), hidden);
+      // Not of what is rounded for the products: these sums cancel.
+      Tensor grad = u;
+      of_bias_hidden.add(panel, torch::stable::narrow(grad, 1, 0, a.A));
+      if (g.grad_bias_gate)
+        of_bias_gate.add(panel, torch::stable::narrow(grad, 1, a.A, a.A));
+      of_weights.add(rounded, x);
+      if (g.grad_image.data)
+        check_launch(cuda::additive_attention_write(g, panel, floats(product(rounded, weights)), stream));
     });
-    of_image.write(grads.w_image), of_gate.write(grads.w_gate), of_v.write(grads.v);
+    of_v.write(grads.v);
+    if (g.grad_w_image)
+      of_weights.write(grads.w_image, 0);
+    if (g.grad_w_gate)
+      of_weights.write(grads.w_gate, a.A);
   });
 }
 

@@ -119,9 +119,11 @@ struct WeightSum {
     Tensor partial = product(transposed(grad_output), x);
     check_launch(cuda::accumulate(floats(sum), floats(partial), sum.numel(), stream));
   }
-  void write(Tensor& to) const {
+  // A weight's rows from `first` on.
+  void write(Tensor& to, int64_t first = 0) const {
+    Tensor all = sum;
     if (wanted)
-      torch::stable::copy_(to, sum);
+      torch::stable::copy_(to, torch::stable::narrow(all, 0, first, to.size(0)));
   }
 };
 

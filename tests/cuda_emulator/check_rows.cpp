@@ -55,7 +55,7 @@ const char* channel() {
     multiply(scores, x, layer, panel.rows, D, D, true);
     TRY(cuda::channel_attention_differentiate(g, panel, scores, of_image ? static_cast<float*>(direct) : nullptr,
                                               nullptr));
-    TRY(sum_columns(samples, panel, scores, D, grad_bias_hidden));
+    TRY(sum_columns(samples, panel, scores, D, D, grad_bias_hidden));
     for (int64_t i = 0; i < all; ++i)
       ds[panel.first * D + i] = scores[i];
     if (!of_image)
@@ -119,8 +119,8 @@ const char* additive() {
   const bool gated = toss();
   const bool masked = toss();
   const int64_t D = pick(1, 50);
-  const int64_t A = pick(1, 70);
-  const int64_t K = pool ? pick(1, 4) : 1;
+  const int64_t A = toss() ? pick(1, 70) : 4 * pick(1, 40);
+  const int64_t K = pool ? pick(1, 6) : 1;
   const int64_t B = pick(wrong ? 0 : 1, 4);
   const int64_t N = toss() ? pick(0, 40) : pick(0, 300);
   std::vector<int64_t> offsets{0};
@@ -171,17 +171,21 @@ const char* additive() {
   if (toss())
     a.scores = given;
   const cuda::SampledRows samples = cuda::sampled_rows(a), all{1, samples.rows, samples.rows, nullptr};
-  auto hidden = [&](const cuda::Panel& panel, const float* x, float* u, float* t) {
-    multiply(u, x, layer, panel.rows, D, A, true);
-    if (gated)
-      multiply(t, x, gate, panel.rows, D, A, true);
-    return gated ? t : nullptr;
+  if (gated)
+    a.w_gate.data = gate;
+  const int64_t width = cuda::hidden_width(a);
+  auto products = [&](const cuda::Panel& panel, const float* x, float* u) {
+    Floats one(panel.rows * A);
+    for (int64_t part = 0; part * A < width; ++part) {
+      multiply(one, x, part ? gate : layer, panel.rows, D, A, true);
+      for (int64_t i = 0; i < panel.rows * A; ++i)
+        u[i / A * width + part * A + i % A] = one[i];
+    }
   };
-  TRY(walk(samples, image, a.mask, [&](const cuda::Panel& panel, const float* x) -> const char* {
-    Floats u(panel.rows * A), t(gated ? panel.rows * A : 0);
-    TRY(cuda::additive_attention_activate(a, panel, u, hidden(panel, x, u, t), nullptr));
-    multiply(scores + panel.first * K, u, v, panel.rows, A, K, true);
-    return nullptr;
+  TRY(walk(samples, image, a.mask, [&](const cuda::Panel& panel, const float* x) {
+    Floats u(panel.rows * width);
+    products(panel, x, u);
+    return cuda::additive_attention_activate(a, panel, u, v, scores + panel.first * K, nullptr);
   }));
   Floats partial(cuda::additive_attention_scratch(a));
   TRY(cuda::additive_attention_finish(a, scores, partial, nullptr));
@@ -205,32 +209,36 @@ const char* additive() {
   std::vector<double> grad_layer(A * D), grad_gate(A * D), grad_v(K * A);
   TRY(walk(samples, image, a.mask, [&](const cuda::Panel& panel, const float* x) -> const char* {
     const int64_t count = panel.rows;
-    Floats u(count * A), t(gated ? count * A : 0), h(count * A), ds(count * K), through(count * D), more(count * D);
-    float* gates = hidden(panel, x, u, t);
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t k = 0; k < K; ++k)
-        ds[r * K + k] = grad_scores[k * samples.rows + panel.first + r];
-    multiply(h, ds, v, count, K, A, false);
-    TRY(cuda::additive_attention_differentiate(a, panel, u, gates, h, nullptr));
-    TRY(sum_columns(samples, panel, u, A, grad_bias_hidden));
+    Floats u(count * width), h(count * A), through(count * D);
+    std::unique_ptr<emulator::bf16[]> rounded(dtype == Dtype::float32 ? nullptr : new emulator::bf16[count * width]);
+    products(panel, x, u);
+    TRY(cuda::additive_attention_differentiate(a, panel, u, v, grad_scores, h, rounded.get(), nullptr));
+    for (int64_t i = 0; rounded && i < count * width; ++i)
+      if (rounded[i].bits != emulator::bf16(u[i]).bits)
+        return "a gradient isn't rounded to the nearest";
+    TRY(sum_columns(samples, panel, u, width, A, grad_bias_hidden));
     if (gated)
-      TRY(sum_columns(all, panel, t, A, grad_bias_gate));
+      TRY(sum_columns(all, panel, u + A, width, A, grad_bias_gate));
     for (int64_t r = 0; r < count; ++r)
       for (int64_t j = 0; j < A; ++j) {
         for (int64_t k = 0; k < K; ++k)
-          grad_v[k * A + j] += double(ds[r * K + k]) * h[r * A + j];
+          grad_v[k * A + j] += double(grad_scores[k * samples.rows + panel.first + r]) * h[r * A + j];
         for (int64_t c = 0; c < D; ++c) {
-          grad_layer[j * D + c] += double(u[r * A + j]) * x[r * D + c];
+          grad_layer[j * D + c] += double(u[r * width + j]) * x[r * D + c];
           if (gated)
-            grad_gate[j * D + c] += double(t[r * A + j]) * x[r * D + c];
+            grad_gate[j * D + c] += double(u[r * width + A + j]) * x[r * D + c];
         }
       }
     if (!of_image)
       return nullptr;
-    multiply(through, u, layer, count, A, D, false);
-    if (gated) {
-      multiply(more, t, gate, count, A, D, false);
-      TRY(cuda::accumulate(through, more, count * D, nullptr));
+    for (int64_t i = 0; i < count * D; ++i) {
+      double sum = 0;
+      for (int64_t j = 0; j < A; ++j) {
+        sum += double(u[i / D * width + j]) * layer[j * D + i % D];
+        if (gated)
+          sum += double(u[i / D * width + A + j]) * gate[j * D + i % D];
+      }
+      through[i] = float(sum);
     }
     return cuda::additive_attention_write(g, panel, through, nullptr);
   }));

@@ -117,10 +117,10 @@ const char* walk(const cuda::SampledRows& samples, const Rows& image, const Mask
   return nullptr;
 }
 
-const char* sum_columns(const cuda::SampledRows& samples, const cuda::Panel& panel, const float* rows, int64_t C,
-                        float* to) {
+const char* sum_columns(const cuda::SampledRows& samples, const cuda::Panel& panel, const float* rows, int64_t step,
+                        int64_t C, float* to) {
   Floats partial(cuda::columns_scratch(C));
-  return cuda::sum_columns(samples, panel.first, panel.rows, rows, C, C, to, partial, nullptr);
+  return cuda::sum_columns(samples, panel.first, panel.rows, rows, step, C, to, partial, nullptr);
 }
 
 #define TRY(call)                \

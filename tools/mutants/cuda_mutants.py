@@ -137,6 +137,20 @@ MUTANTS = (
     ),
     Mutant(
         "additive_attention",
+        "a softmax without its last block's scores",
+        "if (threadIdx.x < t.splits) { const float* from = left_at(t.partial, t.splits, t.a.K",
+        "if (threadIdx.x + 1 < t.splits) { const float* from = left_at(t.partial, t.splits, t.a.K",
+        ROWS,
+    ),
+    Mutant(
+        "additive_attention",
+        "the last map forgotten where there are many",
+        "for (int64_t k = at_once; k < a.K; ++k)",
+        "for (int64_t k = at_once; k + 1 < a.K; ++k)",
+        ROWS,
+    ),
+    Mutant(
+        "additive_attention",
         "sums of columns without a sample's last chunk",
         "add_rows(own, blockIdx.x + lanes.group, last + 1,",
         "add_rows(own, blockIdx.x + lanes.group, last,",
@@ -145,8 +159,8 @@ MUTANTS = (
     Mutant(
         "additive_attention",
         "a sample's last part not merged",
-        "for (int64_t $split = 0; $split < t.splits; ++$split) total += load(t.partial",
-        "for (int64_t $split = 0; $split + 1 < t.splits; ++$split) total += load(t.partial",
+        "c < a.D ? t.splits : 0,",
+        "c < a.D ? t.splits - 1 : 0,",
     ),
     Mutant(
         "additive_attention",
@@ -170,8 +184,8 @@ MUTANTS = (
     Mutant(
         "additive_attention",
         "sums as wide as the image's numbers",
-        "total += sum; } store(t.partial",
-        "total = to_float(from_float<T>(total + sum)); } store(t.partial",
+        "total[i] += sum[i];",
+        "total[i] = to_float(from_float<T>(total[i] + sum[i]));",
         "test_cuts.py -k 'long_sums and additive and cuda-emulated'",
     ),
     Mutant(
@@ -247,12 +261,12 @@ MUTANTS = (
         DROPOUT,
     ),
     Mutant("additive_attention", "a gate's words don't move up", "word_of_gate[w - 1] = word_of_gate[w];", "", DROPOUT),
-    Mutant("additive_attention", "slope of what was dropped", "h.slope *= factor;", "", DROPOUT),
+    Mutant("additive_attention", "slope of what was dropped", "h[0].slope *= factor;", "", DROPOUT),
     Mutant(
         "additive_attention",
         "masked scores get their gradient",
-        "given && row_valid(rows, a.mask, r) ? own",
-        "given ? own",
+        "given && kept(r) ? centered",
+        "given ? centered",
         SCORES,
     ),
     Mutant(
