@@ -253,7 +253,7 @@ def row_section():
     return f"""## Channel and additive attention
 
 Products are the library's, panel by panel (scores or hidden vectors of a third of the L2 cache, at least 4 MB); counted is what our kernels move beside
-them, in MB. A panel is read and written there: twice forward by channel attention (its softmax), three times backward.
+them, in MB. A panel is read and written there; up to 1,024 channels are held in registers from then on.
 
 | operation | B, N, D, A | dtype | pass | image | all panels | loaded | stored | launches |
 |---|---|---|---|---|---|---|---|---|

@@ -53,12 +53,14 @@ def test_attention_resources(architecture, operation, kernels):
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
-@pytest.mark.parametrize("file, kernels", [("channel_attention", 9), ("additive_attention", 31), ("rows", 7)])
-def test_row_resources(architecture, file, kernels):
-    """No spills, no stack, registers for three blocks of 256 threads a processor."""
+@pytest.mark.parametrize(
+    "file, kernels, most", [("channel_attention", 9, 128), ("additive_attention", 31, 80), ("rows", 7, 80)]
+)
+def test_row_resources(architecture, file, kernels, most):
+    """No spills, no stack, registers for three blocks of 256 threads a processor; two where a warp holds a row."""
     found = gpu_table.resources(architecture, file)
     assert len(found) == kernels
-    wrong = {name: vars(r) for name, r in found.items() if r.registers > 80 or r.spilled or r.static or r.stack}
+    wrong = {name: vars(r) for name, r in found.items() if r.registers > most or r.spilled or r.static or r.stack}
     assert not wrong
 
 

@@ -20,6 +20,7 @@ struct WriteTask {
   SampledRows rows;
   Panel panel;
   const float* through;
+  bool wide;
 };
 
 // partial [B, splits, K, D]; a block has lanes * V channels of a share of a sample's rows.
@@ -98,7 +99,7 @@ MMK_DEVICE const T* grad_output(const AdditiveAttentionBackward& g, const Sample
          (g.forward.pool ? b * g.grad_result.b + k * g.grad_result.n : row_at(rows, g.grad_result, row));
 }
 
-template <class T>
+template <int V, class T>
 MMK_DEVICE void arrive(const BackTask& t) {
   const AdditiveAttention& a = t.g.forward;
   const SampledRows& rows = t.rows;
@@ -113,8 +114,16 @@ MMK_DEVICE void arrive(const BackTask& t) {
     if (t.g.grad_result.data) {
       const T* image = static_cast<const T*>(a.image.data) + row_at(rows, a.image, row);
       const T* grad = grad_output<T>(t.g, rows, b, k, row);
-      for (int64_t c = threadIdx.x % 32; c < a.D; c += 32)
-        sum += to_float(load(image + c * a.image.c)) * to_float(load(grad + c * t.g.grad_result.c));
+#pragma unroll 4
+      for (int64_t c = threadIdx.x % 32 * V; c < a.D; c += 32 * V) {
+        float x[V];
+        float up[V];
+        load_floats(x, image + c * a.image.c);
+        load_floats(up, grad + c * t.g.grad_result.c);
+#pragma unroll
+        for (int i = 0; i < V; ++i)
+          sum += x[i] * up[i];
+      }
       sum = over_lanes(sum, 32, Sum());
     }
     if (t.g.grad_weights)
@@ -123,8 +132,12 @@ MMK_DEVICE void arrive(const BackTask& t) {
   if (threadIdx.x % 32 == 0)
     store(t.grad_scores + k * rows.rows + row, sum);
 }
-
 template <class T>
+MMK_DEVICE void arrive(const BackTask& t) {
+  t.wide ? arrive<4, T>(t) : arrive<1, T>(t);
+}
+
+template <int V, class T>
 MMK_DEVICE void write(const WriteTask& t) {
   const AdditiveAttention& a = t.g.forward;
   const SampledRows& rows = t.rows;
@@ -138,15 +151,26 @@ MMK_DEVICE void write(const WriteTask& t) {
   T* to = static_cast<T*>(t.g.grad_image.data) + row_at(rows, t.g.grad_image, row);
   const T* grad = grad_output<T>(t.g, rows, b, 0, row);
   const int64_t maps = valid && t.g.grad_result.data ? a.K : 0;
-  for (int64_t c = threadIdx.x % 32; c < a.D; c += 32) {
-    float total = valid ? load(t.through + r * a.D + c) : 0.f;
+  for (int64_t c = threadIdx.x % 32 * V; c < a.D; c += 32 * V) {
+    float total[V] = {};
+    if (valid)
+      load_floats(total, t.through + r * a.D + c);
     for (int64_t k = 0; k < maps; ++k) {
       const float w = load(weights + k * a.N);
-      if (w != 0)
-        total += w * to_float(load(grad + k * t.g.grad_result.n + c * t.g.grad_result.c));
+      if (w == 0)
+        continue;
+      float up[V];
+      load_floats(up, grad + k * t.g.grad_result.n + c * t.g.grad_result.c);
+#pragma unroll
+      for (int i = 0; i < V; ++i)
+        total[i] += w * up[i];
     }
-    store(to + c * t.g.grad_image.c, from_float<T>(total));
+    store_result(to + c * t.g.grad_image.c, total);
   }
+}
+template <class T>
+MMK_DEVICE void write(const WriteTask& t) {
+  t.wide ? write<4, T>(t) : write<1, T>(t);
 }
 
 #define MMK_HIDDEN(name, Drop, suffix)                                         \
@@ -184,13 +208,13 @@ extern "C" __global__ void __launch_bounds__(256, 3) additive_attention_center(c
   extern "C" __global__ void __launch_bounds__(256, 4) additive_attention_merge_##suffix(const FinishTask task) {  \
     merge<T>(task);                                                                                                \
   }                                                                                                                \
-  extern "C" __global__ void __launch_bounds__(256, 1) additive_attention_spread_##suffix(const FinishTask task) { \
+  extern "C" __global__ void __launch_bounds__(256, 4) additive_attention_spread_##suffix(const FinishTask task) { \
     spread<T>(task);                                                                                               \
   }                                                                                                                \
-  extern "C" __global__ void __launch_bounds__(256, 1) additive_attention_arrive_##suffix(const BackTask task) {   \
+  extern "C" __global__ void __launch_bounds__(256, 4) additive_attention_arrive_##suffix(const BackTask task) {   \
     arrive<T>(task);                                                                                               \
   }                                                                                                                \
-  extern "C" __global__ void __launch_bounds__(256, 1) additive_attention_write_##suffix(const WriteTask task) {   \
+  extern "C" __global__ void __launch_bounds__(256, 4) additive_attention_write_##suffix(const WriteTask task) {   \
     write<T>(task);                                                                                                \
   }
 MMK_KERNELS(float, f32)
@@ -285,6 +309,7 @@ const char* additive_attention_scores(const AdditiveAttentionBackward& g, float*
                                       void* stream) {
   const AdditiveAttention& a = g.forward;
   BackTask task{g, sampled_rows(a), grad_scores, partial, splits_of_softmax(a)};
+  task.wide = a.D % 4 == 0 && wide_rows(a.image) && wide_rows(g.grad_result);
   if (const char* error = run(a.dtype, MMK_PICK(a.dtype, additive_attention_arrive), row_blocks(task.rows.rows), a.K,
                               row_threads, 0, task, stream))
     return error;
@@ -299,8 +324,9 @@ const char* additive_attention_scores(const AdditiveAttentionBackward& g, float*
 const char* additive_attention_write(const AdditiveAttentionBackward& g, const Panel& panel, const float* through,
                                      void* stream) {
   const AdditiveAttention& a = g.forward;
-  return run(a.dtype, MMK_PICK(a.dtype, additive_attention_write), panel, WriteTask{g, sampled_rows(a), panel, through},
-             stream);
+  const bool wide = a.D % 4 == 0 && aligned(through) && wide_rows(g.grad_image) && wide_rows(g.grad_result);
+  return run(a.dtype, MMK_PICK(a.dtype, additive_attention_write), panel,
+             WriteTask{g, sampled_rows(a), panel, through, wide}, stream);
 }
 
 }  // namespace mmk::cuda

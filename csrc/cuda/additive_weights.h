@@ -22,6 +22,7 @@ struct BackTask {
   float *grad_scores, *partial;
   int64_t splits;
   int pass = 0;
+  bool wide = false;  // rows of image and gradient are read four elements at a time
 };
 
 constexpr int64_t left = 3;           // floats that a block leaves

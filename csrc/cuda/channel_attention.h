@@ -8,9 +8,10 @@ namespace mmk::cuda {
 
 // scores [rows, D], float, without the bias -> result and weights.
 const char* channel_attention_weigh(const ChannelAttention&, const Panel&, const float* scores, void* stream);
-// scores -> their gradient, in place. direct [rows, D]: grad_result * weights, or null.
+// scores -> their gradient, in place, and in 16 bits in `rounded` (null for float). direct [rows, D]: grad_result *
+// weights, or null.
 const char* channel_attention_differentiate(const ChannelAttentionBackward&, const Panel&, float* scores, float* direct,
-                                            void* stream);
+                                            void* rounded, void* stream);
 // grad_image = direct + through, of a panel; both [rows, D].
 const char* channel_attention_write(const ChannelAttentionBackward&, const Panel&, const float* direct,
                                     const float* through, void* stream);

@@ -42,11 +42,17 @@ struct Place {
   }
 };
 
-// V neighbouring elements as floats; V > 1: aligned to 16 bytes.
+// V neighbouring elements as floats; V > 1: aligned to as many bytes as they are, at most 16.
 template <int V, class T>
 MMK_DEVICE void load_floats(float (&to)[V], const T* from) {
   if constexpr (V == 1) {
     to[0] = to_float(load(from));
+  } else if constexpr (V * sizeof(T) == sizeof(uint64_t)) {
+    const uint64_t all = load(reinterpret_cast<const uint64_t*>(from));
+    const T* at = reinterpret_cast<const T*>(&all);
+#pragma unroll
+    for (int i = 0; i < V; ++i)
+      to[i] = to_float(at[i]);
   } else {
     constexpr int P = Pack<T>::size;
 #pragma unroll
@@ -69,15 +75,26 @@ MMK_DEVICE void store_floats(float* to, const float (&values)[V]) {
     store_kept(reinterpret_cast<Pack<float>*>(to), Pack<float>{values[0], values[1], values[2], values[3]});
   }
 }
-struct alignas(8) Pairs {
-  uint32_t at[2];
-};
 template <int V, class T>
 MMK_DEVICE void store_rounded(T* to, const float (&values)[V]) {
   if constexpr (V == 1)
     store(to, from_float<T>(values[0]));
   else
-    store(reinterpret_cast<Pairs*>(to), Pairs{pair_of<T>(values[0], values[1]), pair_of<T>(values[2], values[3])});
+    store(reinterpret_cast<uint64_t*>(to), pair_of<T>(values[0], values[1]) | uint64_t(pair_of<T>(values[2], values[3]))
+                                                                                  << 32);
+}
+
+// Of a result, in its dtype.
+template <int V, class T>
+MMK_DEVICE void store_result(T* to, const float (&values)[V]) {
+  if constexpr (V == 4 && sizeof(T) == 4)
+    store(reinterpret_cast<Pack<float>*>(to), Pack<float>{values[0], values[1], values[2], values[3]});
+  else
+    store_rounded(to, values);
+}
+// Whether rows can be read four elements at a time (or there are none).
+inline bool wide_rows(const SampleRows& t) {
+  return !t.data || (t.c == 1 && aligned(t.data) && t.b % 4 == 0 && t.n % 4 == 0);
 }
 
 // A block's part of a sample's rows, which `splits` blocks share.

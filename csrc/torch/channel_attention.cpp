@@ -147,14 +147,16 @@ void cuda_backward(const ChannelAttentionBackward& g, const Tensor& image, const
     Panels(image, a.dtype, samples(a), {}, stream).each(a.D, [&](const cuda::Panel& panel, const Tensor& x) {
       Tensor scores = product(x, columns);
       Tensor direct = empty_tensor(scores, g.grad_image.data ? scores.sizes() : Shape{0});
+      const bool is_float = a.dtype == Dtype::float32;
+      Tensor rounded = is_float ? scores : empty_tensor(x, scores.sizes());
       check_launch(cuda::channel_attention_differentiate(g, panel, floats(scores),
-                                                         g.grad_image.data ? floats(direct) : nullptr, stream));
-      of_bias_hidden.add(panel, scores);  // before they are rounded for the products: this sum cancels
-      Tensor grad_scores = torch::stable::to(scores, image.scalar_type());
-      sum.add(grad_scores, x);
+                                                         g.grad_image.data ? floats(direct) : nullptr,
+                                                         is_float ? nullptr : rounded.mutable_data_ptr(), stream));
+      of_bias_hidden.add(panel, scores);  // not of what is rounded for the products: this sum cancels
+      sum.add(rounded, x);
       if (!g.grad_image.data)
         return;
-      Tensor through = product(grad_scores, layer);
+      Tensor through = product(rounded, layer);
       check_launch(cuda::channel_attention_write(g, panel, floats(direct), floats(through), stream));
     });
     if (g.grad_weight) {

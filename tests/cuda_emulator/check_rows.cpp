@@ -14,7 +14,7 @@ namespace {
 const char* channel() {
   const int64_t B = pick(1, 4);
   const int64_t N = pick(1, 50);
-  const int64_t D = pick(1, 80);
+  const int64_t D = toss() ? pick(1, 80) : 4 * pick(1, 50);
   Rows image(B, N, D, true), result(B, N, D, false), weights(B, N, D, false), up(B, N, D, true),
       grad_weights(B, N, D, true), grad_image(B, N, D, false);
   Floats bias_hidden(B * D, true), layer(D * D, true), grad_bias_hidden(B * D);
@@ -53,8 +53,12 @@ const char* channel() {
     const int64_t all = panel.rows * D;
     Floats scores(all), direct(of_image ? all : 0), through(all);
     multiply(scores, x, layer, panel.rows, D, D, true);
+    std::unique_ptr<emulator::bf16[]> rounded(dtype == Dtype::float32 ? nullptr : new emulator::bf16[all]);
     TRY(cuda::channel_attention_differentiate(g, panel, scores, of_image ? static_cast<float*>(direct) : nullptr,
-                                              nullptr));
+                                              rounded.get(), nullptr));
+    for (int64_t i = 0; rounded && i < all; ++i)
+      if (rounded[i].bits != emulator::bf16(scores[i]).bits)
+        return "a score's gradient isn't rounded to the nearest";
     TRY(sum_columns(samples, panel, scores, D, D, grad_bias_hidden));
     for (int64_t i = 0; i < all; ++i)
       ds[panel.first * D + i] = scores[i];

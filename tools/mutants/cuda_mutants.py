@@ -119,8 +119,14 @@ MUTANTS = (
     Mutant(
         "channel_attention",
         "sign of the mean",
-        "w * (arriving(c, $grad) - mean)",
-        "w * (arriving(c, $grad) + mean)",
+        "w * (arriving - mean);",
+        "w * (arriving + mean);",
+    ),
+    Mutant(
+        "channel_attention",
+        "held weights without the text",
+        "at[i][j] += bias[j]; top",
+        "top",
     ),
     Mutant(
         "channel_attention",
@@ -197,8 +203,8 @@ MUTANTS = (
     Mutant(
         "channel_attention",
         "only as many channels as a warp has lanes",
-        "for (int64_t c = row.lane; c < a.D; c += 32) store(to +",
-        "for (int64_t c = row.lane; c < least<int64_t>(a.D, 32); c += 32) store(to +",
+        "c < row.end; c += 32 * V",
+        "c < least<int64_t>(row.end, 32); c += 32 * V",
     ),
     Mutant(
         "gated_cross_attention",
