@@ -136,10 +136,10 @@ struct AbsorbedBlock {
       bring_whole(to, from, f.n, count, channels);
       return;
     }
-    stage<tile, K>(
+    stage<tile, K, absorbed_threads>(
         to, from, f, count, channels,
         [&](int r) { return all || load(m.data + b * m.b + (rows.n + r) * m.t) ? Row::whole : Row::finite; },
-        threadIdx.x, absorbed_threads);
+        threadIdx.x);
   }
   MMK_DEVICE void bring_tile(const Rows& rows) const {
     for (int i = 0; i < slabs(rows.channels); ++i)

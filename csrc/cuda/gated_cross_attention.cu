@@ -22,11 +22,11 @@
 
 namespace mmk::cuda {
 
-#define MMK_FORWARD(T, suffix, C)                                           \
-  extern "C" __global__ void __launch_bounds__(128, C > 128 ? 1 : 2)        \
-      gated_cross_attention_forward_##C##_##suffix(const AttendTask task) { \
-    MMK_DYNAMIC_SHARED(shared);                                             \
-    Attend<T, C, false>(task, shared).run();                                \
+#define MMK_FORWARD(T, suffix, C)                                              \
+  extern "C" __global__ void __launch_bounds__(128, MMK_ATTEND_TOGETHER(T, C)) \
+      gated_cross_attention_forward_##C##_##suffix(const AttendTask task) {    \
+    MMK_DYNAMIC_SHARED(shared);                                                \
+    Attend<T, C, false>(task, shared).run();                                   \
   }
 #define MMK_BACKWARD(side, Own, Other, T, suffix, C)                                    \
   extern "C" __global__ void __launch_bounds__(256, 1)                                  \

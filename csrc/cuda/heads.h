@@ -79,12 +79,12 @@ MMK_DEVICE int lane_column() {
 }  // 2 q
 
 // sum += A B over `depth`, a multiple of 16. A is stored [16 rows][depth], or (AcrossA) [depth][16 rows]; B [8 J
-// columns][depth], or (AcrossB) [depth][8 J columns].
-template <int J, bool AcrossA, bool AcrossB, class T>
-MMK_DEVICE void mma(float (&sum)[J][4], const T* a, int pitch_a, const T* b, int pitch_b, int depth) {
+// columns][depth], or (AcrossB) [depth][8 J columns]. `sum` may have room for more columns.
+template <int J, bool AcrossA, bool AcrossB, int Room, class T>
+MMK_DEVICE void mma(float (&sum)[Room][4], const T* a, int pitch_a, const T* b, int pitch_b, int depth) {
   const int lane = threadIdx.x % 32;
   if constexpr (sizeof(T) == 2) {
-    static_assert(J % 2 == 0);
+    static_assert(J % 2 == 0 && J <= Room);
     a += AcrossA ? (lane % 8 + lane / 16 * 8) * pitch_a + lane / 8 % 2 * 8 : lane % 16 * pitch_a + lane / 16 * 8;
     b += AcrossB ? lane % 16 * pitch_b + lane / 16 * 8 : (lane % 8 + lane / 16 * 8) * pitch_b + lane / 8 % 2 * 8;
 #pragma unroll 2
@@ -144,10 +144,11 @@ MMK_DEVICE void mma(float (&sum)[J][4], const T* a, int pitch_a, const T* b, int
   }
 }
 
-// sum += P B, P the weights that the warp has in registers, B stored [8 K][8 J columns]. float32 takes the way through
-// `rows`, [16][pitch], the warp's own shared memory.
-template <int J, int K, class T>
-MMK_DEVICE void mma_weights(float (&sum)[J][4], const float (&p)[K][4], T* rows, int pitch, const T* b, int pitch_b) {
+// sum += P B, P the first 8 K of the weights that the warp has in registers, B stored [8 K][8 J columns]. float32 takes
+// the way through `rows`, [16][pitch], the warp's own shared memory.
+template <int K, int J, int Room, class T>
+MMK_DEVICE void mma_weights(float (&sum)[J][4], const float (&p)[Room][4], T* rows, int pitch, const T* b,
+                            int pitch_b) {
   const int lane = threadIdx.x % 32;
   if constexpr (sizeof(T) == 2) {
     b += lane % 16 * pitch_b + lane / 16 * 8;
@@ -228,44 +229,103 @@ MMK_DEVICE void put(T* to, const float* from, int64_t stride, int count) {
   }
 }
 
+// A pack of a row of a head, by elements: what isn't finite is 0 where only the finite ones count.
+template <class T>
+MMK_DEVICE Pack<T> pack_of(const T* from, int64_t stride, int count, Row how, const T* factor, int64_t by) {
+  constexpr int V = Pack<T>::size;
+  Pack<T> pack = {};
+  if (how == Row::zeros)
+    return pack;
+  float x[V];
+  get<V>(x, from, stride, count);
+  if (factor) {
+    float y[V];
+    get<V>(y, factor, by, count);
+#pragma unroll
+    for (int e = 0; e < V; ++e)
+      x[e] *= y[e];
+  }
+#pragma unroll
+  for (int e = 0; e < V; ++e)
+    pack.at[e] = from_float<T>(how == Row::finite && !(fabsf(x[e]) < INFINITY) ? 0.f : x[e]);
+  return pack;
+}
+
 // Starts to copy rows of a head to a tile [Rows][C + pad]: `from` is the first row's first channel, `rows` and
 // `channels` are there, the rest is zeros. row(r) tells how row r is read. `factor`: null, or rows to multiply them by.
-// By `threads` threads of which this is `thread`. To be followed by copy_commit, and waited for.
-template <int Rows, int C, class T, class How>
+// By `Threads` threads of which this is `thread`. To be followed by copy_commit, and waited for.
+template <int Rows, int C, int Threads, class T, class How>
 MMK_DEVICE void stage(T* to, const T* from, const HeadRows& f, int64_t rows, int64_t channels, How row, int thread,
-                      int threads, const T* factor = nullptr, const HeadRows& by = HeadRows()) {
+                      const T* factor = nullptr, const HeadRows& by = HeadRows()) {
   constexpr int V = Pack<T>::size;
   constexpr int packs = C / V;
   constexpr int pitch = pitch_of<T, C>;
-  const bool across = f.n == 1 && f.c != 1;  // neighbouring threads read what lies together
-  const bool wide = f.c == 1 && !factor && aligned(from) && aligned(f.n * int64_t(sizeof(T)));
+  constexpr int apart = Threads / packs;  // rows from one of a thread's packs to its next
+  static_assert(Threads % packs == 0 && Rows % apart == 0);
+  auto wide = [&](const T* first, const HeadRows& of) {
+    return of.c == 1 && aligned(first) && aligned(of.n * int64_t(sizeof(T)));
+  };
+  const bool packed = wide(from, f) && (!factor || wide(factor, by)) && channels % V == 0;
+  bool some_finite = false;
+  if (packed) {
+    // A few rows at a time, so that what is asked of global memory is on its way together.
+    constexpr int together = Rows / apart < 4 ? Rows / apart : 4;
+    thread = opaque(thread);
+    const int c = thread % packs * V;
+    const int own = thread / packs;
+    const int there = c < channels ? int(least<int64_t>(rows, Rows)) : 0;
+    const int64_t step = apart * f.n;
+    const int64_t by_step = apart * by.n;
+    const T* at = from + own * f.n + c;
+    const T* by_at = factor ? factor + own * by.n + c : nullptr;
+    T* into = to + own * pitch + c;
 #pragma unroll 1
-  for (int i = thread; i < Rows * packs; i += threads) {
+    for (int i = own; i < Rows; i += together * apart) {
+      Row how[together];
+#pragma unroll
+      for (int k = 0; k < together; ++k) {
+        how[k] = i + k * apart < there ? row(i + k * apart) : Row::zeros;
+        some_finite |= how[k] == Row::finite;
+      }
+      if (factor) {
+        Pack<T> x[together], y[together];
+#pragma unroll
+        for (int k = 0; k < together; ++k, at += step, by_at += by_step) {
+          x[k] = y[k] = {};
+          if (how[k] != Row::zeros) {
+            x[k] = load(reinterpret_cast<const Pack<T>*>(at));
+            y[k] = load(reinterpret_cast<const Pack<T>*>(by_at));
+          }
+        }
+#pragma unroll
+        for (int k = 0; k < together; ++k, into += apart * pitch) {
+#pragma unroll
+          for (int e = 0; e < V; ++e)
+            x[k].at[e] = from_float<T>(to_float(x[k].at[e]) * to_float(y[k].at[e]));
+          *reinterpret_cast<Pack<T>*>(into) = x[k];
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < together; ++k, at += step, into += apart * pitch) {
+          if (how[k] != Row::finite)
+            copy_async(into, how[k] == Row::whole ? at : from, how[k] == Row::whole);
+        }
+      }
+    }
+    if (!some_finite)
+      return;
+  }
+  const bool across = f.n == 1 && f.c != 1;  // neighbouring threads read what lies together
+#pragma unroll 1
+  for (int i = thread; i < Rows * packs; i += Threads) {
     const int r = across ? i % Rows : i / packs;
     const int c = (across ? i / Rows : i % packs) * V;
-    T* into = to + r * pitch + c;
     const Row how = r < rows && c < channels ? row(r) : Row::zeros;
-    if (how == Row::whole && wide && c + V <= channels) {
-      copy_async(into, from + r * f.n + c, true);
+    if (packed && how != Row::finite)
       continue;
-    }
-    Pack<T> pack = {};
-    if (how != Row::zeros) {
-      float x[V];
-      const int count = int(least<int64_t>(V, channels - c));
-      get<V>(x, from + r * f.n + c * f.c, f.c, count);
-      if (factor) {
-        float y[V];
-        get<V>(y, factor + r * by.n + c * by.c, by.c, count);
-#pragma unroll
-        for (int e = 0; e < V; ++e)
-          x[e] *= y[e];
-      }
-#pragma unroll
-      for (int e = 0; e < V; ++e)
-        pack.at[e] = from_float<T>(how == Row::finite && !(fabsf(x[e]) < INFINITY) ? 0.f : x[e]);
-    }
-    *reinterpret_cast<Pack<T>*>(into) = pack;
+    *reinterpret_cast<Pack<T>*>(to + r * pitch + c) =
+        pack_of<T>(from + r * f.n + c * f.c, f.c, int(least<int64_t>(V, channels - c)), how,
+                   factor ? factor + r * by.n + c * by.c : nullptr, by.c);
   }
 }
 

@@ -76,7 +76,7 @@ struct Backward : BackwardRows<T> {
                         const HeadRows& by = HeadRows()) const {
     const T* from = head_of<T>(f, opaque(int(b)), opaque(int(h))) + row * f.n + slab * C * f.c;
     const T* factor = by.data ? head_of<T>(by, b, h) + row * by.n + slab * C * by.c : nullptr;
-    stage<Rows, C>(to, from, f, f.data ? all - row : 0, channels - slab * C, how, threadIdx.x, threads, factor, by);
+    stage<Rows, C, threads>(to, from, f, f.data ? all - row : 0, channels - slab * C, how, threadIdx.x, factor, by);
   }
   MMK_DEVICE void bring_query(int slab) const {
     bring<tile_rows>(row_panel(0), t.query, first, t.rows, t.d, slab, [&](int r) {

@@ -30,27 +30,29 @@ struct Attend {
   int64_t bh;
   int b, h;                                  // the launch has fewer than 2^31 blocks
   int chunk, split, first_tile, begin, end;  // begin, end: of the columns
-  T *buffers, *query, *p, *values, *q;
+  T *buffers, *query, *gate, *p, *values, *q;
   float* reduce;
   uint8_t* valid;
   int warp, lane;
 
   MMK_DEVICE Attend(const AttendTask& t, unsigned char* shared) : t(t) {
-    int64_t rest = blockIdx.x;
-    const int64_t groups = ceil_div(t.tiles, t.group);
-    chunk = int(rest % t.chunks);
-    rest /= t.chunks;
-    split = int(rest % t.splits);
-    rest /= t.splits;
-    first_tile = int(rest % groups * t.group);
-    bh = rest / groups;
-    b = int(bh / t.heads);
-    h = int(bh % t.heads);
+    unsigned rest = blockIdx.x;  // 64-bit divisions would take as long as a tile
+    const unsigned groups = (unsigned(t.tiles) + unsigned(t.group) - 1) / unsigned(t.group);
+    chunk = int(rest % unsigned(t.chunks));
+    rest /= unsigned(t.chunks);
+    split = int(rest % unsigned(t.splits));
+    rest /= unsigned(t.splits);
+    first_tile = int(rest % groups) * int(t.group);
+    rest /= groups;
+    bh = rest;
+    b = int(rest / unsigned(t.heads));
+    h = int(rest % unsigned(t.heads));
     begin = int(split * t.span);
     end = int(least(begin + t.span, t.columns));
-    const Layout at(t.stages, Both);
+    const Layout at(t.stages, t.resident, Both);
     buffers = reinterpret_cast<T*>(shared);
     query = reinterpret_cast<T*>(shared + at.query);
+    gate = reinterpret_cast<T*>(shared + at.gate);
     p = reinterpret_cast<T*>(shared + at.p);
     values = reinterpret_cast<T*>(shared + at.values);
     q = reinterpret_cast<T*>(shared + at.q);
@@ -59,6 +61,10 @@ struct Attend {
     warp = threadIdx.x / 32;
     lane = threadIdx.x % 32;
   }
+
+  // The tile in use is the stream's last; it has half of its columns, or fewer.
+  MMK_DEVICE bool last(const StreamPipeline<S>& tiles) const { return tiles.n + S >= end; }
+  MMK_DEVICE bool few(const StreamPipeline<S>& tiles) const { return tiles.n + S / 2 >= end; }
 
   MMK_DEVICE T* key_tile(int stage) const { return buffers + 2 * stage * S * pitch; }
   MMK_DEVICE T* value_tile(int stage) const { return key_tile(stage) + S * pitch; }
@@ -72,50 +78,67 @@ struct Attend {
 
   MMK_DEVICE void bring_query(int row, int slab) const {  // a warp's 16 rows
     const T* from = head_of<T>(t.query, opaque(b), opaque(h)) + row * t.query.n + slab * C * t.query.c;
-    stage<16, C>(
+    stage<16, C, 32>(
         query + 16 * warp * pitch, from, t.query, t.rows - row, t.d - slab * C,
-        [&](int r) { return row_valid(row + r) ? Row::whole : Row::finite; }, lane, 32);
+        [&](int r) { return row_valid(row + r) ? Row::whole : Row::finite; }, lane);
+  }
+  MMK_DEVICE void bring_gate(T* to, int row) const {  // of the same rows
+    const T* from = head_of<T>(t.gate, opaque(b), opaque(h)) + row * t.gate.n + chunk * C * t.gate.c;
+    stage<16, C, 32>(
+        to + 16 * warp * pitch, from, t.gate, t.rows - row, t.dv - chunk * C, [](int) { return Row::whole; }, lane);
   }
   MMK_DEVICE void bring_key(int stage_index, int n, int slab) const {
     const T* from = head_of<T>(t.key, opaque(b), opaque(h)) + n * t.key.n + slab * C * t.key.c;
-    stage<S, C>(
+    stage<S, C, threads>(
         key_tile(stage_index), from, t.key, end - n, t.d - slab * C,
         [&](int r) { return column_valid(n + r) ? Row::whole
                             : Both              ? Row::finite
-                                                : Row::zeros; }, threadIdx.x,
-        threads);
+                                                : Row::zeros; }, threadIdx.x);
   }
   MMK_DEVICE void bring_value(int stage_index, int n) const {
     const T* from = head_of<T>(t.value, opaque(b), opaque(h)) + n * t.value.n + chunk * C * t.value.c;
-    stage<S, C>(
+    stage<S, C, threads>(
         value_tile(stage_index), from, t.value, end - n, t.dv - chunk * C,
-        [&](int r) { return column_valid(n + r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
+        [&](int r) { return column_valid(n + r) ? Row::whole : Row::zeros; }, threadIdx.x);
     for (int r = threadIdx.x; r < S; r += threads)
       valid[stage_index * S + r] = n + r < end && column_valid(n + r);
   }
 
-  // Scores, with everything that is added to them; -Inf where a row doesn't attend.
-  MMK_DEVICE void mask(float (&s)[J][4], int row, int n, const uint8_t* valid) const {
-    const float scale = float(t.scale) * log4e;
-    const bool some = t.column_mask.data || n + S > end;
+  // Scores with what is added to them a pair; -Inf where it doesn't attend.
+  MMK_DEVICE void mask_pairs(float (&s)[J][4], int row, int n, const uint8_t* valid) const {
+    if (t.pairs.data)
+      each_pair(t.pairs.data, t.pairs, row, n, valid, [&](int j, int i, const bool* at) {
+        if (!load(at))
+          s[j][i] = -INFINITY;
+      });
+    else if (t.bias.data)
+      each_pair(static_cast<const float*>(t.bias.data), t.bias, row, n, valid,
+                [&](int j, int i, const float* at) { s[j][i] = fmaf(load(at), log4e, s[j][i]); });
+  }
+  template <class E, class Of, class Use>
+  MMK_DEVICE void each_pair(const E* first, const Of& of, int row, int n, const uint8_t* valid, Use use) const {
 #pragma unroll
-    for (int j = 0; j < J; ++j)
+    for (int half = 0; half < 2; ++half) {
+      const int64_t r = row + lane_row() + 8 * half;
+      const E* at = first + b * of.b + h * of.h + r * of.n + (n + lane_column()) * of.t;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = 8 * j + lane_column() + i % 2;
-        const int r = row + lane_row() + i / 2 * 8;
-        float x = s[j][i] * scale;
-        bool takes = !some || valid[column];
-        if (!Both && (t.pairs.data || t.bias.data) && takes && r < t.rows) {
-          if (t.pairs.data)
-            takes = load(t.pairs.data + b * t.pairs.b + h * t.pairs.h + r * t.pairs.n + (n + column) * t.pairs.t);
-          else
-            x = fmaf(load(static_cast<const float*>(t.bias.data) + b * t.bias.b + h * t.bias.h + r * t.bias.n +
-                          (n + column) * t.bias.t),
-                     log4e, x);
-        }
-        s[j][i] = takes ? x : -INFINITY;
-      }
+      for (int j = 0; j < J; ++j, at += 8 * of.t)
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+          if (r < t.rows && valid[8 * j + lane_column() + c])
+            use(j, 2 * half + c, at + c * of.t);
+    }
+  }
+  template <int K>
+  MMK_DEVICE void mask(float (&s)[J][4], int n, const uint8_t* valid) const {
+    if (!t.column_mask.data && n + 8 * K <= end)
+      return;
+#pragma unroll
+    for (int j = 0; j < K; ++j)
+#pragma unroll
+      for (int c = 0; c < 2; ++c)
+        if (!valid[8 * j + lane_column() + c])
+          s[j][c] = s[j][2 + c] = -INFINITY;
   }
 
   // The columns' own softmax, over all rows of this tile, and their result. s: scores, not masked.
@@ -176,7 +199,7 @@ struct Attend {
         continue;
       float o[W][4];
       clear(o);
-      mma<W, true, true>(o, q + r0, Layout::weights, values + c0, pitch, tile_rows);
+      mma<W, true, true>(o, q + r0, Layout::weights, values + c0, pitch, whole_depth(t.rows));
       emit_rows(o, [&](int r, int c, float (&x)[8]) {
         if (n + r0 + r >= end || c0 + c >= t.dv)
           return;
@@ -190,8 +213,10 @@ struct Attend {
     }
   }
 
-  MMK_DEVICE void finish(float (&o)[C / 8][4], const float (&m)[2], const float (&l)[2], int row) const {
-    const int c_first = chunk * C;
+  MMK_DEVICE void finish(float (&o)[C / 8][4], const float (&m)[2], const float (&l)[2], int row, const T* gate) const {
+    const int b = opaque(this->b);
+    const int h = opaque(this->h);
+    const int c_first = opaque(chunk) * C;
     if (chunk == 0 && lane % 4 == 0)
       for (int half = 0; half < 2; ++half) {
         const int r = row + lane_row() + 8 * half;
@@ -236,7 +261,10 @@ struct Attend {
           put<8>(head_of<T>(t.attended, b, h) + at * t.attended.n + channel * t.attended.c, x, t.attended.c, count);
         if (t.gate.data) {
           float y[8];
-          get<8>(y, head_of<T>(t.gate, b, h) + at * t.gate.n + channel * t.gate.c, t.gate.c, count);
+          if (gate)
+            held(y, gate + (16 * warp + r) * pitch + channel - c_first);
+          else
+            get<8>(y, head_of<T>(t.gate, b, h) + at * t.gate.n + channel * t.gate.c, t.gate.c, count);
 #pragma unroll
           for (int e = 0; e < 8; ++e)
             x[e] = fully_masked >> r & 1 ? 0.f : x[e] * y[e];
@@ -250,7 +278,32 @@ struct Attend {
     }
   }
 
-  // s += the scores of the pipeline's tile; false while it only brings the first one.
+  MMK_DEVICE static void held(float (&to)[8], const T* shared) {
+#pragma unroll
+    for (int i = 0; i < 8; i += Pack<T>::size) {
+      const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(shared + i);
+#pragma unroll
+      for (int e = 0; e < Pack<T>::size; ++e)
+        to[i + e] = to_float(pack.at[e]);
+    }
+  }
+
+  // Where the gate of a row tile waits for the end: where nothing comes in the round that uses the last tile. Null: it
+  // is read then.
+  MMK_DEVICE T* gate_tile(const StreamPipeline<S>& tiles) const {
+    if (Both || !t.gate.data || t.splits > 1)
+      return nullptr;
+    return t.resident ? gate : tiles.ahead ? key_tile(tiles.into()) : nullptr;
+  }
+
+  // The first 8 K columns of s += the scores of the pipeline's tile, of a warp that has rows.
+  template <int K>
+  MMK_DEVICE void product(float (&s)[J][4], const StreamPipeline<S>& tiles, int slab) const {
+    mma<K, false, false>(s, query + 16 * warp * pitch, pitch, key_tile(tiles.at), pitch,
+                         whole_depth(least<int64_t>(C, t.d - slab * C)));
+  }
+
+  // s: the scores of the pipeline's tile; false while it only brings the first one.
   MMK_DEVICE bool scores(float (&s)[J][4], const StreamPipeline<S>& tiles, int row) const {
     const int slabs = t.d > C ? int(ceil_div(t.d, C)) : 1;
     for (int slab = 0; slab < slabs; ++slab) {
@@ -265,20 +318,32 @@ struct Attend {
       tiles.commit();
       if (tiles.filling())
         return false;
-      tiles.wait();
-      mma<J, false, false>(s, query + 16 * warp * pitch, pitch, key_tile(tiles.at), pitch,
-                           whole_depth(least<int64_t>(C, t.d - slab * C)));
+      T* to = (t.resident ? tiles.n == begin : last(tiles)) ? gate_tile(tiles) : nullptr;
+      if (to) {
+        bring_gate(to, row);
+        tiles.commit();
+      }
+      tiles.wait(to);
+      if (slab == 0)
+        clear(s);
+      if (row >= t.rows)
+        continue;
+      if (few(tiles))
+        product<J / 2>(s, tiles, slab);
+      else
+        product<J>(s, tiles, slab);
     }
     return true;
   }
 
   // Scores become exponentials below the running maximum m; the sums so far, l and o, are brought below it, too.
+  template <int K>
   MMK_DEVICE void online_softmax(float (&s)[J][4], float (&o)[C / 8][4], float (&m)[2], float (&l)[2]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float top = m[half];
 #pragma unroll
-      for (int j = 0; j < J; ++j)
+      for (int j = 0; j < K; ++j)
         top = fmaxf(top, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
       top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 1));
       top = fmaxf(top, __shfl_xor_sync(all_lanes, top, 2));
@@ -287,7 +352,7 @@ struct Attend {
       m[half] = top;
       l[half] *= before;
 #pragma unroll
-      for (int j = 0; j < J; ++j)
+      for (int j = 0; j < K; ++j)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const float x = power(s[j][2 * half + c]);
@@ -302,46 +367,59 @@ struct Attend {
     }
   }
 
+  // The first 8 K columns of the tile, all that are there, join the sums.
+  template <int K>
+  MMK_DEVICE void join(float (&s)[J][4], float (&o)[C / 8][4], float (&m)[2], float (&l)[2],
+                       const StreamPipeline<S>& tiles) const {
+    mask<K>(s, tiles.n, valid + tiles.at * S);
+    online_softmax<K>(s, o, m, l);
+    mma_weights<K>(o, s, p + 16 * warp * Layout::weights, Layout::weights, value_tile(tiles.at), pitch);
+  }
+
   MMK_DEVICE void run() const {
     const int last_tile = int(least(first_tile + t.group, t.tiles));
     if (Both)
-      stage<tile_rows, C>(
+      stage<tile_rows, C, threads>(
           values, head_of<T>(t.row_value, b, h), t.row_value, t.rows, t.dv,
-          [&](int r) { return row_valid(r) ? Row::whole : Row::zeros; }, threadIdx.x, threads);
+          [&](int r) { return row_valid(r) ? Row::whole : Row::zeros; }, threadIdx.x);
     for (int tile = first_tile; tile < last_tile; ++tile) {
       const int row = tile * tile_rows + 16 * warp;
       float o[C / 8][4];
       float m[2] = {-INFINITY, -INFINITY};
       float l[2] = {0, 0};
+      const T* gate = nullptr;
       clear(o);
       __syncwarp();  // the last tile's readers are done
       StreamPipeline<S> tiles(begin, end, t.stages, t.d > C, t.resident && tile > first_tile);
       for (; tiles.more(); tiles.advance()) {
         float s[J][4];
-        clear(s);
         if (!scores(s, tiles, row))
           continue;
-        if (Both) {
-          float raw[J][4];
 #pragma unroll
-          for (int j = 0; j < J; ++j)
+        for (int j = 0; j < J; ++j)
 #pragma unroll
-            for (int i = 0; i < 4; ++i)
-              raw[j][i] = s[j][i] * (float(t.scale) * log4e);
-          column_side(raw, row, tiles.n);
-        }
-        mask(s, row, tiles.n, valid + tiles.at * S);
-        online_softmax(s, o, m, l);
-        mma_weights(o, s, p + 16 * warp * Layout::weights, Layout::weights, value_tile(tiles.at), pitch);
+          for (int i = 0; i < 4; ++i)
+            s[j][i] *= float(t.scale) * log4e;
+        if (Both)
+          column_side(s, row, tiles.n);
+        else
+          mask_pairs(s, row, tiles.n, valid + tiles.at * S);
+        gate = last(tiles) ? gate_tile(tiles) : nullptr;
+        if (row < t.rows && few(tiles))
+          join<J / 2>(s, o, m, l, tiles);
+        else if (row < t.rows)
+          join<J>(s, o, m, l, tiles);
         tiles.release();
       }
       tiles.drain();
+      if (row >= t.rows)
+        continue;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         l[half] += __shfl_xor_sync(all_lanes, l[half], 1);
         l[half] += __shfl_xor_sync(all_lanes, l[half], 2);
       }
-      finish(o, m, l, row);
+      finish(o, m, l, row, gate);
     }
   }
 };

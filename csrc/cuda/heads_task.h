@@ -34,21 +34,25 @@ struct AttendTask {
 };
 static_assert(sizeof(AttendTask) == 76 * 8, "every field has 8 bytes");
 
+// Blocks of 128 threads that a processor has registers for.
+#define MMK_ATTEND_TOGETHER(T, C) (C > 128 ? 1 : C == 64 && sizeof(T) == 2 ? 3 : 2)
+
 template <class T, int C>
 struct AttendLayout {
   static constexpr int S = tile_columns<T, C>;
   static constexpr int pitch = pitch_of<T, C>;
   static constexpr int weights = S + pad<T>;  // the weights' pitch
-  int64_t own, query, p, values, q, reduce, valid, total;
-  MMK_HOST_DEVICE AttendLayout(int64_t stages, bool both) {
+  int64_t own, query, gate, p, values, q, reduce, valid, total;
+  MMK_HOST_DEVICE AttendLayout(int64_t stages, bool resident, bool both) {
     constexpr int64_t size = sizeof(T);
-    own = stages * 2 * S * pitch * size;                        // after the buffers of streamed tiles
-    query = own;                                                // T [64][pitch]
-    p = query + tile_rows * pitch * size;                       // float32: weights on their way, [64][weights]
-    values = p + (size == 4 ? tile_rows * weights * size : 0);  // Both: T [64][pitch]
-    q = values + (both ? tile_rows * pitch * size : 0);         // Both: T [64][weights], the columns' weights
-    reduce = q + (both ? tile_rows * weights * size : 0);       // Both: float [4][S] twice
-    valid = reduce + (both ? 8 * S * 4 : 0);                    // bytes [stages][S]
+    own = stages * 2 * S * pitch * size;                            // after the buffers of streamed tiles
+    query = own;                                                    // T [64][pitch]
+    gate = query + tile_rows * pitch * size;                        // resident: T [64][pitch]; else where no tile comes
+    p = gate + (resident && !both ? tile_rows * pitch * size : 0);  // float32: weights on their way, [64][weights]
+    values = p + (size == 4 ? tile_rows * weights * size : 0);      // Both: T [64][pitch]
+    q = values + (both ? tile_rows * pitch * size : 0);             // Both: T [64][weights], the columns' weights
+    reduce = q + (both ? tile_rows * weights * size : 0);           // Both: float [4][S] twice
+    valid = reduce + (both ? 8 * S * 4 : 0);                        // bytes [stages][S]
     total = valid + round_up(stages * S, 16);
   }
 };

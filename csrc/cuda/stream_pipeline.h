@@ -55,8 +55,11 @@ struct StreamPipeline {
   }
   MMK_DEVICE void commit() const { copy_commit(); }
   // What was committed for the tile in use is there, from all threads; of a resident one what the warp has brought.
-  MMK_DEVICE void wait() const {
-    if (ahead)
+  // `late`: but for what was committed last, which is for later.
+  MMK_DEVICE void wait(bool late = false) const {
+    if (ahead && late)
+      copy_wait<2>();
+    else if (ahead || late)
       copy_wait<1>();
     else
       copy_wait<0>();
