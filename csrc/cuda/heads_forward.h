@@ -424,47 +424,4 @@ struct Attend {
   }
 };
 
-// Adds what the splits of the stream have left: a warp a row. Grid (rows of all heads / 4), block 128.
-template <class T>
-MMK_DEVICE void attend_merge(const AttendTask& t) {
-  const int64_t row = int64_t(blockIdx.x) * 4 + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (row >= t.count * t.rows)
-    return;
-  const int64_t bh = row / t.rows;
-  const int64_t r = row % t.rows;
-  const int64_t b = bh / t.heads;
-  const int64_t h = bh % t.heads;
-  auto stats = [&](int64_t split) { return t.stats_of(bh, split, r); };
-  float top = -INFINITY;
-  float total = 0;
-  for (int64_t s = lane; s < t.splits; s += 32)
-    top = fmaxf(top, load(stats(s)));
-  top = over_lanes(top, 32, Max());
-  const Exponential power(top);
-  auto share = [&](int64_t s) {
-    const float l = load(stats(s) + 1);
-    return l == 0 ? 0.f : power(load(stats(s)));
-  };
-  for (int64_t s = lane; s < t.splits; s += 32)
-    total += share(s) * load(stats(s) + 1);
-  total = over_lanes(total, 32, Sum());
-  if (lane == 0)
-    store_softmax(t.softmax, bh, t.rows, r, top, total);
-  for (int64_t c = lane; c < t.dv; c += 32) {
-    float sum = 0;
-    for (int64_t s = 0; s < t.splits; ++s) {
-      const float w = share(s);
-      if (w != 0)
-        sum += w * load(t.partial_of(bh, s, r) + c);
-    }
-    float x = total == 0 ? 0.f : sum / total;
-    if (t.attended.data)
-      store(head_of<T>(t.attended, b, h) + r * t.attended.n + c * t.attended.c, from_float<T>(x));
-    if (t.gate.data && total != 0)
-      x *= to_float(load(head_of<T>(t.gate, b, h) + r * t.gate.n + c * t.gate.c));
-    store(head_of<T>(t.result, b, h) + r * t.result.n + c * t.result.c, from_float<T>(x));
-  }
-}
-
 }  // namespace mmk::cuda

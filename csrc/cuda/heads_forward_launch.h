@@ -1,6 +1,7 @@
 // How a forward call of attention over heads is cut, and its launch.
 #pragma once
 #include "heads_forward.h"
+#include "heads_forward_merge.h"
 
 namespace mmk::cuda {
 
