@@ -49,7 +49,7 @@ inline int attend_plan(AttendTask& t, Dtype dtype, const Device& device, bool bo
   const int64_t wanted = together * device.processors;
   t.splits = 1;
   t.group = 1;
-  if (blocks > 0 && blocks < wanted && tiles >= 4) {  // a stream of at least two tiles a block, all blocks at once
+  if (blocks > 0 && blocks < wanted && tiles > 4) {  // a stream of at least two tiles a block, all blocks at once
     const int64_t splits = wanted / blocks;
     t.splits = splits < tiles / 2 ? splits : tiles / 2;
   } else if (t.resident && blocks >= 4 * wanted) {  // a text that stays is read by fewer blocks, twice as many as fit
