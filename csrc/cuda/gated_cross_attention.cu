@@ -29,7 +29,7 @@ namespace mmk::cuda {
     Attend<T, C, false>(task, shared).run();                                   \
   }
 #define MMK_BACKWARD(side, Own, Other, T, suffix, C)                                    \
-  extern "C" __global__ void __launch_bounds__(256, 1)                                  \
+  extern "C" __global__ void __launch_bounds__(256, C == 64 && sizeof(T) == 2 ? 2 : 1)  \
       gated_cross_attention_backward_##side##_##C##_##suffix(const BackwardTask task) { \
     MMK_DYNAMIC_SHARED(shared);                                                         \
     Backward<T, C, Own, Other>(task, shared).run();                                     \

@@ -43,13 +43,13 @@ struct Backward : BackwardRows<T> {
   int group, column_half;  // the warp's 16 rows, its half of the channels
 
   MMK_DEVICE Backward(const BackwardTask& t, unsigned char* shared)
-      : Base(t, blockIdx.x / (t.chunks * t.splits * t.tiles)) {
-    int64_t rest = blockIdx.x;
-    chunk = int(rest % t.chunks);
-    rest /= t.chunks;
-    split = int(rest % t.splits);
-    rest /= t.splits;
-    first = int(rest % t.tiles * tile_rows);
+      : Base(t, blockIdx.x / unsigned(t.chunks * t.splits * t.tiles)) {
+    unsigned rest = blockIdx.x;  // 64-bit divisions take long
+    chunk = int(rest % unsigned(t.chunks));
+    rest /= unsigned(t.chunks);
+    split = int(rest % unsigned(t.splits));
+    rest /= unsigned(t.splits);
+    first = int(rest % unsigned(t.tiles)) * tile_rows;
     begin = int(split * t.span);
     end = int(least(begin + t.span, t.columns));
     const Layout at(t.stages, t.whole);
@@ -145,17 +145,36 @@ struct Backward : BackwardRows<T> {
       return;
     const int64_t channel = chunk * C + c;
     const int64_t apart = ceil_div(count, int64_t(most));
+    const T* from = head_of<T>(f, b, h) + channel * f.c;
+    float x[most];
+    bool taken[most];
+#pragma unroll
+    for (int i = 0; i < most; ++i) {  // all on their way together
+      taken[i] = channel < t.d && i * apart < count && takes_part(i * apart);
+      x[i] = taken[i] ? to_float(load(from + i * apart * f.n)) : 0.f;
+    }
     float sum = 0;
     float found = 0;
-    for (int64_t r = 0; channel < t.d && r < count; r += apart)
-      if (takes_part(r)) {
-        sum += to_float(load(head_of<T>(f, b, h) + r * f.n + channel * f.c));
+#pragma unroll
+    for (int i = 0; i < most; ++i)
+      if (taken[i]) {
+        sum += x[i];
         found += 1;
       }
     centre[c] = found == 0 ? 0.f : sum / found;
   }
 
+  // Two neighbouring columns, to shared memory.
+  MMK_DEVICE static void put_pair(T* to, float low, float high) {
+    if constexpr (sizeof(T) == 2)
+      *reinterpret_cast<uint32_t*>(to) = pair_of<T>(low, high);
+    else
+      *reinterpret_cast<Two*>(to) = {{low, high}};
+  }
+
   // Weights and the scores' gradients, to shared memory; excess: what the rows' add up to, as far as it should be 0.
+  // Plain: nothing is told or wanted a pair.
+  template <bool Plain>
   MMK_DEVICE void weigh(const float (&s)[J][4], const float (&dp)[J][4], const float (&dq)[J][4], const RowSide& mine,
                         int at, int n, float (&excess)[2]) const {
     const float scale = float(t.scale) * log4e;
@@ -168,42 +187,46 @@ struct Backward : BackwardRows<T> {
         its[1] = side[at * S + column + 1];
       }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int half = i / 2;
-        const int c = column + i % 2;
+      for (int half = 0; half < 2; ++half) {
         const int r = first + 16 * group + lane_row() + 8 * half;
-        const int k = n + c;
-        bool attends = r < t.rows && k < end;
-        float x = s[j][i] * scale;
-        float p = 0;
-        float q = 0;
-        float d = 0;
-        if (attends && t.pairs.data)
-          attends = load(t.pairs.data + b * t.pairs.b + h * t.pairs.h + r * t.pairs.n + k * t.pairs.t);
-        if (attends && t.bias.data)
-          x = fmaf(
-              load(static_cast<const float*>(t.bias.data) + b * t.bias.b + h * t.bias.h + r * t.bias.n + k * t.bias.t),
-              log4e, x);
-        if (Own && attends && valid[at * S + c] && mine.share[half] != 0) {
-          p = mine.power[half](x) * mine.share[half];
-          d = p == 1 ? 0.f : p * (dp[j][i] - mine.delta[half]);
+        float p[2] = {};
+        float q[2] = {};
+        float d[2] = {};
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const int i = 2 * half + c;
+          const int k = n + column + c;
+          float x = s[j][i] * scale;
+          bool attends = true;  // Plain: rows and columns that aren't there have no share and aren't valid
+          if (!Plain) {
+            attends = r < t.rows && k < end;
+            if (attends && t.pairs.data)
+              attends = load(t.pairs.data + b * t.pairs.b + h * t.pairs.h + r * t.pairs.n + k * t.pairs.t);
+            if (attends && t.bias.data)
+              x = fmaf(load(static_cast<const float*>(t.bias.data) + b * t.bias.b + h * t.bias.h + r * t.bias.n +
+                            k * t.bias.t),
+                       log4e, x);
+          }
+          if (Own && attends && valid[at * S + column + c] && mine.share[half] != 0) {
+            p[c] = mine.power[half](x) * mine.share[half];
+            d[c] = p[c] == 1 ? 0.f : p[c] * (dp[j][i] - mine.delta[half]);
+          }
+          const float of_row = d[c];
+          if (Other && attends && mine.valid[half] && its[c].share != 0) {
+            q[c] = its[c].power(x) * its[c].share;
+            d[c] += q[c] == 1 ? 0.f : q[c] * (dq[j][i] - its[c].delta);
+          }
+          if (Own)
+            excess[half] += Other ? of_row : to_float(from_float<T>(d[c]));
+          if (!Plain && t.grad_bias && chunk == 0 && r < t.rows && k < end)
+            store(t.grad_bias + bh * t.rows * t.columns + r * t.grad_bias_row + k * t.grad_bias_column, d[c]);
         }
-        const float of_row = d;
-        if (Other && attends && mine.valid[half] && its[i % 2].share != 0) {
-          q = its[i % 2].power(x) * its[i % 2].share;
-          d += q == 1 ? 0.f : q * (dq[j][i] - its[i % 2].delta);
-        }
-        const T multiplied = from_float<T>(d);
-        if (Own)
-          excess[half] += Other ? of_row : to_float(multiplied);
-        if (t.grad_bias && chunk == 0 && r < t.rows && k < end)
-          store(t.grad_bias + bh * t.rows * t.columns + r * t.grad_bias_row + k * t.grad_bias_column, d);
-        const int to = (16 * group + lane_row() + 8 * half) * Layout::weights + c;
-        ds[to] = multiplied;
+        const int to = (16 * group + lane_row() + 8 * half) * Layout::weights + column;
+        put_pair(ds + to, d[0], d[1]);
         if (Other)
-          other[to] = from_float<T>(q);
+          put_pair(other + to, q[0], q[1]);
         if (Own && t.whole)
-          own[to] = from_float<T>(p);
+          put_pair(own + to, p[0], p[1]);
       }
     }
   }
@@ -331,7 +354,6 @@ struct Backward : BackwardRows<T> {
         if (threadIdx.x % 4 == 0)
           halves[column_half * tile_rows + 16 * group + lane_row() + 8 * half] = sum;
       }
-      find_centre(t.key, t.columns, [&](int64_t n) { return this->column_valid(n); });
       __syncthreads();
     }
     if (t.grad_query.data)
@@ -372,6 +394,8 @@ struct Backward : BackwardRows<T> {
     float excess[2] = {};
     clear(to_query);
     clear(to_value);
+    if (Own)
+      find_centre(t.key, t.columns, [&](int64_t n) { return this->column_valid(n); });
     if (centred_columns && t.whole)
       find_centre(t.query, t.rows, [&](int64_t r) { return this->row_valid(r); });
     StreamPipeline<S> tiles(begin, end, t.stages, passes > 1, false);
@@ -382,7 +406,10 @@ struct Backward : BackwardRows<T> {
       clear(dq);
       if (!scores(s, dp, dq, tiles, passes))
         continue;
-      weigh(s, dp, dq, mine, tiles.at, tiles.n, excess);
+      if (t.pairs.data || t.bias.data || t.grad_bias)
+        weigh<false>(s, dp, dq, mine, tiles.at, tiles.n, excess);
+      else
+        weigh<true>(s, dp, dq, mine, tiles.at, tiles.n, excess);
       __syncthreads();
       const T* weights = ds + 16 * group * Layout::weights;
       mma<W, false, true>(to_query, weights, Layout::weights, panel(tiles.at, 0) + column_half * (C / 2), pitch, S);

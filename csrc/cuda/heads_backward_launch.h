@@ -52,9 +52,9 @@ BackwardPlan backward_plan(BackwardTask& t, Dtype dtype, const Device& device, b
   const int64_t wanted = 2 * device.processors;
   const int64_t tiles = ceil_div(t.columns, step);
   t.splits = 1;
-  if (blocks > 0 && blocks < wanted && tiles > 4) {
-    const int64_t wanted_splits = ceil_div(wanted, blocks);
-    t.splits = wanted_splits < tiles / 4 ? wanted_splits : tiles / 4;
+  if (blocks > 0 && blocks < wanted && tiles > 4) {  // at least two tiles a block; no block more than wanted
+    const int64_t splits = wanted / blocks;
+    t.splits = splits < tiles / 2 ? splits : tiles / 2;
   }
   t.span = ceil_div(tiles, t.splits) * step;
   if (t.span > 0)

@@ -9,7 +9,8 @@ template <class T>
 struct BackwardRows {
   const BackwardTask& t;
   int64_t bh, b, h;
-  MMK_DEVICE BackwardRows(const BackwardTask& t, int64_t bh) : t(t), bh(bh), b(bh / t.heads), h(bh % t.heads) {}
+  MMK_DEVICE BackwardRows(const BackwardTask& t, int64_t bh)
+      : t(t), bh(bh), b(unsigned(bh) / unsigned(t.heads)), h(unsigned(bh) % unsigned(t.heads)) {}
   MMK_DEVICE bool row_valid(int64_t r) const {
     return !t.row_mask.data || load(t.row_mask.data + b * t.row_mask.b + h * t.row_mask.h + r * t.row_mask.t);
   }
