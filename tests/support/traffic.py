@@ -9,10 +9,10 @@ PASSES = ("multiply", "multiply backward", "pool", "pool backward")
 _SHORT = (4, 8, 1024, 32, 64, 64, torch.bfloat16)
 _LONG = (1, 4, 512, 200, 64, 64, torch.bfloat16)
 ATTENTION_LIMITS = [
-    ("gated_cross_attention", "forward", _SHORT, 1, 1.2),
-    ("gated_cross_attention", "backward", _SHORT, 3, 1.75),
-    ("bidirectional_attention", "forward", _SHORT, 2, 1.45),
-    ("bidirectional_attention", "backward", _SHORT, 4, 1.55),
+    ("gated_cross_attention", "forward", _SHORT, 1, 1.35),
+    ("gated_cross_attention", "backward", _SHORT, 3, 1.85),
+    ("bidirectional_attention", "forward", _SHORT, 2, 1.55),
+    ("bidirectional_attention", "backward", _SHORT, 4, 1.65),
     ("gated_cross_attention", "forward", _LONG, 1, 2.5),
     ("gated_cross_attention", "backward", _LONG, 4, 5.5),
     ("absorbed_attention", "forward", (1, 4, 1024, 16, 64, 64, torch.bfloat16), 3, 4.4),
