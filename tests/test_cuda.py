@@ -420,4 +420,4 @@ def test_random_arguments(program, mode, count):
     environment = os.environ | {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "exitcode=66:detect_leaks=0"}
     done = subprocess.run([program, "1", str(count)], capture_output=True, text=True, env=environment, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert int(done.stdout.split()[-3]) > count // 20  # so many in clusters, in several panels, or in order
+    assert int(done.stdout.split()[-3]) > count // 40  # so many in clusters, in several panels, or in order

@@ -1,9 +1,9 @@
-"""Writes the README's tables of what a benchmark found.
+"""Writes the pages' tables of what a benchmark found.
 
 python tools/bench_table.py      (make docs)
 
 A table stands between ``<!-- FILE.json -->`` and ``<!-- end -->``; FILE is what ``python -m mmkernels bench --operation
-NAME --json FILE`` wrote, or ``bench --models --json FILE``, or ``compare --json FILE``.
+NAME --json FILE`` wrote, or ``bench --models --json FILE``, ``compare --json FILE``, ``tools/gpu_times.py --json FILE``.
 """
 
 import json
@@ -12,21 +12,23 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "README.md"
+PAGES = ("README.md", "docs/gpu-check.md")
 PLACE = re.compile(r"(<!-- (\S+\.json) -->\n).*?(<!-- end -->)", re.S)
 TRAINING = "forward + backward"
 
 
-def page():
-    """The page with its tables as they should be."""
+def page(name):
+    """A page with its tables as they should be."""
     fill = lambda place: f"{place[1]}{table(json.loads((ROOT / place[2]).read_text(encoding='utf-8')))}{place[3]}"
-    return PLACE.sub(fill, PAGE.read_text(encoding="utf-8"))
+    return PLACE.sub(fill, (ROOT / name).read_text(encoding="utf-8"))
 
 
 def table(found):
     """What was raced against peers, forward and training in one line; and on what."""
     if "models" in found:
         return _models(found)
+    if "ceilings" in found:
+        return _on_a_gpu(found)
     if "rows" in found:
         return _compared(found)
     ((operation, result),) = found["operations"].items()
@@ -94,6 +96,26 @@ def _compared(found):
     return "\n".join([*lines, "", f"{compare.described(found['settings'])}; {_where(found)}", ""])
 
 
+def _on_a_gpu(found):
+    """A line an operation, shape and dtype; in bold whoever is fastest."""
+    names = ("ours", "ours, triton", "sdpa", "eager")
+    titles = ["shape", "dtype", "CUDA", "Triton", "SDPA", "plain PyTorch"]
+    lines = []
+    for operation, kind in dict.fromkeys((row["operation"], row["kind"]) for row in found["rows"]):
+        lines += [f"**{operation}, {kind}, µs**", "", f"| {' | '.join(titles)} |", "|---|---|---|---|---|---|"]
+        for row in found["rows"]:
+            if (row["operation"], row["kind"]) != (operation, kind):
+                continue
+            times = {name: row["us"][name] for name in names if name in row["us"]}
+            cells = [f"{times[name]:.3g}" if name in times else "" for name in names]
+            cells = [f"**{cell}**" if times.get(name) == min(times.values()) else cell for name, cell in zip(names, cells)]
+            lines.append(f"| {' | '.join([row['shape'].replace('x', ' × '), row['dtype'], *cells])} |")
+        lines.append("")
+    ceilings = "; ".join(f"{value:.3g} {name.rpartition(', ')[2]} ({name.rpartition(', ')[0]})" for name, value in found["ceilings"].items())
+    env = found["environment"]
+    return "\n".join([*lines, f"{env['processor']}, torch {env['torch']}; it gives {ceilings}; commit {found['commit']}.", ""])
+
+
 def _line(kind):
     """(title, whether it is training)"""
     title = kind.removesuffix(", ms")
@@ -113,4 +135,5 @@ def _cells(row):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    PAGE.write_text(page(), encoding="utf-8")
+    for name in PAGES:
+        (ROOT / name).write_text(page(name), encoding="utf-8")

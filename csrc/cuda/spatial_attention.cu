@@ -111,7 +111,7 @@ void plan_rows(Task& t, const Device& device, int64_t element, bool backward) {
   const int64_t rows = t.offsets           ? ceil_div(positions * t.H, wanted)
                        : samples >= wanted ? positions
                                            : ceil_div(positions * samples, wanted);
-  t.chunk = rows < fewest ? fewest : rows;
+  t.chunk = t.planes || rows < fewest ? fewest : rows;
   t.chunks = t.offsets ? 0 : positions > t.chunk ? ceil_div(positions, t.chunk) : 1;
   t.slots = t.offsets ? positions / t.chunk + t.B : t.B * t.chunks;
 }
@@ -119,7 +119,7 @@ void plan_rows(Task& t, const Device& device, int64_t element, bool backward) {
 // Sizes of tiles and chunks. It depends on shapes, layout and device only: whatever gradient is asked for, the same
 // bits.
 void plan(Task& t, const Device& device, int64_t element, bool backward) {
-  if (rows_fit(t, element, backward, device))
+  if (rows_fit(t, element, backward, device) || planes_fit(t, element, backward, device))
     return plan_rows(t, device, element, backward);
   const int64_t positions = t.Y * t.X;
   t.heads = t.H < 64 ? t.H : 64;

@@ -1,8 +1,13 @@
 // The kernels of spatial_rows.h, for T in f32, bf16, f16 and P packs of a lane in 1, 2, 4, 8, of f32 forward 16, too:
 //   spatial_attention_rows_forward_first_P_T, _rows_forward_second_P_T, _rows_backward_first_P_T,
 //   _rows_backward_second_P_T, _rows_backward_third_T(Task)
-// grid (task.slots, H), block 128, dynamic shared memory Layout.total + rows_shared.
+// grid (task.slots, H), block 128, dynamic shared memory Layout.total + rows_shared. And of spatial_planes.h:
+//   spatial_attention_planes_forward_first_T, _planes_forward_second_T, _planes_backward_first_T,
+//   _planes_backward_second_T(Task)
+// the same grid, block 256 or 512, dynamic shared memory Layout.total + planes_shared.
 #include "spatial_rows.h"
+
+#include "spatial_planes.h"
 
 namespace mmk::cuda {
 
@@ -30,10 +35,19 @@ constexpr int blocks_of(int packs) {
 #define MMK_PACKS(T, suffix, P) \
   MMK_FORWARD(T, suffix, P)     \
   MMK_BACKWARD(T, suffix, P)
+#define MMK_PLANES(name, T, suffix)                                                                                  \
+  extern "C" __global__ void __launch_bounds__(512, 2) spatial_attention_planes_##name##_##suffix(const Task task) { \
+    MMK_DYNAMIC_SHARED(shared);                                                                                      \
+    planes_##name<T>(task, shared);                                                                                  \
+  }
 #define MMK_KERNELS(T, suffix)                                          \
   MMK_PACKS(T, suffix, 1)                                               \
   MMK_PACKS(T, suffix, 2)                                               \
   MMK_PACKS(T, suffix, 4)                                               \
+  MMK_PLANES(forward_first, T, suffix)                                  \
+  MMK_PLANES(forward_second, T, suffix)                                 \
+  MMK_PLANES(backward_first, T, suffix)                                 \
+  MMK_PLANES(backward_second, T, suffix)                                \
   MMK_PACKS(T, suffix, 8)                                               \
   extern "C" __global__ void __launch_bounds__(rows_threads)            \
       spatial_attention_rows_backward_third_##suffix(const Task task) { \
@@ -69,6 +83,16 @@ constexpr RowsKernel seconds[2][3][5] = {MMK_BY_DTYPE(forward_second, spatial_at
 constexpr RowsKernel thirds[3] = {spatial_attention_rows_backward_third_f32, spatial_attention_rows_backward_third_bf16,
                                   spatial_attention_rows_backward_third_f16};
 
+#define MMK_PLANES_OF(name) \
+  {spatial_attention_planes_##name##_f32, spatial_attention_planes_##name##_bf16, spatial_attention_planes_##name##_f16}
+constexpr RowsKernel first_planes[2][3] = {MMK_PLANES_OF(forward_first), MMK_PLANES_OF(backward_first)};
+constexpr RowsKernel second_planes[2][3] = {MMK_PLANES_OF(forward_second), MMK_PLANES_OF(backward_second)};
+
+// More warps where there are channels for them.
+int planes_threads(int64_t width) {
+  return width < 512 ? 256 : 512;
+}
+
 // Null or with 16 bytes of every row together and aligned.
 bool in_packs(const Features& f, int64_t element) {
   auto whole = [&](int64_t stride) { return stride * element % 16 == 0; };
@@ -87,8 +111,18 @@ bool rows_fit(const Task& t, int64_t element, bool backward, const Device& devic
          in_packs(t.result, element) && in_packs(t.grad_result, element) && in_packs(t.grad_image, element);
 }
 
+bool planes_fit(const Task& t, int64_t element, bool backward, const Device& device) {
+  Task own = t;
+  own.heads = 1;
+  const int64_t width = t.D / t.H;
+  return t.planes && !t.offsets &&
+         Layout(own, element, backward).total + planes_shared(width, planes_threads(width)) <= device.shared;
+}
+
 int64_t rows_of_block(const Task& t, int64_t element, bool backward) {
   const int64_t width = t.D / t.H;
+  if (t.planes)
+    return planes_chunk;
   const int index = element == 4 ? packs_of<float>(width) : packs_of<bf16>(width);
   return rows_at_once(1 << index, backward) * (rows_threads / lanes_of_row(width, 16 / element));
 }
@@ -96,14 +130,17 @@ int64_t rows_of_block(const Task& t, int64_t element, bool backward) {
 const char* rows_run(const Task& t, Dtype dtype, bool backward, bool split, Stream stream) {
   const int64_t width = t.D / t.H;
   const int64_t element = dtype == Dtype::float32 ? 4 : 2;
-  const int index = element == 4 ? packs_of<float>(width) : packs_of<bf16>(width);
+  const int index = t.planes ? 0 : element == 4 ? packs_of<float>(width) : packs_of<bf16>(width);
   const bool sums = backward ? t.grad_text.data != nullptr : t.pool != 0;
   const int64_t base = Layout(t, element, backward).total;
-  const int64_t shared = base + rows_shared(width, element, sums);
   const int type = int(dtype);
-  const char* error = launch(firsts[backward][type][index], t.slots, t.H, 1, rows_threads, shared, stream, t);
+  const RowsKernel first = t.planes ? first_planes[backward][type] : firsts[backward][type][index];
+  const RowsKernel second = t.planes ? second_planes[backward][type] : seconds[backward][type][index];
+  const int threads = t.planes ? planes_threads(width) : rows_threads;
+  const int64_t shared = base + (t.planes ? planes_shared(width, threads) : rows_shared(width, element, sums));
+  const char* error = launch(first, t.slots, t.H, 1, threads, shared, stream, t);
   if (!error && split)
-    error = launch(seconds[backward][type][index], t.slots, t.H, 1, rows_threads, shared, stream, t);
+    error = launch(second, t.slots, t.H, 1, threads, shared, stream, t);
   if (!error && split && backward && sums)
     error = launch(thirds[type], t.slots, t.H, 1, rows_threads, base, stream, t);
   return error;

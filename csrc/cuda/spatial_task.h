@@ -38,7 +38,7 @@ struct Task {
   float* sums;                // 57 forward, pool: [slots, D]; backward: u and v, [slots, 2, D]
   int64_t local;              // 58 1: while a chunk lasts, its sums are in shared memory
   int64_t cluster;            // 59 blocks of a cluster: the chunks of a sample, each of one tile; 1: no clusters
-  int64_t rows;               // 60 1: rows go through registers (spatial_rows.h): no tiles, one sum a channel
+  int64_t rows;  // 60 1: rows or planes go through registers (spatial_rows.h, _planes.h): no tiles, one sum a channel
 
   // Where scratch in global memory has what; place_scratch makes room for it.
   MMK_HOST_DEVICE ChunkStats* stats_of(int64_t slot, int64_t head) const { return stats + slot * H + head; }
@@ -106,7 +106,9 @@ namespace mmk::cuda {
 using RowsKernel = void (*)(spatial::Task);
 // Whether its rows can go through registers.
 bool rows_fit(const spatial::Task&, int64_t element, bool backward, const Device&);
-// Rows that a block of such a task has in flight.
+// Whether its planes can: any channels, from positions that lie together.
+bool planes_fit(const spatial::Task&, int64_t element, bool backward, const Device&);
+// Rows that a block of such a task has in flight, or its positions.
 int64_t rows_of_block(const spatial::Task&, int64_t element, bool backward);
 // `split`: a sample may have several chunks.
 const char* rows_run(const spatial::Task&, Dtype, bool backward, bool split, Stream);
