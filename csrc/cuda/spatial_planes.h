@@ -10,7 +10,7 @@
 namespace mmk::cuda::spatial {
 
 constexpr int planes_chunk = 32;
-constexpr int planes_at_once = 16;
+constexpr int planes_at_once = 8;
 
 // Bytes of shared memory behind Layout: what a warp has of each position; two vectors of the head's channels.
 MMK_HOST_DEVICE int64_t planes_shared(int64_t width, int threads) {
