@@ -263,7 +263,7 @@ them, in MB. A panel is read and written there; up to 1,024 channels are held in
 
 def attention_resources(found):
     return f"""Of the attention kernels, blocks of 128 threads forward and 256 backward; the number in a name is the class, the columns that it
-is made for. Absorbed attention's have 256 threads in both passes; those that pack and merge 128. Nothing is spilled, no static
+is made for. Absorbed attention's have 512 threads in both passes; those that pack and merge 128. Nothing is spilled, no static
 shared memory. float32 runs in full float32.
 
 {resource_table(found)}

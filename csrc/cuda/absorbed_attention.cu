@@ -2,9 +2,9 @@
 // gradient once and its gradient once; 8 bytes a position and head for its softmax; no N x H T matrix. The text's side
 // is small: it is packed into scratch first. A short text (all columns one tile) reads the image from memory once for
 // both results; a longer one once for the image's side and once a tile of 64 columns for the text's, from L2 where
-// tiles run beside each other. Up to a chunk of 256 channels a tile of the image stays in shared memory
-// from its scores to what weights gather of it; more are read again, and each chunk takes the scores again. Sums over
-// positions are split over blocks and merged in a fixed order.
+// tiles run beside each other. Up to a chunk of 256 channels a tile of the image stays in shared memory from its
+// scores to what weights gather of it, where there is room beside all that a tile of columns has; more are read again,
+// and each chunk takes the scores again. Sums over positions are split over blocks and merged in a fixed order.
 //
 // Kernels, for T in f32, bf16, f16; all take AbsorbedTask:
 //   absorbed_attention_pack_T            block 128: the text's side, before

@@ -1,7 +1,7 @@
 // What the blocks of absorbed attention have in common. A block of sixteen warps takes tiles of 64 positions by 64
 // columns: four times 16 positions, four quarters of the columns. Their scores, and what else is a product over
-// channels, come by streams of slabs; weights go through shared memory, [position][column], to the products that give
-// results, slab by slab of a chunk of channels that stays in registers.
+// channels, come by streams of slabs, or from what is held of up to 256 channels; weights go through shared memory,
+// [position][column], to the products that give results, slab by slab of a chunk of channels that stays in registers.
 #pragma once
 #include "absorbed_products.h"
 #include "absorbed_task.h"
