@@ -14,7 +14,7 @@ ATTENTION_LIMITS = [
     ("bidirectional_attention", "forward", _SHORT, 2, 1.55),
     ("bidirectional_attention", "backward", _SHORT, 4, 1.65),
     ("gated_cross_attention", "forward", _LONG, 1, 2.5),
-    ("gated_cross_attention", "backward", _LONG, 4, 5.5),
+    ("gated_cross_attention", "backward", _LONG, 4, 6.3),
     ("absorbed_attention", "forward", (1, 4, 1024, 16, 64, 64, torch.bfloat16), 3, 4.4),
     ("absorbed_attention", "backward", (1, 4, 1024, 16, 64, 64, torch.bfloat16), 4, 7.5),
     ("absorbed_attention", "forward", (1, 4, 320, 100, 64, 64, torch.bfloat16), 4, 16.5),
