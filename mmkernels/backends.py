@@ -1,7 +1,8 @@
 """Which implementation runs: `cpu` (C++), `cuda` (CUDA C++), `triton`, or `reference` (plain PyTorch).
 
 A backend is a name, a dictionary of operations, and a rule that tells why it can't run on a device. `choose` takes the
-first in ORDER that can run; a forced backend that can't raises `BackendError`, which lists every backend's reason.
+first in ORDER that can run (but for what is ONLY_WHEN_ASKED); a forced backend that can't raises `BackendError`, which
+lists every backend's reason.
 """
 
 import importlib
@@ -93,9 +94,18 @@ def _function(backend, operation):
     return _operations[backend][operation]
 
 
+# What isn't to be run though it is there: (backend, operation, dtype) -> the reason.
+REFUSED = {
+    ("cuda", "absorbed_attention", torch.float32): "on the GPU that ran them, an H200, its float32 kernels went out of "
+    "bounds; 16-bit ones are right"
+}
+# Right, but measured far slower than what comes next: never chosen by itself.
+ONLY_WHEN_ASKED = {("triton", "absorbed_attention", torch.float32)}
+
+
 def why_not(backend, operation, device_type, dtype):
     """None where `backend` can run `operation`, else the reason."""
-    reason = _reasons[backend](device_type, dtype)
+    reason = _reasons[backend](device_type, dtype) or REFUSED.get((backend, operation, dtype))
     if reason is None and (backend, operation) not in _modules and operation not in _operations[backend]:
         reason = f"it has no {operation}"
     return reason
@@ -130,7 +140,7 @@ def choose(operation, tensor, backend=None):
 def _choose(operation, device_type, dtype, backend):
     if backend is None:
         for name in ORDER:
-            if (name, device_type) == ("triton", "cpu"):
+            if (name, device_type) == ("triton", "cpu") or (name, operation, dtype) in ONLY_WHEN_ASKED:
                 continue
             if name in _reasons and why_not(name, operation, device_type, dtype) is None:
                 if extension is None:

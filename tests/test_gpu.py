@@ -132,6 +132,7 @@ def test_first_call_in_a_capture(operation, backend, device):
 
 
 def capture_first_call(operation, backend, device):
+    torch.use_deterministic_algorithms(True, warn_only=True)  # in a process of its own, no fixture does it
     small, *_ = chosen(operation, small=True)
     large = next(case for case in chosen(operation) if case.group == "large")
     Call(operation, small, torch.float32, device, backend)()
@@ -192,3 +193,16 @@ def test_triton_is_not_interpreted_here():
     """TRITON_INTERPRET=1, from wherever, would run its kernels on the CPU and test nothing of the GPU."""
     if os.environ.get("TRITON_INTERPRET", "0") == "1" and not backends.INTERPRETED:
         pytest.fail("a test module set TRITON_INTERPRET=1: set TRITON_INTERPRET=0 before pytest starts")
+
+
+@pytest.mark.skipif(backends._triton_installed is False, reason="triton isn't installed")
+def test_what_a_gpu_is_not_given(own_backends, monkeypatch):
+    """Kernels that were wrong on one are refused with the reason; what was found slower is there for who asks."""
+    for (backend, operation, dtype), reason in backends.REFUSED.items():
+        monkeypatch.setitem(backends._reasons, backend, lambda device_type, dtype: None)
+        assert backends.why_not(backend, operation, "cuda", dtype) == reason
+        assert backends.why_not(backend, operation, "cuda", torch.bfloat16) is None
+    for backend, operation, dtype in backends.ONLY_WHEN_ASKED:
+        asked = backends._choose(operation, "cuda", dtype, backend)
+        found = backends._choose(operation, "cuda", dtype, None)
+        assert asked is backends._function(backend, operation) and found is not asked

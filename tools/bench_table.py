@@ -3,7 +3,7 @@
 python tools/bench_table.py      (make docs)
 
 A table stands between ``<!-- FILE.json -->`` and ``<!-- end -->``; FILE is what ``python -m mmkernels bench --operation
-NAME --json FILE`` wrote, or ``bench --models --json FILE``, ``compare --json FILE``, ``tools/gpu_times.py --json FILE``.
+NAME --json FILE`` wrote, or ``bench --models --json FILE``, ``compare --json FILE``, ``gpu_times.py --json FILE``.
 """
 
 import json
@@ -108,12 +108,19 @@ def _on_a_gpu(found):
                 continue
             times = {name: row["us"][name] for name in names if name in row["us"]}
             cells = [f"{times[name]:.3g}" if name in times else "" for name in names]
-            cells = [f"**{cell}**" if times.get(name) == min(times.values()) else cell for name, cell in zip(names, cells)]
+            cells = [
+                f"**{cell}**" if times.get(name) == min(times.values()) else cell for name, cell in zip(names, cells)
+            ]
             lines.append(f"| {' | '.join([row['shape'].replace('x', ' × '), row['dtype'], *cells])} |")
         lines.append("")
-    ceilings = "; ".join(f"{value:.3g} {name.rpartition(', ')[2]} ({name.rpartition(', ')[0]})" for name, value in found["ceilings"].items())
+    ceilings = "; ".join(
+        f"{value:.3g} {name.rpartition(', ')[2]} ({name.rpartition(', ')[0]})"
+        for name, value in found["ceilings"].items()
+    )
     env = found["environment"]
-    return "\n".join([*lines, f"{env['processor']}, torch {env['torch']}; it gives {ceilings}; commit {found['commit']}.", ""])
+    return "\n".join(
+        [*lines, f"{env['processor']}, torch {env['torch']}; it gives {ceilings}; commit {found['commit']}.", ""]
+    )
 
 
 def _line(kind):

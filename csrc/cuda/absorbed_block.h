@@ -97,7 +97,8 @@ struct AbsorbedBlock {
     static_assert(tile * packs == absorbed_threads);
     const int r = threadIdx.x / packs;
     const int c = threadIdx.x % packs * Pack<T>::size;
-    copy_async(to + r * pitch + c, from + r * step + c, r < rows && c < channels);
+    const bool there = r < rows && c < channels;
+    copy_async(to + r * pitch + c, there ? from + r * step + c : from, there);  // of nothing, too, the address is one
   }
   // Slab i of 64 packed rows.
   MMK_DEVICE static void bring_packed(T* to, const T* from, int64_t width, int i) {

@@ -1,4 +1,5 @@
-// The kernels of spatial_rows.h, for T in f32, bf16, f16 and P packs of a lane in 1, 2, 4, 8, of f32 forward 16, too:
+// The kernels of spatial_rows.h, for T in f32, bf16, f16 and P packs of a lane in 1, 2, 4, of f32 8, too, and forward
+// 16:
 //   spatial_attention_rows_forward_first_P_T, _rows_forward_second_P_T, _rows_backward_first_P_T,
 //   _rows_backward_second_P_T, _rows_backward_third_T(Task)
 // grid (task.slots, H), block 128, dynamic shared memory Layout.total + rows_shared. And of spatial_planes.h:
@@ -48,7 +49,6 @@ constexpr int blocks_of(int packs) {
   MMK_PLANES(forward_second, T, suffix)                                 \
   MMK_PLANES(backward_first, T, suffix)                                 \
   MMK_PLANES(backward_second, T, suffix)                                \
-  MMK_PACKS(T, suffix, 8)                                               \
   extern "C" __global__ void __launch_bounds__(rows_threads)            \
       spatial_attention_rows_backward_third_##suffix(const Task task) { \
     MMK_DYNAMIC_SHARED(shared);                                         \
@@ -57,6 +57,7 @@ constexpr int blocks_of(int packs) {
 MMK_KERNELS(float, f32)
 MMK_KERNELS(bf16, bf16)
 MMK_KERNELS(f16, f16)
+MMK_PACKS(float, f32, 8)
 MMK_FORWARD(float, f32, 16)
 
 namespace {
@@ -72,14 +73,19 @@ int packs_of(int64_t width) {
 }
 
 // By packs: 1, 2, 4, 8, 16.
-#define MMK_OF(name, suffix, last)                                                         \
-  {spatial_attention_rows_##name##_1_##suffix, spatial_attention_rows_##name##_2_##suffix, \
-   spatial_attention_rows_##name##_4_##suffix, spatial_attention_rows_##name##_8_##suffix, last}
-#define MMK_BY_DTYPE(name, last) {MMK_OF(name, f32, last), MMK_OF(name, bf16, nullptr), MMK_OF(name, f16, nullptr)}
-constexpr RowsKernel firsts[2][3][5] = {MMK_BY_DTYPE(forward_first, spatial_attention_rows_forward_first_16_f32),
-                                        MMK_BY_DTYPE(backward_first, nullptr)};
-constexpr RowsKernel seconds[2][3][5] = {MMK_BY_DTYPE(forward_second, spatial_attention_rows_forward_second_16_f32),
-                                         MMK_BY_DTYPE(backward_second, nullptr)};
+#define MMK_NARROW(name, suffix)                                                          \
+  spatial_attention_rows_##name##_1_##suffix, spatial_attention_rows_##name##_2_##suffix, \
+      spatial_attention_rows_##name##_4_##suffix
+#define MMK_BY_PACKS(name, widest)                                                                      \
+  {                                                                                                     \
+    {MMK_NARROW(name, f32), spatial_attention_rows_##name##_8_f32, widest}, {MMK_NARROW(name, bf16)}, { \
+      MMK_NARROW(name, f16)                                                                             \
+    }                                                                                                   \
+  }
+constexpr RowsKernel firsts[2][3][5] = {MMK_BY_PACKS(forward_first, spatial_attention_rows_forward_first_16_f32),
+                                        MMK_BY_PACKS(backward_first, nullptr)};
+constexpr RowsKernel seconds[2][3][5] = {MMK_BY_PACKS(forward_second, spatial_attention_rows_forward_second_16_f32),
+                                         MMK_BY_PACKS(backward_second, nullptr)};
 constexpr RowsKernel thirds[3] = {spatial_attention_rows_backward_third_f32, spatial_attention_rows_backward_third_bf16,
                                   spatial_attention_rows_backward_third_f16};
 
@@ -104,11 +110,14 @@ bool in_packs(const Features& f, int64_t element) {
 
 bool rows_fit(const Task& t, int64_t element, bool backward, const Device& device) {
   const int64_t width = t.D / t.H;
+  // Beyond, tiles were as fast or faster on the GPU that both ran on: sums take the registers that loads should have.
+  const int64_t widest = element == 4 ? (backward ? 1024 : 2048) : t.pool && !backward ? 512 : 1024;
   Task own = t;
   own.heads = 1;
-  return Layout(own, element, backward).total + rows_shared(width, element, true) <= device.shared && !t.planes &&
-         width * element % 16 == 0 && width <= (element == 4 && backward ? 1024 : 2048) && in_packs(t.image, element) &&
-         in_packs(t.result, element) && in_packs(t.grad_result, element) && in_packs(t.grad_image, element);
+  return !t.planes && width * element % 16 == 0 && width <= widest &&
+         Layout(own, element, backward).total + rows_shared(width, element, true) <= device.shared &&
+         in_packs(t.image, element) && in_packs(t.result, element) && in_packs(t.grad_result, element) &&
+         in_packs(t.grad_image, element);
 }
 
 bool planes_fit(const Task& t, int64_t element, bool backward, const Device& device) {
