@@ -18,8 +18,6 @@ from support.runnable import runnable, runnable_cases
 
 import mmkernels as mmk
 from mmkernels import cases
-from mmkernels.cases.common import in_common
-from mmkernels.cases.heads import IN_COMMON_SCALE, IN_COMMON_SIZES, heads_small
 
 OPERATION = "gated_cross_attention"
 on_every_backend = pytest.mark.parametrize("backend, device, dtype", runnable(OPERATION))
@@ -36,29 +34,6 @@ def inputs(dtype=torch.float32, device="cpu", shape=(2, 3, 13, 11, 8, 6)):
 @pytest.mark.parametrize("backend, device, dtype, case", runnable_cases(OPERATION))
 def test_case(backend, device, dtype, case):
     assert_right(OPERATION, case, dtype, device, backend)
-
-
-@pytest.mark.property("values in {dtype}")
-@pytest.mark.parametrize(
-    "backend, device, dtype, shape",
-    [
-        pytest.param(*combination.values, shape, id=f"{combination.id}-{shape[3]}")
-        for combination in runnable(OPERATION, cases.DTYPES)
-        for shape in IN_COMMON_SIZES
-        if heads_small(shape) or not cases.is_slow(*combination.values[:2])
-        if combination.values[0] != "reference" or combination.values[2] == torch.float32
-    ],
-)
-def test_all_in_common(backend, device, dtype, shape):
-    """The scores' gradients add up to 0: what is left over of that multiplies what keys have in common."""
-    b, h, n, t, d, dv = shape
-    sizes = {"query": (n, d), "key": (t, d), "value": (t, dv)}
-
-    def build(draw):
-        tensors = {name: in_common(draw, draw.normal(b, h, *size)) for name, size in sizes.items()}
-        return {**tensors, "scale": IN_COMMON_SCALE}
-
-    assert_right(OPERATION, cases.Case(f"all in common {t}", "in common", build, True), dtype, device, backend)
 
 
 @pytest.mark.property("nothing takes part")

@@ -218,6 +218,7 @@ struct Backward {
 
   // scores = exponentials, grad_scores += R (dR - mean of the token). 0 in rows that don't take part.
   void over_positions(int64_t first, int64_t count, int64_t n, int64_t t) {
+    const bool all = need_grad_scores && count == a.N;
     for (int64_t r = 0; r < count; ++r)
       if (!in.valid(first + r))
         memset(scores.data + r * width, 0, padded<C>(n) * sizeof(C));
@@ -225,14 +226,14 @@ struct Backward {
       for (int64_t i = 0; i < n; i += lanes<C>) {
         const vec<C> base = load(text_base.data + t + i);
         const vec<C> certain = load(text_certain.data + t + i);
-        const vec<C> mean = load(text_mean.data + t + i);
+        const vec<C> mean = all ? mean_of_all(first, count, i, base) : load(text_mean.data + t + i);
         vec<C> left = {};
         for (int64_t r = 0; r < count; ++r) {
           if (!in.valid(first + r))
             continue;
           C* s = scores.data + r * width + i;
           C* ds = grad_scores.data + r * width + i;
-          const vec<C> p = exp_below(load(s) - base);
+          const vec<C> p = all ? load(s) : exp_below(load(s) - base);
           store(s, p);
           if (!need_grad_scores)
             continue;
@@ -245,6 +246,22 @@ struct Backward {
         store(text_excess.data + i, left);
       }
     });
+  }
+  // scores = exponentials, of as many tokens as a vector has lanes, where a tile holds all positions. Their own mean,
+  // where text_mean is of a result that was rounded.
+  vec<C> mean_of_all(int64_t first, int64_t count, int64_t i, vec<C> base) {
+    vec<C> total = {};
+    vec<C> mean = {};
+    for (int64_t r = 0; r < count; ++r) {
+      if (!in.valid(first + r))
+        continue;
+      C* s = scores.data + r * width + i;
+      const vec<C> p = exp_below(load(s) - base);
+      store(s, p);
+      total += p;
+      mean += p == 0 ? vec<C>{} : p * load(grad_weights.data + r * width + i);
+    }
+    return total == 0 ? vec<C>{} : mean / total;
   }
 };
 

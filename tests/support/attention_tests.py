@@ -41,12 +41,13 @@ def assert_meets(standard, operation, backend):
     return found
 
 
-def assert_computes(compute, operation, backend, tensors, found=None):
+def assert_computes(compute, operation, backend, tensors, found=None, cancels=False):
     """``compute(function, *tensors)``, a tensor or several, is right when `function` is the operation on `backend`.
 
     What was computed may be given as well: then `compute` must be that very computation. Arguments that aren't floating
     point (masks, offsets) stay as they are. A result with as many entries along dimension 0 as the first tensor, where
-    that has three dimensions or more, is judged entry by entry: a large sample must not hide a small one.
+    that has three dimensions or more, is judged entry by entry: a large sample must not hide a small one. `cancels`:
+    sums are small beside their terms, and the inputs' own last bit counts.
     """
     tensors = list(tensors)
     if found is None:
@@ -55,7 +56,9 @@ def assert_computes(compute, operation, backend, tensors, found=None):
     truth = compute(getattr(reference, operation), *_cast(tensors, torch.float64))
     wide = any(t.dtype == torch.float64 for t in outputs(found))
     narrow = plain(*_cast(tensors, torch.float32)) if wide else None
-    assert_rule(found, truth, plain(*tensors), narrow, batch=len(tensors[0]) if tensors[0].dim() > 2 else None)
+    rounded = compute(getattr(reference, operation), *map(tolerance.half_an_epsilon_off, tensors)) if cancels else None
+    batch = len(tensors[0]) if tensors[0].dim() > 2 else None
+    assert_rule(found, truth, plain(*tensors), narrow, batch=batch, rounded=rounded)
 
 
 def assert_module(compute, module, tensors, found=None):
