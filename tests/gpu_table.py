@@ -216,11 +216,13 @@ def row_rows():
             if operation == "channel"
             else (
                 image,
-                torch.randn(1, hidden),
+                layer(1, 64),
                 layer(hidden, 256),
+                layer(hidden, 64),
                 layer(1, hidden),
+                None,
                 layer(hidden, 256),
-                torch.randn(hidden),
+                layer(hidden),
                 None,
                 None,
                 None,
@@ -230,7 +232,7 @@ def row_rows():
         emulated.counts()
         result, weights, *_, kept = run(*inputs, *options)
         forward = emulated.counts()
-        needs = [True, True, True, False] if operation == "channel" else [True] * 6
+        needs = [True, True, True, False] if operation == "channel" else [True] * 8
         back(
             torch.ones_like(result),
             *([None] if operation == "channel" else [None, None]),

@@ -190,18 +190,17 @@ def normalised(scores):
 
 
 @interpreted
-@pytest.mark.parametrize("wanted", range(6))
+@pytest.mark.parametrize("wanted", range(8))
 def test_one_gradient_alone(wanted):
     """What isn't wanted isn't computed; the gradient of the result, weights or scores may be all there is."""
     from mmkernels.triton import additive_attention
 
-    image, _, w_image, _, v, bias_gate, w_gate, _ = additive((2, 20, 6), 4, 2)
-    inputs = image, draw(2, 4), w_image, v, w_gate, bias_gate, None, None, None
+    inputs = *additive((2, 20, 6), 4, 2), None, None, None
     result, weights, scores, kept = additive_attention.forward(*inputs, 0, True, 0.0, True, 0)
     rest = *inputs, weights, kept, 0, True, 0.0, True, 0
     for up in ((result, None, None), (None, weights, None), (None, None, scores)):
-        together = additive_attention.backward(*up, *rest, *[True] * 6)
-        alone = additive_attention.backward(*up, *rest, *[i == wanted for i in range(6)])
+        together = additive_attention.backward(*up, *rest, *[True] * 8)
+        alone = additive_attention.backward(*up, *rest, *[i == wanted for i in range(8)])
         assert torch.equal(alone[wanted], together[wanted]) and all(
             g.numel() == 0 for i, g in enumerate(alone) if i != wanted
         )
@@ -277,9 +276,11 @@ def test_opcheck(packed):
         )
     inputs = (
         leaf(*(13,) if packed else (2, 7), 6),
-        leaf(2, 4),
+        leaf(2, 3),
         leaf(4, 6),
+        leaf(4, 3),
         leaf(2, 4),
+        leaf(4),
         leaf(4, 6),
         leaf(4),
         None,
@@ -293,7 +294,7 @@ def test_opcheck(packed):
         result, weights, scores, kept = (t.detach() for t in produced)
         torch.library.opcheck(
             operations.additive_attention_triton_backward.default,
-            (result, weights, scores, *inputs, weights, kept, *options, *[True] * 6),
+            (result, weights, scores, *inputs, weights, kept, *options, *[True] * 8),
         )
 
 
@@ -305,25 +306,33 @@ def test_opcheck(packed):
         (0, torch.zeros(2, 7)),
         (0, torch.zeros(2, 7, 6).double()),
         (1, torch.zeros(2, 5)),
+        (1, torch.zeros(3, 3)),
+        (1, None),
         (2, torch.zeros(4, 5)),
-        (3, torch.zeros(2, 5)),
-        (4, None),
+        (3, torch.zeros(5, 3)),
+        (3, torch.zeros(4, 3).double()),
+        (3, None),
+        (4, torch.zeros(2, 5)),
         (5, torch.zeros(5)),
-        (6, torch.ones(2, 8) > 0),
-        (7, torch.tensor([0, 7])),
-        (8, torch.tensor(3)),
-        (11, -0.5),
-        (11, 0.5),
-        (13, 5),
+        (6, None),
+        (7, torch.zeros(5)),
+        (8, torch.ones(2, 8) > 0),
+        (9, torch.tensor([0, 7])),
+        (10, torch.tensor(3)),
+        (13, -0.5),
+        (13, 0.5),
+        (15, 5),
     ),
 )
 def test_operation_refuses_what_would_not_be_safe(place, value):
     mmk.additive_attention(*additive((1, 1, 1), 1)[:5], backend="triton")
     arguments = [
         draw(2, 7, 6),
-        draw(2, 4),
+        draw(2, 3),
         draw(4, 6),
+        draw(4, 3),
         draw(2, 4),
+        draw(4),
         draw(4, 6),
         draw(4),
         None,

@@ -137,9 +137,11 @@ def test_scratch_is_a_few_panels(hidden, monkeypatch):
     mask = draw(2, 500, seed=1) > 0
     inputs = (
         image,
-        draw(2, hidden),
+        draw(2, 8),
         draw(hidden, 64),
+        draw(hidden, 8),
         draw(1, hidden),
+        draw(hidden),
         draw(hidden, 64, seed=1),
         draw(hidden),
         mask,
@@ -149,7 +151,7 @@ def test_scratch_is_a_few_panels(hidden, monkeypatch):
     with Allocations(inputs) as mode:
         result, weights, scores, kept = additive_attention.forward(*inputs, 0, True, 0.0, True, 0)
         additive_attention.backward(
-            result, weights, scores, *inputs, weights, kept, 0, True, 0.0, True, 0, False, *[True] * 5
+            result, weights, scores, *inputs, weights, kept, 0, True, 0.0, True, 0, False, *[True] * 7
         )
     assert mode.largest <= max(8 * 512, 40 * 64) * 4 < image.numel()
     inputs = image[..., :32], draw(2, 8), draw(32, 40), draw(32)
@@ -208,22 +210,16 @@ def test_nothing_is_written_beside_a_tensor(operation, monkeypatch):
         needs = 4
     else:
         shape, offsets, chosen = ADDITIVE_OPTIONS[operation]
-        image, _, w_image, _, v, bias_gate, w_gate, _ = additive(shape, 9, 1 if chosen else 3)
         bags = 3 if offsets is None else 4
         inputs = (
-            image,
-            draw(bags, 9),
-            w_image,
-            v,
-            w_gate,
-            bias_gate,
+            *additive(shape, 9, 1 if chosen else 3, bags),
             draw(*shape[:-1]) > 0,
             None if offsets is None else torch.tensor(offsets),
             torch.tensor(3) if chosen else None,
         )
         module = additive_attention
         options = (0, not chosen, 0.25 if chosen else 0.0, True, 0)
-        needs = 6
+        needs = 8
     guards = AllGuards(monkeypatch)
     produced = module.forward(*inputs, *options)
     if operation != CHANNEL:
@@ -241,19 +237,13 @@ def test_wrong_offsets_touch_no_foreign_memory(bounds, pooled, monkeypatch):
     """A GPU can't refuse them without waiting: the results are wrong, the tensors around keep their values."""
     from mmkernels.triton import additive_attention
 
-    image, _, w_image, _, v, bias_gate, w_gate, _ = additive((41, 4), 3)
+    tensors = additive((41, 4), 3)
+    tensors[1] = draw(len(bounds) - 1, 5)
     guards = AllGuards(monkeypatch)
-    inputs = (
-        image,
-        guards.place((len(bounds) - 1, 3), torch.float32),
-        w_image,
-        v,
-        w_gate,
-        bias_gate,
-        None,
-        torch.tensor(bounds),
-        torch.tensor(3),
-    )
+    linear = torch.nn.functional.linear  # it gives what the kernels read for each bag
+    place = lambda *operands: guards.place((found := linear(*operands)).shape, found.dtype).copy_(found)
+    monkeypatch.setattr(torch.nn.functional, "linear", place)
+    inputs = *tensors, None, torch.tensor(bounds), torch.tensor(3)
     result, weights, scores, kept = additive_attention.forward(*inputs, 0, pooled, 0.25, True, 0)
-    additive_attention.backward(result, weights, scores, *inputs, weights, kept, 0, pooled, 0.25, True, 0, *[True] * 6)
+    additive_attention.backward(result, weights, scores, *inputs, weights, kept, 0, pooled, 0.25, True, 0, *[True] * 8)
     assert guards.intact()

@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "projection.h"
 #include "rows.h"
 
 #if defined(MMK_CUDA) || defined(MMK_EMULATED)
@@ -23,7 +24,31 @@ Optional contiguous_if(const Optional& t) {
   return t ? Optional(dense(*t)) : t;
 }
 
-// The tensors as they were given; biases and offsets contiguous.
+Optional in_type(const Optional& t, ScalarType type) {
+  return t && t->scalar_type() != type ? Optional(torch::stable::to(*t, type)) : t;
+}
+
+// A call's arguments.
+struct Given {
+  const Tensor& image;
+  const Optional& query;
+  const Tensor& w_image;
+  const Optional& w_query;
+  const Tensor& v;
+  const Optional& bias;
+  const Optional& w_gate;
+  const Optional& bias_gate;
+  const Optional& mask;
+  const Optional& offsets;
+  const Optional& seed;
+  int64_t activation;
+  bool pool;
+  double dropout_p;
+  bool need_scores;
+  int64_t kept_rows;
+};
+
+// The tensors that the kernels read: weights as they were given; biases, in float (double), and offsets contiguous.
 struct Operands {
   Tensor image, w_image, v;
   Optional bias_hidden, w_gate, bias_gate, offsets, seed;
@@ -37,15 +62,19 @@ struct WeightGradients {
 // What both directions check.
 struct Arguments {
   AdditiveAttention a;
+  const Anchor anchor;
+  const ScalarType accumulate;
   Operands operands;
+  std::optional<TextProjection> projection;
   std::vector<int64_t> result_shape, weights_shape, scores_shape, kept_shape;
 
-  Arguments(const Tensor& image, const Optional& bias_hidden, const Tensor& w_image, const Tensor& v,
-            const Optional& w_gate, const Optional& bias_gate, const Optional& mask, const Optional& offsets,
-            const Optional& seed, int64_t activation, bool pool, double dropout_p, bool need_scores, int64_t kept_rows)
-      : operands{image, w_image, v, contiguous_if(bias_hidden), w_gate, contiguous_if(bias_gate), {}, seed} {
+  explicit Arguments(const Given& given)
+      : anchor(given.image),
+        accumulate(accumulate_type(dtype_of(given.image, "image"))),
+        operands{given.image, given.w_image, given.v, {}, given.w_gate, {}, {}, given.seed} {
+    const auto& [image, query, w_image, w_query, v, bias, w_gate, bias_gate, mask, offsets, seed, activation, pool,
+                 dropout_p, need_scores, kept_rows] = given;
     a.dtype = dtype_of(image, "image");
-    const Anchor anchor(image);
     STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == (offsets ? 2 : 3),
                     "image must be [B, N, D], or [rows, D] with offsets");
     STD_TORCH_CHECK(w_image.dim() == 2 && v.dim() == 2, "w_image and v must be [A, D] and [K, A]");
@@ -67,17 +96,20 @@ struct Arguments {
     anchor.check(w_image, "w_image", anchor.type, {a.A, a.D});
     anchor.check(v, "v", anchor.type, {a.K, a.A});
     a.image = rows(image);
-    a.w_image = projection(w_image);
-    a.v = projection(v);
-    if (bias_hidden)
-      anchor.check(*bias_hidden, "bias_hidden", accumulate_type(a.dtype), {a.B, a.A}),
-          a.bias_hidden = operands.bias_hidden->data_ptr();
+    a.w_image = binding::projection(w_image);
+    a.v = binding::projection(v);
+    projection.emplace(anchor, a.B, a.A, Layer{query, w_query, bias, 0, "query", "w_query"});
+    operands.bias_hidden = projection->bias_hidden();
+    if (operands.bias_hidden)
+      a.bias_hidden = operands.bias_hidden->data_ptr();
     if (w_gate)
-      anchor.check(*w_gate, "w_gate", anchor.type, {a.A, a.D}), a.w_gate = projection(*w_gate);
+      anchor.check(*w_gate, "w_gate", anchor.type, {a.A, a.D}), a.w_gate = binding::projection(*w_gate);
     STD_TORCH_CHECK(w_gate || !bias_gate, "bias_gate needs w_gate");
-    if (bias_gate)
-      anchor.check(*bias_gate, "bias_gate", accumulate_type(a.dtype), {a.A}),
-          a.bias_gate = operands.bias_gate->data_ptr();
+    if (bias_gate) {
+      anchor.check(*bias_gate, "bias_gate", anchor.type, {a.A});
+      operands.bias_gate = contiguous_if(in_type(bias_gate, accumulate));
+      a.bias_gate = operands.bias_gate->data_ptr();
+    }
     if (mask) {
       anchor.check(*mask, "mask", ScalarType::Bool, offsets ? Shape{a.N} : Shape{a.B, a.N});
       a.mask = {static_cast<const bool*>(mask->data_ptr()), offsets ? 0 : mask->stride(0), 0,
@@ -98,18 +130,19 @@ struct Arguments {
 };
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image, const Optional& bias_hidden,
-                                                   const Tensor& w_image, const Tensor& v, const Optional& w_gate,
-                                                   const Optional& bias_gate, const Optional& mask,
-                                                   const Optional& offsets, const Optional& seed, int64_t activation,
-                                                   bool pool, double dropout_p, bool need_scores, int64_t kept_rows) {
-  Arguments all(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, seed, activation, pool, dropout_p,
-                need_scores, kept_rows);
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image, const Optional& query, const Tensor& w_image,
+                                                   const Optional& w_query, const Tensor& v, const Optional& bias,
+                                                   const Optional& w_gate, const Optional& bias_gate,
+                                                   const Optional& mask, const Optional& offsets, const Optional& seed,
+                                                   int64_t activation, bool pool, double dropout_p, bool need_scores,
+                                                   int64_t kept_rows) {
+  Arguments all({image, query, w_image, w_query, v, bias, w_gate, bias_gate, mask, offsets, seed, activation, pool,
+                 dropout_p, need_scores, kept_rows});
   AdditiveAttention& a = all.a;
   Tensor result = empty_tensor(image, all.result_shape);
-  Tensor weights = empty_tensor(image, all.weights_shape, accumulate_type(a.dtype));
-  Tensor scores = empty_tensor(image, all.scores_shape, accumulate_type(a.dtype));
-  Tensor kept = empty_tensor(image, all.kept_shape, accumulate_type(a.dtype));
+  Tensor weights = empty_tensor(image, all.weights_shape, all.accumulate);
+  Tensor scores = empty_tensor(image, all.scores_shape, all.accumulate);
+  Tensor kept = empty_tensor(image, all.kept_shape, all.accumulate);
   advise_huge_pages(result);
   advise_huge_pages(kept);
   a.result = rows(result);
@@ -122,18 +155,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image, const Op
 }
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Optional& grad_result, const Optional& grad_weights, const Optional& grad_scores, const Tensor& image,
-    const Optional& bias_hidden, const Tensor& w_image, const Tensor& v, const Optional& w_gate,
-    const Optional& bias_gate, const Optional& mask, const Optional& offsets, const Optional& seed,
-    const Tensor& weights, const Tensor& kept, int64_t activation, bool pool, double dropout_p, bool need_scores,
-    int64_t kept_rows, bool need_image_grad, bool need_bias_hidden_grad, bool need_w_image_grad, bool need_v_grad,
-    bool need_w_gate_grad, bool need_bias_gate_grad) {
-  Arguments all(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, seed, activation, pool, dropout_p,
-                need_scores, kept_rows);
+    const Optional& query, const Tensor& w_image, const Optional& w_query, const Tensor& v, const Optional& bias,
+    const Optional& w_gate, const Optional& bias_gate, const Optional& mask, const Optional& offsets,
+    const Optional& seed, const Tensor& weights, const Tensor& kept, int64_t activation, bool pool, double dropout_p,
+    bool need_scores, int64_t kept_rows, bool need_image_grad, bool need_query_grad, bool need_w_image_grad,
+    bool need_w_query_grad, bool need_v_grad, bool need_bias_grad, bool need_w_gate_grad, bool need_bias_gate_grad) {
+  Arguments all({image, query, w_image, w_query, v, bias, w_gate, bias_gate, mask, offsets, seed, activation, pool,
+                 dropout_p, need_scores, kept_rows});
   AdditiveAttentionBackward g;
-  const Anchor anchor(image);
-  const ScalarType accumulate = accumulate_type(all.a.dtype);
+  const Anchor& anchor = all.anchor;
+  const ScalarType accumulate = all.accumulate;
   if (grad_result)
     anchor.check(*grad_result, "grad_result", anchor.type, all.result_shape), g.grad_result = rows(*grad_result);
   Tensor all_weights = dense(weights);
@@ -153,28 +186,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   all.a.weights = all_weights.mutable_data_ptr();
   all.a.kept = products.mutable_data_ptr();
   g.forward = all.a;
-  need_bias_hidden_grad = need_bias_hidden_grad && bias_hidden;
+  const LayerNeeds needs = all.projection->needed(need_query_grad, need_w_query_grad, need_bias_grad);
   need_w_gate_grad = need_w_gate_grad && w_gate;
   need_bias_gate_grad = need_bias_gate_grad && bias_gate;
   Tensor grad_image = dense_gradient(image, need_image_grad);
   Tensor grad_w_image = dense_gradient(w_image, need_w_image_grad);
+  Tensor grad_w_query = dense_gradient(needs.weight ? *w_query : image, needs.weight);
   Tensor grad_v = dense_gradient(v, need_v_grad);
-  Tensor grad_bias_hidden = dense_gradient(bias_hidden ? *bias_hidden : image, need_bias_hidden_grad);
   Tensor grad_w_gate = dense_gradient(w_gate ? *w_gate : image, need_w_gate_grad);
-  Tensor grad_bias_gate = dense_gradient(bias_gate ? *bias_gate : image, need_bias_gate_grad);
+  Tensor grad_bias_hidden = dense_gradient(needs.any() ? *all.operands.bias_hidden : image, needs.any());
+  Tensor grad_bias_gate = dense_gradient(need_bias_gate_grad ? *all.operands.bias_gate : image, need_bias_gate_grad);
   if (need_image_grad)
     g.grad_image = rows(grad_image);
-  g.grad_bias_hidden = data_if(grad_bias_hidden, need_bias_hidden_grad);
+  g.grad_bias_hidden = data_if(grad_bias_hidden, needs.any());
   g.grad_w_image = data_if(grad_w_image, need_w_image_grad);
   g.grad_v = data_if(grad_v, need_v_grad);
   g.grad_w_gate = data_if(grad_w_gate, need_w_gate_grad);
   g.grad_bias_gate = data_if(grad_bias_gate, need_bias_gate_grad);
-  if (need_image_grad || need_bias_hidden_grad || need_w_image_grad || need_v_grad || need_w_gate_grad ||
-      need_bias_gate_grad) {
+  if (need_image_grad || needs.any() || need_w_image_grad || need_v_grad || need_w_gate_grad || need_bias_gate_grad) {
     WeightGradients grads{grad_w_image, grad_v, grad_w_gate};
     Launch(g, all.operands, grads);
   }
-  return {grad_image, grad_bias_hidden, grad_w_image, grad_v, grad_w_gate, grad_bias_gate};
+  LayerGradients of_layer = all.projection->gradients(grad_bias_hidden, needs, grad_w_query);
+  return {grad_image, of_layer.text, grad_w_image, grad_w_query,
+          grad_v,     of_layer.bias, grad_w_gate,  *in_type(grad_bias_gate, anchor.type)};
 }
 
 #ifndef MMK_EMULATED
@@ -278,20 +313,17 @@ constexpr auto gpu_back = &backward<cuda_backward>;
 }  // namespace mmk::binding
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
-  m.def(
-      MMK_OPERATION
-      "(Tensor image, Tensor? bias_hidden, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? bias_gate, Tensor? mask, "
-      "Tensor? offsets, Tensor? seed, int activation, bool pool, float dropout_p, bool need_scores, SymInt kept_rows) "
-      "-> (Tensor, Tensor, Tensor, "
-      "Tensor)");
   m.def(MMK_OPERATION
-        "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor? grad_scores, Tensor image, Tensor? bias_hidden, "
-        "Tensor w_image, Tensor v, "
-        "Tensor? w_gate, Tensor? bias_gate, Tensor? mask, Tensor? offsets, Tensor? seed, Tensor weights, "
-        "Tensor kept, int activation, bool pool, float dropout_p, bool need_scores, SymInt kept_rows, "
-        "bool need_image_grad, bool need_bias_hidden_grad, bool need_w_image_grad, bool need_v_grad, bool "
-        "need_w_gate_grad, "
-        "bool need_bias_gate_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+        "(Tensor image, Tensor? query, Tensor w_image, Tensor? w_query, Tensor v, Tensor? bias, Tensor? w_gate, "
+        "Tensor? bias_gate, Tensor? mask, Tensor? offsets, Tensor? seed, int activation, bool pool, float dropout_p, "
+        "bool need_scores, SymInt kept_rows) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(MMK_OPERATION
+        "_backward(Tensor? grad_result, Tensor? grad_weights, Tensor? grad_scores, Tensor image, Tensor? query, Tensor "
+        "w_image, Tensor? w_query, Tensor v, Tensor? bias, Tensor? w_gate, Tensor? bias_gate, Tensor? mask, Tensor? "
+        "offsets, Tensor? seed, Tensor weights, Tensor kept, int activation, bool pool, float dropout_p, bool "
+        "need_scores, SymInt kept_rows, bool need_image_grad, bool need_query_grad, bool need_w_image_grad, bool "
+        "need_w_query_grad, bool need_v_grad, bool need_bias_grad, bool need_w_gate_grad, bool need_bias_gate_grad) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 MMK_IMPLEMENT_CPU("", cpu)

@@ -31,8 +31,8 @@ struct Arguments {
   Arguments(const Tensor& image, const Tensor& text, const Tensor& weight, const Optional& bias, int64_t kept_rows)
       : a(of_image(image)),
         anchor(image),
-        projection(anchor, a.B, text, weight, a.D, a.D, bias),
-        bias_hidden(projection.bias_hidden()),
+        projection(anchor, a.B, a.D, {text, weight, bias, a.D}),
+        bias_hidden(*projection.bias_hidden()),
         kept_shape(kept_shape_of(kept_rows, a.B * a.N, a.D)) {
     a.bias_hidden = bias_hidden.data_ptr();
     a.weight = binding::projection(weight);
@@ -86,17 +86,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional& grad_result,
     anchor.check(*grad_result, "grad_result", anchor.type, image.sizes()), g.grad_result = rows(*grad_result);
   if (need_weights && grad_weights)
     anchor.check(*grad_weights, "grad_weights", anchor.type, image.sizes()), g.grad_weights = rows(*grad_weights);
-  const LayerNeeds needs{need_text_grad, need_weight_grad, need_bias_grad && bias};
-  const bool need_bias_hidden_grad = needs.text || needs.weight || needs.bias;
+  const LayerNeeds needs = all.projection.needed(need_text_grad, need_weight_grad, need_bias_grad);
   Tensor grad_image = dense_gradient(image, need_image_grad);
-  Tensor grad_bias_hidden = dense_gradient(all.bias_hidden, need_bias_hidden_grad);
+  Tensor grad_bias_hidden = dense_gradient(all.bias_hidden, needs.any());
   Tensor grad_weight = dense_gradient(weight, need_weight_grad);
   if (need_image_grad)
     g.grad_image = rows(grad_image), g.forward.nontemporal = too_large_for_cache(grad_image);
-  g.grad_bias_hidden = data_if(grad_bias_hidden, need_bias_hidden_grad);
+  g.grad_bias_hidden = data_if(grad_bias_hidden, needs.any());
   g.grad_weight = data_if(grad_weight, need_weight_grad);
   g.grad_weight_row = weight.size(1);
-  if (need_image_grad || need_bias_hidden_grad)
+  if (need_image_grad || needs.any())
     Launch(g, image, weight, grad_weight);
   LayerGradients of_layer = all.projection.gradients(grad_bias_hidden, needs, grad_weight);
   return {grad_image, of_layer.text, grad_weight, of_layer.bias};

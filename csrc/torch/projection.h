@@ -2,6 +2,9 @@
 // the library's, in float (double). On the CPU small ones are loops: a call of the library would take longer than all
 // of the kernel.
 #pragma once
+#include <algorithm>
+#include <array>
+
 #include "rows.h"
 
 namespace mmk::binding {
@@ -16,11 +19,23 @@ inline void multiply_into(const Tensor& to, const Tensor& a, const Tensor& b) {
   (void)torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+// A layer for texts, as it is given: text and weight are both there, or neither.
+struct Layer {
+  Optional text;    // [B, E]
+  Optional weight;  // [A, before + E]: the layer is the last columns
+  Optional bias;    // [A]
+  int64_t before = 0;
+  const char* text_name = "text";
+  const char* weight_name = "weight";
+};
+
 // Which gradients of a layer are wanted.
 struct LayerNeeds {
   bool text;
   bool weight;
   bool bias;
+
+  bool any() const { return text || weight || bias; }
 };
 
 struct LayerGradients {
@@ -28,50 +43,50 @@ struct LayerGradients {
   Tensor bias;  // [A]
 };
 
-// bias_hidden [B, A] = text [B, E] layer^T + bias [A], where the layer [A, E] is the last columns of a weight.
+// bias_hidden [B, A] = text [B, E] layer^T + bias [A], without a text the bias for every sample.
 class TextProjection {
  public:
-  // `before`: columns of the weight that aren't the layer's.
-  TextProjection(const Anchor& anchor, int64_t samples, const Tensor& text, const Tensor& weight, int64_t out,
-                 int64_t before, const Optional& bias)
-      : text(text), weight(weight), bias(bias), B(samples), A(out), before(before) {
-    STD_TORCH_CHECK(text.dim() == 2, "text must be [B, E]");
-    E = text.size(1);
-    anchor.check(text, "text", anchor.type, {B, E});
-    anchor.check(weight, "weight", anchor.type, {A, before + E});
-    if (bias)
-      anchor.check(*bias, "bias", anchor.type, {A});
+  TextProjection(const Anchor& anchor, int64_t samples, int64_t out, const Layer& given)
+      : like(anchor.tensor), given(given), B(samples), A(out) {
+    STD_TORCH_CHECK(bool(given.text) == bool(given.weight), given.text_name, " and ", given.weight_name,
+                    " must be given together");
+    if (given.text) {
+      STD_TORCH_CHECK(given.text->dim() == 2, given.text_name, " must be [B, E]");
+      E = given.text->size(1);
+      anchor.check(*given.text, given.text_name, anchor.type, {B, E});
+      anchor.check(*given.weight, given.weight_name, anchor.type, {A, given.before + E});
+    }
+    if (given.bias)
+      anchor.check(*given.bias, "bias", anchor.type, {A});
     type = anchor.type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 #ifndef MMK_EMULATED  // what is tested there is what a GPU gets
     small = anchor.device == DeviceType::CPU && type == anchor.type && B * A * (E + 1) <= 4096;
 #endif
   }
 
-  Tensor bias_hidden() const {
-    using torch::stable::detail::from;
-    Tensor to = empty_tensor(text, {B, A}, type);
-    if (small) {
-      with_type([&](auto zero) {
-        using C = decltype(zero);
-        C* out = static_cast<C*>(to.mutable_data_ptr());
-        multiply<C>(out, A, B, A, E, text_rows(), transposed(layer_rows()));
-        for (int64_t i = 0; bias && i < B * A; ++i)
-          out[i] += static_cast<const C*>(bias->data_ptr())[i % A * bias->stride(0)];
-      });
-      return to;
-    }
-    const Optional wide = bias ? Optional(torch::stable::to(*bias, type)) : Optional();
-    std::array<StableIValue, 4> stack{from(torch::stable::to(text, type)), from(torch::stable::to(layer(), type)),
-                                      from(wide), from(to)};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
-    (void)torch::stable::detail::to<Tensor>(stack[0]);
+  // Contiguous, in float (double); nothing without a text and a bias.
+  Optional bias_hidden() const {
+    if (!given.text && !given.bias)
+      return std::nullopt;
+    Tensor to = empty_tensor(like, {B, A}, type);
+    if (small)
+      with_type([&](auto zero) { small_bias_hidden<decltype(zero)>(to); });
+    else if (given.text)
+      linear_into(to);
+    else
+      torch::stable::copy_(to, *given.bias);  // to every row
     return to;
+  }
+
+  // Of those that are asked for, those of what there is.
+  LayerNeeds needed(bool text, bool weight, bool bias) const {
+    return {text && given.text, weight && given.weight, bias && given.bias};
   }
 
   // Of grad [B, A], contiguous. The layer's is written into the last columns of the weight's.
   LayerGradients gradients(const Tensor& grad, const LayerNeeds& needs, Tensor& grad_weight) const {
-    LayerGradients found{dense_gradient(text, needs.text),
-                         bias ? dense_gradient(*bias, needs.bias) : empty_tensor(text, {0})};
+    LayerGradients found{dense_gradient(needs.text ? *given.text : like, needs.text),
+                         dense_gradient(needs.bias ? *given.bias : like, needs.bias)};
     if (small) {
       with_type([&](auto zero) { small_gradients<decltype(zero)>(grad, needs, grad_weight, found); });
       return found;
@@ -80,7 +95,7 @@ class TextProjection {
       write(found.text, grad, layer());
     if (needs.weight) {
       Tensor to = columns(grad_weight);
-      write(to, torch::stable::transpose(grad, 0, 1), text);
+      write(to, torch::stable::transpose(grad, 0, 1), *given.text);
     }
     if (needs.bias) {
       const int64_t samples = 0;
@@ -90,13 +105,11 @@ class TextProjection {
   }
 
  private:
-  const Tensor& text;
-  const Tensor& weight;
-  const Optional& bias;
+  const Tensor& like;
+  const Layer given;
   int64_t B;
   int64_t A;
-  int64_t E;
-  int64_t before;
+  int64_t E = 0;
   ScalarType type;
   bool small = false;
 
@@ -108,8 +121,17 @@ class TextProjection {
       f(float{});
   }
 
-  Tensor columns(Tensor whole) const { return torch::stable::narrow(whole, 1, before, E); }
-  Tensor layer() const { return columns(weight); }
+  Tensor columns(Tensor whole) const { return torch::stable::narrow(whole, 1, given.before, E); }
+  Tensor layer() const { return columns(*given.weight); }
+
+  void linear_into(const Tensor& to) const {
+    using torch::stable::detail::from;
+    const Optional wide = given.bias ? Optional(torch::stable::to(*given.bias, type)) : Optional();
+    std::array<StableIValue, 4> stack{from(torch::stable::to(*given.text, type)),
+                                      from(torch::stable::to(layer(), type)), from(wide), from(to)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
+    (void)torch::stable::detail::to<Tensor>(stack[0]);
+  }
 
   // to = a b, rounded once.
   void write(Tensor& to, const Tensor& a, const Tensor& b) const {
@@ -121,10 +143,11 @@ class TextProjection {
   }
 
   // Small products: matrices of C that are read with any strides.
-  Projection text_rows() const { return projection(text); }
+  Projection text_rows() const { return projection(*given.text); }
   Projection layer_rows() const {
+    const Tensor& weight = *given.weight;
     const char* data = static_cast<const char*>(weight.data_ptr());
-    return {data + before * weight.stride(1) * weight.element_size(), weight.stride(0), weight.stride(1)};
+    return {data + given.before * weight.stride(1) * weight.element_size(), weight.stride(0), weight.stride(1)};
   }
   static Projection transposed(const Projection& m) { return {m.data, m.column, m.row}; }
 
@@ -144,13 +167,29 @@ class TextProjection {
   }
 
   template <class C>
+  void small_bias_hidden(Tensor& to) const {
+    C* out = static_cast<C*>(to.mutable_data_ptr());
+    if (given.text)
+      multiply<C>(out, A, B, A, E, text_rows(), transposed(layer_rows()));
+    else
+      std::fill_n(out, B * A, C(0));
+    if (!given.bias)
+      return;
+    const C* bias = static_cast<const C*>(given.bias->data_ptr());
+    const int64_t step = given.bias->stride(0);
+    for (int64_t i = 0; i < B; ++i)
+      for (int64_t c = 0; c < A; ++c)
+        out[i * A + c] += bias[c * step];
+  }
+
+  template <class C>
   void small_gradients(const Tensor& grad, const LayerNeeds& needs, Tensor& grad_weight, LayerGradients& found) const {
     const Projection up{grad.data_ptr(), A, 1};
     if (needs.text)
       multiply<C>(static_cast<C*>(found.text.mutable_data_ptr()), E, B, E, A, up, layer_rows());
     if (needs.weight)
-      multiply<C>(static_cast<C*>(grad_weight.mutable_data_ptr()) + before, before + E, A, E, B, transposed(up),
-                  text_rows());
+      multiply<C>(static_cast<C*>(grad_weight.mutable_data_ptr()) + given.before, given.before + E, A, E, B,
+                  transposed(up), text_rows());
     if (needs.bias) {
       const C one = 1;
       multiply<C>(static_cast<C*>(found.bias.mutable_data_ptr()), A, 1, A, B, {&one, 0, 0}, up);

@@ -3,7 +3,7 @@
 from .. import backends, checks
 from ..reference.additive_attention import ACTIVATIONS, attend, wanted
 from ..reference.dropout import draw_seed
-from .common import accumulate_dtype, autocast, cast, kept_rows, linear
+from .common import accumulate_dtype, autocast, kept_rows
 from .operation import Operation
 
 
@@ -90,26 +90,13 @@ def additive_attention(
             offsets = checks.bag_offsets(offsets, image)
         _check(dict(zip(TENSORS, tensors)), activation, mask, offsets, combine)
         _passed.add(key)
-    batch = image.shape[0] if offsets is None else offsets.shape[0] - 1
-    accumulate = accumulate_dtype(image)
     run = backends.choose("additive_attention", image, backend)
-    bias_hidden = cast(bias, accumulate)
-    if query is not None:
-        bias_hidden = linear(cast(query, accumulate), cast(w_query, accumulate), bias_hidden)
-    inputs = (
-        image,
-        bias_hidden if bias_hidden is None or bias_hidden.dim() == 2 else bias_hidden.expand(batch, -1),
-        w_image,
-        v,
-        w_gate,
-        cast(bias_gate, accumulate),
-        mask,
-        offsets,
-        draw_seed(image.device) if dropout_p else None,
-    )
-    rows = kept_rows(run, image.numel() // image.shape[-1], kept_columns(w_image, w_gate), accumulate, *inputs[:6])
+    seed = draw_seed(image.device) if dropout_p else None
+    inputs = image, query, w_image, w_query, v, bias, w_gate, bias_gate
+    columns = kept_columns(w_image, w_gate)
+    rows = kept_rows(run, image.numel() // image.shape[-1], columns, accumulate_dtype(image), *inputs)
     options = _INDICES[activation], combine == "pool", dropout_p, need_scores, rows
-    result, weights, scores, _ = run(*inputs, *options)
+    result, weights, scores, _ = run(*inputs, mask, offsets, seed, *options)
     return wanted(result, (weights, need_weights), (scores, need_scores))
 
 
@@ -156,10 +143,11 @@ def _check(given, activation, mask, offsets, combine):
         checks.boolean_mask("mask", mask, "image", image, *grid)
 
 
-# The operation. inputs: bias_hidden [B, A], the query's part of the hidden vector and the bias, and bias_gate [A], both
-# float32 (float64); offsets int64; seed int64 [], where dropout_p isn't 0. options: activation, an index into
-# ACTIVATIONS, pool, dropout_p, need_scores (without it the scores are empty), and kept_rows. extra: the first kept_rows
-# rows' products with w_image and w_gate [kept_rows, A or 2 A]. The weights and it are kept.
+# The operation. inputs: those of the public function; offsets int64; seed int64 [], where dropout_p isn't 0. options:
+# activation, an index into ACTIVATIONS, pool, dropout_p, need_scores (without it the scores are empty), and kept_rows.
+# extra: the first kept_rows rows' products with w_image and w_gate [kept_rows, A or 2 A]. The weights and it are kept.
+# The query's part of the hidden vector is computed inside: as nodes of the graph apart from it a product and a bias
+# that all samples share would cost a small call half of what all the rest costs.
 
 
 def kept_columns(w_image, w_gate):
@@ -174,7 +162,7 @@ def _reference(*arguments):
 
 
 def _fake(*arguments):
-    image, _, w_image, v, w_gate, _, _, offsets, _, _, pool, _, need_scores, kept_rows = arguments
+    image, _, w_image, _, v, _, w_gate, _, _, offsets, _, _, pool, _, need_scores, kept_rows = arguments
     batch = image.shape[0] if offsets is None else offsets.shape[0] - 1
     maps = v.shape[0]
     channels = image.shape[-1]
@@ -190,11 +178,11 @@ def _fake(*arguments):
 
 OPERATION = Operation(
     "additive_attention",
-    "(Tensor image, Tensor? bias_hidden, Tensor w_image, Tensor v, Tensor? w_gate, Tensor? bias_gate, Tensor? mask, "
-    "Tensor? offsets, Tensor? seed, int activation, bool pool, float dropout_p, bool need_scores, SymInt kept_rows) -> "
-    "(Tensor result, Tensor weights, Tensor scores, Tensor kept)",
-    differentiable=("image", "bias_hidden", "w_image", "v", "w_gate", "bias_gate"),
-    shared=("w_image", "v", "w_gate", "bias_gate", "offsets"),
+    "(Tensor image, Tensor? query, Tensor w_image, Tensor? w_query, Tensor v, Tensor? bias, Tensor? w_gate, "
+    "Tensor? bias_gate, Tensor? mask, Tensor? offsets, Tensor? seed, int activation, bool pool, float dropout_p, "
+    "bool need_scores, SymInt kept_rows) -> (Tensor result, Tensor weights, Tensor scores, Tensor kept)",
+    differentiable=TENSORS,
+    shared=("w_image", "w_query", "v", "bias", "w_gate", "bias_gate", "offsets"),
     extras=("kept",),
     kept=("weights", "kept"),
     reference=_reference,

@@ -31,32 +31,43 @@ def additive_attention(
 ):
     """See :func:`mmkernels.additive_attention`. Runs in float32 (float64 for float64) inside."""
     offsets = bag_bounds(offsets, image)
-    accumulate = torch.float64 if image.dtype == torch.float64 else torch.float32
-    query, w_query, bias, bias_gate = (
-        None if t is None else t.to(accumulate) for t in (query, w_query, bias, bias_gate)
-    )
-    bias_hidden = bias if query is None else query @ w_query.T if bias is None else query @ w_query.T + bias
-    if bias_hidden is not None:
-        bias_hidden = bias_hidden.expand(image.shape[0] if offsets is None else offsets.shape[0] - 1, -1)
-    inputs = image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets
+    inputs = image, query, w_image, w_query, v, bias, w_gate, bias_gate, mask, offsets
     seed = draw_seed(image.device) if dropout_p else None
     result, weights, scores = attend(*inputs, seed, activation, combine == "pool", dropout_p)
     return wanted(result, (weights, need_weights), (scores, need_scores))
 
 
 @without_autocast
-def attend(image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, seed, activation, pool, dropout_p):
-    """(result, weights, scores), where ``bias_hidden`` ``[B, A]`` holds the query's part of the hidden vector and the
-    bias, or is None, and so is ``seed`` without dropout."""
+def attend(
+    image,
+    query,
+    w_image,
+    w_query,
+    v,
+    bias,
+    w_gate,
+    bias_gate,
+    mask,
+    offsets,
+    seed,
+    activation,
+    pool,
+    dropout_p,
+):
+    """(result, weights, scores); without dropout ``seed`` is None."""
     dtype = image.dtype
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-    x, w_image, v, w_gate = (None if t is None else t.to(accumulate) for t in (image, w_image, v, w_gate))
+    x, query, w_image, w_query, v, bias, w_gate, bias_gate = (
+        None if t is None else t.to(accumulate) for t in (image, query, w_image, w_query, v, bias, w_gate, bias_gate)
+    )
     part = torch.ones(image.shape[:-1], dtype=torch.bool, device=image.device) if mask is None else mask
     x = x.where(part[..., None], 0)  # what is masked out may hold NaN: replaced before any arithmetic can spread it
 
     bags = None if offsets is None else Bags.of(offsets, image.shape[0])
-    if bias_hidden is not None:
-        bias_hidden = bias_hidden[:, None] if bags is None else bags.spread(bias_hidden)
+    bias_hidden = bias
+    if query is not None:
+        of_query = query @ w_query.T if bias is None else query @ w_query.T + bias
+        bias_hidden = of_query[:, None] if bags is None else bags.spread(of_query)
     hidden = ACTIVATIONS[activation](x @ w_image.T if bias_hidden is None else x @ w_image.T + bias_hidden)
     hidden = drop(hidden, seed, HIDDEN, dropout_p)
     if w_gate is not None:

@@ -24,14 +24,14 @@ from .additive_backward import combine, differentiate, differentiate_scores, dif
 from .additive_forward import activate, normalise, pool, spread
 from .additive_tiles import Dropout, Image, Panel, ResultGrad, Weights
 from .common import define, launch, on_device, processors, require
-from .rows import Rows, WeightGradient, nothing_kept, product, sum_columns
+from .rows import Rows, TextProjection, WeightGradient, nothing_kept, product, sum_columns
 
 
 class Problem:
     """The arguments of one call, checked."""
 
     def __init__(self, inputs, activation, pool, dropout_p):
-        image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, seed = inputs
+        image, query, w_image, w_query, v, bias, w_gate, bias_gate, mask, offsets, seed = inputs
         if image.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise RuntimeError(f"image must be float32, bfloat16 or float16, got {image.dtype}")
         if (
@@ -56,13 +56,13 @@ class Problem:
         if bias_gate is not None and w_gate is None:
             raise RuntimeError("bias_gate needs w_gate")
         for t, name, shape, dtype in (
-            (bias_hidden, "bias_hidden", (batch, hidden), torch.float32),
             (w_gate, "w_gate", (hidden, channels), None),
-            (bias_gate, "bias_gate", (hidden,), torch.float32),
+            (bias_gate, "bias_gate", (hidden,), None),
             (mask, "mask", image.shape[:-1], torch.bool),
         ):
             if t is not None:
                 require(t, name, image, shape, dtype)
+        self.projection = TextProjection(batch, hidden, query, w_query, bias, image, ("query", "w_query"))
         if not 0 <= dropout_p <= 1 or (seed is not None) != (dropout_p > 0):
             raise RuntimeError("dropout_p must be from 0 to 1, with a seed where it isn't 0")
         if seed is not None:
@@ -79,7 +79,8 @@ class Problem:
         self.channels = channels
         self.hidden = hidden
         self.maps = maps
-        self.bias_hidden, self.bias_gate = (None if t is None else t.contiguous() for t in (bias_hidden, bias_gate))
+        self.bias_hidden = self.projection.bias_hidden()
+        self.bias_gate = None if bias_gate is None else bias_gate.float().contiguous()
         self.mask = None if mask is None else self.rows.mask.view(torch.uint8)
         self.bounds = self.rows.bounds()
         self.packed = packed = offsets is not None
@@ -147,7 +148,7 @@ class Problem:
 def forward(*arguments):
     *inputs, activation, pool_them, dropout_p, need_scores, kept_rows = arguments
     nothing_kept(kept_rows)
-    image, _, w_image, v, w_gate, *_ = inputs
+    image, _, w_image, _, v, _, w_gate, *_ = inputs
     p = Problem(inputs, activation, pool_them, dropout_p)
     result = image.new_empty(p.result_shape)
     weights = torch.empty(p.weights_shape, dtype=torch.float32, device=image.device)
@@ -216,9 +217,11 @@ def backward(
     grad_weights,
     grad_scores,
     image,
-    bias_hidden,
+    query,
     w_image,
+    w_query,
     v,
+    bias,
     w_gate,
     bias_gate,
     mask,
@@ -232,14 +235,16 @@ def backward(
     need_scores,
     kept_rows,
     need_image_grad,
-    need_bias_hidden_grad,
+    need_query_grad,
     need_w_image_grad,
+    need_w_query_grad,
     need_v_grad,
+    need_bias_grad,
     need_w_gate_grad,
     need_bias_gate_grad,
 ):
     nothing_kept(kept_rows)
-    inputs = image, bias_hidden, w_image, v, w_gate, bias_gate, mask, offsets, seed
+    inputs = image, query, w_image, w_query, v, bias, w_gate, bias_gate, mask, offsets, seed
     p = Problem(inputs, activation, pool_them, dropout_p)
     require(weights, "weights", image, p.weights_shape, torch.float32)
     for name, grad, shape, dtype in (
@@ -249,14 +254,15 @@ def backward(
     ):
         if grad is not None:
             require(grad, name, image, shape, dtype)
-    need_bias_hidden_grad = need_bias_hidden_grad and bias_hidden is not None
+    of_projection = p.projection.needed(need_query_grad, need_w_query_grad, need_bias_grad)
     need_bias_gate_grad = need_bias_gate_grad and bias_gate is not None
     weights = weights.contiguous()
     given = None if grad_weights is None else grad_weights.contiguous()
     given_scores = grad_scores.contiguous() if need_scores and grad_scores is not None else None
     zeros = lambda shape, need: torch.zeros(shape if need else 0, dtype=torch.float32, device=image.device)
     grad_image = image.new_empty(image.shape if need_image_grad else 0)
-    grad_bias_hidden = zeros((p.batch, p.hidden), need_bias_hidden_grad)
+    grad_w_query = image.new_empty(w_query.shape if of_projection[1] else 0)
+    grad_bias_hidden = zeros((p.batch, p.hidden), any(of_projection))
     grad_bias_gate = zeros((1, p.hidden), need_bias_gate_grad)
     grad_v = zeros(v.shape, need_v_grad)
     of_image = WeightGradient(w_image, need_w_image_grad)
@@ -306,7 +312,7 @@ def backward(
             p.elementwise(differentiate, u, t, dh, first=first, last=last)
             if need_v_grad:
                 grad_v.addmm_(ds, dh)
-            if need_bias_hidden_grad:  # before they are rounded for the products: these sums cancel
+            if any(of_projection):  # before they are rounded for the products: these sums cancel
                 sum_columns(grad_bias_hidden, u, p.bounds, first, last)
             if need_bias_gate_grad:
                 sum_columns(grad_bias_gate, t, everything, first, last)
@@ -338,13 +344,16 @@ def backward(
                     BLOCK_N=16,
                     BLOCK_C=p.block_c,
                 )
+    grad_query, grad_bias = p.projection.gradients(grad_bias_hidden, grad_w_query, of_projection)
     return (
         grad_image,
-        grad_bias_hidden,
+        grad_query,
         of_image.result(),
+        grad_w_query,
         grad_v.to(v.dtype) if need_v_grad else v.new_empty(0),
+        grad_bias,
         of_gate.result(),
-        grad_bias_gate.view(-1) if need_bias_gate_grad else grad_bias_gate,
+        grad_bias_gate.view(-1).to(image.dtype),
     )
 
 

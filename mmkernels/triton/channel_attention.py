@@ -140,6 +140,11 @@ def check(image, text, weight):
     require(weight, "weight", image, (channels, channels + text.shape[-1]))
 
 
+def projection_of(image, text, weight, bias):
+    samples, _, channels = image.shape
+    return TextProjection(samples, channels, text, weight[:, channels:], bias, image, ("text", "weight"))
+
+
 @without_autocast
 def forward(image, text, weight, bias, need_weights, kept_rows):
     nothing_kept(kept_rows)
@@ -148,7 +153,7 @@ def forward(image, text, weight, bias, need_weights, kept_rows):
     weights = image.new_empty(image.shape if need_weights else 0)
     rows = Rows(image)
     channels = image.shape[2]
-    bias_hidden = TextProjection(text, weight, bias, image).bias_hidden()
+    bias_hidden = projection_of(image, text, weight, bias).bias_hidden()
     layer = weight[:, :channels]
     to = result.view(-1, channels)
     of = weights.view(-1, channels) if need_weights else result.view(-1, channels)
@@ -200,10 +205,10 @@ def backward(
             require(grad, name, image, image.shape)
     rows = Rows(image)
     channels = image.shape[2]
-    projection = TextProjection(text, weight, bias, image)
+    projection = projection_of(image, text, weight, bias)
     bias_hidden = projection.bias_hidden()
     layer = weight[:, :channels]
-    of_projection = need_text_grad, need_weight_grad, need_bias_grad and bias is not None
+    of_projection = projection.needed(need_text_grad, need_weight_grad, need_bias_grad)
     ups = [None if grad is None else Rows(grad) for grad in (grad_result, grad_weights)]
     grad_image = image.new_empty(image.shape if need_image_grad else 0)
     grad_bias_hidden = torch.zeros(

@@ -110,31 +110,40 @@ class WeightGradient:
 
 
 class TextProjection:
-    """``bias_hidden = text layer^T + bias`` [B, A] in float32: the layer is the last columns of a weight."""
+    """``bias_hidden = text layer^T + bias`` [samples, width] in float32: the bias alone without a text, None without
+    either. ``names``: of the text and of the layer."""
 
-    def __init__(self, text, weight, bias, image):
-        size = text.shape[-1]
-        require(text, "text", image, (image.shape[0], size))
+    def __init__(self, samples, width, text, layer, bias, image, names):
+        if (text is None) != (layer is None):
+            raise RuntimeError(f"{names[0]} and {names[1]} must be given together")
+        if text is not None:
+            require(text, names[0], image, (samples, text.shape[-1]))
+            require(layer, names[1], image, (width, text.shape[-1]))
         if bias is not None:
-            require(bias, "bias", image, weight.shape[:1])
-        self.text = text
-        self.layer = weight[:, weight.shape[1] - size :].float()
-        self.bias = bias
+            require(bias, "bias", image, (width,))
+        self.text, self.layer, self.bias = (None if t is None else t.float() for t in (text, layer, bias))
+        self.samples = samples
+        self.dtype = image.dtype
 
     def bias_hidden(self):
-        bias = None if self.bias is None else self.bias.float()
-        return torch.nn.functional.linear(self.text.float(), self.layer, bias)
+        if self.text is not None:
+            return torch.nn.functional.linear(self.text, self.layer, self.bias)
+        return None if self.bias is None else self.bias.expand(self.samples, -1).contiguous()
+
+    def needed(self, text, layer, bias):
+        """Which of the three gradients are wanted, of what there is."""
+        given = self.text is not None
+        return text and given, layer and given, bias and self.bias is not None
 
     def gradients(self, grad, grad_layer, needs):
-        """Of the text and the bias, where they are needed (`needs`: text, layer, bias); the layer's goes to
-        `grad_layer`."""
+        """Of the text and the bias, where they are needed; the layer's goes to `grad_layer`."""
         need_text, need_layer, need_bias = needs
         if need_layer:
-            grad_layer.copy_(grad.T @ self.text.float())
-        none = self.text.new_empty(0)
+            grad_layer.copy_(grad.T @ self.text)
+        none = grad.new_empty(0, dtype=self.dtype)
         return (
-            (grad @ self.layer).to(self.text.dtype) if need_text else none,
-            grad.sum(0).to(self.text.dtype) if need_bias else none,
+            (grad @ self.layer).to(self.dtype) if need_text else none,
+            grad.sum(0).to(self.dtype) if need_bias else none,
         )
 
 

@@ -140,7 +140,8 @@ MISTAKES = {
     },
 }
 
-INPUTS = {"bias_hidden": "B, A", "w_image": "A, D", "v": "K, A", "w_gate": "A, D", "bias_gate": "A"}
+LAYER = {"query": "B, E", "w_image": "A, D", "w_query": "A, E", "v": "K, A", "bias": "A"}
+INPUTS = LAYER | {"w_gate": "A, D", "bias_gate": "A"}
 KEPT = {"R": 0}  # no rows' products are kept: kept is empty
 KERNELS = {
     "pool": (
@@ -212,7 +213,7 @@ KERNELS = {
     "kept": (
         Form(
             FORM_SIZES | {"R": 5},
-            {"image": "B, N, D", "bias_hidden": "B, A", "w_image": "A, D", "v": "K, A"},
+            {"image": "B, N, D", **LAYER},
             w_gate=None,
             bias_gate=None,
             mask=None,
@@ -238,6 +239,8 @@ KERNELS = {
 KERNEL_GIVEN = KERNELS["pool"][0].arguments
 WRONG = {
     "pool": {
+        "w_query without query": {"query": None},
+        "query without w_query": {"w_query": None},
         "bias_gate without w_gate": {"w_gate": None},
         "activation unknown": {"activation": 3},
         "activation negative": {"activation": -1},
@@ -254,9 +257,10 @@ WRONG = {
         "no channels": {name: KERNEL_GIVEN[name][..., :0] for name in ("image", "w_image", "w_gate")},
         "no maps": {"v": KERNEL_GIVEN["v"][:0]},
         "no hidden layer": {
-            "bias_hidden": KERNEL_GIVEN["bias_hidden"][:, :0],
             "w_image": KERNEL_GIVEN["w_image"][:0],
+            "w_query": KERNEL_GIVEN["w_query"][:0],
             "v": KERNEL_GIVEN["v"][:, :0],
+            "bias": KERNEL_GIVEN["bias"][:0],
             "w_gate": KERNEL_GIVEN["w_gate"][:0],
             "bias_gate": KERNEL_GIVEN["bias_gate"][:0],
         },

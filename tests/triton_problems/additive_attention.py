@@ -59,15 +59,17 @@ def launch(
     offsets = torch.linspace(0, len(image), bags + 1).long() if bags else None
     inputs = (
         image,
-        torch.zeros(bags or len(image), hidden),
+        layer(bags or len(image), 8),
         layer(hidden, image.shape[-1]),
+        layer(hidden, 8),
         layer(maps, hidden),
+        image.new_zeros(hidden),
         layer(hidden, image.shape[-1]) if gated else None,
-        torch.zeros(hidden) if gated else None,
+        image.new_zeros(hidden) if gated else None,
         mask,
         offsets,
         torch.tensor(0) if dropout_p else None,
     )
     options = activation, pool, dropout_p, need_scores, 0
     result, weights, scores, kept = module.forward(*inputs, *options)
-    module.backward(result, weights, scores if need_scores else None, *inputs, weights, kept, *options, *[True] * 6)
+    module.backward(result, weights, scores if need_scores else None, *inputs, weights, kept, *options, *[True] * 8)
