@@ -36,7 +36,7 @@ def _load_extension():
 
 
 extension, extension_error = _load_extension()
-_chosen = {}  # (operation, device type, dtype, backend or None) -> what runs it
+_chosen = {}  # (operation, device, dtype, backend or None) -> what runs it
 
 
 def register(backend, why_not):
@@ -130,10 +130,10 @@ def choose(operation, tensor, backend=None):
     """What runs `operation` on `tensor`'s device and dtype."""
     if torch.compiler.is_compiling() or not (backend is None or isinstance(backend, str)):
         return _choose(operation, tensor.device.type, tensor.dtype, backend)
-    key = operation, tensor.device.type, tensor.dtype, backend
+    key = operation, tensor.device, tensor.dtype, backend
     chosen = _chosen.get(key)
     if chosen is None:
-        chosen = _chosen[key] = _choose(*key)
+        chosen = _chosen[key] = _choose(operation, tensor.device.type, tensor.dtype, backend)
     return chosen
 
 

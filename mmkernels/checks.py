@@ -11,6 +11,7 @@ from .reference.precision import autocast_is_on
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _PLAIN_TENSORS = {torch.Tensor, torch.nn.Parameter}
+_STRIDED = torch.strided
 _PLAIN_OPTIONS = {type(None), bool, int, float, str}
 
 
@@ -38,10 +39,16 @@ class Passed:
             if tensor is None:
                 key.append(None)
                 continue
-            if type(tensor) not in _PLAIN_TENSORS or tensor.is_nested or tensor.layout is not torch.strided:
+            if type(tensor) not in _PLAIN_TENSORS or tensor.layout is not _STRIDED:
                 return None
-            key += tensor.shape, tensor.dtype, tensor.device
-        return None if tensors[0] is None or autocast_is_on(tensors[0].device.type) else tuple(key)
+            try:
+                key += tensor.shape, tensor.dtype, tensor.device
+            except RuntimeError:  # a nested tensor has no shape
+                return None
+        first = tensors[0]  # a device's name takes longer than to ask whether it is the CPU
+        if first is None or autocast_is_on("cpu" if first.is_cpu else first.device.type):
+            return None
+        return tuple(key)
 
     def __contains__(self, key):
         return key is not None and key in self._keys

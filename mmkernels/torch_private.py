@@ -42,8 +42,9 @@ TRACED = frozenset((FakeTensor, FunctionalTensor))
 
 def apply(function, *arguments):
     """``function.apply`` of an eager call outside of torch.func's transforms. PyTorch's own asks ``inspect`` for the
-    forward method's signature in every call, which takes longer than a small kernel (torch/autograd/function.py)."""
-    living = [_unwrap_if_dead(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+    forward method's signature in every call, which takes longer than a small kernel (torch/autograd/function.py). What
+    transforms left behind is no parameter, nor of another class."""
+    living = [_unwrap_if_dead(a) if type(a) is torch.Tensor else a for a in arguments]
     return super(torch.autograd.Function, function).apply(*living)
 
 

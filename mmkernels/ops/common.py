@@ -3,7 +3,7 @@
 import torch
 
 from .. import checks
-from ..reference.precision import autocast_is_on, without_autocast
+from ..reference.precision import autocast_is_on
 from ..torch_private import transforms_active
 
 
@@ -21,19 +21,6 @@ def autocast(*tensors):
 def cast(tensor, dtype):
     """In a dtype; None stays None. (A call of `to` that has nothing to do takes longer than this.)"""
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
-
-
-def linear(rows, weight, bias=None):
-    """In the dtype that it is given, with autocast, too."""
-    return (
-        _linear_without_autocast(rows, weight, bias)
-        if autocast_is_on(rows.device.type)
-        else _linear(rows, weight, bias)
-    )
-
-
-_linear = torch.nn.functional.linear
-_linear_without_autocast = without_autocast(_linear)
 
 
 def accumulate_dtype(tensor):
@@ -60,9 +47,9 @@ def kept_rows(run, rows, columns, dtype, image, *inputs):
     """Of how many of the first rows the CPU's forward pass keeps what its backward pass would have to compute again
     (`columns` numbers of `dtype` each): as many as the constants above hold. None without a backward pass, in an
     exported graph, which may run anywhere, nor under torch.func's transforms, which fold samples."""
-    if getattr(run, "backend", None) != "cpu" or not needs_gradient(image, *inputs):
+    if getattr(run, "backend", None) != "cpu" or torch.compiler.is_exporting() or transforms_active():
         return 0
-    if torch.compiler.is_exporting() or transforms_active():
+    if not torch.is_grad_enabled() or not _require_gradients(image, *inputs):
         return 0
     limit = KEPT_BYTES if image.requires_grad else KEPT_BYTES_WITHOUT_IMAGE_GRAD
     return min(rows, limit // (columns * dtype.itemsize))
@@ -107,10 +94,10 @@ def fold(tensor):
 
 def needs_gradient(*tensors):
     """Whether a backward pass may come."""
-    if not torch.is_grad_enabled():
-        return False
-    if transforms_active():
-        return True
+    return torch.is_grad_enabled() and (transforms_active() or _require_gradients(*tensors))
+
+
+def _require_gradients(*tensors):
     for t in tensors:
         if t is not None and t.requires_grad:
             return True

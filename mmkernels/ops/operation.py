@@ -21,7 +21,16 @@ from torch.overrides import has_torch_function
 from .. import backends, torch_private
 from . import flops
 from .common import fold, move_batch
-from .registration import in_tuple, register_autograd, register_fake, register_out, register_vmap, tangent, tracked
+from .registration import (
+    in_tuple,
+    may_carry_tangent,
+    register_autograd,
+    register_fake,
+    register_out,
+    register_vmap,
+    tangent,
+    tracked,
+)
 from .schema import Schema
 
 
@@ -186,7 +195,10 @@ class Operation:
         inputs, ctx.options = inputs[: self.inputs], inputs[self.inputs :]
         ctx.backend = backend
         ctx.save_for_backward(*inputs, *self.keep(inputs, output))
-        ctx.save_for_forward(*inputs)
+        # An implementation comes where no transform of torch.func is active. Saving for nobody takes as long as a small
+        # kernel.
+        if not isinstance(backend, Implementation) or may_carry_tangent(inputs):
+            ctx.save_for_forward(*inputs)
         ctx.mark_non_differentiable(*(t for t in output[self.outputs :] if t is not None))
         ctx.set_materialize_grads(False)
 

@@ -118,11 +118,14 @@ def tracked(*arguments):
 
 def carries_tangent(*arguments):
     """Whether one of the arguments is a dual tensor of forward mode."""
-    if not torch_private.forward_mode_enabled():
-        return False
-    if not torch_private.in_dual_level() and torch_private.TRACED.isdisjoint(map(type, arguments)):
+    if not torch_private.forward_mode_enabled() or not may_carry_tangent(arguments):
         return False
     return any(isinstance(a, torch.Tensor) and tangent(a) is not None for a in arguments)
+
+
+def may_carry_tangent(arguments):
+    """Whether there can be a dual tensor, outside of torch.func's transforms."""
+    return torch_private.in_dual_level() or not torch_private.TRACED.isdisjoint(map(type, arguments))
 
 
 def tangent(tensor):
