@@ -5,7 +5,8 @@ from mutant import Mutant
 DROPPED = "test_dropout.py -k 'same_elements and cpu-cpu'"
 DROPOUT = "test_additive_attention.py -k 'dropout and cpu-cpu-float32'"
 SCORES = "test_additive_attention.py -k 'masks and cpu-cpu-float32'"
-COMMON = "test_gated_cross_attention.py -k 'common and cpu-cpu'"
+COMMON = "test_in_common.py -k 'gated and cpu-cpu'"
+BOTH_COMMON = "test_in_common.py -k 'bidirectional and cpu-cpu'"
 
 MUTANTS = (
     Mutant(
@@ -283,10 +284,133 @@ MUTANTS = (
         COMMON,
     ),
     Mutant(
+        "bidirectional_attention",
+        "what keys have in common stays",
+        "add_scaled(query_sums.data + r * query_width, key_centre.data, query_width, -image_excess.data[r]);",
+        ";",
+        BOTH_COMMON,
+    ),
+    Mutant(
+        "bidirectional_attention",
+        "what queries have in common stays",
+        "add_scaled(key_sums() + (t + i) * query_width, query_centre.data, query_width, -text_excess.data[i]);",
+        ";",
+        BOTH_COMMON,
+    ),
+    Mutant(
         "absorbed_attention",
         "what positions have in common stays",
         "load(key_sums + c) - splat(rests[j]) * load(mean.data + c)",
         "load(key_sums + c)",
         "test_absorb.py -k a_rest_of_the_sum",
+    ),
+    Mutant(
+        "additive_attention",
+        "dropout of what fills no vector",
+        "for (; j < quarter; ++j) { uint32_t word",
+        "for (; j < 0; ++j) { uint32_t word",
+        DROPPED,
+    ),
+    Mutant(
+        "additive_attention",
+        "dropout of what fills no vector, one counter further",
+        "philox(seed, uint32_t(j), uint64_t(row), which, word); for (int64_t w = 0; w < philox_words; ++w) to[",
+        "philox(seed, uint32_t(j + 1), uint64_t(row), which, word); for (int64_t w = 0; w < philox_words; ++w) to[",
+        DROPPED,
+    ),
+    Mutant(
+        "additive_attention",
+        "halves of the dropout's key exchanged",
+        "uint32_t k = uint32_t(seed), l = uint32_t(seed >> 32);",
+        "uint32_t l = uint32_t(seed), k = uint32_t(seed >> 32);",
+        DROPPED,
+    ),
+    Mutant(
+        "additive_attention",
+        "upper half of the dropout's key left out",
+        "uint32_t k = uint32_t(seed), l = uint32_t(seed >> 32);",
+        "uint32_t k = uint32_t(seed), l = 0;",
+        DROPPED,
+    ),
+    Mutant(
+        "additive_attention",
+        "halves of the dropout's row exchanged",
+        "b = splat<uint64_t>(row), c = splat<uint64_t>(row >> 32);",
+        "b = splat<uint64_t>(row >> 32), c = splat<uint64_t>(row);",
+        DROPPED,
+    ),
+    Mutant(
+        "additive_attention",
+        "gradient of the first map's scores alone",
+        "to[r * in.maps + k] = k < a.K ? from[at + k * a.N + r]",
+        "to[r * in.maps + k] = k < 1 ? from[at + k * a.N + r]",
+    ),
+    Mutant(
+        "additive_attention",
+        "every map is given the first one's gradient of scores",
+        "ds[n] += given[at + n];",
+        "ds[n] += given[at - i % a.K * a.N + n];",
+    ),
+    Mutant(
+        "additive_attention",
+        "gradient of v without the gate",
+        "h *= s; up *= s;",
+        "up *= s;",
+    ),
+    Mutant(
+        "channel_attention",
+        "no gradient of the bias in a batch of one",
+        "if (!grad_bias_hidden) return;",
+        "if (!grad_bias_hidden || a.B == 1) return;",
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "the last token always takes part",
+        "if (!mask || mask[t * step])",
+        "if (!mask || t == tokens - 1 || mask[t * step])",
+    ),
+    Mutant(
+        "spatial_attention",
+        "the last position is masked as the one before",
+        "while (same < count && row[same * mask.x] == valid)",
+        "while (same < count && (n + same == end - 1 || row[same * mask.x] == valid))",
+    ),
+    Mutant(
+        "absorbed_attention",
+        "means of a result that was rounded",
+        "sum += load(to + c) * load(result.data + c);",
+        "for (int64_t i = 0; i < lanes<C>; ++i) sum[i] += to[c + i] * to_acc(from_acc<T>(result.data[c + i]));",
+        equivalent="the keys' gradients lose it with the rest of their sum (`rests`), and the image's are off "
+        "by at most 0.55 of what the rule allows, of features ten times as large as their differences",
+    ),
+    Mutant(
+        "bidirectional_attention",
+        "means of a result that was rounded, where a tile has all",
+        "const bool all = need_grad_scores && count == a.N;",
+        "const bool all = false;",
+        BOTH_COMMON,
+    ),
+    Mutant(
+        "deformable_attention",
+        "a corner above the image counts for another position",
+        "const ivec above = near & (row >= 0);",
+        "const ivec above = near;",
+    ),
+    Mutant(
+        "deformable_attention",
+        "a corner outside leaves its share to the others",
+        "put_share(3, k, y * x);",
+        "put_share(3, k, y * x); const vec<C> inside = __builtin_convertvector(-(left & above), vec<C>) * (C(1) - y) * "
+        "(C(1) - x) + __builtin_convertvector(-(right & above), vec<C>) * (C(1) - y) * x + "
+        "__builtin_convertvector(-(left & below), vec<C>) * y * (C(1) - x) + "
+        "__builtin_convertvector(-(right & below), vec<C>) * y * x; for (int corner = 0; corner < 4; ++corner) "
+        "put_share(corner, k, load(share.data + (corner * a.K + k) * block) / (inside > C(0) ? inside : "
+        "splat(C(1))));",
+    ),
+    Mutant(
+        "deformable_attention",
+        "levels but the first begin one position late",
+        "begin.data[k] = I(from);",
+        "begin.data[k] = I(from + (l > 0));",
     ),
 )

@@ -8,7 +8,8 @@ HEADS_WARPS = "test_cuts.py -k 'warp_by_warp and not spatial'"
 
 DROPOUT = "test_additive_attention.py -k 'dropout and cuda-emulated'"
 SCORES = "test_additive_attention.py -k 'masks and cuda-emulated'"
-COMMON = "test_gated_cross_attention.py -k 'common and cuda-emulated'"
+COMMON = "test_in_common.py -k 'gated and cuda-emulated'"
+DROPPED = "test_dropout.py -k 'same_elements and cuda-emulated'"
 
 MUTANTS = (
     Mutant(
@@ -105,8 +106,8 @@ MUTANTS = (
     Mutant(
         "bidirectional_attention",
         "one softmax's gradient overwrites the other's",
-        "d += q == 1 ? 0.f :",
-        "d = q == 1 ? 0.f :",
+        "d[c] += q[c] == 1 ? 0.f :",
+        "d[c] = q[c] == 1 ? 0.f :",
         HEADS_WARPS,
     ),
     Mutant(
@@ -209,8 +210,8 @@ MUTANTS = (
     Mutant(
         "gated_cross_attention",
         "a tile read before its copies have arrived",
-        "tiles.wait(); mma<J, false, false>(s, query",
-        "mma<J, false, false>(s, query",
+        "tiles.wait(to); if (slab == 0)",
+        "if (slab == 0)",
         HEADS_WARPS,
     ),
     Mutant(
@@ -288,5 +289,95 @@ MUTANTS = (
         "const float sum = halves[16 * group + i] + halves[tile_rows + 16 * group + i];",
         "const float sum = halves[16 * group + i];",
         COMMON,
+    ),
+    Mutant(
+        "gated_cross_attention",
+        "what keys have in common stays, of what is rounded",
+        "excess[half] += Other ? of_row : to_float(from_float<T>(d[c]));",
+        "excess[half] += Other ? of_row : d[c];",
+        COMMON,
+    ),
+    Mutant(
+        "additive_attention",
+        "dropout of as many counters as a warp has lanes",
+        "for (int64_t j = threadIdx.x % 32; j < quarter; j += 32)",
+        "for (int64_t j = threadIdx.x % 32; j < least<int64_t>(quarter, 32); j += 32)",
+        DROPPED,
+    ),
+    Mutant(
+        "additive_attention",
+        "halves of the dropout's key exchanged",
+        "uint32_t k = uint32_t(seed), l = uint32_t(seed >> 32);",
+        "uint32_t l = uint32_t(seed), k = uint32_t(seed >> 32);",
+        DROPPED,
+    ),
+    Mutant(
+        "additive_attention",
+        "halves of the dropout's row exchanged",
+        "b = uint32_t(row), c = uint32_t(row >> 32)",
+        "b = uint32_t(row >> 32), c = uint32_t(row)",
+        DROPPED,
+    ),
+    Mutant(
+        "additive_attention",
+        "every map is given the first one's gradient of scores",
+        "centered + load(given + at + r) : centered",
+        "centered + load(given + at - k * a.N + r) : centered",
+    ),
+    Mutant(
+        "additive_attention",
+        "gradient of the image from the first map alone",
+        "const int64_t maps = valid && t.g.grad_result.data ? a.K : 0;",
+        "const int64_t maps = valid && t.g.grad_result.data ? 1 : 0;",
+    ),
+    Mutant(
+        "additive_attention",
+        "gradient of v without the gate",
+        "product[i] = h[i].y * h[i].s; grad[i] =",
+        "product[i] = h[i].y; grad[i] =",
+    ),
+    Mutant(
+        "channel_attention",
+        "no gradient of the bias in a batch of one",
+        "store(t.to + b * t.C + c, load(t.to + b * t.C + c) + total);",
+        "if (t.samples.B > 1)\n    store(t.to + b * t.C + c, load(t.to + b * t.C + c) + total);",
+    ),
+    Mutant(
+        "spatial_attention",
+        "the last position always takes part",
+        "i < positions && (!t.mask.data ||",
+        "i < positions && (!t.mask.data || i == positions - 1 ||",
+        WARPS,
+    ),
+    Mutant(
+        "bidirectional_attention",
+        "the last position always takes part",
+        "$valid[stage_index * S + r] = n + r < end && $taken(n + r);",
+        "$valid[stage_index * S + r] = n + r < end && (n + r == end - 1 || $taken(n + r));",
+    ),
+    Mutant(
+        "absorbed_attention",
+        "means of a result that was rounded",
+        "sum += x[e] * y[e]; } column.delta",
+        "sum += x[e] * to_float(from_float<T>(y[e]));\n    }\n    column.delta",
+        "test_absorbed_attention.py -k 'common and cuda-emulated'",
+    ),
+    Mutant(
+        "deformable_attention",
+        "a corner above the image counts for another position",
+        "if (c + i % 2 < columns && r + i / 2 < uint32_t(level.height))",
+        "if (c + i % 2 < columns && r + i / 2 + 1 < uint32_t(level.height) + 1)",
+    ),
+    Mutant(
+        "deformable_attention",
+        "levels but the first begin one position late",
+        "uint32_t(level.begin) + r * columns + c;",
+        "uint32_t(level.begin) + (level.begin > 0 ? 1 : 0) + r * columns + c;",
+    ),
+    Mutant(
+        "deformable_attention",
+        "the gradient of value in no order, though asked for",
+        "g.deterministic ? in_order() : by_atomics();",
+        "by_atomics();",
     ),
 )

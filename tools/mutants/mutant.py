@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Where a backend's kernels lie, and what between two tokens counts for nothing: comments, pragmas, white space.
 SOURCES = {
     "cpu": (("csrc/cpu/*.cpp", "csrc/cpu/*.h"), r"(?:\s|//[^\n]*|#[^\n]*)*"),
-    "cuda": (("csrc/cuda/*.cu", "csrc/cuda/*.h"), r"(?:\s|//[^\n]*|#[^\n]*)*"),
+    "cuda": (("csrc/cuda/*.cu", "csrc/cuda/*.h", "csrc/*.h"), r"(?:\s|//[^\n]*|#[^\n]*)*"),
     "triton": (("mmkernels/triton/**/*.py",), r"(?:\s|#[^\n]*)*"),
 }
 
