@@ -273,8 +273,8 @@ MUTANTS = (
         "what keys have in common stays, of what is rounded",
         "excess += tl.sum(rounded.to(tl.float32), 1)",
         "excess += tl.sum(ds, 1)",
-        equivalent="plain PyTorch rounds them to 16 bits as well: query gradients in tests/test_in_common.py are off by "
-        "up to 0.17 of what is allowed in place of 0.12",
+        equivalent="plain PyTorch rounds them to 16 bits as well: query gradients in tests/test_in_common.py are off "
+        "by up to 0.17 of what is allowed in place of 0.12",
     ),
     Mutant(
         "bidirectional_attention",
