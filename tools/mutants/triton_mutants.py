@@ -356,13 +356,6 @@ MUTANTS = (
         "n.to(tl.int64) * side.mask.n, valid, 0) + (n == side.size - 1).to(tl.int32) != 0",
     ),
     Mutant(
-        "absorbed_attention",
-        "means of a result that was rounded",
-        "pooled = unrounded if image.dtype != torch.float32 else text_out",
-        "pooled = text_out",
-        "test_absorbed_attention.py -k 'common and triton'",
-    ),
-    Mutant(
         "deformable_attention",
         "a corner above the image counts for another position",
         "valid = places.near & (column >= 0) & (column < places.width) & (row >= 0) &",
