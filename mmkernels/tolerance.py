@@ -171,11 +171,11 @@ def _judge(standard, name, actual, truth):
     )
 
 
-def half_an_epsilon_off(value):
+def half_an_epsilon_off(value, seed=0):
     """In float64, up or down by chance, the same for the same shape; what isn't floating point stays."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return value
-    generator = torch.Generator().manual_seed(value.numel())
+    generator = torch.Generator().manual_seed(value.numel() + seed)
     up = torch.rand(value.shape, generator=generator) < 0.5
     half = torch.finfo(value.dtype if value.dtype == torch.float64 else torch.float32).eps / 2
     return value.double() * (1 + half * (2 * up.to(value.device, torch.float64) - 1))

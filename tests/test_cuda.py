@@ -66,6 +66,7 @@ def test_in_clusters(case, order):
         cluster=8,
         order=order,
         late_copies=order == "shuffled",
+        tiles=True,
     )
     assert emulated.counts().cluster > 1 or case.group not in CLUSTERED
 
@@ -109,6 +110,7 @@ def test_cluster_sizes(blocks, positions, dtype, planes, start, combine):
     """Samples for each size of cluster, the last block with few positions or none; the fourth is too large for any."""
     channels = 257 if positions > 100 else 8_000
     device = dict(shared=int(1.3 * positions * channels * dtype.itemsize / blocks) + 4_000 + 8 * channels, processors=4)
+    device["tiles"] = True
     case = _sized(positions, channels, start, planes, combine)
     if positions > 100:
         with emulated.configured(cluster=min(blocks, 8), **device):
@@ -168,8 +170,9 @@ def test_scores_far_below_those_of_masked_positions(combine, shared):
 def test_moves_no_more_than_it_must(which, dtype):
     """A sample that fits in shared memory: features once, results once, in one launch."""
     shape = (3, 96, 128, dtype)
-    found = traffic.moved(*shape, which)
-    minimum = traffic.least(*shape, which)
+    with emulated.configured(tiles=True):
+        found = traffic.moved(*shape, which)
+        minimum = traffic.least(*shape, which)
     assert found.launches == 1
     assert minimum <= found.loaded + found.stored <= 1.02 * minimum
 
@@ -180,7 +183,7 @@ def test_moves_no_more_than_it_must(which, dtype):
 def test_a_cluster_moves_no_more_than_it_must(which, dtype):
     """Too large for a block: still once, in one launch; each block reads the text."""
     shape = (3, 960, 128, dtype)
-    with emulated.configured(shared=140_000, processors=20, cluster=8):
+    with emulated.configured(shared=140_000, processors=20, cluster=8, tiles=True):
         found = traffic.moved(*shape, which)
         minimum = traffic.least(*shape, which)
     assert found.launches == 1 and found.cluster > 1
@@ -188,9 +191,23 @@ def test_a_cluster_moves_no_more_than_it_must(which, dtype):
 
 
 @needs_emulator
+@pytest.mark.parametrize("which", traffic.PASSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_move_what_their_passes_read(which, dtype):
+    """Straight through registers: scores or their gradient in one pass, results in another."""
+    shape = (1, 4000, 128, dtype)
+    with emulated.configured(processors=4):
+        found = traffic.moved(*shape, which)
+        minimum = traffic.least(*shape, which)
+    again = {"multiply": 1, "multiply backward": 2, "pool": 0, "pool backward": 1}[which] * 4000 * 128 * dtype.itemsize
+    assert found.launches == (3 if "backward" in which else 2)
+    assert minimum + again <= found.loaded + found.stored <= 1.3 * (minimum + again)
+
+
+@needs_emulator
 def test_few_samples_are_split_over_all_processors():
     """A cluster reads them once, but its few processors can't draw all of the memory's bandwidth."""
-    with emulated.configured(shared=20_000, processors=64, cluster=8):
+    with emulated.configured(shared=20_000, processors=64, cluster=8, tiles=True):
         one, many = (traffic.moved(samples, 300, 64, torch.float32, "multiply") for samples in (1, 4))
     assert (one.cluster, one.launches) == (1, 2) and (many.cluster, many.launches) == (8, 1)
 
@@ -200,7 +217,7 @@ def test_few_samples_are_split_over_all_processors():
 def test_what_a_split_sample_moves(which, twice):
     """Two launches, many blocks; the features that are combined are read again, by pool none."""
     shape = (1, 6000, 64, torch.float32)
-    with emulated.configured(shared=60_000, processors=8):
+    with emulated.configured(shared=60_000, processors=8, tiles=True):
         found = traffic.moved(*shape, which)
         minimum = traffic.least(*shape, which)
     assert found.launches == 2 and found.blocks >= 2 * 16

@@ -218,7 +218,7 @@ struct Backward {
 
   // scores = exponentials, grad_scores += R (dR - mean of the token). 0 in rows that don't take part.
   void over_positions(int64_t first, int64_t count, int64_t n, int64_t t) {
-    const bool all = need_grad_scores && count == a.N;
+    const bool all = sizeof(T) == 2 && need_grad_scores && count == a.N;
     for (int64_t r = 0; r < count; ++r)
       if (!in.valid(first + r))
         memset(scores.data + r * width, 0, padded<C>(n) * sizeof(C));

@@ -8,6 +8,8 @@
 // the same grid, block 256 or 512, dynamic shared memory Layout.total + planes_shared.
 #include "spatial_rows.h"
 
+#include <cstdlib>
+
 #include "spatial_planes.h"
 
 namespace mmk::cuda {
@@ -99,6 +101,15 @@ int planes_threads(int64_t width) {
   return width < 512 ? 256 : 512;
 }
 
+// Tests of the tiles take shapes that would go another way.
+bool only_tiles() {
+#ifdef MMK_EMULATED
+  return getenv("MMK_EMULATED_TILES") != nullptr;
+#else
+  return false;
+#endif
+}
+
 // Null or with 16 bytes of every row together and aligned.
 bool in_packs(const Features& f, int64_t element) {
   auto whole = [&](int64_t stride) { return stride * element % 16 == 0; };
@@ -114,7 +125,7 @@ bool rows_fit(const Task& t, int64_t element, bool backward, const Device& devic
   const int64_t widest = element == 4 ? (backward ? 1024 : 2048) : t.pool && !backward ? 512 : 1024;
   Task own = t;
   own.heads = 1;
-  return !t.planes && width * element % 16 == 0 && width <= widest &&
+  return !only_tiles() && !t.planes && width * element % 16 == 0 && width <= widest &&
          Layout(own, element, backward).total + rows_shared(width, element, true) <= device.shared &&
          in_packs(t.image, element) && in_packs(t.result, element) && in_packs(t.grad_result, element) &&
          in_packs(t.grad_image, element);
@@ -124,7 +135,7 @@ bool planes_fit(const Task& t, int64_t element, bool backward, const Device& dev
   Task own = t;
   own.heads = 1;
   const int64_t width = t.D / t.H;
-  return t.planes && !t.offsets &&
+  return !only_tiles() && t.planes && !t.offsets &&
          Layout(own, element, backward).total + planes_shared(width, planes_threads(width)) <= device.shared;
 }
 

@@ -118,14 +118,24 @@ H100 = dict(shared=227 << 10, processors=132, cluster=8)
 
 @contextmanager
 def configured(
-    order="ascending", seed=1, late_copies=True, shared=A100["shared"], processors=A100["processors"], cluster=1
+    order="ascending",
+    seed=1,
+    late_copies=True,
+    shared=A100["shared"],
+    processors=A100["processors"],
+    cluster=1,
+    tiles=False,
 ):
-    """How threads are scheduled, when copies arrive, and what the device has."""
+    """How threads are scheduled, when copies arrive, and what the device has; `tiles`: spatial attention takes no other
+    way, whatever its features' layout."""
     configure = library().emulator_configure
     configure(ORDERS[order], seed, int(late_copies), *map(ctypes.c_int64, (shared, processors, cluster)))
+    if tiles:
+        os.environ["MMK_EMULATED_TILES"] = "1"
     try:
         yield
     finally:
+        os.environ.pop("MMK_EMULATED_TILES", None)
         configure(0, 1, 1, *map(ctypes.c_int64, A100.values()))
 
 
