@@ -140,10 +140,10 @@ class TextProjection:
         need_text, need_layer, need_bias = needs
         if need_layer:
             grad_layer.copy_(grad.T @ self.text)
-        none = grad.new_empty(0, dtype=self.dtype)
+        none = lambda: grad.new_empty(0, dtype=self.dtype)  # a tensor each: results can't share one
         return (
-            (grad @ self.layer).to(self.dtype) if need_text else none,
-            grad.sum(0).to(self.dtype) if need_bias else none,
+            (grad @ self.layer).to(self.dtype) if need_text else none(),
+            grad.sum(0).to(self.dtype) if need_bias else none(),
         )
 
 
