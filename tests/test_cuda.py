@@ -27,9 +27,9 @@ def assert_right(case, dtype, gradients=True, operation=OPERATION, **configurati
 
 # With little shared memory, tiles are small and slabs narrow; with many processors, chunks are many.
 DEVICES = {
-    "small tiles, few chunks": dict(shared=12_000, processors=1, order="shuffled"),
-    "small tiles, many chunks": dict(shared=9_000, processors=200, order="descending", late_copies=False),
-    "narrow slabs": dict(shared=9_000, processors=50, seed=3, order="shuffled"),
+    "small tiles, few chunks": dict(shared=12_000, processors=1, order="shuffled", tiles=True),
+    "small tiles, many chunks": dict(shared=9_000, processors=200, order="descending", late_copies=False, tiles=True),
+    "narrow slabs": dict(shared=9_000, processors=50, seed=3, order="shuffled", tiles=True),
 }
 # Every sort of case once: the whole list runs on the default device, in test_spatial_attention.py.
 SOME = [
@@ -86,7 +86,11 @@ def _sized(positions, channels, start, planes, combine):
     return cases.Case(f"{positions}x{channels} from {start} {planes} {combine}", "sized", make, True)
 
 
+any_way = pytest.mark.parametrize("tiles", [False, True], ids=["registers", "tiles"])  # that features may take
+
+
 @needs_emulator
+@any_way
 @pytest.mark.parametrize("combine", ["multiply", "pool"])
 @pytest.mark.parametrize("planes", [False, True], ids=["rows", "planes"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -94,9 +98,9 @@ def _sized(positions, channels, start, planes, combine):
     "positions, channels, start",
     [(1, 257, 0), (1, 257, 3), (1, 8, 1), (20_011, 1, 1), (20_011, 3, 0), (515, 257, 5), (515, 24, 8), (515, 24, 1)],
 )
-def test_sizes(positions, channels, start, planes, dtype, combine):
+def test_sizes(positions, channels, start, planes, dtype, combine, tiles):
     """One chunk and many, at storage offsets that are aligned to 16 bytes and that aren't."""
-    assert_right(_sized(positions, channels, start, planes, combine), dtype, shared=60_000, processors=6)
+    assert_right(_sized(positions, channels, start, planes, combine), dtype, shared=60_000, processors=6, tiles=tiles)
 
 
 @needs_emulator
@@ -109,8 +113,8 @@ def test_sizes(positions, channels, start, planes, dtype, combine):
 def test_cluster_sizes(blocks, positions, dtype, planes, start, combine):
     """Samples for each size of cluster, the last block with few positions or none; the fourth is too large for any."""
     channels = 257 if positions > 100 else 8_000
-    device = dict(shared=int(1.3 * positions * channels * dtype.itemsize / blocks) + 4_000 + 8 * channels, processors=4)
-    device["tiles"] = True
+    shared = int(1.3 * positions * channels * dtype.itemsize / blocks) + 4_000 + 8 * channels
+    device = dict(shared=shared, processors=4, tiles=True)
     case = _sized(positions, channels, start, planes, combine)
     if positions > 100:
         with emulated.configured(cluster=min(blocks, 8), **device):
@@ -121,17 +125,20 @@ def test_cluster_sizes(blocks, positions, dtype, planes, start, combine):
 
 
 @needs_emulator
+@any_way
 @pytest.mark.parametrize("combine", ["multiply", "pool"])
 @pytest.mark.parametrize("cluster", [1, 8])
 @pytest.mark.parametrize("shape", [(1, 700, 40), (3, 37, 40), (3, 370, 40)])
-def test_same_bits_in_any_order(combine, shape, cluster):
+def test_same_bits_in_any_order(combine, shape, cluster, tiles):
     """Whatever order threads and blocks run in, and whenever copies arrive."""
     image = torch.randn(shape).requires_grad_()
     text = torch.randn(shape[0], 40).requires_grad_()
     found = []
     for order in emulated.ORDERS:
         for late in (False, True):
-            with emulated.configured(order=order, late_copies=late, shared=20_000, processors=5, cluster=cluster):
+            with emulated.configured(
+                order=order, late_copies=late, shared=20_000, processors=5, cluster=cluster, tiles=tiles
+            ):
                 result, weights = mmk.spatial_attention(
                     image, text, combine=combine, need_weights=True, num_heads=2, backend=BACKEND
                 )
@@ -140,9 +147,10 @@ def test_same_bits_in_any_order(combine, shape, cluster):
 
 
 @needs_emulator
+@any_way
 @pytest.mark.parametrize("combine", ["multiply", "pool"])
 @pytest.mark.parametrize("shared", [9_000, 163_000])
-def test_scores_far_below_those_of_masked_positions(combine, shared):
+def test_scores_far_below_those_of_masked_positions(combine, shared, tiles):
     """Masked positions are zeros in the tile; their scores must not be the maximum."""
 
     def make(draw):
@@ -161,6 +169,7 @@ def test_scores_far_below_those_of_masked_positions(combine, shared):
         gradients=False,
         shared=shared,
         processors=4,
+        tiles=tiles,
     )
 
 
@@ -437,4 +446,4 @@ def test_random_arguments(program, mode, count):
     environment = os.environ | {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "exitcode=66:detect_leaks=0"}
     done = subprocess.run([program, "1", str(count)], capture_output=True, text=True, env=environment, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert int(done.stdout.split()[-3]) > count // 40  # so many in clusters, in several panels, or in order
+    assert int(done.stdout.split()[-3]) > count // 20  # so many in clusters, in several panels, or in order

@@ -54,10 +54,12 @@ def test_attention_resources(architecture, operation, kernels):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", gpu_table.ARCHITECTURES)
 @pytest.mark.parametrize(
-    "file, kernels, most", [("channel_attention", 9, 128), ("additive_attention", 31, 80), ("rows", 7, 80)]
+    "file, kernels, most",
+    [("channel_attention", 9, 128), ("additive_attention", 31, 80), ("rows", 7, 80), ("spatial_rows", 57, 255)],
 )
 def test_row_resources(architecture, file, kernels, most):
-    """No spills, no stack, registers for three blocks of 256 threads a processor; two where a warp holds a row."""
+    """No spills, no stack, registers for three blocks of 256 threads a processor; two where a warp holds a row, and of
+    spatial attention's 128 threads as many as a row takes."""
     found = gpu_table.resources(architecture, file)
     assert len(found) == kernels
     wrong = {name: vars(r) for name, r in found.items() if r.registers > most or r.spilled or r.static or r.stack}

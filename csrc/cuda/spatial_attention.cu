@@ -6,8 +6,8 @@
 //             Pool: read S, write S.
 // Beside that a few floats a position: mask, weights.
 //
-// Where a position's channels lie together and aligned, rows go through registers: spatial_rows.h. Else tiles, as
-// follows.
+// Where a position's channels lie together and aligned, rows go through registers (spatial_rows.h); where positions do,
+// planes (spatial_planes.h). Else tiles, as follows.
 //
 // Positions are cut into chunks, chunks into tiles; heads into groups of at most 64. A block takes a chunk and a group.
 // It copies a tile to shared memory (cp.async where 16 bytes lie together and aligned, else one by one), takes its

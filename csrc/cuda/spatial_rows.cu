@@ -11,6 +11,7 @@
 #include <cstdlib>
 
 #include "spatial_planes.h"
+#include "spatial_rows_backward.h"
 
 namespace mmk::cuda {
 
@@ -38,19 +39,20 @@ constexpr int blocks_of(int packs) {
 #define MMK_PACKS(T, suffix, P) \
   MMK_FORWARD(T, suffix, P)     \
   MMK_BACKWARD(T, suffix, P)
-#define MMK_PLANES(name, T, suffix)                                                                                  \
-  extern "C" __global__ void __launch_bounds__(512, 2) spatial_attention_planes_##name##_##suffix(const Task task) { \
-    MMK_DYNAMIC_SHARED(shared);                                                                                      \
-    planes_##name<T>(task, shared);                                                                                  \
+#define MMK_PLANES(name, blocks, T, suffix)                         \
+  extern "C" __global__ void __launch_bounds__(512, blocks)         \
+      spatial_attention_planes_##name##_##suffix(const Task task) { \
+    MMK_DYNAMIC_SHARED(shared);                                     \
+    planes_##name<T>(task, shared);                                 \
   }
 #define MMK_KERNELS(T, suffix)                                          \
   MMK_PACKS(T, suffix, 1)                                               \
   MMK_PACKS(T, suffix, 2)                                               \
   MMK_PACKS(T, suffix, 4)                                               \
-  MMK_PLANES(forward_first, T, suffix)                                  \
-  MMK_PLANES(forward_second, T, suffix)                                 \
-  MMK_PLANES(backward_first, T, suffix)                                 \
-  MMK_PLANES(backward_second, T, suffix)                                \
+  MMK_PLANES(forward_first, 2, T, suffix)                               \
+  MMK_PLANES(forward_second, 2, T, suffix)                              \
+  MMK_PLANES(backward_first, sizeof(T) == 4 ? 1 : 2, T, suffix)         \
+  MMK_PLANES(backward_second, sizeof(T) == 4 ? 1 : 2, T, suffix)        \
   extern "C" __global__ void __launch_bounds__(rows_threads)            \
       spatial_attention_rows_backward_third_##suffix(const Task task) { \
     MMK_DYNAMIC_SHARED(shared);                                         \

@@ -39,6 +39,10 @@ bool check(int number) {
   const bool packed = pick(0, 2) == 0;
   const bool pool = toss();
   const bool planes = !packed && toss();
+  if (pick(0, 5))  // most go through tiles, whatever their layout
+    setenv("MMK_EMULATED_TILES", "1", 1);
+  else
+    unsetenv("MMK_EMULATED_TILES");
   const int64_t H = pick(0, 3) ? pick(1, 3) : pick(4, 20);
   const bool wide = pick(0, 3) == 0;  // rows of many packs
   const int64_t D = H * (wide ? 4 * pick(1, H > 3 ? 16 : 300) : pick(1, H > 3 ? 6 : 30));
