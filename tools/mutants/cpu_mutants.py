@@ -386,7 +386,7 @@ MUTANTS = (
     Mutant(
         "bidirectional_attention",
         "means of a result that was rounded, where a tile has all",
-        "const bool all = need_grad_scores && count == a.N;",
+        "const bool all = sizeof(T) == 2 && need_grad_scores && count == a.N;",
         "const bool all = false;",
         BOTH_COMMON,
     ),
