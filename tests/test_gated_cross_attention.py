@@ -73,6 +73,18 @@ def test_mask_forms(backend, device, dtype):
         assert_gradients(found, functools.partial(call, attn_mask=mask), OPERATION, tensors)
 
 
+@pytest.mark.property("masks")
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 3, 1, 1), (2, 1, 13, 1), (2, 3, 13, 1), (2, 1), (1,), ()], ids=str)
+@on_every_backend_and_dtype
+def test_a_mask_that_all_tokens_share_has_no_gradient(backend, device, dtype, shape):
+    mask = torch.randn(shape, device=device).requires_grad_()
+    arguments = [x.requires_grad_() for x in inputs(dtype, device)]
+    result = mmk.gated_cross_attention(*arguments, attn_mask=mask, backend=backend)
+    found = torch.autograd.grad(result, [mask, *arguments], torch.ones_like(result))
+    assert not found[0].any() and found[0].shape == mask.shape
+    assert all(each.any() for each in found[1:])
+
+
 @pytest.mark.property("views")
 @on_every_backend
 def test_views_of_projections(backend, device, dtype):

@@ -108,7 +108,11 @@ def _masks(attn_mask, query, key):
     if attn_mask is None:
         return None, None, None
     if attn_mask.dtype != torch.bool:
-        return None, None, full_mask(attn_mask.to(accumulate_dtype(query)), query, key)
+        bias = four_dimensional(attn_mask.to(accumulate_dtype(query)))
+        if bias.shape[3] == 1 and bias.requires_grad:
+            # What is added to all scores of a softmax moves no weight. Its gradient is 0, not what rounding leaves of 0.
+            bias = bias.detach().where(torch.ones_like(bias, dtype=torch.bool), bias)
+        return None, None, full_mask(bias, query, key)
     small = four_dimensional(attn_mask)
     of_head = *query.shape[:2], key.shape[2]
     if small.shape[2] == 1:  # the same for all queries
