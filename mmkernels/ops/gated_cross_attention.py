@@ -110,7 +110,7 @@ def _masks(attn_mask, query, key):
     if attn_mask.dtype != torch.bool:
         bias = four_dimensional(attn_mask.to(accumulate_dtype(query)))
         if bias.shape[3] == 1 and bias.requires_grad:
-            # What is added to all scores of a softmax moves no weight. Its gradient is 0, not what rounding leaves of 0.
+            # Added to all scores of a softmax it moves no weight: its gradient is 0, not what rounding leaves of it.
             bias = bias.detach().where(torch.ones_like(bias, dtype=torch.bool), bias)
         return None, None, full_mask(bias, query, key)
     small = four_dimensional(attn_mask)
