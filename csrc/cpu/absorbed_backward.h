@@ -200,10 +200,16 @@ struct AbsorbedBackward {
       mean += weight * load(d + t * width);
     }
     // A weight that is exactly 1 is the only one: its score has no gradient, and rounding must not leave one.
+    vec<C> rest = {};
     for (int64_t t = 0; t < in.order.count; ++t) {
       const vec<C> weight = load(p + t * width);
-      store(d + t * width, weight == 1 ? vec<C>{} : weight * (load(d + t * width) - mean));
+      const vec<C> ds = weight == 1 ? vec<C>{} : weight * (load(d + t * width) - mean);
+      store(d + t * width, ds);
+      rest += ds;
     }
+    // What is left of a sum of 0 would multiply what the keys have in common. 16 bits allow more than that.
+    for (int64_t t = 0; sizeof(T) > 2 && t < in.order.count; ++t)
+      store(d + t * width, load(d + t * width) - load(p + t * width) * rest);
   }
 
   // scores = exponentials, 0 where a position doesn't take part; grad_scores += R (dR - mean of the column), or = where

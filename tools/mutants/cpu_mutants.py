@@ -6,6 +6,7 @@ DROPPED = "test_dropout.py -k 'same_elements and cpu-cpu'"
 DROPOUT = "test_additive_attention.py -k 'dropout and cpu-cpu-float32'"
 SCORES = "test_additive_attention.py -k 'masks and cpu-cpu-float32'"
 COMMON = "test_in_common.py -k 'gated and cpu-cpu'"
+ABSORBED_COMMON = "test_in_common.py -k 'absorbed and cpu-cpu'"
 BOTH_COMMON = "test_in_common.py -k 'bidirectional and cpu-cpu'"
 
 MUTANTS = (
@@ -389,6 +390,13 @@ MUTANTS = (
         "const bool all = sizeof(T) == 2 && need_grad_scores && count == a.N;",
         "const bool all = false;",
         BOTH_COMMON,
+    ),
+    Mutant(
+        "absorbed_attention",
+        "what keys have in common stays",
+        "store(d + t * width, load(d + t * width) - load(p + t * width) * rest);",
+        "store(d + t * width, load(d + t * width));",
+        ABSORBED_COMMON,
     ),
     Mutant(
         "deformable_attention",
