@@ -31,7 +31,7 @@ AbsorbedAttention arguments(const Tensor& image, const Tensor& key, const Option
   a.dtype = dtype_of(image, "image");
   const Anchor anchor(image);
   const ScalarType accumulate = accumulate_type(a.dtype);
-  STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == 3, "image must be a dense [B, N, D] tensor");
+  STD_TORCH_CHECK(is_strided(image) && image.dim() == 3, "image must be a dense [B, N, D] tensor");
   STD_TORCH_CHECK(key.dim() == 4, "key must be [B, H, T, D]");
   STD_TORCH_CHECK(value || pool, "value must be given, or pool be true");
   a.B = image.size(0);

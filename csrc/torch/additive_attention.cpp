@@ -75,7 +75,7 @@ struct Arguments {
     const auto& [image, query, w_image, w_query, v, bias, w_gate, bias_gate, mask, offsets, seed, activation, pool,
                  dropout_p, need_scores, kept_rows] = given;
     a.dtype = dtype_of(image, "image");
-    STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == (offsets ? 2 : 3),
+    STD_TORCH_CHECK(is_strided(image) && image.dim() == (offsets ? 2 : 3),
                     "image must be [B, N, D], or [rows, D] with offsets");
     STD_TORCH_CHECK(w_image.dim() == 2 && v.dim() == 2, "w_image and v must be [A, D] and [K, A]");
     STD_TORCH_CHECK(activation >= 0 && activation <= 2, "activation must be 0, 1 or 2");

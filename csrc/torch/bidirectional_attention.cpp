@@ -27,8 +27,7 @@ BidirectionalAttention arguments(const Tensor& image_query, const Tensor& text_k
   BidirectionalAttention a;
   a.dtype = dtype_of(image_query, "image_query");
   const Anchor anchor(image_query);
-  STD_TORCH_CHECK(image_query.layout() == Layout::Strided && image_query.dim() == 4,
-                  "image_query must be a dense [B, H, N, d] tensor");
+  STD_TORCH_CHECK(is_strided(image_query) && image_query.dim() == 4, "image_query must be a dense [B, H, N, d] tensor");
   STD_TORCH_CHECK(text_key.dim() == 4 && image_value.dim() == 4,
                   "text_key and image_value must be [B, H, T, d] and [B, H, N, dv]");
   a.B = image_query.size(0);

@@ -42,7 +42,7 @@ struct Arguments {
   static ChannelAttention of_image(const Tensor& image) {
     ChannelAttention a;
     a.dtype = dtype_of(image, "image");
-    STD_TORCH_CHECK(image.layout() == Layout::Strided && image.dim() == 3, "image must be a dense [B, N, D] tensor");
+    STD_TORCH_CHECK(is_strided(image) && image.dim() == 3, "image must be a dense [B, N, D] tensor");
     a.B = image.size(0);
     a.N = image.size(1);
     a.D = image.size(2);

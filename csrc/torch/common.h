@@ -19,7 +19,6 @@
 namespace mmk::binding {
 
 using torch::headeronly::DeviceType;
-using torch::headeronly::Layout;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Shape = torch::headeronly::IntHeaderOnlyArrayRef;
@@ -45,8 +44,15 @@ inline ScalarType accumulate_type(Dtype dtype) {
   return dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float;
 }
 
+// As Tensor::layout() == Layout::Strided, which torch 2.10 doesn't have.
+inline bool is_strided(const Tensor& t) {
+  int32_t layout;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(t.get(), &layout));
+  return layout == aoti_torch_layout_strided();
+}
+
 inline void check_shape(const Tensor& t, const char* name, Shape sizes) {
-  const bool fits = t.layout() == Layout::Strided && t.sizes().equals(sizes);
+  const bool fits = is_strided(t) && t.sizes().equals(sizes);
   STD_TORCH_CHECK(fits, name, " doesn't have the shape that the other arguments call for");
 }
 

@@ -53,7 +53,7 @@ struct Given {
     a.dtype = dtype_of(value, "value");
     const Anchor anchor(value);
     const ScalarType accumulate = accumulate_type(a.dtype);
-    STD_TORCH_CHECK(value.layout() == Layout::Strided && value.dim() == 4, "value must be a dense [B, S, H, d] tensor");
+    STD_TORCH_CHECK(is_strided(value) && value.dim() == 4, "value must be a dense [B, S, H, d] tensor");
     STD_TORCH_CHECK(locations.dim() == 5, "locations must be [B, Q, H, K, 2]");
     a.B = value.size(0);
     a.S = value.size(1);

@@ -26,7 +26,7 @@ GatedCrossAttention arguments(const Tensor& query, const Tensor& key, const Tens
   GatedCrossAttention a;
   a.dtype = dtype_of(query, "query");
   const Anchor anchor(query);
-  STD_TORCH_CHECK(query.layout() == Layout::Strided && query.dim() == 4, "query must be a dense [B, H, N, d] tensor");
+  STD_TORCH_CHECK(is_strided(query) && query.dim() == 4, "query must be a dense [B, H, N, d] tensor");
   STD_TORCH_CHECK(key.dim() == 4 && value.dim() == 4, "key and value must be [B, H, T, d] and [B, H, T, dv]");
   a.B = query.size(0);
   a.H = query.size(1);

@@ -68,7 +68,7 @@ Arguments arguments(const Tensor& image, const Tensor& text, const std::optional
   SpatialAttention& a = all.a;
   a.dtype = dtype_of(image, "image");
   const Anchor anchor(image);
-  STD_TORCH_CHECK(image.layout() == Layout::Strided, "image must be a dense tensor");
+  STD_TORCH_CHECK(is_strided(image), "image must be a dense tensor");
   STD_TORCH_CHECK(image.dim() == (offsets            ? 2
                                   : image.dim() == 4 ? 4
                                                      : 3),
