@@ -26,7 +26,9 @@ class Bags(NamedTuple):
 
     def spread(self, values):
         """To each row its bag's: ``[count, ...] -> [rows, ...]``."""
-        return values.index_select(0, self.of_row)
+        # Not index_select: its second derivative under torch.func takes no symbolic sizes in torch 2.10 and 2.11.
+        of_element = self.of_row.view(-1, *(1,) * (values.dim() - 1)).expand(-1, *values.shape[1:])
+        return values.gather(0, of_element)
 
     def sums(self, values):
         """Over each bag's rows: ``[rows, ...] -> [count, ...]``."""
