@@ -1,9 +1,11 @@
 # make demo   installs, builds, verifies the kernels, trains the reference model fused and unfused, writes out/demo.html
 # make lint   style, in seconds: needs no installation of the package        make format   puts it right
 # make test   the tests            make test-slow, test-triton, test-triton-oldest   the rest: .ci/run runs all
+# make test-oldest      the tests with the oldest torch that pyproject.toml allows: downloads gigabytes
 # make integrations     the packages that models come from: without them their tests are skipped
 # make coverage-table   which property is shown of which operation on which backend
 TORCH  := torch==2.13.0
+TRITON := triton==3.9.*; platform_system == 'Linux'
 LINT   := "ruff==0.17.*" "clang-format==23.1.*"
 PYTHON ?= python3
 VENV   := .venv
@@ -25,7 +27,7 @@ export ONEDNN_MAX_CPU_ISA := $(if $(filter baseline,$(HELD)),SSE41,AVX2)
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/build/inductor-$(HELD)
 endif
 
-.PHONY: demo lint format test test-slow test-triton test-triton-oldest integrations coverage-table bench bench-quick docs gpu-check install clean mutants
+.PHONY: demo lint format test test-slow test-oldest test-triton test-triton-oldest integrations coverage-table bench bench-quick docs gpu-check install clean mutants
 
 # Not from here: python -m would import the checkout, which has no kernels where the wheel was installed.
 demo: install
@@ -52,6 +54,13 @@ format: $(VENV)/.lint
 
 test-slow: install
 	$(PYTEST) -m slow
+
+# In an environment of its own, as a wheel: what lies in place stays built for the newest. Made anew each time, as Python
+# files may have changed; what includes no header of torch isn't compiled again.
+OLDEST = $(or $(shell sed -n 's/^dependencies = .*"torch>=\([0-9.]*\)".*/torch==\1/p' pyproject.toml),$(error no oldest torch in pyproject.toml))
+test-oldest:
+	rm -f .venv-oldest/.installed
+	$(MAKE) test WHEEL=1 VENV=.venv-oldest TORCH="$(OLDEST)" TRITON="triton==3.6.*"
 
 # The same cases on the Triton kernels, run by Triton's interpreter.
 test-triton: install
@@ -111,17 +120,19 @@ $(VENV)/.torch: Makefile
 	touch $@
 
 # make install WHEEL=1 installs a wheel, as users get it, instead of this checkout.
-# What takes long is compiled before, as pip would hide how far it is; it finds the objects in build/.
+# What takes long is compiled before, as pip would hide how far it is; it finds the objects in build/. Triton comes last
+# and alone: a torch with CUDA asks for one version of it, and would be replaced.
 $(STAMP): $(VENV)/.torch setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
 	$(BIN)/python setup.py --quiet build_ext
 ifdef WHEEL
 	rm -rf dist && $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
-	$(BIN)/python -m pip install --quiet "$$(echo dist/*.whl)[cli,demo,denoise,test]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "$$(echo dist/*.whl)[cli,demo,denoise,test]"
 else
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[cli,demo,denoise,test]"
 endif
+	$(BIN)/python -m pip install --quiet --no-deps "$(TRITON)"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist out mmkernels/*.so *.egg-info
+	rm -rf $(VENV) .venv-oldest build dist out mmkernels/*.so *.egg-info
