@@ -191,8 +191,8 @@ MUTANTS = (
     Mutant(
         "additive_attention",
         "sums as wide as the image's numbers",
-        "total[i] += sum[i];",
-        "total[i] = to_float(from_float<T>(total[i] + sum[i]));",
+        "sum[j] += w[i] * rows[i][j];",
+        "sum[j] = to_float(from_float<bf16>(sum[j] + w[i] * rows[i][j]));",
         "test_cuts.py -k 'long_sums and additive and cuda-emulated'",
     ),
     Mutant(
