@@ -64,8 +64,8 @@ def given(operation, shape, dtype, device):
         for each in runnable(operation, cases.DTYPES)
         for shape in SIZES
         if each.values[0] != "reference"
-        # Where the text is short its launch finds the image's gradients, too, and takes nothing from those of queries.
-        if not (operation == "bidirectional_attention" and each.values[0].startswith("cuda"))
+        # The deltas of the text are of rounded results, which shows in the queries of few positions.
+        if not (operation == "bidirectional_attention" and each.values[0].startswith("cuda") and result != "image_out")
         # float32 is refused there on a GPU, whatever the emulator gives.
         if not (
             operation == "absorbed_attention" and each.values[0].startswith("cuda") and each.values[2] == torch.float32

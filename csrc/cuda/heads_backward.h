@@ -20,27 +20,26 @@
 // the same ds and p. Where few rows meet a long stream it is split; sums are left in scratch, and `backward_merge` adds
 // them in a fixed order.
 #pragma once
-#include "heads_merge.h"
+#include "heads_excess.h"
 #include "stream_pipeline.h"
 
 namespace mmk::cuda {
 
 template <class T, int C, bool Own, bool Other>
-struct Backward : BackwardRows<T> {
-  using Base = BackwardRows<T>;
+struct Backward : BackwardExcess<T, C, Own, Other> {
+  using Base = BackwardExcess<T, C, Own, Other>;
   using Base::b, Base::bh, Base::h, Base::t;
+  using Base::centre, Base::chunk, Base::ds, Base::group, Base::other, Base::own, Base::S;
   using Layout = BackwardLayout<T, C, Own, Other>;
-  static constexpr int S = Layout::S;
   static constexpr int J = S / 16;
   static constexpr int W = C / 16;
   static constexpr int pitch = Layout::pitch;
   static constexpr int threads = 256;
-  int chunk, split, first, begin, end;  // first row; columns
-  T *buffers, *rows, *ds, *other, *own;
+  int split, first, begin, end;  // first row; columns
+  T *buffers, *rows;
   ColumnSide* side;
   uint8_t* valid;
-  float* centre;           // of the channels of this chunk
-  int group, column_half;  // the warp's 16 rows, its half of the channels
+  int column_half;  // the warp's half of the channels
 
   MMK_DEVICE Backward(const BackwardTask& t, unsigned char* shared)
       : Base(t, blockIdx.x / unsigned(t.chunks * t.splits * t.tiles)) {
@@ -136,34 +135,6 @@ struct Backward : BackwardRows<T> {
     bool valid[2];
   };
 
-  // About what the queries, or keys, of those that take part have in common: the mean of some.
-  template <class Valid>
-  MMK_DEVICE void find_centre(const HeadRows& f, int64_t count, Valid takes_part) const {
-    constexpr int most = 16;
-    const int c = threadIdx.x;
-    if (c >= C)
-      return;
-    const int64_t channel = chunk * C + c;
-    const int64_t apart = ceil_div(count, int64_t(most));
-    const T* from = head_of<T>(f, b, h) + channel * f.c;
-    float x[most];
-    bool taken[most];
-#pragma unroll
-    for (int i = 0; i < most; ++i) {  // all on their way together
-      taken[i] = channel < t.d && i * apart < count && takes_part(i * apart);
-      x[i] = taken[i] ? to_float(load(from + i * apart * f.n)) : 0.f;
-    }
-    float sum = 0;
-    float found = 0;
-#pragma unroll
-    for (int i = 0; i < most; ++i)
-      if (taken[i]) {
-        sum += x[i];
-        found += 1;
-      }
-    centre[c] = found == 0 ? 0.f : sum / found;
-  }
-
   // Two neighbouring columns, to shared memory.
   MMK_DEVICE static void put_pair(T* to, float low, float high) {
     if constexpr (sizeof(T) == 2)
@@ -172,8 +143,8 @@ struct Backward : BackwardRows<T> {
       *reinterpret_cast<Two*>(to) = {{low, high}};
   }
 
-  // Weights and the scores' gradients, to shared memory; excess: what the rows' add up to, as far as it should be 0.
-  // Plain: nothing is told or wanted a pair.
+  // Weights and the scores' gradients, to shared memory; excess: what the rows' add up to, as far as it should be 0,
+  // column_excess: the columns', where both sides have a softmax. Plain: nothing is told or wanted a pair.
   template <bool Plain>
   MMK_DEVICE void weigh(const float (&s)[J][4], const float (&dp)[J][4], const float (&dq)[J][4], const RowSide& mine,
                         int at, int n, float (&excess)[2]) const {
@@ -182,6 +153,7 @@ struct Backward : BackwardRows<T> {
     for (int j = 0; j < J; ++j) {
       const int column = column_half * (S / 2) + 8 * j + lane_column();
       ColumnSide its[2] = {};
+      float of_columns[2] = {};
       if (Other) {
         its[0] = side[at * S + column];
         its[1] = side[at * S + column + 1];
@@ -214,7 +186,9 @@ struct Backward : BackwardRows<T> {
           const float of_row = d[c];
           if (Other && attends && mine.valid[half] && its[c].share != 0) {
             q[c] = its[c].power(x) * its[c].share;
-            d[c] += q[c] == 1 ? 0.f : q[c] * (dq[j][i] - its[c].delta);
+            const float of_column = q[c] == 1 ? 0.f : q[c] * (dq[j][i] - its[c].delta);
+            d[c] += of_column;
+            of_columns[c] += of_column;
           }
           if (Own)
             excess[half] += Other ? of_row : to_float(from_float<T>(d[c]));
@@ -228,30 +202,8 @@ struct Backward : BackwardRows<T> {
         if (Own && t.whole)
           put_pair(own + to, p[0], p[1]);
       }
-    }
-  }
-
-  static constexpr bool centred_columns = Other && !Own;  // Own: ds adds up to more than roundings
-
-  // The sums of 16 columns of ds, spread as the rows of a product.
-  MMK_DEVICE void add_up(float (&sum)[4], const T* from) const {
-    const int lane = threadIdx.x % 32;
-    if constexpr (sizeof(T) == 2) {
-      from += (lane % 8 + lane / 16 * 8) * Layout::weights + lane / 8 % 2 * 8;
-      const uint32_t ones = pair_of<T>(1, 1);
-#pragma unroll
-      for (int k = 0; k < tile_rows; k += 16) {
-        uint32_t x[4];
-        load_matrices<true>(x, from + k * Layout::weights);
-        mma_tile<T>(sum, x, ones, ones);
-      }
-    } else {
-      for (int k = lane % 4; k < tile_rows; k += 4) {
-        sum[0] += from[k * Layout::weights + lane_row()];
-        sum[2] += from[k * Layout::weights + lane_row() + 8];
-      }
-      sum[0] = over_lanes(sum[0], 4, Sum());
-      sum[2] = over_lanes(sum[2], 4, Sum());
+      if (Own && Other && t.whole)
+        this->put_column_excess(column, of_columns);
     }
   }
 
@@ -265,17 +217,17 @@ struct Backward : BackwardRows<T> {
       float x[4][4];
       if (t.grad_key.data && c0 < t.d) {
         float excess[4] = {};
-        if (centred_columns)
-          add_up(excess, ds + r0);
+        if (Other)
+          this->excess_of_columns(excess, r0);
         clear(x);
         mma<4, true, true>(x, ds + r0, Layout::weights, row_panel(0) + c0, pitch, tile_rows);
         emit_rows(x, [&](int r, int c, float (&v)[8]) {
           const int k = n + r0 + r;
           if (k >= end || c0 + c >= t.d)
             return;
-          if (centred_columns)
+          if (Other)
             for (int e = 0; e < 8; ++e)
-              v[e] -= excess[r < 8 ? 0 : 2] * centre[c0 + c + e];
+              v[e] -= excess[r < 8 ? 0 : 2] * this->row_centre(c0 + c + e);
           this->put_input(t.grad_key, t.key, k, c0 + c, v, int(least<int64_t>(8, t.d - c0 - c)), this->column_valid(k),
                           t.drop && this->fully_masked(t.column_softmax, t.columns, k));
         });
@@ -394,10 +346,12 @@ struct Backward : BackwardRows<T> {
     float excess[2] = {};
     clear(to_query);
     clear(to_value);
-    if (Own)
-      find_centre(t.key, t.columns, [&](int64_t n) { return this->column_valid(n); });
-    if (centred_columns && t.whole)
-      find_centre(t.query, t.rows, [&](int64_t r) { return this->row_valid(r); });
+    if (Own && threadIdx.x < C)
+      this->find_centre(centre[threadIdx.x], threadIdx.x, t.key, t.columns,
+                        [&](int64_t n) { return this->column_valid(n); });
+    const int c = threads - 1 - threadIdx.x;  // other threads, where there are as many
+    if (Other && t.whole && c < C)
+      this->find_centre(this->row_centre(c), c, t.query, t.rows, [&](int64_t r) { return this->row_valid(r); });
     StreamPipeline<S> tiles(begin, end, t.stages, passes > 1, false);
     for (; tiles.more(); tiles.advance()) {
       float s[J][4], dp[J][4], dq[J][4];

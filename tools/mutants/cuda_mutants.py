@@ -9,6 +9,7 @@ HEADS_WARPS = "test_cuts.py -k 'warp_by_warp and not spatial'"
 DROPOUT = "test_additive_attention.py -k 'dropout and cuda-emulated'"
 SCORES = "test_additive_attention.py -k 'masks and cuda-emulated'"
 COMMON = "test_in_common.py -k 'gated and cuda-emulated'"
+BOTH_COMMON = "test_in_common.py -k 'bidirectional and cuda-emulated'"
 DROPPED = "test_dropout.py -k 'same_elements and cuda-emulated'"
 
 MUTANTS = (
@@ -106,8 +107,8 @@ MUTANTS = (
     Mutant(
         "bidirectional_attention",
         "one softmax's gradient overwrites the other's",
-        "d[c] += q[c] == 1 ? 0.f :",
-        "d[c] = q[c] == 1 ? 0.f :",
+        "d[c] += of_column;",
+        "d[c] = of_column;",
         HEADS_WARPS,
     ),
     Mutant(
@@ -296,6 +297,20 @@ MUTANTS = (
         "excess[half] += Other ? of_row : to_float(from_float<T>(d[c]));",
         "excess[half] += Other ? of_row : d[c];",
         COMMON,
+    ),
+    Mutant(
+        "bidirectional_attention",
+        "what tokens have in common stays, of a short text",
+        "of_columns[c] += of_column;",
+        "of_columns[c] += 0 * of_column;",
+        BOTH_COMMON,
+    ),
+    Mutant(
+        "bidirectional_attention",
+        "the columns' excess of every other lane's rows",
+        "for (int apart = 8; apart < 32; apart *= 2) sum +=",
+        "for (int apart = 16; apart < 32; apart *= 2) sum +=",
+        BOTH_COMMON,
     ),
     Mutant(
         "additive_attention",
