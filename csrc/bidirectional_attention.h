@@ -24,7 +24,9 @@ struct BidirectionalAttention {
   TokenMask text_mask;   // [B, H, T] (h stride 0): tokens that the image attends to; null = all
                          // Where masked out: a value is never read, a query or key that is NaN or Inf counts as 0
   HeadRows image_out;    // [B, H, N, dv]; forward writes, backward reads
-  HeadRows text_out;     // [B, H, T, dv]
+  HeadRows text_out;     // [B, H, T, dv]; forward writes
+  HeadRows unrounded;    // text_out in float (double): a mean of what all tokens have in common must not be wrong by a
+                         // rounding. Forward writes it where text_out has 16 bits, else null; backward reads
   void* image_softmax = nullptr;  // [B, H, 2, N] contiguous float (double): of the softmax over tokens the largest
                                   // score, in the kernels' own
   void* text_softmax = nullptr;   // [B, H, 2, T] unit, and one over the sum of exponentials; of that over positions. 0

@@ -44,6 +44,7 @@ struct HeadInputs {
   using C = acc_t<T>;
   const BidirectionalAttention& a;
   Head<T> query, key, image_value, text_value, image_out, text_out;
+  Head<C> unrounded;
   Head<const bool> image_mask{};  // one column
   SoftmaxRows<C> image_softmax, text_softmax;
   const Scale<C> scale;
@@ -62,6 +63,7 @@ struct HeadInputs {
     text_value = head<T>(a.text_value, b, h);
     image_out = head<T>(a.image_out, b, h);
     text_out = head<T>(a.text_out, b, h);
+    unrounded = head<C>(a.unrounded, b, h);
     image_mask = {a.image_mask.data ? a.image_mask.data + b * a.image_mask.b + h * a.image_mask.h : nullptr,
                   a.image_mask.t, 0};
     image_softmax = {a.image_softmax, index, a.N}, text_softmax = {a.text_softmax, index, a.T};

@@ -84,7 +84,7 @@ struct Backward {
       const int64_t t = i < a.T ? in.order[i] : -1;
       text_base.data[i] = t < 0 ? infinity<C> : in.text_softmax.base(t);
       text_certain.data[i] = t < 0 ? C(2) : in.text_softmax.certain(t);
-      text_mean.data[i] = t < 0 || !grad_text_out ? C(0) : mean(grad_text_out, in.text_out, in.text_softmax, t);
+      text_mean.data[i] = t < 0 || !grad_text_out ? C(0) : mean(grad_text_out, in.unrounded, in.text_softmax, t);
       some_certain = some_certain || text_certain.data[i] == 1;
     }
     memset(tokens.data, 0, size(a) * sizeof(C));
@@ -105,7 +105,8 @@ struct Backward {
     scale_rows(to, count, value_width, value_width, softmax.share + first);
   }
   // Of the weights' gradient, times share, too.
-  C mean(Head<T> grad_output, Head<T> result, const SoftmaxRows<C>& softmax, int64_t n) const {
+  template <class Result>
+  C mean(Head<T> grad_output, Head<Result> result, const SoftmaxRows<C>& softmax, int64_t n) const {
     if (softmax.share[n] == 0)
       return 0;
     C total = 0;
@@ -218,7 +219,6 @@ struct Backward {
 
   // scores = exponentials, grad_scores += R (dR - mean of the token). 0 in rows that don't take part.
   void over_positions(int64_t first, int64_t count, int64_t n, int64_t t) {
-    const bool all = sizeof(T) == 2 && need_grad_scores && count == a.N;
     for (int64_t r = 0; r < count; ++r)
       if (!in.valid(first + r))
         memset(scores.data + r * width, 0, padded<C>(n) * sizeof(C));
@@ -226,14 +226,14 @@ struct Backward {
       for (int64_t i = 0; i < n; i += lanes<C>) {
         const vec<C> base = load(text_base.data + t + i);
         const vec<C> certain = load(text_certain.data + t + i);
-        const vec<C> mean = all ? mean_of_all(first, count, i, base) : load(text_mean.data + t + i);
+        const vec<C> mean = load(text_mean.data + t + i);
         vec<C> left = {};
         for (int64_t r = 0; r < count; ++r) {
           if (!in.valid(first + r))
             continue;
           C* s = scores.data + r * width + i;
           C* ds = grad_scores.data + r * width + i;
-          const vec<C> p = all ? load(s) : exp_below(load(s) - base);
+          const vec<C> p = exp_below(load(s) - base);
           store(s, p);
           if (!need_grad_scores)
             continue;
@@ -246,22 +246,6 @@ struct Backward {
         store(text_excess.data + i, left);
       }
     });
-  }
-  // scores = exponentials, of as many tokens as a vector has lanes, where a tile holds all positions. Their own mean,
-  // where text_mean is of a result that was rounded.
-  vec<C> mean_of_all(int64_t first, int64_t count, int64_t i, vec<C> base) {
-    vec<C> total = {};
-    vec<C> mean = {};
-    for (int64_t r = 0; r < count; ++r) {
-      if (!in.valid(first + r))
-        continue;
-      C* s = scores.data + r * width + i;
-      const vec<C> p = exp_below(load(s) - base);
-      store(s, p);
-      total += p;
-      mean += p == 0 ? vec<C>{} : p * load(grad_weights.data + r * width + i);
-    }
-    return total == 0 ? vec<C>{} : mean / total;
   }
 };
 

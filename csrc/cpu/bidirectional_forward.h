@@ -73,7 +73,10 @@ struct TextSums {
       const int64_t t = in.order[i];
       in.text_softmax.write(t, 1, top + i, total + i);
       const C share = in.text_softmax.share[t];
-      write_row<T>(share != 0 ? values + i * width : nullptr, in.a.dv, share, in.text_out.row(t), in.text_out.c);
+      const C* sums = share != 0 ? values + i * width : nullptr;
+      write_row<T>(sums, in.a.dv, share, in.text_out.row(t), in.text_out.c);
+      if (in.unrounded)
+        write_row<C>(sums, in.a.dv, share, in.unrounded.row(t), in.unrounded.c);
     }
   }
 };

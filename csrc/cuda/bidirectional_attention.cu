@@ -72,6 +72,7 @@ AttendTask text_rows(const BidirectionalAttention& a, bool both) {
   t.key = a.image_query;
   t.value = a.image_value;
   t.result = a.text_out;
+  t.unrounded = a.unrounded;
   t.row_mask = a.text_mask;
   t.column_mask = a.image_mask;
   t.softmax = static_cast<float*>(a.text_softmax);
@@ -146,7 +147,8 @@ struct Backwards : BackwardSides<true> {
     image_delta.delta = image_deltas;
     text_delta.rows = a.T;
     text_delta.grad = g.grad_text_out;
-    text_delta.result = a.text_out;
+    text_delta.result = a.unrounded;
+    text_delta.wide = 1;
     text_delta.softmax = text_softmax;
     text_delta.delta = text_deltas;
 

@@ -11,8 +11,9 @@ struct DeltaTask {
   HeadRows grad, gate, result, grad_gate;  //  4 gate, grad_gate: data null = none; result: before the gate
   const float* softmax;                    // 24 [b, h, 2, rows], share 0: the row takes no part, is 0
   float* delta;                            // 25 [b, h, rows]
+  int64_t wide;                            // 26 1: result is float
 };
-static_assert(sizeof(DeltaTask) == 26 * 8, "every field has 8 bytes");
+static_assert(sizeof(DeltaTask) == 27 * 8, "every field has 8 bytes");
 
 template <class T>
 MMK_DEVICE void backward_delta(const DeltaTask& t) {
@@ -31,7 +32,10 @@ MMK_DEVICE void backward_delta(const DeltaTask& t) {
     float g[8] = {}, x[8] = {}, y[8];
     if (!fully_masked) {
       get<8>(g, head_of<T>(t.grad, b, h) + r * t.grad.n + c * t.grad.c, t.grad.c, count);
-      get<8>(x, head_of<T>(t.result, b, h) + r * t.result.n + c * t.result.c, t.result.c, count);
+      if (t.wide)
+        get<8>(x, head_of<float>(t.result, b, h) + r * t.result.n + c * t.result.c, t.result.c, count);
+      else
+        get<8>(x, head_of<T>(t.result, b, h) + r * t.result.n + c * t.result.c, t.result.c, count);
     }
     if (t.grad_gate.data) {
       for (int e = 0; e < 8; ++e)

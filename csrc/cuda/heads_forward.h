@@ -259,6 +259,9 @@ struct Attend {
         }
         if (t.attended.data)
           put<8>(head_of<T>(t.attended, b, h) + at * t.attended.n + channel * t.attended.c, x, t.attended.c, count);
+        if (t.unrounded.data)
+          put<8>(head_of<float>(t.unrounded, b, h) + at * t.unrounded.n + channel * t.unrounded.c, x, t.unrounded.c,
+                 count);
         if (t.gate.data) {
           float y[8];
           if (gate)

@@ -60,6 +60,8 @@ MMK_DEVICE void attend_merge(const AttendTask& t) {
       sum[e] = total == 0 ? 0.f : sum[e] / total;
     if (t.attended.data)
       put<8>(head_of<T>(t.attended, b, h) + r * t.attended.n + c * t.attended.c, sum, t.attended.c, count);
+    if (t.unrounded.data)
+      put<8>(head_of<float>(t.unrounded, b, h) + r * t.unrounded.n + c * t.unrounded.c, sum, t.unrounded.c, count);
     if (t.gate.data && total != 0) {
       float y[8];
       get<8>(y, head_of<T>(t.gate, b, h) + r * t.gate.n + c * t.gate.c, t.gate.c, count);

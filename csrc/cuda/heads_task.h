@@ -23,6 +23,7 @@ struct AttendTask {
   float *partial, *stats;           // 63 split: [b, h, split, rows, dv], [b, h, split, rows, 2]: maximum, sum
   HeadRows row_value, column_result;  // 65 Both: the rows' values, and what the columns get from them
   float* column_softmax;              // 75 Both: [b, h, 2, columns]
+  HeadRows unrounded;                 // 76 result in float, null: not wanted
 
   // Where a split leaves a row's sums and [maximum, sum]; attend_scratch makes room for them.
   MMK_DEVICE float* partial_of(int64_t bh, int64_t split, int64_t r) const {
@@ -32,7 +33,7 @@ struct AttendTask {
     return stats + 2 * ((bh * splits + split) * rows + r);
   }
 };
-static_assert(sizeof(AttendTask) == 76 * 8, "every field has 8 bytes");
+static_assert(sizeof(AttendTask) == 81 * 8, "every field has 8 bytes");
 
 // Blocks of 128 threads that a processor has registers for.
 #define MMK_ATTEND_TOGETHER(T, C) (C > 128 ? 1 : C == 64 && sizeof(T) == 2 ? 3 : 2)

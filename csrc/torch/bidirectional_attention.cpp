@@ -53,22 +53,26 @@ BidirectionalAttention arguments(const Tensor& image_query, const Tensor& text_k
 }
 
 template <auto Launch>
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image_query, const Tensor& text_key,
-                                                   const Tensor& image_value, const Tensor& text_value,
-                                                   const Optional& image_mask, const Optional& text_mask,
-                                                   double scale) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& image_query, const Tensor& text_key,
+                                                           const Tensor& image_value, const Tensor& text_value,
+                                                           const Optional& image_mask, const Optional& text_mask,
+                                                           double scale) {
   BidirectionalAttention a = arguments(image_query, text_key, image_value, text_value, image_mask, text_mask, scale);
   const ScalarType accumulate = accumulate_type(a.dtype);
   Tensor image_out = empty_heads(image_query, a.dv);
   Tensor text_out = empty_heads(text_key, a.dv);
   Tensor image_softmax = empty_tensor(image_query, {a.B, a.H, 2, a.N}, accumulate);
   Tensor text_softmax = empty_tensor(image_query, {a.B, a.H, 2, a.T}, accumulate);
+  const bool rounds = image_query.scalar_type() != accumulate;
+  Tensor unrounded = empty_tensor(image_query, rounds ? Shape{a.B, a.H, a.T, a.dv} : Shape{0}, accumulate);
   a.image_out = head_rows(image_out);
   a.text_out = head_rows(text_out);
   a.image_softmax = image_softmax.mutable_data_ptr();
   a.text_softmax = text_softmax.mutable_data_ptr();
+  if (rounds)
+    a.unrounded = head_rows(unrounded);
   Launch(a, image_query);
-  return {image_out, text_out, image_softmax, text_softmax};
+  return {image_out, text_out, image_softmax, text_softmax, unrounded};
 }
 
 template <auto Launch>
@@ -76,7 +80,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional& grad_image_o
                                                     const Tensor& image_query, const Tensor& text_key,
                                                     const Tensor& image_value, const Tensor& text_value,
                                                     const Optional& image_mask, const Optional& text_mask,
-                                                    const Tensor& image_out, const Tensor& text_out,
+                                                    const Tensor& image_out, const Tensor& unrounded,
                                                     const Tensor& image_softmax, const Tensor& text_softmax,
                                                     double scale, bool need_image_query_grad, bool need_text_key_grad,
                                                     bool need_image_value_grad, bool need_text_value_grad) {
@@ -86,13 +90,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Optional& grad_image_o
   const Anchor anchor(image_query);
   const ScalarType accumulate = accumulate_type(a.dtype);
   anchor.check(image_out, "image_out", anchor.type, {a.B, a.H, a.N, a.dv});
-  anchor.check(text_out, "text_out", anchor.type, {a.B, a.H, a.T, a.dv});
+  anchor.check(unrounded, "unrounded", accumulate, {a.B, a.H, a.T, a.dv});
   anchor.check(image_softmax, "image_softmax", accumulate, {a.B, a.H, 2, a.N});
   anchor.check(text_softmax, "text_softmax", accumulate, {a.B, a.H, 2, a.T});
   Tensor image_rows = dense(image_softmax);
   Tensor text_rows = dense(text_softmax);
   a.image_out = head_rows(image_out);
-  a.text_out = head_rows(text_out);
+  a.unrounded = head_rows(unrounded);
   a.image_softmax = image_rows.mutable_data_ptr();
   a.text_softmax = text_rows.mutable_data_ptr();
   if (grad_image_out) {
@@ -134,11 +138,11 @@ constexpr auto gpu_back = &backward<on_gpu<BidirectionalAttentionBackward, cuda:
 STABLE_TORCH_LIBRARY_FRAGMENT(mmkernels, m) {
   m.def(MMK_OPERATION
         "(Tensor image_query, Tensor text_key, Tensor image_value, Tensor text_value, Tensor? image_mask, "
-        "Tensor? text_mask, float scale) -> (Tensor, Tensor, Tensor, Tensor)");
+        "Tensor? text_mask, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(MMK_OPERATION
         "_backward(Tensor? grad_image_out, Tensor? grad_text_out, Tensor image_query, Tensor text_key, "
         "Tensor image_value, Tensor text_value, Tensor? image_mask, Tensor? text_mask, Tensor image_out, Tensor "
-        "text_out, "
+        "unrounded, "
         "Tensor image_softmax, Tensor text_softmax, float scale, bool need_image_query_grad, bool need_text_key_grad, "
         "bool need_image_value_grad, bool need_text_value_grad) -> (Tensor, Tensor, Tensor, Tensor)");
 }

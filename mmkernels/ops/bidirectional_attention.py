@@ -1,7 +1,7 @@
 """Bidirectional attention: the public function, and the operation as PyTorch sees it."""
 
 from .. import backends, checks, reference
-from .common import autocast, empty_heads, empty_softmax
+from .common import accumulate_dtype, autocast, empty_heads, empty_softmax
 from .operation import Operation
 
 
@@ -78,7 +78,8 @@ def _check(image_query, text_key, image_value, text_value, image_mask, text_mask
             checks.boolean_mask(name, mask, "image_query", image_query, ("B", batch), size)
 
 
-# The operation. option: scale; extras: image_softmax and text_softmax, what the weights are recomputed from.
+# The operation. option: scale; extras: image_softmax and text_softmax, what the weights are recomputed from, and
+# `unrounded`: text_out in float32 where it has 16 bits.
 
 
 def _reference(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
@@ -89,22 +90,31 @@ def _reference(image_query, text_key, image_value, text_value, image_mask, text_
 
 def _fake(image_query, text_key, image_value, text_value, image_mask, text_mask, scale):
     channels = image_value.shape[3]
+    accumulate = accumulate_dtype(text_key)
     return (
         empty_heads(image_query, channels),
         empty_heads(text_key, channels),
         empty_softmax(image_query),
         empty_softmax(text_key),
+        text_key.new_empty(0 if text_key.dtype == accumulate else (*text_key.shape[:3], channels), dtype=accumulate),
     )
+
+
+def _keep(inputs, produced):
+    rounds = inputs.text_key.dtype != accumulate_dtype(inputs.text_key)
+    exact = produced.unrounded if rounds else produced.text_out
+    return produced.image_out, exact, produced.image_softmax, produced.text_softmax
 
 
 OPERATION = Operation(
     "bidirectional_attention",
     "(Tensor image_query, Tensor text_key, Tensor image_value, Tensor text_value, Tensor? image_mask, "
     "Tensor? text_mask, float scale) -> (Tensor image_out, Tensor text_out, Tensor image_softmax, Tensor "
-    "text_softmax)",
+    "text_softmax, Tensor unrounded)",
     differentiable=("image_query", "text_key", "image_value", "text_value"),
-    extras=("image_softmax", "text_softmax"),
-    kept=("image_out", "text_out", "image_softmax", "text_softmax"),
+    extras=("image_softmax", "text_softmax", "unrounded"),
+    kept=("image_out", "unrounded", "image_softmax", "text_softmax"),
+    keep=_keep,
     reference=_reference,
     fake=_fake,
     fake_grad=lambda name, tensor: empty_heads(tensor, tensor.shape[3]),

@@ -55,16 +55,19 @@ def forward(image_query, text_key, image_value, text_value, image_mask, text_mas
     problem = Problem(image_query, text_key, image_value, text_value, image_mask, text_mask, scale)
     image_out, text_out = (empty_heads(t, problem.image_shape[3]) for t in (image_query, text_key))
     image_softmax, text_softmax = (empty_softmax(t) for t in (image_query, text_key))
+    rounds = image_query.dtype != torch.float32
+    unrounded = image_query.new_empty(problem.text_shape if rounds else 0, dtype=torch.float32)
+    to_unrounded = head_rows(unrounded) if rounds else None
     image = problem.image._replace(softmax=image_softmax)
     text = problem.text._replace(softmax=text_softmax)
 
     def run(configuration):
         problem.heads.attend(configuration, image, text, head_rows(image_out))
-        problem.heads.attend(configuration, text, image, head_rows(text_out))
+        problem.heads.attend(configuration, text, image, head_rows(text_out), attended=to_unrounded)
 
     with on_device(image_query):
         run(tuned(("bidirectional forward", *problem.key), FORWARD[problem.heads.dtype], image_query, run))
-    return image_out, text_out, image_softmax, text_softmax
+    return image_out, text_out, image_softmax, text_softmax, unrounded
 
 
 def backward(
@@ -77,7 +80,7 @@ def backward(
     image_mask,
     text_mask,
     image_out,
-    text_out,
+    unrounded,
     image_softmax,
     text_softmax,
     scale,
@@ -91,10 +94,10 @@ def backward(
         (grad_image_out, "grad_image_out", problem.image_shape),
         (grad_text_out, "grad_text_out", problem.text_shape),
         (image_out, "image_out", problem.image_shape),
-        (text_out, "text_out", problem.text_shape),
     ):
         if t is not None:
             require(t, name, image_query, shape)
+    require(unrounded, "unrounded", image_query, problem.text_shape, torch.float32)
     for t, name, like in ((image_softmax, "image_softmax", image_query), (text_softmax, "text_softmax", text_key)):
         require(t, name, image_query, softmax_shape(like), torch.float32)
     needs = need_image_query_grad, need_text_key_grad, need_image_value_grad, need_text_value_grad
@@ -119,7 +122,7 @@ def backward(
 
     def run(configuration):
         image = side(problem.image, grad_image_out, image_out, image_softmax)
-        text = side(problem.text, grad_text_out, text_out, text_softmax)
+        text = side(problem.text, grad_text_out, unrounded, text_softmax)
         heads.differentiate(configuration, image, text, to_image_query, to_image_value)
         heads.differentiate(configuration, text, image, to_text_key, to_text_value)
 

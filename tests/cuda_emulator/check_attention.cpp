@@ -161,7 +161,7 @@ const char* bidirectional() {
   int64_t N, T;
   pick_sizes(N, T);
   Heads query(N, d, true), key(T, d, true), image_value(N, dv, true), text_value(T, dv, true), image_out(N, dv, false),
-      text_out(T, dv, false);
+      text_out(T, dv, false), unrounded(T, dv, false, H, Dtype::float32);
   Heads image_up(N, dv, true), text_up(T, dv, true), grad_query(N, d, false), grad_key(T, d, false),
       grad_image(N, dv, false), grad_text(T, dv, false);
   Floats image_kept(2 * B * H * N), text_kept(2 * B * H * T);
@@ -201,11 +201,15 @@ const char* bidirectional() {
   a.text_out = text_out;
   a.image_softmax = image_kept;
   a.text_softmax = text_kept;
+  if (dtype == Dtype::bfloat16)
+    a.unrounded = unrounded;
   if (const char* error =
           run<BidirectionalAttention>(a, cuda::bidirectional_attention_forward, cuda::bidirectional_attention_scratch))
     return error;
   BidirectionalAttentionBackward g;
   g.forward = a;
+  if (dtype == Dtype::float32)
+    g.forward.unrounded = text_out;
   const int flows = pick(1, 3);
   const int wanted = pick(1, 15);
   if (flows & 1)

@@ -19,6 +19,7 @@ static void round(Dtype dtype) {
       image_out(image_v, false), text_out(text_v, false), grad_image_out(image_v, true), grad_text_out(text_v, true),
       grad_query(image, false), grad_key(text, false), grad_image_value(image_v, false), grad_text_value(text_v, false);
   Tensor<C> image_softmax({a.B, a.H, 2, a.N}, false, true), text_softmax({a.B, a.H, 2, a.T}, false, true);
+  Tensor<C> unrounded(text_v, false);
   auto positions = random_mask(a.B * a.N);
   auto tokens = random_mask(a.B * a.T);
   a.image_query = head_rows(query);
@@ -29,14 +30,20 @@ static void round(Dtype dtype) {
   a.text_out = head_rows(text_out);
   a.image_softmax = image_softmax.data();
   a.text_softmax = text_softmax.data();
+  if (sizeof(T) != sizeof(C))
+    a.unrounded = head_rows(unrounded);
   if (draw(0, 1))
     a.image_mask = {reinterpret_cast<bool*>(positions.data()), a.N, 0, 1};
   if (draw(0, 1))
     a.text_mask = {reinterpret_cast<bool*>(tokens.data()), a.T, 0, 1};
   baseline::bidirectional_attention_forward(a, three);
   image_out.check("image_out"), text_out.check("text_out");
+  if (a.unrounded.data)
+    unrounded.check("unrounded");
   BidirectionalAttentionBackward g;
   g.forward = a;
+  if (!a.unrounded.data)
+    g.forward.unrounded = a.text_out;
   if (draw(0, 3))
     g.grad_image_out = head_rows(grad_image_out);
   if (draw(0, 3) || !g.grad_image_out.data)

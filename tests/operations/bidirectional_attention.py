@@ -85,7 +85,7 @@ KERNELS = {
                 "grad_image_out": "B, H, N, dv",
                 "grad_text_out": "B, H, T, dv",
                 "image_out": "B, H, N, dv",
-                "text_out": "B, H, T, dv",
+                "unrounded": "B, H, T, dv",
                 "image_softmax": "B, H, 2, N",
                 "text_softmax": "B, H, 2, T",
             }

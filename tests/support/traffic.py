@@ -132,15 +132,16 @@ def attention_moved(operation, which, batch, heads, positions, tokens, d, dv, dt
         return emulated.counts()
     inputs = (query, key, other, value, None, None)
     emulated.counts()
-    image_out, text_out, *softmax = run(*inputs, d**-0.5)
+    image_out, text_out, *softmax, unrounded = run(*inputs, d**-0.5)
     if which == "backward":
+        exact = text_out if dtype == torch.float32 else unrounded
         emulated.counts()
         back(
             torch.ones_like(image_out),
             torch.ones_like(text_out),
             *inputs,
             image_out,
-            text_out,
+            exact,
             *softmax,
             d**-0.5,
             True,

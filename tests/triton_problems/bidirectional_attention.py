@@ -19,5 +19,6 @@ def launch(module, shape, dtype, masked=False):
     draw = heads.views(dtype, B, H)
     masks = [torch.empty(B, size, dtype=torch.bool) if masked else None for size in (N, T)]
     inputs = (draw(N, d), draw(T, d), draw(N, dv), draw(T, dv), *masks)
-    image_out, text_out, *sums = module.forward(*inputs, 1.0)
-    module.backward(image_out, text_out, *inputs, image_out, text_out, *sums, 1.0, True, True, True, True)
+    image_out, text_out, *sums, unrounded = module.forward(*inputs, 1.0)
+    exact = text_out if image_out.dtype == torch.float32 else unrounded
+    module.backward(image_out, text_out, *inputs, image_out, exact, *sums, 1.0, True, True, True, True)

@@ -299,6 +299,13 @@ MUTANTS = (
         BOTH_COMMON,
     ),
     Mutant(
+        "bidirectional_attention",
+        "means of a result that was rounded",
+        "* to_acc(result.row(n)[c * result.c]); return total * softmax.share[n];",
+        "* to_acc(from_acc<T>(to_acc(result.row(n)[c * result.c])));\n    return total * softmax.share[n];",
+        BOTH_COMMON,
+    ),
+    Mutant(
         "absorbed_attention",
         "what positions have in common stays",
         "load(key_sums + c) - splat(rests[j]) * load(mean.data + c)",
@@ -383,13 +390,6 @@ MUTANTS = (
         "for (int64_t i = 0; i < lanes<C>; ++i) sum[i] += to[c + i] * to_acc(from_acc<T>(result.data[c + i]));",
         equivalent="the keys' gradients lose it with the rest of their sum (`rests`), and the image's are off "
         "by at most 0.55 of what the rule allows, of features ten times as large as their differences",
-    ),
-    Mutant(
-        "bidirectional_attention",
-        "means of a result that was rounded, where a tile has all",
-        "const bool all = sizeof(T) == 2 && need_grad_scores && count == a.N;",
-        "const bool all = false;",
-        BOTH_COMMON,
     ),
     Mutant(
         "absorbed_attention",

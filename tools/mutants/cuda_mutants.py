@@ -313,6 +313,13 @@ MUTANTS = (
         BOTH_COMMON,
     ),
     Mutant(
+        "bidirectional_attention",
+        "deltas of a result that was rounded",
+        "sum += g[e] * x[e]; } sum = over_lanes",
+        "sum += g[e] * to_float(from_float<T>(x[e]));\n  }\n  sum = over_lanes",
+        BOTH_COMMON,
+    ),
+    Mutant(
         "additive_attention",
         "dropout of as many counters as a warp has lanes",
         "for (int64_t j = threadIdx.x % 32; j < quarter; j += 32)",
