@@ -1,7 +1,7 @@
 """Absorbed attention: the public function, and the operation as PyTorch sees it."""
 
 from .. import backends, checks, reference
-from .common import accumulate_dtype, autocast, cast, check_like_or_wide, empty_heads, softmax_shape
+from .common import accumulate_dtype, autocast, cast, check_like_or_wide, empty_heads, softmax_shape, unrounded_text_out
 from .operation import Operation
 
 
@@ -118,12 +118,6 @@ def _fake(image, key, key_bias, value, image_mask, text_mask, pool):
     )
 
 
-def _keep(inputs, produced):
-    image = inputs.image
-    exact = produced.text_out if image.dtype == accumulate_dtype(image) else produced.unrounded
-    return exact, produced.image_softmax, produced.text_softmax
-
-
 def _fake_grad(name, tensor):
     return empty_heads(tensor, tensor.shape[3]) if tensor.dim() == 4 else tensor.new_empty(tensor.shape)
 
@@ -135,7 +129,7 @@ OPERATION = Operation(
     differentiable=("image", "key", "key_bias", "value"),
     extras=("image_softmax", "text_softmax", "unrounded"),
     kept=("unrounded", "image_softmax", "text_softmax"),
-    keep=_keep,
+    keep=lambda inputs, produced: (unrounded_text_out(produced), produced.image_softmax, produced.text_softmax),
     reference=_reference,
     fake=_fake,
     fake_grad=_fake_grad,

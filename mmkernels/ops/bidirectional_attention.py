@@ -1,7 +1,7 @@
 """Bidirectional attention: the public function, and the operation as PyTorch sees it."""
 
 from .. import backends, checks, reference
-from .common import accumulate_dtype, autocast, empty_heads, empty_softmax
+from .common import accumulate_dtype, autocast, empty_heads, empty_softmax, unrounded_text_out
 from .operation import Operation
 
 
@@ -101,9 +101,7 @@ def _fake(image_query, text_key, image_value, text_value, image_mask, text_mask,
 
 
 def _keep(inputs, produced):
-    rounds = inputs.text_key.dtype != accumulate_dtype(inputs.text_key)
-    exact = produced.unrounded if rounds else produced.text_out
-    return produced.image_out, exact, produced.image_softmax, produced.text_softmax
+    return produced.image_out, unrounded_text_out(produced), produced.image_softmax, produced.text_softmax
 
 
 OPERATION = Operation(

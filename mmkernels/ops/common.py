@@ -118,5 +118,11 @@ def softmax_shape(queries):
     return *queries.shape[:2], 2, queries.shape[2]
 
 
+def unrounded_text_out(produced):
+    """What backward takes means of: ``text_out``, or where that was rounded to 16 bits, what it was before."""
+    text_out = produced.text_out
+    return text_out if text_out.dtype == accumulate_dtype(text_out) else produced.unrounded
+
+
 def empty_softmax(queries):
     return queries.new_empty(softmax_shape(queries), dtype=accumulate_dtype(queries))
