@@ -55,8 +55,13 @@ struct Rows {
 
   MMK_DEVICE int64_t step() const { return int64_t(R) * groups; }
   MMK_DEVICE int64_t row(int64_t n0, int r) const { return n0 + r * groups + group; }
-  MMK_DEVICE bool takes_part(int64_t n) const {
-    return n < b.end && (!b.t.mask.data || load(b.t.mask.data + b.position(b.t.mask, n)));
+  // Which of the rows from n0 on take part.
+  MMK_DEVICE void find_valid(bool (&valid)[R], int64_t n0) const {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      const int64_t n = row(n0, r);
+      valid[r] = n < b.end && (!b.t.mask.data || load(b.t.mask.data + b.position(b.t.mask, n)));
+    }
   }
   MMK_DEVICE int pack(int p) const { return p * lanes + lane; }
 
@@ -174,9 +179,7 @@ MMK_DEVICE void rows_forward_finish(const Task& t, const Rows<T, P, false>& rows
     typename Rows::Row x[Rows::R];
     bool valid[Rows::R];
     float w[Rows::R];
-#pragma unroll
-    for (int r = 0; r < Rows::R; ++r)
-      valid[r] = rows.takes_part(rows.row(n0, r));
+    rows.find_valid(valid, n0);
 #pragma unroll
     for (int r = 0; r < Rows::R; ++r) {
       w[r] = valid[r] && rows.lane == 0 ? load(weights + rows.row(n0, r)) : 0.f;
@@ -216,9 +219,7 @@ MMK_DEVICE void rows_forward_first(const Task& t, unsigned char* shared) {
     typename Rows::Row x[Rows::R];
     bool valid[Rows::R];
     float s[Rows::R];
-#pragma unroll
-    for (int r = 0; r < Rows::R; ++r)
-      valid[r] = rows.takes_part(rows.row(n0, r));
+    rows.find_valid(valid, n0);
 #pragma unroll
     for (int r = 0; r < Rows::R; ++r)
       rows.read(x[r], t.image, rows.row(n0, r), valid[r]);

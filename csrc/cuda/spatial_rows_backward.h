@@ -29,9 +29,7 @@ MMK_DEVICE void rows_backward_finish(const Task& t, const Rows<T, P, true>& rows
     bool valid[Rows::R];
     float w[Rows::R];
     float ds[Rows::R];
-#pragma unroll
-    for (int r = 0; r < Rows::R; ++r)
-      valid[r] = rows.takes_part(rows.row(n0, r));
+    rows.find_valid(valid, n0);
 #pragma unroll
     for (int r = 0; r < Rows::R; ++r) {
       const int64_t n = rows.row(n0, r);
@@ -93,9 +91,7 @@ MMK_DEVICE void rows_backward_first(const Task& t, unsigned char* shared) {
     typename Rows::Row x[Rows::R];
     bool valid[Rows::R];
     float dw[Rows::R];
-#pragma unroll
-    for (int r = 0; r < Rows::R; ++r)
-      valid[r] = rows.takes_part(rows.row(n0, r));
+    rows.find_valid(valid, n0);
 #pragma unroll
     for (int r = 0; r < Rows::R; ++r) {
       if (features || pooled)
