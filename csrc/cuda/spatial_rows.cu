@@ -8,8 +8,6 @@
 // the same grid, block 256 or 512, dynamic shared memory Layout.total + planes_shared.
 #include "spatial_rows.h"
 
-#include <cstdlib>
-
 #include "spatial_planes.h"
 #include "spatial_rows_backward.h"
 
@@ -113,7 +111,7 @@ int planes_threads(int64_t width) {
 // Tests of the tiles take shapes that would go another way.
 bool only_tiles() {
 #ifdef MMK_EMULATED
-  return getenv("MMK_EMULATED_TILES") != nullptr;
+  return emulator::config.tiles;
 #else
   return false;
 #endif

@@ -39,10 +39,7 @@ bool check(int number) {
   const bool packed = pick(0, 2) == 0;
   const bool pool = toss();
   const bool planes = !packed && toss();
-  if (pick(0, 5))  // most go through tiles, whatever their layout
-    setenv("MMK_EMULATED_TILES", "1", 1);
-  else
-    unsetenv("MMK_EMULATED_TILES");
+  const bool tiles = pick(0, 5);  // most
   const int64_t H = pick(0, 3) ? pick(1, 3) : pick(4, 20);
   const bool wide = pick(0, 3) == 0;  // rows of many packs
   const int64_t D = H * (wide ? 4 * pick(1, H > 3 ? 16 : 300) : pick(1, H > 3 ? 6 : 30));
@@ -52,7 +49,8 @@ bool check(int number) {
                       toss(),
                       (toss() ? pick(5, 10) : pick(10, 40)) * 1000,
                       toss() ? pick(1, 6) : pick(1, 60),
-                      int64_t(1) << pick(0, 3)};  // few processors: clusters are used
+                      int64_t(1) << pick(0, 3),  // few processors: clusters are used
+                      tiles};
   std::vector<int64_t> offsets{0};
   int64_t N = wide || (H < 4 && pick(0, 3)) ? pick(0, 40) : pick(0, 400);
   if (packed)

@@ -186,8 +186,9 @@ const char* run(dim3 grid, unsigned cluster, dim3 block, size_t shared, void (*b
 // For those who load the emulator as a shared object.
 extern "C" {
 __attribute__((visibility("default"))) void emulator_configure(int order, unsigned seed, int late_copies,
-                                                               int64_t shared, int64_t processors, int64_t cluster) {
-  emulator::config = {order, seed, late_copies != 0, shared, processors, cluster};
+                                                               int64_t shared, int64_t processors, int64_t cluster,
+                                                               int tiles) {
+  emulator::config = {order, seed, late_copies != 0, shared, processors, cluster, tiles != 0};
 }
 __attribute__((visibility("default"))) void emulator_counts(uint64_t* six, int reset) {
   const emulator::Counts& c = emulator::counts;

@@ -44,6 +44,7 @@ struct Config {
   int64_t shared = 163 << 10;  // what a block may have, and the number of processors: an A100's
   int64_t processors = 108;
   int64_t cluster = 1;  // the most blocks of a cluster
+  bool tiles = false;   // spatial attention takes no other way, whatever its features' layout
 };
 struct Counts {
   // bytes of global memory

@@ -129,14 +129,11 @@ def configured(
     """How threads are scheduled, when copies arrive, and what the device has; `tiles`: spatial attention takes no other
     way, whatever its features' layout."""
     configure = library().emulator_configure
-    configure(ORDERS[order], seed, int(late_copies), *map(ctypes.c_int64, (shared, processors, cluster)))
-    if tiles:
-        os.environ["MMK_EMULATED_TILES"] = "1"
+    configure(ORDERS[order], seed, int(late_copies), *map(ctypes.c_int64, (shared, processors, cluster)), int(tiles))
     try:
         yield
     finally:
-        os.environ.pop("MMK_EMULATED_TILES", None)
-        configure(0, 1, 1, *map(ctypes.c_int64, A100.values()))
+        configure(0, 1, 1, *map(ctypes.c_int64, A100.values()), 0)
 
 
 def counts():
