@@ -62,14 +62,15 @@ def _given_to_fusion(model, batch):
     return given
 
 
-def grounding_dino(budget=4.0):
-    """Grounding DINO's fusion layer on 800 x 1333 pixels and 16 tokens, with all of its projections.
+def grounding_dino(shape=fusion_layer.SHAPES[0], budget=4.0):
+    """Grounding DINO's fusion layer with all of its projections, on 800 x 1333 pixels and 16 tokens or another `shape`
+    of the benchmark's.
 
     Returns:
         ``what``, and milliseconds of ``forward`` and ``training`` (forward and backward), by contestant: ours, sdpa,
         and Hugging Face's own where transformers is installed.
     """
-    arguments = fusion_layer.layer_inputs(fusion_layer.SHAPES[0], "cpu")
+    arguments = fusion_layer.layer_inputs(shape, "cpu")
     layers = {name: make(arguments) for name, make in fusion_layer.LAYERS.items()}
     image, text = arguments["image"], arguments["text"]
 

@@ -75,11 +75,10 @@ def call_directly():
 
 def keep_shapes():
     """The shapes of types and tensors, as Triton writes them, and their sizes: the same objects for the same shape."""
-    from triton.language import core, semantic
+    from triton.language import core
 
     make_type = core.block_type.__init__
     make_tensor = core.tensor.__init__
-    broadcast = semantic.TritonSemantic.broadcast_impl_value
     equal = core.dtype.__eq__
     of_types, of_tensors = {}, {}
 
@@ -101,41 +100,123 @@ def keep_shapes():
         self.dtype = type.scalar
         self.shape, self.numel = of_tensors[key]
 
-    def broadcast_impl_value(self, lhs, rhs):
-        if lhs.type.is_block() and rhs.type.is_block() and lhs.type.shape is rhs.type.shape:
-            return lhs, rhs
-        return broadcast(self, lhs, rhs)
-
     core.block_type.__init__ = block_type
     core.block_type.name = functools.cached_property(lambda self: f"<{self.shape}, {self.element_ty}>")
     core.block_type.name.__set_name__(core.block_type, "name")
     core.tensor.__init__ = tensor
     core.dtype.__eq__ = lambda self, other: self is other or equal(self, other)
+
+
+def widen_at_once():
+    """Operands of different shapes, without a type and a handle for every step in between."""
+    from triton.language import core, semantic
+    from triton.runtime import interpreter
+
+    broadcast = semantic.TritonSemantic.broadcast_impl_value
+    common = {}  # by two shapes of one rank: the shape of both, or None
+
+    def common_shape(left, right):
+        pair = left, right
+        if pair not in common:
+            fits = all(a == b or 1 in (a, b) for a, b in zip(left, right))
+            sizes = [max(a, b) for a, b in zip(left, right)]
+            common[pair] = core.block_type(core.float32, sizes).shape if fits else None
+        return common[pair]
+
+    def widened(tensor, shape):
+        data = tensor.handle.data
+        values = np.empty(shape, data.dtype)
+        values[...] = data
+        handle = interpreter.TensorHandle(values, tensor.handle.dtype.scalar)
+        return core.tensor(handle, core.block_type(tensor.dtype, shape))
+
+    def broadcast_impl_value(self, lhs, rhs):
+        blocks = lhs.type.is_block(), rhs.type.is_block()
+        if blocks == (True, False):
+            return lhs, widened(rhs, lhs.type.shape)
+        if blocks == (False, True):
+            return widened(lhs, rhs.type.shape), rhs
+        if blocks == (False, False) or lhs.type.shape is rhs.type.shape:
+            return lhs, rhs
+        left, right = lhs.type.shape, rhs.type.shape
+        shape = common_shape(left, right) if len(left) == len(right) else None
+        if shape is None:
+            return broadcast(self, lhs, rhs)
+        return lhs if left is shape else widened(lhs, shape), rhs if right is shape else widened(rhs, shape)
+
     semantic.TritonSemantic.broadcast_impl_value = broadcast_impl_value
 
 
-def leave_same_types():
-    """Operands of one type need no conversion, and the question which one is their common type has an answer."""
+def keep_common_types():
+    """Operands of one type need no conversion; which type two others have in common, and a number as a tensor of it,
+    is found once."""
     from triton.language import core, semantic
 
     check = semantic.TritonSemantic.binary_op_type_checking_impl
     cast = semantic.TritonSemantic.cast
+    unwrap = core._unwrap_if_constexpr
+    numbers = (bool, int, float)
+    types, constants = {}, {}
+    integers = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+    # What the interpreter casts in one step, and alike whatever the two are.
+    direct = {(a, b) for a in integers | {"int1"} for b in integers | {"fp16", "fp32", "fp64"}}
+    direct |= {("fp32", "fp64"), ("fp64", "fp32"), ("fp16", "fp32"), ("fp32", "fp16"), ("bf16", "fp32")}
+    direct |= {("fp32", "bf16")}
 
-    def same(lhs, rhs):
-        return type(lhs) is type(rhs) is core.tensor and lhs.dtype is rhs.dtype and not lhs.dtype.is_ptr()
+    def common_type(self, a, b, div_or_mod):
+        key = a.name, b.name, div_or_mod
+        if key not in types:
+            types[key] = self.computation_type_impl(a, False, b, False, div_or_mod)
+        return types[key]
+
+    def constant(self, number, dtype, div_or_mod):
+        """(the type that a tensor of `dtype` and the number have in common, the number as a tensor)"""
+        key = type(number), repr(number), dtype.name, div_or_mod  # repr: 0.0 and -0.0 are equal
+        if key not in constants:
+            wide = self.computation_type_impl(self.to_tensor_type(number), True, dtype, False, div_or_mod)
+            constants[key] = wide, self._cast_to_computation_type(number, wide)
+        return constants[key]
 
     def binary_op_type_checking_impl(
         self, lhs, rhs, allow_lhs_ptr=False, allow_rhs_ptr=False, arithmetic_check=True, div_or_mod=False
     ):
-        if same(lhs, rhs) and not div_or_mod:
-            return self.broadcast_impl_value(lhs, rhs)
+        tensors = type(lhs) is core.tensor, type(rhs) is core.tensor
+        if tensors == (True, True):
+            a, b = lhs.dtype, rhs.dtype
+            if a.is_ptr() or b.is_ptr():
+                if allow_lhs_ptr and a.is_ptr() and b.is_int():
+                    return self.broadcast_impl_value(lhs, rhs)
+            elif a is b and not div_or_mod:
+                return self.broadcast_impl_value(lhs, rhs)
+            elif arithmetic_check:
+                wide = common_type(self, a, b, div_or_mod)
+                return self.broadcast_impl_value(self.cast(lhs, wide), self.cast(rhs, wide))
+        elif arithmetic_check and tensors == (True, False) and type(rhs) in numbers and not lhs.dtype.is_ptr():
+            wide, rhs = constant(self, rhs, lhs.dtype, div_or_mod)
+            return self.broadcast_impl_value(self.cast(lhs, wide), rhs)
+        elif arithmetic_check and tensors == (False, True) and type(lhs) in numbers and not rhs.dtype.is_ptr():
+            wide, lhs = constant(self, lhs, rhs.dtype, div_or_mod)
+            return self.broadcast_impl_value(lhs, self.cast(rhs, wide))
         return check(self, lhs, rhs, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
 
     def cast_others(self, value, dtype, *options, **named):
-        return value if value.type.scalar is dtype.scalar else cast(self, value, dtype, *options, **named)
+        before, after = value.dtype, dtype.scalar
+        if before is after:
+            return value
+        if options or named or (before.name, after.name) not in direct:
+            return cast(self, value, dtype, *options, **named)
+        made = core.block_type(after, value.type.shape) if value.type.is_block() else after
+        return core.tensor(self.builder.cast_impl(value.handle, after), made)
+
+    def unwrap_if_constexpr(value):
+        kind = type(value)
+        if kind is core.constexpr:
+            return value.value
+        return value if kind is core.tensor or kind in numbers else unwrap(value)
 
     semantic.TritonSemantic.binary_op_type_checking_impl = binary_op_type_checking_impl
     semantic.TritonSemantic.cast = cast_others
+    core._unwrap_if_constexpr = unwrap_if_constexpr
 
 
 def keep_dtypes():
@@ -193,6 +274,7 @@ if INTERPRETS:
     call_directly()
     patch_once_a_launch()
     keep_shapes()
-    leave_same_types()
+    widen_at_once()
+    keep_common_types()
     keep_dtypes()
     round_to_bfloat16()
