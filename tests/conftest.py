@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads don't spi
 
 import coverage_table
 import pytest
+import ran
 import torch
 from support import emulated, interpreter  # noqa: F401  (the backend "cuda-emulated"; a faster interpreter of Triton's)
 from torch.utils import deterministic
@@ -94,7 +95,7 @@ def pytest_collection_modifyitems(config, items):
 def pytest_runtest_setup(item):
     """A machine that is too slow for all tests tells which it left out, instead of being cut off without a word."""
     if time.time() > UNTIL:
-        pytest.skip("no time left: MMKERNELS_TEST_UNTIL")
+        pytest.skip(f"{ran.LATE}: MMKERNELS_TEST_UNTIL")
 
 
 def pytest_runtest_logreport(report):

@@ -20,7 +20,7 @@ LACKING = re.compile(
     r"GPU|CUDA device|this machine has \w+ at best|nvcc isn't installed|compute-sanitizer|needs virtual memory|is not on the CPU"
     r"|this system can't tell|a large case|not on meta tensors|not a registered operation|there is no GPU"
 )
-LATE = "no time left"  # what conftest.py says
+LATE = "no time left"  # conftest.py's reason
 
 
 def main(file):

@@ -7,7 +7,7 @@ import ran
 
 PASSED = {"test": "tests/test_a.py::x", "outcome": "passed", "reason": "", "shown": [["masks", "a", "cpu"]]}
 SHOWS = [["masks", "a", "triton"]]
-LATE = "Skipped: no time left: MMKERNELS_TEST_UNTIL"
+LATE = f"Skipped: {ran.LATE}: MMKERNELS_TEST_UNTIL"
 
 
 def row(outcome, reason="", test="tests/test_b.py::y", shown=SHOWS):

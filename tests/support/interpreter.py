@@ -14,6 +14,7 @@ import numpy as np
 from mmkernels import backends
 
 INTERPRETS = backends.INTERPRETED and backends._triton_installed
+NUMBERS = (bool, int, float)
 
 
 def patch_once_a_launch():
@@ -153,15 +154,7 @@ def keep_common_types():
     from triton.language import core, semantic
 
     check = semantic.TritonSemantic.binary_op_type_checking_impl
-    cast = semantic.TritonSemantic.cast
-    unwrap = core._unwrap_if_constexpr
-    numbers = (bool, int, float)
     types, constants = {}, {}
-    integers = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-    # What the interpreter casts in one step, and alike whatever the two are.
-    direct = {(a, b) for a in integers | {"int1"} for b in integers | {"fp16", "fp32", "fp64"}}
-    direct |= {("fp32", "fp64"), ("fp64", "fp32"), ("fp16", "fp32"), ("fp32", "fp16"), ("bf16", "fp32")}
-    direct |= {("fp32", "bf16")}
 
     def common_type(self, a, b, div_or_mod):
         key = a.name, b.name, div_or_mod
@@ -191,13 +184,26 @@ def keep_common_types():
             elif arithmetic_check:
                 wide = common_type(self, a, b, div_or_mod)
                 return self.broadcast_impl_value(self.cast(lhs, wide), self.cast(rhs, wide))
-        elif arithmetic_check and tensors == (True, False) and type(rhs) in numbers and not lhs.dtype.is_ptr():
+        elif arithmetic_check and tensors == (True, False) and type(rhs) in NUMBERS and not lhs.dtype.is_ptr():
             wide, rhs = constant(self, rhs, lhs.dtype, div_or_mod)
             return self.broadcast_impl_value(self.cast(lhs, wide), rhs)
-        elif arithmetic_check and tensors == (False, True) and type(lhs) in numbers and not rhs.dtype.is_ptr():
+        elif arithmetic_check and tensors == (False, True) and type(lhs) in NUMBERS and not rhs.dtype.is_ptr():
             wide, lhs = constant(self, lhs, rhs.dtype, div_or_mod)
             return self.broadcast_impl_value(lhs, self.cast(rhs, wide))
         return check(self, lhs, rhs, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+
+    semantic.TritonSemantic.binary_op_type_checking_impl = binary_op_type_checking_impl
+
+
+def cast_directly():
+    """What has the type already stays; what the interpreter casts in one step, whatever the two types are, is cast."""
+    from triton.language import core, semantic
+
+    cast = semantic.TritonSemantic.cast
+    integers = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+    direct = {(a, b) for a in integers | {"int1"} for b in integers | {"fp16", "fp32", "fp64"}}
+    for narrow, wide in (("fp32", "fp64"), ("fp16", "fp32"), ("bf16", "fp32")):
+        direct |= {(narrow, wide), (wide, narrow)}
 
     def cast_others(self, value, dtype, *options, **named):
         before, after = value.dtype, dtype.scalar
@@ -208,14 +214,21 @@ def keep_common_types():
         made = core.block_type(after, value.type.shape) if value.type.is_block() else after
         return core.tensor(self.builder.cast_impl(value.handle, after), made)
 
+    semantic.TritonSemantic.cast = cast_others
+
+
+def unwrap_directly():
+    """A constexpr's value, and what is none, without asking what else it could be."""
+    from triton.language import core
+
+    unwrap = core._unwrap_if_constexpr
+
     def unwrap_if_constexpr(value):
         kind = type(value)
         if kind is core.constexpr:
             return value.value
-        return value if kind is core.tensor or kind in numbers else unwrap(value)
+        return value if kind is core.tensor or kind in NUMBERS else unwrap(value)
 
-    semantic.TritonSemantic.binary_op_type_checking_impl = binary_op_type_checking_impl
-    semantic.TritonSemantic.cast = cast_others
     core._unwrap_if_constexpr = unwrap_if_constexpr
 
 
@@ -276,5 +289,7 @@ if INTERPRETS:
     keep_shapes()
     widen_at_once()
     keep_common_types()
+    cast_directly()
+    unwrap_directly()
     keep_dtypes()
     round_to_bfloat16()
